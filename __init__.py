@@ -1,0 +1,31 @@
+"""confide: federated, privacy-preserving fine-tuning of Hugging Face models.
+
+The command is `confide`; from Python, `load_base(folder)` builds the model that an exported adapter belongs to.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["RunConfig", "__version__", "load_base", "simulate"]
+
+if TYPE_CHECKING:
+    from .common.config import RunConfig
+    from .common.models import load_base
+    from .simulations.run import simulate
+
+
+def __getattr__(name: str) -> Any:
+    """Public names, imported when first used: `import confide` costs nothing and `confide --help` stays quick."""
+    if name == "RunConfig":
+        from .common.config import RunConfig
+
+        return RunConfig
+    if name == "load_base":
+        from .common.models import load_base
+
+        return load_base
+    if name == "simulate":
+        from .simulations.run import simulate
+
+        return simulate
+    raise AttributeError(f"module 'confide' has no attribute '{name}'")

@@ -1,0 +1,131 @@
+"""Local training: one function a mode. What they return leaves the site.
+
+Steps either move the site's own copy (`local_steps` > 1: FedAvg) or are sent as the mean gradient that the server's
+optimizer takes (`local_steps` = 1: one round is one step over all sites' data).
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from ..common.config import RunConfig
+from ..common.errors import PrivacyError
+from ..common.mechanism import PoissonMechanism
+from ..common.models import FineTuneModel
+from ..common.optimizer import make_optimizer
+from ..common.per_sample import clipped_sum, hooked
+from ..common.tasks import collate
+from ..common.types import Adapter, Records, RoundTask
+
+Step = Callable[[], tuple[torch.Tensor, float]]
+"""One step's mean gradient (d,) and, without privacy, its mean loss."""
+
+
+def train_plain(
+    config: RunConfig, model: FineTuneModel, records: Records, indices: np.ndarray, task: RoundTask, rng_key: list[int]
+) -> tuple[Adapter, float]:
+    """Mode `none`: shuffled batches of `physical_batch` records. Returns the delta and the mean training loss.
+
+    rng_key: decides the batch order, together with the round; the same key gives the same bits.
+    """
+    rng = np.random.default_rng([*rng_key, task.round])
+    batches = _shuffled_batches(indices, config.training.physical_batch, rng)
+
+    def step() -> tuple[torch.Tensor, float]:
+        batch = next(batches)
+        losses = model.task.record_losses(model.module, collate(model.task, records, batch, model.pad, model.device))
+        gradients = torch.autograd.grad(losses.mean(), list(model.trained.values()))
+        return torch.cat([g.flatten() for g in gradients]), float(losses.mean().detach())
+
+    return _take_steps(config, model, task, step)
+
+
+def train_private(
+    config: RunConfig,
+    model: FineTuneModel,
+    records: Records,
+    indices: np.ndarray,
+    task: RoundTask,
+    mechanism: PoissonMechanism,
+) -> Adapter:
+    """Mode `local`: DP-SGD (Abadi et al. 2016) with Poisson batches, per-record clipping and full noise at the site.
+
+    Everything the result depends on beyond public values passed through `mechanism.release`.
+    """
+
+    def step() -> tuple[torch.Tensor, float]:
+        drawn = indices[mechanism.draw(len(indices))]
+        total = np.zeros(mechanism.plan.coordinates)
+        for batch in _by_length(records, drawn, config.training.physical_batch):
+            inputs = collate(model.task, records, batch, model.pad, model.device)
+            losses = model.task.record_losses(model.module, inputs)
+            total += clipped_sum(model, losses, mechanism.plan.clip)[0].double().cpu().numpy()
+        return torch.from_numpy(mechanism.release(total)).float().to(model.device), 0.0
+
+    with hooked(model):
+        return _take_steps(config, model, task, step)[0]
+
+
+def _shuffled_batches(indices: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Epoch after epoch without end; the rest of an epoch that fills no batch starts the next one's first."""
+    pool = np.empty(0, dtype=np.int64)
+    size = min(size, len(indices))
+    while True:
+        if len(pool) < size:
+            pool = np.concatenate([pool, rng.permutation(indices)])
+        yield pool[:size]
+        pool = pool[size:]
+
+
+def _by_length(records: Records, drawn: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Physical batches of similar length: little padding, and order does not matter when clipping is per record."""
+    ordered = drawn[np.argsort(records.lengths(drawn), kind="stable")]
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _take_steps(config: RunConfig, model: FineTuneModel, task: RoundTask, step: Step) -> tuple[Adapter, float]:
+    model.set(task.adapter)
+    names, parameters = list(model.trained), list(model.trained.values())
+    if config.server_steps:
+        gradient, loss = step()
+        return _split(model, -gradient.detach().cpu().numpy()), loss
+    before = [p.detach().clone() for p in parameters]
+    optimizer = make_optimizer(config.training.optimizer, parameters, config.training.learning_rate)
+    losses = []
+    for _ in range(config.training.local_steps):
+        gradient, loss = step()
+        losses.append(loss)
+        for p, piece in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+            p.grad = piece.view_as(p).clone()
+        if task.proximal_mu:  # the term is a function of public values: it needs no noise
+            for p, start in zip(parameters, before, strict=True):
+                p.grad += task.proximal_mu * (p.detach() - start)
+        optimizer.step()
+        if len(losses) == 1:
+            _check_moved(optimizer, parameters, before)
+        optimizer.zero_grad()
+    delta = {
+        name: (p.detach() - start).cpu().numpy() for name, p, start in zip(names, parameters, before, strict=True)
+    }
+    return delta, float(np.mean(losses))
+
+
+def _check_moved(optimizer: torch.optim.Optimizer, parameters: list, before: list[torch.Tensor]) -> None:
+    """A known silent failure of Opacus with PEFT: ε accrues and nothing trains."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held != {id(p) for p in parameters}:
+        raise PrivacyError("the optimizer does not hold exactly the trained arrays")
+    if all(torch.equal(p.detach(), start) for p, start in zip(parameters, before, strict=True)):
+        raise PrivacyError("no trained array moved in the first step")
+
+
+def _split(model: FineTuneModel, flat: np.ndarray) -> Adapter:
+    """(d,) → arrays by name."""
+    arrays: Adapter = {}
+    at = 0
+    for name, p in model.trained.items():
+        arrays[name] = flat[at : at + p.numel()].reshape(tuple(p.shape)).astype(np.float32)
+        at += p.numel()
+    return arrays

@@ -1,0 +1,398 @@
+"""A run as a file: TOML → `RunConfig` → the flat run-config that Flower carries, and back.
+
+Every field has its documentation under it, here and nowhere else; `RunConfig` holds the checks that span sections.
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+OUR_AGGREGATIONS = ("fedavg", "ffa", "exact")
+FLOWER_STRATEGIES = {
+    "fedprox": "FedProx",
+    "fedavgm": "FedAvgM",
+    "fedadam": "FedAdam",
+    "fedyogi": "FedYogi",
+    "fedadagrad": "FedAdagrad",
+    "fedmedian": "FedMedian",
+    "fedtrimmedavg": "FedTrimmedAvg",
+    "krum": "Krum",
+    "multikrum": "MultiKrum",
+    "bulyan": "Bulyan",
+    "qfedavg": "QFedAvg",
+}
+
+_JSON = "json:"
+"""marks a value of the flat run-config that is no scalar"""
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+def _known_aggregation(name: str) -> str:
+    if name not in (*OUR_AGGREGATIONS, *FLOWER_STRATEGIES):
+        raise ValueError(f"one of {', '.join((*OUR_AGGREGATIONS, *FLOWER_STRATEGIES))}")
+    return name
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class RunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
+    """letters, digits, '.', '_' and '-'"""
+    rounds: Positive = 10
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """partitions, initialisation, batch order without privacy; never noise or sampling under privacy"""
+    output: str | None = None
+    """the folder of results; omitted: runs/NAME"""
+
+
+class LoraSection(Section):
+    rank: Positive = 8
+    alpha: PositiveFloat = 16
+    targets: tuple[str, ...] | None = None
+    """module names; omitted: PEFT's default for the architecture"""
+
+
+class ModelSection(Section):
+    backbone: str
+    """hub id, or a local folder"""
+    task: str = "sequence-classification"
+    """a file of common/tasks/"""
+    max_length: Annotated[int, Field(ge=2)] = 64
+    """tokens a record is cut to"""
+    pooling: Literal["mean", "first", "last", "model"] = "mean"
+    """how tokens become one vector for the head; `model`: the backbone's own head"""
+    lora: LoraSection = LoraSection()
+
+
+class PartitionSection(Section):
+    clients: Positive | None = None
+    """number of simulated sites; omitted for `natural`: one a value of the column"""
+    kind: Literal["iid", "dirichlet", "shards", "natural"] = "iid"
+    alpha: PositiveFloat = 0.5
+    """concentration of `dirichlet`: small is skewed"""
+    shards_per_client: Positive = 2
+    """`shards`: label-sorted pieces a client holds"""
+    column: str | None = None
+    """`natural`: the column that names the site"""
+    empty: Literal["refuse", "redistribute"] = "refuse"
+    """a client left without records: an error, or one record of the largest client moves to it"""
+
+
+class DataSection(Section):
+    train: str
+    """csv, jsonl or parquet file, hub id, SQL url#table-or-query, or demo:train"""
+    validation: str | None = None
+    """public, at the server: accuracy per round; omitted: the test set"""
+    test: str
+    """public, at the server: the before / after comparison"""
+    text: str = "text"
+    label: str | None = "label"
+    prompt: str | None = None
+    """`causal-lm` on instructions: the column that is read …"""
+    response: str | None = None
+    """… and the column that is learned"""
+    labels: list[str] | None = None
+    """class names in order; omitted: those of the public test and validation sets, sorted"""
+    limit: Positive | None = None
+    """first N rows after a seeded shuffle; omitted: all"""
+    partition: PartitionSection = PartitionSection()
+
+
+class PrivacySection(Section):
+    mode: Literal["none", "local", "distributed", "client"] = "none"
+    epsilon: PositiveFloat | None = None
+    """the target over all rounds; the noise multiplier is calibrated from it"""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    clip: PositiveFloat = 1.0
+    """L2 bound on one record's gradient, over all trained arrays together"""
+    sampling_rate: Rate | None = None
+    """probability that a record is drawn in a step"""
+    declared_examples: Positive | None = None
+    """public size of all sites' data together: the constant of the denominator, never counted"""
+
+
+class TrainingSection(Section):
+    optimizer: Literal["sgd", "momentum", "adam"] = "adam"
+    learning_rate: PositiveFloat = 0.005
+    local_steps: Positive = 1
+    """optimizer steps a site takes in a round. With 1 (and `fedavg` or `ffa`) a site sends its mean gradient and the
+    server takes the step: one round is one step over all sites' data"""
+    physical_batch: Positive = 64
+    """records in memory at once; without privacy also the batch of a step"""
+
+
+class ServerSection(Section):
+    aggregation: Annotated[str, AfterValidator(_known_aggregation)] = "fedavg"
+    """fedavg, ffa (A frozen), exact (mean of the products B·A), or a Flower strategy by its name in lower case"""
+    options: dict[str, float | int] = {}
+    """arguments of a Flower strategy, e.g. {eta = 0.01, tau = 1e-8}"""
+    min_clients: Positive = 2
+    """replies without which a round is void"""
+    cohort: Positive | None = None
+    """sites asked in a round, drawn anew each time; omitted: all"""
+    deadline: PositiveFloat = 3600.0
+    """seconds a round waits for replies"""
+    secure_aggregation: bool = False
+    wire: Literal["float32", "float16"] = "float32"
+    """numbers of an update on the way up; rounded after the noise"""
+    evaluation_limit: Positive = 512
+    """rows of the validation set behind the accuracy per round; before and after use the whole test set"""
+
+
+class EngineSection(Section):
+    kind: Literal["inprocess", "ray"] = "inprocess"
+    cpus_per_client: PositiveFloat = 1.0
+    """`ray`: cores that one client holds"""
+    address: str | None = None
+    """`ray`: address of a running cluster; omitted: this machine"""
+
+
+class RunConfig(Section):
+    """One run, whole: DESIGN section 3."""
+
+    run: RunSection = RunSection()
+    model: ModelSection
+    data: DataSection
+    privacy: PrivacySection = PrivacySection()
+    training: TrainingSection = TrainingSection()
+    server: ServerSection = ServerSection()
+    engine: EngineSection = EngineSection()
+
+    @property
+    def private(self) -> bool:
+        return self.privacy.mode != "none"
+
+    @property
+    def server_steps(self) -> bool:
+        """Whether sites send mean gradients and the server holds the optimizer."""
+        return self.training.local_steps == 1 and self.server.aggregation in ("fedavg", "ffa")
+
+    @property
+    def output(self) -> Path:
+        return Path(self.run.output or f"runs/{self.run.name}")
+
+    @property
+    def clients(self) -> int:
+        """Number of simulated sites; known once the data of a `natural` partition has been read."""
+        if self.data.partition.clients is None:
+            raise ConfigError("data.partition.clients: not set; a simulation needs the number of sites")
+        return self.data.partition.clients
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        for check in (_check_privacy, _check_partition, _check_server, _check_task):
+            check(self)
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 of what decides the result; where it is written and on which engine it runs do not count."""
+        content = self.model_dump(mode="json", exclude={"engine": True, "run": {"output"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_flat(self) -> dict[str, str | int | float | bool]:
+        """The run-config of a Flower app: dotted keys, scalars; lists and tables as JSON text; omitted means unset."""
+        flat: dict[str, str | int | float | bool] = {}
+        for section, fields in self.model_dump(mode="json").items():
+            _flatten(f"{section}.", fields, flat)
+        return flat
+
+    @classmethod
+    def from_flat(cls, flat: dict[str, Any]) -> Self:
+        """Inverse of `to_flat`. Raises ConfigError as `parse` does."""
+        nested: dict[str, Any] = {}
+        for key, value in flat.items():
+            is_json = isinstance(value, str) and value.startswith(_JSON)
+            _assign(nested, key, json.loads(value.removeprefix(_JSON)) if is_json else value)
+        return cls.parse(nested, "run-config")
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    @classmethod
+    def parse(cls, content: dict[str, Any], source: str) -> Self:
+        """Checks a nested dictionary. Raises ConfigError, one line that names `source`, key, value and remedy."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {_one_line(cls, error)}") from None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_privacy(config: RunConfig) -> None:
+    privacy = config.privacy
+    _require(
+        privacy.mode in ("none", "local"),
+        f"privacy.mode: '{privacy.mode}' is not in this version yet; allowed: none, local; choose local",
+    )
+    _require(
+        not config.server.secure_aggregation,
+        "server.secure_aggregation: true is not in this version yet; allowed: false",
+    )
+    if privacy.mode == "none":
+        return
+    for key, meaning in {
+        "epsilon": "the budget of the whole run, e.g. 8.0",
+        "sampling_rate": "the probability that a record is drawn in a step, e.g. 0.05",
+        "declared_examples": "the public size of all sites' data together (a round figure will do)",
+    }.items():
+        _require(
+            getattr(privacy, key) is not None,
+            f"privacy.{key}: nothing received; mode '{privacy.mode}' needs {meaning}; set it in [privacy]",
+        )
+    _require(
+        config.server.aggregation != "qfedavg",
+        "server.aggregation: 'qfedavg' weighs sites by their loss, which is a release; choose fedavg",
+    )
+
+
+def _check_partition(config: RunConfig) -> None:
+    partition = config.data.partition
+    natural = partition.kind == "natural"
+    _require(
+        not natural or partition.column is not None,
+        "data.partition.column: nothing received; kind 'natural' needs the column that names the site",
+    )
+    _require(
+        natural or partition.clients is not None,
+        f"data.partition.clients: nothing received; kind '{partition.kind}' needs a number of sites, e.g. 8",
+    )
+    if partition.clients is not None:
+        _require(
+            config.server.min_clients <= (config.server.cohort or partition.clients),
+            f"server.min_clients: {config.server.min_clients} received, but a round asks only "
+            f"{config.server.cohort or partition.clients} sites; lower it, or raise server.cohort or "
+            "data.partition.clients",
+        )
+        _require(
+            config.server.cohort is None or config.server.cohort <= partition.clients,
+            f"server.cohort: {config.server.cohort} received; at most data.partition.clients = {partition.clients}",
+        )
+
+
+def _check_server(config: RunConfig) -> None:
+    _require(
+        not config.server.options or config.server.aggregation in FLOWER_STRATEGIES,
+        f"server.options: received for '{config.server.aggregation}', which takes none; remove them or choose a "
+        "Flower strategy",
+    )
+    _require(
+        config.server.aggregation != "qfedavg" or "client_learning_rate" in config.server.options,
+        "server.options: 'qfedavg' needs client_learning_rate; set server.options.client_learning_rate",
+    )
+
+
+def _check_task(config: RunConfig) -> None:
+    data = config.data
+    _require(
+        (data.prompt is None) == (data.response is None),
+        "data.response: prompt and response go together; set both or neither",
+    )
+    if config.model.task == "sequence-classification":
+        _require(
+            data.label is not None,
+            "data.label: nothing received; task 'sequence-classification' needs the column of the classes",
+        )
+        _require(
+            data.prompt is None, "data.prompt: received, but task 'sequence-classification' reads data.text; remove it"
+        )
+    if config.model.task == "causal-lm":
+        _require(
+            data.label is None or data.partition.kind in ("dirichlet", "shards"),
+            "data.label: received, but 'causal-lm' uses it only to partition by dirichlet or shards; "
+            "unset it with --set data.label=",
+        )
+
+
+def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a TOML file and applies `key=value` overrides. Raises ConfigError."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give a path or the name of a shipped recipe") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    for override in overrides or []:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set: received '{override}'; allowed: KEY=VALUE, e.g. privacy.epsilon=3")
+        _assign(content, key.strip(), _value(text.strip()))
+    return RunConfig.parse(content, str(path))
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or else a bare string; nothing unsets the key."""
+    if not text:
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(nested: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for name in sections:
+        nested = nested.setdefault(name, {})
+        if not isinstance(nested, dict):
+            raise ConfigError(f"--set: {dotted}: '{name}' is a value, not a section; allowed: section.key=value")
+    if value is None:
+        nested.pop(last, None)
+    else:
+        nested[last] = value
+
+
+def _flatten(prefix: str, fields: dict[str, Any], flat: dict[str, Any]) -> None:
+    for key, value in fields.items():
+        if value is None:
+            continue
+        if isinstance(value, dict) and key != "options":
+            _flatten(f"{prefix}{key}.", value, flat)
+        else:
+            as_json = isinstance(value, list | dict) or (isinstance(value, str) and value.startswith(_JSON))
+            flat[prefix + key] = _JSON + json.dumps(value) if as_json else value
+
+
+def _one_line(model: type[BaseModel], error: ValidationError) -> str:
+    """The first finding as: key: what came; what is allowed; what to do."""
+    first, *others = error.errors(include_url=False)
+    more = f" (and {len(others)} more)" if others else ""
+    key = ".".join(str(part) for part in first["loc"])
+    if not key:  # a check that spans sections says it all itself
+        return str(first["ctx"]["error"]) + more
+    if first["type"] == "extra_forbidden":
+        allowed = _keys_beside(model, first["loc"])
+        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        remedy = f"did you mean '{close[0]}'?" if close else "remove it"
+        return f"{key}: unknown key; allowed here: {', '.join(allowed)}; {remedy}{more}"
+    if first["type"] == "missing":
+        return f"{key}: nothing received; it is required; set it in the file or with --set {key}=VALUE{more}"
+    allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{key}: received {first['input']!r}; allowed: {allowed}; change it there or with --set {key}=VALUE{more}"
+
+
+def _keys_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    for name in loc[:-1]:
+        annotation = model.model_fields[str(name)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return list(model.model_fields)

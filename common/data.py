@@ -1,0 +1,210 @@
+"""Rows from a source: csv, jsonl, parquet, hub id, SQL url, or the data that confide generates.
+
+Errors name file, row and column, and never show what a row holds: they end up in logs that leave the site.
+Rows are counted from 1 and the header of a csv is row 1, as an editor shows them.
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from . import demo
+from .config import DataSection
+from .errors import DataError
+from .types import Rows
+
+_URL = re.compile(r"^[a-z][a-z0-9+]*://")
+
+
+def read_rows(source: str, data: DataSection, labels: list[str] | None, *, group: bool = False) -> Rows:
+    """Reads and checks a source.
+
+    labels: the class names in order; None where the task has no classes. group: also read the column of a `natural`
+    partition. Raises DataError: source missing or unreadable, column missing, no rows, empty field, unknown label.
+    """
+    table = read_table(source, data)
+    first = 2 if source.lower().endswith(".csv") else 1
+    column = data.prompt or data.text
+    return Rows(
+        source=source,
+        text=_strings(table, column, source, first),
+        response=_strings(table, data.response, source, first) if data.response else None,
+        labels=None if labels is None or data.label is None else _classes(table, data.label, source, first, labels),
+        group=np.asarray(_strings(table, data.partition.column or "", source, first), dtype=object) if group else None,
+    )
+
+
+def label_names(sources: list[str], data: DataSection) -> list[str]:
+    """The classes that occur in public sources, numbers in numeric order, names in alphabetical order."""
+    names: set[str] = set()
+    for source in sources:
+        table = read_table(source, data)
+        names.update(_strings(table, data.label or "", source, 2 if source.lower().endswith(".csv") else 1))
+    if all(name.lstrip("-").isdigit() for name in names):
+        return sorted(names, key=int)
+    return sorted(names)
+
+
+def shuffled_limit(rows: Rows, limit: int | None, seed: int) -> Rows:
+    """The first `limit` rows after a seeded shuffle; all rows in their order without a limit."""
+    if limit is None or limit >= len(rows):
+        return rows
+    keep = np.random.default_rng([seed, 0x11A17]).permutation(len(rows))[:limit]
+    return Rows(
+        rows.source,
+        [rows.text[i] for i in keep],
+        None if rows.response is None else [rows.response[i] for i in keep],
+        None if rows.labels is None else rows.labels[keep],
+        None if rows.group is None else rows.group[keep],
+    )
+
+
+def read_table(source: str, data: DataSection) -> pa.Table:
+    """The raw columns of a source. Raises DataError."""
+    if source.startswith("demo:"):
+        return demo.table(source.removeprefix("demo:"))
+    if _URL.match(source):
+        return _from_sql(source)
+    suffix = Path(source).suffix.lower()
+    if suffix in (".csv", ".jsonl", ".parquet"):
+        return _from_file(Path(source), suffix)
+    return _from_hub(source)
+
+
+def _from_file(path: Path, suffix: str) -> pa.Table:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give the path of a csv, jsonl or parquet file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty; expected a header and rows")
+    try:
+        if suffix == ".parquet":
+            return pyarrow.parquet.read_table(path)
+        if suffix == ".jsonl":
+            return pyarrow.json.read_json(path)
+        header = pyarrow.csv.open_csv(path, parse_options=_csv_options()).schema.names
+        # everything is text: a column of digits keeps its leading zeros
+        as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
+        return pyarrow.csv.read_csv(path, parse_options=_csv_options(), convert_options=as_text)
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        # pyarrow quotes the offending bytes in its message, so none of it is passed on
+        raise DataError(_why_unreadable(path, suffix, error)) from None
+
+
+def _csv_options() -> pyarrow.csv.ParseOptions:
+    return pyarrow.csv.ParseOptions(newlines_in_values=True)
+
+
+def _why_unreadable(path: Path, suffix: str, error: Exception) -> str:
+    if suffix == ".parquet":
+        return f"{path}: not a readable parquet file ({type(error).__name__})"
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as bad:
+                column = _column_at(path, line[: bad.start]) if suffix == ".csv" else ""
+                return f"{path}: row {number}{column}: bytes that are not UTF-8; save the file as UTF-8"
+    expected = re.search(r"Expected (\d+) columns, got (\d+)", str(error))
+    row = re.search(r"[Rr]ow #?(\d+)|line (\d+)", str(error))
+    where = f"row {row.group(1) or row.group(2)}: " if row else ""
+    what = f"{expected.group(2)} columns instead of {expected.group(1)}" if expected else "it cannot be parsed"
+    return f"{path}: {where}{what}; check quotes and separators"
+
+
+def _column_at(path: Path, before: bytes) -> str:
+    """The name of the column that a broken byte stands in, judged by the separators before it."""
+    with path.open("rb") as lines:
+        names = lines.readline().decode("utf-8", "replace").strip().split(",")
+    index = re.sub(rb'"[^"]*"?', b"", before).count(b",")
+    return f", column '{names[index]}'" if index < len(names) else ""
+
+
+def _from_sql(source: str) -> pa.Table:
+    """`URL#TABLE` or `URL#SELECT …`, read by `datasets.Dataset.from_sql`."""
+    url, _, query = source.partition("#")
+    shown = re.sub(r"//[^@/]*@", "//…@", url)  # no password in an error
+    if not query:
+        raise DataError(f"{shown}: no table named; write URL#TABLE or URL#SELECT …")
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    if not query.lower().lstrip().startswith("select"):
+        query = f'SELECT * FROM "{query}"'  # noqa: S608  # the operator's own file names its own table
+    try:
+        # `datasets` copies what it reads to its cache; a site's rows must not stay behind there
+        with tempfile.TemporaryDirectory(prefix="confide-sql-") as cache:
+            dataset = Dataset.from_sql(query, url, cache_dir=cache, keep_in_memory=True)
+            if not isinstance(dataset, Dataset):
+                raise DataError(f"{shown}: the query gave no table")
+            return dataset.data.table.combine_chunks()
+    except ImportError:
+        raise DataError(f"{shown}: SQL needs sqlalchemy; install confide[sql] and the database's driver") from None
+    except DataError:
+        raise
+    except Exception as error:
+        # a driver's message may quote rows, so only its kind is told
+        raise DataError(
+            f"{shown}: the query failed ({type(error.__cause__ or error).__name__}); check url, table and columns"
+        ) from None
+
+
+def _from_hub(source: str) -> pa.Table:
+    """`NAME[:SPLIT]` on the Hugging Face hub, or from its cache; the split is `train` unless given."""
+    from datasets import Dataset, load_dataset
+
+    name, _, split = source.partition(":")
+    try:
+        dataset = load_dataset(name, split=split or "train")
+    except Exception as error:
+        raise DataError(
+            f"{source}: neither a csv, jsonl or parquet file, nor a data set of the hub that can be reached or is "
+            f"cached ({type(error).__name__}); check the name and the network"
+        ) from None
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"{source}: the hub gave no table; name one split as NAME:SPLIT")
+    for column, feature in dataset.features.items():
+        if hasattr(feature, "names"):  # class numbers become the names that the data set declares
+            named = [feature.int2str(value) if value >= 0 else None for value in dataset[column]]
+            dataset = dataset.remove_columns(column).add_column(column, named)
+    return dataset.data.table.combine_chunks()
+
+
+def _strings(table: pa.Table, column: str, source: str, first: int) -> list[str]:
+    if column not in table.column_names:
+        raise DataError(
+            f"{source}: column '{column}' is missing; the columns are: {', '.join(table.column_names)}; set the name "
+            "in [data]"
+        )
+    if table.num_rows == 0:
+        raise DataError(f"{source}: there are no rows; expected at least one")
+    values = table[column].to_pylist()
+    result = []
+    for row, value in enumerate(values, start=first):
+        text = "" if value is None else str(value)
+        if not text.strip():
+            raise DataError(f"{source}: row {row}, column '{column}': the field is empty; fill it or drop the row")
+        result.append(text)
+    return result
+
+
+def _classes(table: pa.Table, column: str, source: str, first: int, labels: list[str]) -> np.ndarray:
+    index = {name: i for i, name in enumerate(labels)}
+    classes = np.empty(table.num_rows, dtype=np.int64)
+    for row, name in enumerate(_strings(table, column, source, first)):
+        if name not in index:
+            raise DataError(
+                f"{source}: row {row + first}, column '{column}': a label that is not one of the {len(labels)} of this "
+                f"run; allowed: {_shorten(labels)}; correct the row, or state all classes in data.labels"
+            )
+        classes[row] = index[name]
+    return classes
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" … ({len(names)} in all)" if len(names) > 8 else "")

@@ -1,0 +1,53 @@
+"""The exceptions that confide raises on purpose.
+
+::
+
+    ConfideError                   exit code 1; its text is one line that a user can act on
+    ├── ConfigError                exit code 2; nothing has been written
+    ├── DataError                  exit code 2; names file, row and column, never shows a row's content
+    ├── ModelError                 exit code 2; backbone, targets or task do not fit together
+    ├── PrivacyError               a guarantee would not hold: nothing is released
+    │   └── BudgetError            more was asked than was declared; nothing is charged
+    ├── RoundError                 the federation cannot go on (too few sites)
+    └── WireError                  a message does not hold what it must
+"""
+
+
+class ConfideError(Exception):
+    """Base of every error that is meant for the user."""
+
+    exit_code = 1
+
+
+class ConfigError(ConfideError):
+    """A configuration that cannot be run."""
+
+    exit_code = 2
+
+
+class DataError(ConfideError):
+    """A data source that cannot be used; the text holds no content of a row."""
+
+    exit_code = 2
+
+
+class ModelError(ConfideError):
+    """A backbone, task or LoRA target that does not fit."""
+
+    exit_code = 2
+
+
+class PrivacyError(ConfideError):
+    """A privacy guarantee would not hold; the release is withheld."""
+
+
+class BudgetError(PrivacyError):
+    """A site was asked for more than the run declared; nothing was charged."""
+
+
+class RoundError(ConfideError):
+    """The federation cannot go on."""
+
+
+class WireError(ConfideError):
+    """A message that does not hold what it must."""

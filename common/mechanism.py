@@ -1,0 +1,192 @@
+"""The object that draws the batch is the one that says q: sampler, noise and accountant in one place.
+
+A run declares (q, z, T) before it starts; ε follows from the declaration. The noise is Skellam on a grid, which PLD
+accountants do not know, so ε comes from Rényi DP at integer orders (PRIVACY sections 3 and 4); the Gaussian accountants
+of dp-accounting are here for cross-checks and explanations.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant, compute_epsilon
+from scipy.special import gammaln, logsumexp
+
+from .errors import BudgetError, PrivacyError
+from .noise import from_grid, l2_sensitivity, skellam, skellam_variance, to_grid
+
+RELATION = NeighboringRelation.ADD_OR_REMOVE_ONE
+_ORDERS = np.concatenate([np.arange(2, 65), [80, 96, 128, 192, 256, 384, 512]])
+_FRACTIONS = np.linspace(0, 1, 20, endpoint=False)
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """What one site declares for one run; ε is a function of it and of nothing else.
+
+    Unit: one record of the site (`example`). Relation: add or remove one record. Sampling: Poisson, rate q.
+    """
+
+    sampling_rate: float
+    """q: probability that a record is drawn in a step"""
+    noise_multiplier: float
+    """z = noise standard deviation ÷ sensitivity, both on the grid"""
+    steps: int
+    """T: steps that release something, over all rounds"""
+    clip: float
+    """C: L2 bound on one record's gradient"""
+    delta: float
+    coordinates: int
+    """d: numbers released in a step"""
+    denominator: float
+    """public constant by which the noisy sum is divided: q × declared records of one site"""
+
+    def epsilon(self, steps: int | None = None) -> float:
+        """ε after `steps` (default: all T) steps."""
+        return skellam_epsilon(
+            self.sampling_rate,
+            self.noise_multiplier,
+            self.steps if steps is None else steps,
+            self.delta,
+            self.coordinates,
+        )
+
+
+def plan_for(
+    *,
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    clip: float,
+    coordinates: int,
+    declared_records: float,
+) -> PrivacyPlan:
+    """The plan with the smallest noise multiplier (to 1e-4, rounded up) whose ε over all steps is at most `epsilon`.
+
+    Raises PrivacyError when no noise multiplier up to 10⁴ reaches it.
+    """
+    plan = PrivacyPlan(sampling_rate, 1.0, steps, clip, delta, coordinates, sampling_rate * declared_records)
+    low, high = 1e-2, 1.0
+    while replace(plan, noise_multiplier=high).epsilon() > epsilon:
+        low, high = high, high * 2
+        if high > 1e4:
+            raise PrivacyError(f"privacy.epsilon: no noise multiplier up to 10000 gives {epsilon} at δ = {delta}")
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        if replace(plan, noise_multiplier=middle).epsilon() > epsilon:
+            low = middle
+        else:
+            high = middle
+    return replace(plan, noise_multiplier=math.ceil(high * 1e4) / 1e4)
+
+
+def skellam_rdp(order: np.ndarray, noise_multiplier: float, coordinates: int) -> np.ndarray:
+    """ε(α) of one unsampled release on the grid: Agarwal, Kairouz, Liu 2021, Theorem 3.5, with Δ₁ ≤ √d·Δ₂."""
+    l2 = l2_sensitivity(coordinates)
+    l1 = math.sqrt(coordinates) * l2
+    mu = skellam_variance(noise_multiplier, coordinates)
+    extra = np.minimum(((2 * order - 1) * l2**2 + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
+    return order * l2**2 / (2 * mu) + extra
+
+
+def poisson_sampled_rdp(sampling_rate: float, rdp: np.ndarray) -> np.ndarray:
+    """ε'(α) of the Poisson-sampled mechanism for α = 2 … A.
+
+    rdp: (A + 1,) with rdp[l] = ε(l) of the unsampled mechanism; entries 0 and 1 are not used (their terms have ε = 0).
+    Returns (A − 1,) for the orders 2 … A.
+    ε'(α) = 1/(α−1) · log Σ_l C(α,l) (1−q)^{α−l} q^l e^{(l−1)ε(l)}; it holds in both directions of add-or-remove because
+    the noise is symmetric (Mironov, Talwar, Zhang 2019, Theorem 5).
+    """
+    if sampling_rate == 1:
+        return rdp[2:]
+    result = np.empty(len(rdp) - 2)
+    for order in range(2, len(rdp)):
+        terms = np.arange(order + 1)
+        log_binomial = gammaln(order + 1) - gammaln(terms + 1) - gammaln(order - terms + 1)
+        cumulant = np.where(terms < 2, 0.0, (terms - 1) * rdp[: order + 1])
+        log_terms = log_binomial + (order - terms) * math.log1p(-sampling_rate) + terms * math.log(sampling_rate)
+        result[order - 2] = logsumexp(log_terms + cumulant) / (order - 1)
+    return result
+
+
+@lru_cache(maxsize=4096)
+def _step_rdp(sampling_rate: float, noise_multiplier: float, coordinates: int) -> tuple[np.ndarray, np.ndarray]:
+    """Orders and ε'(α) of one step, integer orders and the fractions between them.
+
+    (α−1)·D_α is convex in α (van Erven and Harremoës 2014, Corollary 2), so a straight line between two integer orders
+    is an upper bound.
+    """
+    every = np.arange(_ORDERS[-1] + 1)
+    rdp = skellam_rdp(every, noise_multiplier, coordinates)
+    at_integers = np.concatenate([[0.0], poisson_sampled_rdp(sampling_rate, rdp)])  # orders 1 … A
+    cumulant = (np.arange(1, len(every)) - 1) * at_integers  # (α − 1)·ε'(α)
+    fine = np.concatenate([(low + _FRACTIONS) for low in range(1, 32)])[1:]  # above 1, below 32
+    orders = np.union1d(fine, _ORDERS.astype(float))
+    return orders, np.interp(orders - 1, np.arange(len(cumulant)), cumulant) / (orders - 1)
+
+
+def skellam_epsilon(sampling_rate: float, noise_multiplier: float, steps: int, delta: float, coordinates: int) -> float:
+    """ε of `steps` Poisson-sampled Skellam releases of `coordinates` numbers, by RDP. 0 steps spend 0."""
+    if steps == 0:
+        return 0.0
+    orders, rdp = _step_rdp(sampling_rate, noise_multiplier, coordinates)
+    epsilon, _ = compute_epsilon(orders, steps * rdp, delta)
+    return float(epsilon)
+
+
+def gaussian_epsilon(
+    sampling_rate: float, noise_multiplier: float, steps: int, delta: float, accountant: str = "pld"
+) -> float:
+    """ε of the sampled Gaussian by dp-accounting ("pld" or "rdp"), for cross-checks. Raises PrivacyError otherwise."""
+    if accountant not in ("pld", "rdp"):
+        raise PrivacyError(f"accountant: received '{accountant}'; allowed: pld, rdp")
+    event = SelfComposedDpEvent(PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier)), steps)
+    account = PLDAccountant(RELATION) if accountant == "pld" else RdpAccountant(neighboring_relation=RELATION)
+    return float(account.compose(event).get_epsilon(delta))
+
+
+class PoissonMechanism:
+    """Draws Poisson batches and releases their noised sums, one release a draw, at most `plan.steps` in all.
+
+    An empty batch is a step like any other: it is noised, released and charged. The random numbers come from `rng`,
+    in production `noise.secure_generator()`.
+    """
+
+    def __init__(self, plan: PrivacyPlan, rng: np.random.Generator, steps_before: int = 0) -> None:
+        self.plan = plan
+        self.steps = steps_before
+        self._rng = rng
+        self._awaiting_release = False
+
+    def draw(self, population: int) -> np.ndarray:
+        """Indices of the records of the next step, each of `population` drawn independently with probability q.
+
+        Raises BudgetError when all declared steps are used, PrivacyError when the last draw was not released.
+        """
+        if self._awaiting_release:
+            raise PrivacyError("a batch was drawn but its noised sum was not released; the step cannot be repeated")
+        if self.steps >= self.plan.steps:
+            raise BudgetError(f"spent {self.steps} of {self.plan.steps} declared steps, asked 1 more, remaining 0")
+        self.steps += 1
+        self._awaiting_release = True
+        return np.flatnonzero(self._rng.random(population) < self.plan.sampling_rate)
+
+    def release(self, clipped_sum: np.ndarray) -> np.ndarray:
+        """The noisy mean of the drawn batch.
+
+        clipped_sum: (d,) float64, a sum of vectors of L2 norm at most C. Returns (d,) float64.
+        Raises PrivacyError without a draw, or for a vector of another size.
+        """
+        if not self._awaiting_release:
+            raise PrivacyError("nothing was drawn: a sum can be released once, and only after its draw")
+        if clipped_sum.shape != (self.plan.coordinates,):
+            raise PrivacyError(f"the sum has shape {clipped_sum.shape}, declared were {self.plan.coordinates} numbers")
+        on_grid = to_grid(clipped_sum, self.plan.clip, self._rng)
+        variance = skellam_variance(self.plan.noise_multiplier, self.plan.coordinates)
+        noisy = on_grid + skellam(variance, self.plan.coordinates, self._rng)
+        self._awaiting_release = False
+        return from_grid(noisy, self.plan.clip) / self.plan.denominator

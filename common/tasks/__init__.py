@@ -1,0 +1,86 @@
+"""One file a task: what is built, how rows become tokens, the loss of one record, the metrics.
+
+A task is a module here that offers the members of `Task`; its name in a configuration is the file's, with hyphens.
+"""
+
+import importlib
+import pkgutil
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..config import ModelSection
+from ..errors import ConfigError
+from ..types import Metrics, Records, Rows
+
+Batch = dict[str, torch.Tensor]
+"""input_ids and attention_mask (B, T); targets (B,) or labels (B, T)."""
+
+
+class Task(Protocol):
+    """What a module of this package offers. The encoding is that of `transformers` tokenizers."""
+
+    HEAD: list[str]
+    """names of modules that are trained whole, beside LoRA; PEFT's modules_to_save"""
+    CLASSES: bool
+    """whether rows carry one of a fixed set of classes"""
+
+    def build(self, path: str, model: ModelSection, classes: int) -> nn.Module:
+        """The base model with its head, weights of the backbone loaded in float32; `path` is a local folder or id."""
+        ...
+
+    def encode(self, rows: Rows, tokenizer, max_length: int) -> Records:
+        """Tokenises once; nothing is padded."""
+        ...
+
+    def targets(self, records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
+        """What the loss compares with, for records padded to `length` tokens."""
+        ...
+
+    def record_losses(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """(B,) losses, each a function of its own record alone."""
+        ...
+
+    def score(self, module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+        """Per-record arrays of one batch that `metrics` needs, concatenated over batches; includes `loss` (B,)."""
+        ...
+
+    def metrics(self, scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
+        """Metrics of all scores, and the (K, K) confusion matrix (row: true) where there is one."""
+        ...
+
+
+def task_names() -> list[str]:
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+
+
+def load_task(name: str) -> Task:
+    """Raises ConfigError for a name that has no file."""
+    if name not in task_names():
+        raise ConfigError(f"model.task: received '{name}'; allowed: {', '.join(task_names())}")
+    return cast(Task, importlib.import_module(f".{name.replace('-', '_')}", __package__))
+
+
+def collate(task: Task, records: Records, indices: np.ndarray, pad: int, device: torch.device) -> Batch:
+    """A batch of the named records, padded to its own longest."""
+    lengths = records.lengths(indices)
+    longest = int(lengths.max())
+    ids = np.full((len(indices), longest), pad, dtype=np.int64)  # (B, T)
+    for row, (index, length) in enumerate(zip(indices, lengths, strict=True)):
+        start = records.offsets[index]
+        ids[row, :length] = records.tokens[start : start + length]
+    mask = np.arange(longest)[None, :] < lengths[:, None]  # (B, T)
+    return {
+        "input_ids": torch.from_numpy(ids).to(device),
+        "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(device),
+        "targets": task.targets(records, indices, longest).to(device),
+    }
+
+
+def ragged(token_lists: list[list[int]], targets: np.ndarray) -> Records:
+    """Records from one list of token ids each."""
+    lengths = np.fromiter((len(ids) for ids in token_lists), dtype=np.int64, count=len(token_lists))
+    tokens = np.fromiter((t for ids in token_lists for t in ids), dtype=np.int32, count=int(lengths.sum()))
+    return Records(tokens, np.concatenate([[0], np.cumsum(lengths)]), targets)

@@ -1,0 +1,86 @@
+"""Next-token prediction on plain text or on instructions (prompt → response).
+
+The loss of a record is the mean over its own supervised tokens. Hugging Face's own causal loss averages over the tokens
+of the whole batch: one record's gradient then depends on its batch-mates and clipping bounds nothing (PRIVACY section 3).
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from ..config import ModelSection
+from ..types import Metrics, Records, Rows
+from . import Batch, ragged
+
+HEAD: list[str] = []
+CLASSES = False
+_IGNORED = -100
+
+
+def build(path: str, model: ModelSection, classes: int) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def encode(rows: Rows, tokenizer, max_length: int) -> Records:
+    """Text, or prompt and response joined; an end token closes each. The loss counts from the response on."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    prompts = tokenizer(rows.text, truncation=False, padding=False, add_special_tokens=True)["input_ids"]
+    if rows.response is None:
+        lists = [(ids + end)[:max_length] for ids in prompts]
+        return ragged(lists, np.ones(len(lists), dtype=np.int64))
+    answers = tokenizer(rows.response, truncation=False, padding=False, add_special_tokens=False)["input_ids"]
+    lists, starts = [], np.empty(len(prompts), dtype=np.int64)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        # a long prompt loses its beginning, so that half of the length stays for the answer
+        answer = (answer + end)[: max(max_length // 2, max_length - len(prompt))]
+        prompt = prompt[-(max_length - len(answer)) :]
+        lists.append(prompt + answer)
+        starts[i] = max(1, len(prompt))
+    return ragged(lists, starts)
+
+
+def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
+    """(B, T): the token itself where it counts, −100 elsewhere; position t is predicted from those before it."""
+    result = np.full((len(indices), length), _IGNORED, dtype=np.int64)
+    for row, index in enumerate(indices):
+        ids = records.tokens[records.offsets[index] : records.offsets[index + 1]]
+        first = records.targets[index]
+        result[row, first : len(ids)] = ids[first:]
+    return torch.from_numpy(result)
+
+
+def _token_losses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses, logits and a mask of the supervised positions: (B, T−1), (B, T−1, V), (B, T−1)."""
+    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+    wanted = batch["targets"][:, 1:]
+    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=_IGNORED)
+    return losses, logits, wanted != _IGNORED
+
+
+def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
+    losses, _, counted = _token_losses(module, batch)
+    # a record of one token has nothing to predict: its loss is 0, not 0/0
+    return losses.sum(1) / counted.sum(1).clamp(min=1)
+
+
+def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    losses, logits, counted = _token_losses(module, batch)
+    hits = (logits.argmax(-1) == batch["targets"][:, 1:]) & counted
+    return {
+        "loss": (losses.sum(1) / counted.sum(1).clamp(min=1)).cpu().numpy(),
+        "token_loss": losses.sum(1).double().cpu().numpy(),
+        "hits": hits.sum(1).cpu().numpy(),
+        "tokens": counted.sum(1).cpu().numpy(),
+    }
+
+
+def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
+    """accuracy: share of next tokens guessed; perplexity over all tokens."""
+    tokens = max(1, int(scores["tokens"].sum()))
+    return {
+        "accuracy": float(scores["hits"].sum() / tokens),
+        "loss": float(scores["loss"].mean()),
+        "perplexity": float(np.exp(scores["token_loss"].sum() / tokens)),
+    }, None

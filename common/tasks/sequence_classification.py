@@ -1,0 +1,91 @@
+"""One class for one text: cross-entropy on a linear head over the pooled tokens."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from ..config import ModelSection
+from ..types import Metrics, Records, Rows
+from . import Batch, ragged
+
+HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
+CLASSES = True
+
+
+class PooledClassifier(nn.Module):
+    """A backbone, one vector a text by mean, first or last token, and a linear head.
+
+    Mean pooling is the default because many checkpoints carry an untrained pooler on [CLS].
+    """
+
+    def __init__(self, backbone: nn.Module, pooling: str, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.config = backbone.config
+        hidden = getattr(backbone.config, "hidden_size", None) or backbone.config.dim
+        self.head = nn.Linear(int(hidden), classes)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object
+    ) -> SequenceClassifierOutput:
+        """input_ids, attention_mask: (B, T), padded on the right. Returns logits (B, K)."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, T, h)
+        if self.pooling == "mean":
+            weights = mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1)
+        elif self.pooling == "first":
+            pooled = hidden[:, 0]
+        else:
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+        return SequenceClassifierOutput(logits=self.head(pooled))
+
+
+def build(path: str, model: ModelSection, classes: int) -> nn.Module:
+    if model.pooling == "model":
+        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=classes, dtype=torch.float32)
+    backbone = AutoModel.from_pretrained(path, dtype=torch.float32)
+    return PooledClassifier(backbone, model.pooling, classes)
+
+
+def encode(rows: Rows, tokenizer, max_length: int) -> Records:
+    if rows.labels is None:
+        raise ValueError("rows without labels cannot be classified")
+    ids = tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
+    return ragged(ids, rows.labels)
+
+
+def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
+    return torch.from_numpy(records.targets[indices])
+
+
+def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
+    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits  # (B, K)
+    return F.cross_entropy(logits.float(), batch["targets"], reduction="none")
+
+
+def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    return {
+        "loss": F.cross_entropy(logits, batch["targets"], reduction="none").cpu().numpy(),
+        "predicted": logits.argmax(1).cpu().numpy(),
+        "true": batch["targets"].cpu().numpy(),
+    }
+
+
+def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
+    confusion = np.zeros((classes, classes), dtype=np.int64)  # row: true, column: predicted
+    np.add.at(confusion, (scores["true"], scores["predicted"]), 1)
+    hits = np.diag(confusion)
+    # F1 of a class = 2·hits / (true + predicted); classes that occur in neither do not count
+    occurrences = confusion.sum(0) + confusion.sum(1)
+    f1 = 2 * hits[occurrences > 0] / occurrences[occurrences > 0]
+    return {
+        "accuracy": float(hits.sum() / confusion.sum()),
+        "macro_f1": float(f1.mean()),
+        "loss": float(scores["loss"].mean()),
+    }, confusion

@@ -1,0 +1,111 @@
+"""Our types ⇄ Flower records: the only file of common/ that imports flwr.
+
+A task travels as arrays + config, an update as arrays + metrics + site. Arrays are numpy's own format without pickle.
+"""
+
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from .. import __version__
+from .errors import WireError
+from .types import Adapter, RoundTask, Update
+
+ARRAYS, CONFIG, METRICS, SITE = "arrays", "config", "metrics", "site"
+WEIGHT = "num-examples"  # the name that Flower's strategies look for
+ROUND, STEPS_BEFORE, VERSION, PROXIMAL_MU = "server-round", "steps-before", "version", "proximal-mu"
+
+REFUSED = 100
+"""error code of a site that declined before it touched data: nothing was charged"""
+FAILED = 101
+"""error code of a site that failed on the way: what was reserved stays charged"""
+
+
+def arrays_to_record(adapter: Adapter, dtype: str = "float32") -> ArrayRecord:
+    """Raises WireError when a value does not survive the narrowing to `dtype`."""
+    record = ArrayRecord()
+    for name, array in adapter.items():
+        narrow = array.astype(dtype)
+        if not np.isfinite(narrow).all():
+            raise WireError(f"{name}: a value is not finite as {dtype}; use server.wire = float32")
+        record[name] = Array(narrow)
+    return record
+
+
+def record_to_arrays(record: ArrayRecord, expected: Adapter | None = None) -> Adapter:
+    """float32 arrays. Raises WireError: other names or shapes than `expected`, not floats, not finite."""
+    if expected is not None and record.keys() != expected.keys():
+        raise WireError(f"{len(record)} arrays received, not the {len(expected)} that this run trains")
+    arrays: Adapter = {}
+    for name, value in record.items():
+        array = value.numpy()
+        if array.dtype not in (np.float32, np.float16):
+            raise WireError(f"{name}: dtype {array.dtype} received; allowed: float32, float16")
+        if expected is not None and array.shape != expected[name].shape:
+            raise WireError(f"{name}: shape {array.shape} received, expected {expected[name].shape}")
+        if not np.isfinite(array).all():
+            raise WireError(f"{name}: values that are not finite")
+        arrays[name] = array.astype(np.float32)
+    return arrays
+
+
+def byte_count(content: RecordDict) -> int:
+    """Bytes of the arrays in a message; records of a few numbers do not count."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def task_config() -> ConfigRecord:
+    """The part of a task that is the same for every site and round; a strategy adds the round."""
+    return ConfigRecord({VERSION: __version__})
+
+
+def decode_task(content: RecordDict) -> tuple[RoundTask, int]:
+    """The task, and the steps that the server has already asked of this site in this run.
+
+    Raises WireError for a task of another version of confide, or one that lacks a part.
+    """
+    try:
+        config = content.config_records[CONFIG]
+        version, number = config[VERSION], int(cast(int, config[ROUND]))
+        adapter = record_to_arrays(content.array_records[ARRAYS])
+        steps_before = int(cast(int, config.get(STEPS_BEFORE, 0)))
+        proximal_mu = float(cast(float, config.get(PROXIMAL_MU, 0.0)))
+    except KeyError as missing:
+        raise WireError(f"the task lacks {missing}") from None
+    check_version(str(version), "the server")
+    return RoundTask(number, adapter, proximal_mu), steps_before
+
+
+def check_version(version: str, whose: str) -> None:
+    """Raises WireError unless both sides installed the same version."""
+    if version != __version__:
+        raise WireError(f"version {version} at {whose}, {__version__} here; install the same version on both sides")
+
+
+def encode_update(update: Update, dtype: str) -> RecordDict:
+    site: dict[str, str | int | float] = {"name": update.site, "steps": update.steps}
+    if update.epsilon is not None:
+        site["epsilon"] = update.epsilon
+    return RecordDict(
+        {
+            ARRAYS: arrays_to_record(update.delta, dtype),
+            METRICS: MetricRecord({WEIGHT: update.weight, **update.metrics}),
+            SITE: ConfigRecord(dict(site)),
+        }
+    )
+
+
+def decode_update(content: RecordDict, expected: Adapter) -> Update:
+    """Checks names, shapes, dtypes and finiteness against `expected`. Raises WireError."""
+    try:
+        delta = record_to_arrays(content.array_records[ARRAYS], expected)
+        metrics = {name: float(cast(float, value)) for name, value in content.metric_records[METRICS].items()}
+        site = content.config_records[SITE]
+        weight = metrics.pop(WEIGHT)
+        name, steps, epsilon = str(site["name"]), int(cast(int, site["steps"])), site.get("epsilon")
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"the update lacks a part or holds another type ({type(error).__name__})") from None
+    if not (np.isfinite(weight) and weight > 0):
+        raise WireError(f"weight {weight} received; allowed: a finite number above 0")
+    return Update(name, delta, weight, steps, None if epsilon is None else float(cast(float, epsilon)), metrics)

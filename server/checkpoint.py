@@ -1,0 +1,102 @@
+"""The state of a run after each round, so that an interrupted run goes on as if nothing had happened.
+
+One safetensors file (arrays) whose header carries the rest as JSON: a checkpoint is one file, renamed into place, so it
+is whole or absent. The last two are kept.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ..common.errors import ConfigError
+from ..common.types import Adapter
+
+_KEPT = 2
+
+
+@dataclass
+class Checkpoint:
+    """Everything the loop needs to continue after `round`."""
+
+    round: int
+    config_digest: str
+    adapter: Adapter
+    strategy: Adapter = field(default_factory=dict)
+    """the aggregation's own arrays, e.g. Adam's moments"""
+    asked: dict[str, int] = field(default_factory=dict)
+    """steps that each site has been asked for"""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """the rows of report.json's rounds[]"""
+    before: dict[str, Any] = field(default_factory=dict)
+    """the evaluation before training"""
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {f"adapter/{name}": array for name, array in checkpoint.adapter.items()}
+    arrays |= {f"strategy/{name}": np.ascontiguousarray(array) for name, array in checkpoint.strategy.items()}
+    facts = {
+        "round": checkpoint.round,
+        "config_digest": checkpoint.config_digest,
+        "asked": checkpoint.asked,
+        "history": checkpoint.history,
+        "before": checkpoint.before,
+    }
+    path = folder / f"round-{checkpoint.round:05d}.safetensors"
+    partial = path.with_suffix(".partial")
+    save_file(arrays, partial, metadata={"confide": json.dumps(facts)})
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.replace(path)
+    for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
+        old.unlink()
+
+
+def load_latest(folder: Path, config_digest: str) -> Checkpoint:
+    """Raises ConfigError: no checkpoint, one that cannot be read, or one of another configuration."""
+    paths = sorted(folder.glob("round-*.safetensors"))
+    if not paths:
+        raise ConfigError(f"{folder}: no checkpoint to resume from; start the run without --resume")
+    try:
+        with safe_open(paths[-1], framework="numpy") as stored:
+            facts = json.loads((stored.metadata() or {})["confide"])
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # not a dictionary
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ConfigError(f"{paths[-1]}: not a checkpoint of confide ({type(error).__name__}); remove it") from None
+    if facts["config_digest"] != config_digest:
+        raise ConfigError(f"{paths[-1]}: belongs to another configuration; resume with the config.toml beside it")
+    return Checkpoint(adapter=_part(arrays, "adapter/"), strategy=_part(arrays, "strategy/"), **facts)
+
+
+def _part(arrays: Adapter, prefix: str) -> Adapter:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def arrays_of(holder: object) -> Adapter:
+    """The numpy state that an object keeps in its attributes: dictionaries and lists of arrays (Flower's strategies)."""
+    state: Adapter = {}
+    for attribute, value in vars(holder).items():
+        if hasattr(value, "to_numpy_ndarrays"):
+            continue  # the global arrays, which the loop sets anew every round
+        if isinstance(value, dict) and value and all(isinstance(v, np.ndarray | np.generic) for v in value.values()):
+            state |= {f"{attribute}/{key}": np.asarray(array) for key, array in value.items()}
+        elif isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
+            state |= {f"{attribute}/#{i:05d}": array for i, array in enumerate(value)}
+    return state
+
+
+def restore_arrays(holder: object, state: Adapter) -> None:
+    """Inverse of `arrays_of`."""
+    grouped: dict[str, dict[str, np.ndarray]] = {}
+    for path, array in state.items():
+        attribute, key = path.split("/", 1)
+        grouped.setdefault(attribute, {})[key] = array
+    for attribute, parts in grouped.items():
+        as_list = all(key.startswith("#") for key in parts)
+        setattr(holder, attribute, [parts[key] for key in sorted(parts)] if as_list else parts)

@@ -1,0 +1,47 @@
+"""The global model on public data, at the server."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..common.config import RunConfig
+from ..common.data import read_rows
+from ..common.models import FineTuneModel
+from ..common.tasks import collate
+from ..common.types import Adapter, Metrics, Records
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    metrics: Metrics
+    confusion: np.ndarray | None
+    """(K, K), row: true"""
+
+
+def read_public(config: RunConfig, model: FineTuneModel, source: str) -> Records:
+    """Tokenised rows of a public set. Raises DataError."""
+    labels = list(config.data.labels or []) if model.task.CLASSES else None
+    rows = read_rows(source, config.data, labels)
+    return model.task.encode(rows, model.tokenizer, config.model.max_length)
+
+
+def subset(records: Records, limit: int, seed: int) -> np.ndarray:
+    """At most `limit` record indices, the same ones in every round."""
+    return np.sort(np.random.default_rng([seed, 0xE7A]).permutation(len(records))[:limit])
+
+
+@torch.no_grad()
+def evaluate(
+    model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray, batch: int = 64
+) -> Evaluation:
+    """Metrics of `adapter` on the named records, which are batched by length."""
+    model.set(adapter)
+    ordered = indices[np.argsort(records.lengths(indices), kind="stable")]
+    scores = [
+        model.task.score(model.module, collate(model.task, records, part, model.pad, model.device))
+        for part in np.array_split(ordered, max(1, -(-len(ordered) // batch)))
+    ]
+    joined = {key: np.concatenate([score[key] for score in scores]) for key in scores[0]}
+    metrics, confusion = model.task.metrics(joined, model.classes)
+    return Evaluation(metrics, confusion)

@@ -1,0 +1,48 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard scalars, and progress.json for whoever watches."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+PROGRESS = "progress.json"
+
+
+class Recorder:
+    """One a run; `close` flushes."""
+
+    def __init__(self, folder: Path, rounds: int, history: list[dict[str, Any]]) -> None:
+        """history: rows of rounds that are already done; metrics.jsonl is rewritten to hold exactly these."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._rounds = rounds
+        self._last_progress = 0.0
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+        self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1 if history else None)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A finished round."""
+        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
+        for key, value in row.items():
+            if isinstance(value, int | float) and key != "round":
+                self._scalars.add_scalar(key, value, row["round"])
+
+    def progress(self, stage: str, number: int = 0, done: int = 0, asked: int = 0, accuracy: float | None = None) -> None:
+        """What is going on, at most ten times a second while replies come in."""
+        now = time.monotonic()
+        if 0 < done < asked and now - self._last_progress < 0.1:
+            return
+        self._last_progress = now
+        state = {"stage": stage, "round": number, "rounds": self._rounds, "done": done, "asked": asked}
+        if accuracy is not None:
+            state["accuracy"] = accuracy
+        partial = self._folder / f"{PROGRESS}.partial"
+        partial.write_text(json.dumps(state), encoding="utf-8")
+        partial.replace(self._folder / PROGRESS)
+
+    def close(self) -> None:
+        self._scalars.close()
+        (self._folder / PROGRESS).unlink(missing_ok=True)

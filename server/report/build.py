@@ -1,0 +1,132 @@
+"""The facts of a run as one JSON document; its names are a contract (DESIGN section 4)."""
+
+import importlib.metadata
+import os
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from ... import __version__
+from ...common.config import RunConfig
+from ...common.mechanism import PrivacyPlan
+from ..checkpoint import Checkpoint
+
+SCHEMA = 1
+PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "flwr", "datasets", "numpy", "randomgen")
+
+
+def build_report(
+    config: RunConfig,
+    count: tuple[int, int],
+    plan: PrivacyPlan | None,
+    state: Checkpoint,
+    after: dict[str, Any],
+    partition: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """count: trained numbers and numbers in all. after: the evaluation of the final adapter, `confusion` included.
+
+    partition: `labels` and `counts` (client × label) of a simulation; None in a deployment, where nobody may know.
+    """
+    metrics = {"before": dict(state.before), "after": dict(after)}
+    confusion = {when: values.pop("confusion", None) for when, values in metrics.items()}
+    return {
+        "schema": SCHEMA,
+        "name": config.run.name,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **metrics,
+        "privacy": privacy_facts(config, plan, state),
+        "rounds": state.history,
+        "model": {
+            "backbone": config.model.backbone,
+            "task": config.model.task,
+            "pooling": config.model.pooling,
+            "trainable": count[0],
+            "total": count[1],
+            "labels": list(config.data.labels or []),
+        },
+        "audit": None,
+        "confusion": confusion,
+        "partition": partition,
+        "environment": environment(),
+        "config": config.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint) -> dict[str, Any]:
+    """What was promised and what was spent, with unit, adversary, sampling and composition beside every ε."""
+    taken_part = _rounds_of(state)
+    if plan is None:
+        sites = [
+            {"site": site, "rounds": taken_part.get(site, 0), "steps": s} for site, s in sorted(state.asked.items())
+        ]
+        return {
+            "mode": config.privacy.mode,
+            "unit": None,
+            "adversary": None,
+            "sampling": None,
+            "delta": None,
+            "epsilon_planned": None,
+            "epsilon_spent": None,
+            "noise_multiplier": None,
+            "steps": config.run.rounds * config.training.local_steps,
+            "statement": "No privacy: every update is a function of raw gradients, and the server sees each of them.",
+            "sites": sites,
+        }
+    by_steps = {steps: plan.epsilon(steps) for steps in set(state.asked.values())}
+    sites = [
+        {
+            "site": site,
+            "rounds": taken_part.get(site, 0),
+            "steps": steps,
+            "epsilon_spent": by_steps[steps],
+            "epsilon_planned": config.privacy.epsilon,
+            "delta": plan.delta,
+        }
+        for site, steps in sorted(state.asked.items())
+    ]
+    spent = max((site["epsilon_spent"] for site in sites), default=0.0)
+    adversary = "the server and all other sites, who see every update of the site"
+    return {
+        "mode": config.privacy.mode,
+        "unit": "example: one record of a site, added or removed",
+        "adversary": adversary,
+        "sampling": f"Poisson, each record with q = {plan.sampling_rate} in every step, drawn in secret at the site",
+        "delta": plan.delta,
+        "epsilon_planned": config.privacy.epsilon,
+        "epsilon_spent": spent,
+        "noise_multiplier": plan.noise_multiplier,
+        "sampling_rate": plan.sampling_rate,
+        "clip": plan.clip,
+        "steps": plan.steps,
+        "composition": f"{plan.steps} steps over {config.run.rounds} rounds; the largest ε of any site",
+        "accountant": "Rényi DP of the Poisson-sampled Skellam mechanism",
+        "mechanism": f"Skellam noise on a grid of 2^16 steps per clip norm, {plan.coordinates} numbers a step",
+        "statement": (
+            f"One record of a site is protected with ε = {spent:.2f} at δ = {plan.delta:g} against {adversary}. This "
+            "holds where each record lives at one site; it does not hide that a site took part, and it says nothing "
+            "about what the public test set or the backbone already reveal."
+        ),
+        "sites": sites,
+    }
+
+
+def _rounds_of(state: Checkpoint) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in state.history:
+        for site in row["sites"]:
+            counts[site] = counts.get(site, 0) + 1
+    return counts
+
+
+def environment() -> dict[str, Any]:
+    """What a run depended on, without the machine's name."""
+    return {
+        "confide": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,116 @@
+"""The plots of a report, as PNG bytes; every function takes facts of report.json and draws one picture."""
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+_INK, _ACCENT, _SECOND = "#1f2933", "#0b6e99", "#c2410c"
+_MAX_TICKS = 24
+
+
+def _figure(width: float = 6.4, height: float = 3.4) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_INK, labelsize=8)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def accuracy(report: dict[str, Any]) -> bytes:
+    """Accuracy per round on the validation rows, before and after on the test set."""
+    figure, axes = _figure()
+    rounds = [row["round"] for row in report["rounds"]]
+    axes.plot(rounds, [row["accuracy"] for row in report["rounds"]], color=_ACCENT, label="each round (validation)")
+    last = rounds[-1] if rounds else 1
+    axes.plot([0], [report["before"]["accuracy"]], "o", color=_SECOND, label="before and after (test)")
+    axes.plot([last], [report["after"]["accuracy"]], "o", color=_SECOND)
+    axes.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return _png(figure)
+
+
+def epsilon(report: dict[str, Any], epsilon_of_steps: list[float]) -> bytes:
+    """ε spent after each round by the site that spent most, and each site's end point.
+
+    epsilon_of_steps: ε after k rounds for k = 0 … rounds.
+    """
+    figure, axes = _figure()
+    rounds = np.arange(len(epsilon_of_steps))
+    axes.plot(rounds, epsilon_of_steps, color=_ACCENT, label="a site that takes part in every round")
+    for index, site in enumerate(report["privacy"]["sites"]):
+        label = "sites at the end" if index == 0 else None
+        axes.plot([site["steps"] / _steps_a_round(report)], [site["epsilon_spent"]], "o", color=_SECOND, label=label)
+    planned = report["privacy"]["epsilon_planned"]
+    axes.axhline(planned, color=_INK, linestyle="--", linewidth=0.9, label=f"planned: ε = {planned:g}")
+    axes.set(xlabel="rounds", ylabel=f"ε at δ = {report['privacy']['delta']:g}", ylim=(0, planned * 1.1))
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return _png(figure)
+
+
+def _steps_a_round(report: dict[str, Any]) -> int:
+    return report["config"]["training"]["local_steps"]
+
+
+def traffic(report: dict[str, Any]) -> bytes:
+    """Seconds and megabytes of each round."""
+    figure, axes = _figure()
+    rounds = [row["round"] for row in report["rounds"]]
+    axes.bar(rounds, [row["seconds"] for row in report["rounds"]], color=_ACCENT, alpha=0.55, label="seconds")
+    axes.set(xlabel="round", ylabel="seconds")
+    bytes_axis = axes.twinx()
+    bytes_axis.spines[["top"]].set_visible(False)
+    for key, style, label in (("bytes_up", "-", "MB up, all sites"), ("bytes_down", "--", "MB down, all sites")):
+        megabytes = [row[key] / 1e6 for row in report["rounds"]]
+        bytes_axis.plot(rounds, megabytes, style, color=_SECOND, linewidth=1.2, label=label)
+    bytes_axis.set(ylabel="MB")
+    bytes_axis.set_ylim(bottom=0)
+    bytes_axis.tick_params(colors=_INK, labelsize=8)
+    handles = [*axes.get_legend_handles_labels()[0], *bytes_axis.get_legend_handles_labels()[0]]
+    axes.legend(handles=handles, fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="lower right")
+    return _png(figure)
+
+
+def partition(facts: dict[str, Any]) -> bytes:
+    """Label × client: how many records of each class each simulated site holds."""
+    counts = np.asarray(facts["counts"])  # (clients, classes)
+    figure, axes = _figure(6.4, 3.8)
+    colors = mpl.colormaps["tab20" if counts.shape[1] <= 20 else "nipy_spectral"]
+    bottom = np.zeros(len(counts))
+    for label in range(counts.shape[1]):
+        color = colors(label / max(1, counts.shape[1] - 1)) if counts.shape[1] > 20 else colors(label)
+        axes.bar(range(1, len(counts) + 1), counts[:, label], bottom=bottom, color=color, label=facts["labels"][label])
+        bottom += counts[:, label]
+    axes.set(xlabel="site", ylabel="records")
+    if counts.shape[1] <= 12:
+        axes.legend(fontsize=7, frameon=False, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _png(figure)
+
+
+def confusion(matrix: list[list[int]], labels: list[str]) -> bytes:
+    """Rows: true class, normalised; numbers are shown where they can be read."""
+    counts = np.asarray(matrix, dtype=float)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = 3.6 if len(labels) <= 12 else 6.4
+    figure, axes = _figure(size + 1, size)
+    axes.grid(visible=False)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(labels) <= _MAX_TICKS:
+        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+        axes.set_yticks(range(len(labels)), labels)
+    if len(labels) <= 12:
+        for row, column in np.ndindex(counts.shape):
+            color = "white" if shares[row, column] > 0.5 else _INK
+            axes.text(column, row, int(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(image, shrink=0.8).ax.tick_params(labelsize=7)
+    return _png(figure)

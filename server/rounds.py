@@ -1,0 +1,330 @@
+"""The loop over rounds, on any Flower Grid: ask, aggregate, checkpoint, evaluate.
+
+Flower's own `Strategy.start` cannot resume and voids a round on one error reply, so the loop is ours; it calls
+`configure_train` and `aggregate_train` of any Flower `Strategy`. Ours (`fedavg`, `ffa`, `exact`) is `StreamingStrategy`.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import flwr.serverapp.strategy as flower_strategies
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore.run import Run
+
+from ..common import wire
+from ..common.config import FLOWER_STRATEGIES, RunConfig
+from ..common.errors import ConfigError, RoundError, WireError
+from ..common.types import Adapter, Update
+from .aggregation import ProductMean, ServerStep, make_aggregate
+from .checkpoint import Checkpoint, arrays_of, restore_arrays
+
+_HELLO_SECONDS = 120.0
+"""for sites to appear and answer before the first round"""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One row of report.json's rounds[], before the evaluation."""
+
+    round: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    sites: list[str]
+    failed: list[dict[str, str]]
+    train_loss: float | None
+    """weighted mean over sites; mode `none` only, elsewhere it would be a release"""
+    residual: float | None
+    """`exact`: what the truncation to rank r lost, relative"""
+
+
+@dataclass
+class Replies:
+    """Replies of one round, checked as they come; errors are noted and left out."""
+
+    names: dict[int, str]
+    expected: Adapter
+    on_reply: Callable[[], None]
+    sites: list[str] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    bytes_up: int = 0
+
+    def accept(self, messages: Iterable[Message]) -> Iterator[tuple[int, Update, Message]]:
+        for message in messages:
+            node = message.metadata.src_node_id
+            site = self.names.pop(node, None)
+            if site is None:
+                continue  # not asked, or a second answer
+            self.on_reply()
+            if message.has_error():
+                self.failed.append({"site": site, "reason": message.error.reason})
+                if message.error.code == wire.REFUSED:
+                    self.refused.append(site)
+                continue
+            try:
+                update = wire.decode_update(message.content, self.expected)
+            except WireError as error:
+                self.failed.append({"site": site, "reason": str(error)})
+                continue
+            self.sites.append(site)
+            self.bytes_up += wire.byte_count(message.content)
+            if "loss" in update.metrics:
+                self.losses.append((update.weight, update.metrics["loss"]))
+            yield node, update, message
+
+    def close(self) -> None:
+        """Notes the sites that gave no answer."""
+        self.failed += [{"site": site, "reason": "no reply within the deadline"} for site in self.names.values()]
+        self.names = {}
+
+
+class StreamingStrategy(Strategy):
+    """`fedavg`, `ffa` and `exact`: each reply is folded into the aggregate and forgotten."""
+
+    def __init__(self, config: RunConfig, trained: Adapter) -> None:
+        self._config = config
+        self._adapter: Adapter = {}
+        self._trained = trained
+        self.step = ServerStep(config, trained)
+        self.residual: float | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self._adapter = wire.record_to_arrays(arrays)
+        config[wire.ROUND] = server_round
+        content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
+        return [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        aggregate = make_aggregate(self._config, self._adapter)
+        count = 0
+        for message in replies:
+            update = wire.decode_update(message.content, self._trained)
+            aggregate.add(update.delta, update.weight)
+            count += 1
+        if count < self._config.server.min_clients:
+            return None, None
+        change = aggregate.finish()
+        self.residual = aggregate.residual if isinstance(aggregate, ProductMean) else None
+        return wire.arrays_to_record(self.step.apply(self._adapter, change)), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        return []  # the server evaluates, on public data
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        return None
+
+    def summary(self) -> None:
+        """Nothing to add to the report."""
+
+
+class Cohort(Grid):
+    """The part of a grid that takes part in this round: what a strategy may sample from."""
+
+    def __init__(self, grid: Grid, nodes: list[int]) -> None:
+        self._grid, self._nodes = grid, nodes
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._nodes)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return (NodeInfo(node_id=node) for node in self._nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+def make_strategy(config: RunConfig, trained: Adapter) -> Strategy:
+    """Ours, or Flower's by name. Raises ConfigError for options that the strategy does not take."""
+    name = config.server.aggregation
+    if name not in FLOWER_STRATEGIES:
+        return StreamingStrategy(config, trained)
+    kind = getattr(flower_strategies, FLOWER_STRATEGIES[name])
+    sampling = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
+    least = {"min_train_nodes": config.server.min_clients, "min_available_nodes": config.server.min_clients}
+    options = {key: value for key, value in config.server.options.items()}
+    try:
+        return kind(**sampling, **least, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"server.options: received {options} for '{name}': {error}; correct them") from None
+
+
+def strategy_state(strategy: Strategy) -> Adapter:
+    return strategy.step.state() if isinstance(strategy, StreamingStrategy) else arrays_of(strategy)
+
+
+def greet(grid: Grid, config: RunConfig) -> dict[str, int]:
+    """Site name → node id of every site that answers in our version, by name.
+
+    Waits for the declared number of sites. Raises RoundError when too few come, or run another version.
+    """
+    wanted = config.data.partition.clients or config.server.min_clients
+    until = time.monotonic() + _HELLO_SECONDS
+    while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < until:
+        time.sleep(0.1)
+    sites: dict[str, int] = {}
+    strangers: list[str] = []
+    questions = [Message(RecordDict(), node, f"{MessageType.QUERY}.hello") for node in nodes]
+    for reply in grid.send_and_receive(questions, timeout=max(1.0, until - time.monotonic())):
+        if reply.has_error():
+            strangers.append(reply.error.reason)
+            continue
+        answer = reply.content.config_records[wire.SITE]
+        try:
+            wire.check_version(str(answer[wire.VERSION]), "a site")
+        except WireError as error:
+            strangers.append(str(error))
+            continue
+        sites[str(answer["name"])] = reply.metadata.src_node_id
+    if len(sites) < config.server.min_clients:
+        reason = f"; the first problem: {strangers[0]}" if strangers else ""
+        raise RoundError(f"{len(sites)} sites answered, server.min_clients is {config.server.min_clients}{reason}")
+    return dict(sorted(sites.items()))
+
+
+def choose(config: RunConfig, sites: dict[str, int], number: int) -> dict[str, int]:
+    """The cohort of round `number`: all sites, or `server.cohort` of them; the same on every engine."""
+    if config.server.cohort is None or config.server.cohort >= len(sites):
+        return sites
+    rng = np.random.default_rng([config.run.seed, 0xC0, number])
+    chosen = sorted(rng.permutation(len(sites))[: config.server.cohort])
+    names = list(sites)
+    return {names[i]: sites[names[i]] for i in chosen}
+
+
+def run_rounds(
+    grid: Grid,
+    config: RunConfig,
+    state: Checkpoint,
+    trained: list[str],
+    on_round: Callable[[RoundResult, Checkpoint], None],
+    on_reply: Callable[[int, int, int], None],
+) -> Checkpoint:
+    """Plays the rounds after `state.round`.
+
+    trained: names of the arrays that sites send back. on_round: called after each round with its result and the state
+    to save. on_reply(round, answered, asked): called as replies come.
+    Raises RoundError when too few sites are there; a round with too few replies changes nothing and is recorded.
+    """
+    strategy = make_strategy(config, {name: state.adapter[name] for name in trained})
+    if isinstance(strategy, StreamingStrategy):
+        strategy.step.restore(state.strategy)
+    else:
+        restore_arrays(strategy, state.strategy)
+    sites = greet(grid, config)
+    for number in range(state.round + 1, config.run.rounds + 1):
+        cohort = choose(config, sites, number)
+        result = _one_round(grid, config, state, trained, strategy, cohort, number, on_reply)
+        state.round, state.strategy = number, strategy_state(strategy)
+        on_round(result, state)
+    return state
+
+
+def _one_round(
+    grid: Grid,
+    config: RunConfig,
+    state: Checkpoint,
+    trained: list[str],
+    strategy: Strategy,
+    cohort: dict[str, int],
+    number: int,
+    on_reply: Callable[[int, int, int], None],
+) -> RoundResult:
+    started = time.perf_counter()
+    by_node = {node: name for name, node in cohort.items()}
+    view = Cohort(grid, list(cohort.values()))
+    arrays = wire.arrays_to_record(state.adapter)
+    messages = list(strategy.configure_train(number, arrays, wire.task_config(), view))
+    messages.sort(key=lambda message: by_node[message.metadata.dst_node_id])  # a strategy may shuffle
+    names = {message.metadata.dst_node_id: by_node[message.metadata.dst_node_id] for message in messages}
+    for message in messages:
+        site = names[message.metadata.dst_node_id]
+        message.content = _with_steps(message.content, state.asked.get(site, 0))
+        state.asked[site] = state.asked.get(site, 0) + config.training.local_steps
+    asked = len(messages)
+    bytes_down = sum(wire.byte_count(message.content) for message in messages)
+    expected = {name: state.adapter[name] for name in trained}
+    replies = Replies(names, expected, lambda: on_reply(number, asked - len(replies.names), asked))
+    arriving = replies.accept(view.send_and_receive(messages, timeout=config.server.deadline))
+    if isinstance(strategy, StreamingStrategy):
+        new_arrays, _ = strategy.aggregate_train(number, (message for _, _, message in arriving))
+    else:
+        new_arrays = _aggregate_with_flower(strategy, config, state.adapter, number, arriving)
+    replies.close()
+    for site in replies.refused:  # it said that it charged nothing
+        state.asked[site] -= config.training.local_steps
+    if new_arrays is not None:
+        state.adapter = wire.record_to_arrays(new_arrays, state.adapter)
+    weight = sum(w for w, _ in replies.losses)
+    return RoundResult(
+        round=number,
+        seconds=time.perf_counter() - started,
+        bytes_up=replies.bytes_up,
+        bytes_down=bytes_down,
+        sites=sorted(replies.sites),
+        failed=sorted(replies.failed, key=lambda failure: failure["site"]),
+        train_loss=sum(w * loss for w, loss in replies.losses) / weight if weight else None,
+        residual=strategy.residual if isinstance(strategy, StreamingStrategy) else None,
+    )
+
+
+def _with_steps(content: RecordDict, steps: int) -> RecordDict:
+    """The same arrays, and a config of its own: a strategy shares one record among all messages."""
+    config = ConfigRecord({**content.config_records[wire.CONFIG], wire.STEPS_BEFORE: steps})
+    return RecordDict({wire.ARRAYS: content.array_records[wire.ARRAYS], wire.CONFIG: config})
+
+
+def _aggregate_with_flower(
+    strategy: Strategy, config: RunConfig, adapter: Adapter, number: int, arriving: Iterator[tuple[int, Update, Message]]
+) -> ArrayRecord | None:
+    """Flower's strategies take whole adapters, not deltas, and all at once; sorted, so that sums have one order."""
+    messages: dict[str, Message] = {}
+    for _, update, message in arriving:
+        whole = {name: adapter[name] + delta for name, delta in update.delta.items()}
+        message.content = RecordDict(
+            {
+                wire.ARRAYS: wire.arrays_to_record(whole),
+                wire.METRICS: MetricRecord({wire.WEIGHT: update.weight, **update.metrics}),
+            }
+        )
+        messages[update.site] = message
+    if len(messages) < config.server.min_clients:
+        return None
+    arrays, _ = strategy.aggregate_train(number, [messages[site] for site in sorted(messages)])
+    return arrays
+
+
+def result_row(result: RoundResult) -> dict[str, Any]:
+    """The JSON row of a round."""
+    return {key: value for key, value in vars(result).items() if value is not None}

@@ -1,0 +1,139 @@
+"""`confide simulate`: checks everything, writes the run folder, hands over to an engine."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from ..client.worker import Worker, worker_for
+from ..common.config import RunConfig, load
+from ..common.data import label_names, read_table
+from ..common.errors import ConfigError
+from ..common.models import model_of
+from ..common.tasks import load_task
+from ..server.evaluation import read_public
+from ..server.rounds import make_strategy
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def find_recipe(recipe: str) -> Path:
+    """A path, or the name of a shipped recipe. Raises ConfigError."""
+    if Path(recipe).suffix == ".toml" or Path(recipe).is_file():
+        return Path(recipe)
+    shipped = RECIPES / f"{recipe}.toml"
+    if not shipped.is_file():
+        names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+        raise ConfigError(f"RECIPE: received '{recipe}'; allowed: a .toml file, or one of {names}")
+    return shipped
+
+
+def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
+    """Resolves what depends on data and loads all of it, so that nothing is written for a run that cannot start.
+
+    Classes come from the public sets, the number of `natural` clients from its column, paths become absolute.
+    Raises ConfigError, DataError, ModelError.
+    """
+    task = load_task(config.model.task)
+    data = config.data
+    public = [source for source in (data.test, data.validation) if source]
+    changes: dict = {
+        key: _absolute(source) for key in ("train", "validation", "test") if (source := getattr(data, key)) is not None
+    }
+    if task.CLASSES and data.labels is None:
+        changes["labels"] = label_names(public, data)
+    if data.partition.kind == "natural" and data.partition.clients is None:
+        values = read_table(data.train, data)
+        column = data.partition.column or ""
+        if column in values.column_names:  # a missing column is reported when the rows are read
+            changes["partition"] = data.partition.model_copy(update={"clients": len(values[column].unique())})
+    backbone = config.model.backbone
+    if Path(backbone).is_dir():
+        backbone = str(Path(backbone).resolve())
+    resolved = config.model_copy(
+        update={
+            "data": data.model_copy(update=changes),
+            "model": config.model.model_copy(update={"backbone": backbone}),
+            "run": config.run.model_copy(update={"output": str(config.output.resolve())}),
+        }
+    )
+    resolved = RunConfig.parse(resolved.model_dump(), "configuration")
+    model = model_of(resolved)
+    for source in public:
+        read_public(resolved, model, source)
+    make_strategy(resolved, {name: model.initial[name] for name in model.trained})
+    return resolved, worker_for(resolved.to_flat())
+
+
+def _absolute(source: str) -> str:
+    return str(Path(source).resolve()) if Path(source).is_file() else source
+
+
+def simulate(config: RunConfig, *, overwrite: bool = False) -> Path:
+    """Runs a simulation from its start; returns the run folder.
+
+    Raises ConfigError when the folder already holds a run and `overwrite` is not set.
+    """
+    resolved, worker = prepare(config)
+    folder = resolved.output
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise ConfigError(
+                f"run.output: {folder} is not empty; allowed: a new folder; choose --out, continue it with --resume, "
+                "or replace it with --overwrite"
+            )
+        if not (folder / "config.toml").is_file():
+            raise ConfigError(f"run.output: {folder} holds no run of confide; --overwrite will not remove it")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(resolved.to_toml(), encoding="utf-8")
+    (folder / "partition.json").write_text(json.dumps(_partition_facts(resolved, worker)), encoding="utf-8")
+    _start(resolved)
+    return folder
+
+
+def resume(folder: Path) -> Path:
+    """Continues an interrupted simulation after its last checkpoint; in mode `none` the result is the same bits.
+
+    Raises ConfigError when the folder holds no run.
+    """
+    if not (folder / "config.toml").is_file():
+        raise ConfigError(f"--resume: {folder} holds no config.toml; give the folder of an interrupted run")
+    config = load(folder / "config.toml", [f"run.output={json.dumps(str(folder.resolve()))}"])
+    resolved, _ = prepare(config)
+    _start(resolved)
+    return folder
+
+
+def _partition_facts(config: RunConfig, worker: Worker) -> dict:
+    """Label × client counts, for the plot; a simulation knows them, a deployment never would."""
+    data = worker.data
+    if data.labels is None:
+        counts = [[len(part)] for part in data.parts]
+        return {"labels": ["records"], "counts": counts}
+    names = list(config.data.labels or [str(i) for i in range(int(data.labels.max()) + 1)])
+    counts = [np.bincount(data.labels[part], minlength=len(names)).tolist() for part in data.parts]
+    return {"labels": names, "counts": counts}
+
+
+def _start(config: RunConfig) -> None:
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    if config.engine.kind == "ray":
+        from .ray import run_on_ray
+
+        run_on_ray(config)
+        return
+    from flwr.app import Context, RecordDict
+
+    from ..client.app import app as client_app
+    from ..server.app import app as server_app
+    from .local import LocalGrid
+
+    flat = config.to_flat()
+    grid = LocalGrid(client_app, flat, config.clients)
+    context = Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
+    server_app(grid, context)
+
+
