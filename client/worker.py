@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..common.config import RunConfig
-from ..common.data import read_rows, shuffled_limit
+from ..common.data import label_names, read_rows, shuffled_limit
 from ..common.mechanism import PoissonMechanism
 from ..common.models import FineTuneModel, model_of
 from ..common.noise import secure_generator
@@ -62,11 +62,9 @@ class Worker:
 def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
     """Reads, cuts, tokenises and splits the training data of a simulation. Raises DataError."""
     data = config.data
-    labels = data.labels
-    if labels is None and data.label is not None:  # `causal-lm` that partitions by a column: its values are the classes
-        from ..common.data import label_names
-
-        labels = label_names([data.train], data)
+    labels = list(data.labels) if data.labels else None
+    if labels is None and data.partition.kind in ("dirichlet", "shards"):
+        labels = label_names([data.train], data)  # a task without classes, dealt out by the values of a column
     rows = read_rows(data.train, data, labels, group=data.partition.kind == "natural")
     rows = shuffled_limit(rows, data.limit, config.run.seed)
     parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)

@@ -99,7 +99,8 @@ class DataSection(Section):
     test: str
     """public, at the server: the before / after comparison"""
     text: str = "text"
-    label: str | None = "label"
+    label: str = "label"
+    """the column of the classes; `causal-lm` reads it only to partition by dirichlet or shards"""
     prompt: str | None = None
     """`causal-lm` on instructions: the column that is read …"""
     response: str | None = None
@@ -304,20 +305,10 @@ def _check_task(config: RunConfig) -> None:
         (data.prompt is None) == (data.response is None),
         "data.response: prompt and response go together; set both or neither",
     )
-    if config.model.task == "sequence-classification":
-        _require(
-            data.label is not None,
-            "data.label: nothing received; task 'sequence-classification' needs the column of the classes",
-        )
-        _require(
-            data.prompt is None, "data.prompt: received, but task 'sequence-classification' reads data.text; remove it"
-        )
-    if config.model.task == "causal-lm":
-        _require(
-            data.label is None or data.partition.kind in ("dirichlet", "shards"),
-            "data.label: received, but 'causal-lm' uses it only to partition by dirichlet or shards; "
-            "unset it with --set data.label=",
-        )
+    _require(
+        config.model.task == "causal-lm" or data.prompt is None,
+        f"data.prompt: received, but task '{config.model.task}' reads data.text; remove it",
+    )
 
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:

@@ -35,7 +35,7 @@ def read_rows(source: str, data: DataSection, labels: list[str] | None, *, group
         source=source,
         text=_strings(table, column, source, first),
         response=_strings(table, data.response, source, first) if data.response else None,
-        labels=None if labels is None or data.label is None else _classes(table, data.label, source, first, labels),
+        labels=None if labels is None else _classes(table, data.label, source, first, labels),
         group=np.asarray(_strings(table, data.partition.column or "", source, first), dtype=object) if group else None,
     )
 
@@ -45,7 +45,7 @@ def label_names(sources: list[str], data: DataSection) -> list[str]:
     names: set[str] = set()
     for source in sources:
         table = read_table(source, data)
-        names.update(_strings(table, data.label or "", source, 2 if source.lower().endswith(".csv") else 1))
+        names.update(_strings(table, data.label, source, 2 if source.lower().endswith(".csv") else 1))
     if all(name.lstrip("-").isdigit() for name in names):
         return sorted(names, key=int)
     return sorted(names)
@@ -84,9 +84,9 @@ def _from_file(path: Path, suffix: str) -> pa.Table:
         raise DataError(f"{path}: the file is empty; expected a header and rows")
     try:
         if suffix == ".parquet":
-            return pyarrow.parquet.read_table(path)
+            return _utf8(pyarrow.parquet.read_table(path), path)
         if suffix == ".jsonl":
-            return pyarrow.json.read_json(path)
+            return _utf8(pyarrow.json.read_json(path), path)
         header = pyarrow.csv.open_csv(path, parse_options=_csv_options()).schema.names
         # everything is text: a column of digits keeps its leading zeros
         as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
@@ -94,6 +94,25 @@ def _from_file(path: Path, suffix: str) -> pa.Table:
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         # pyarrow quotes the offending bytes in its message, so none of it is passed on
         raise DataError(_why_unreadable(path, suffix, error)) from None
+
+
+def _utf8(table: pa.Table, path: Path) -> pa.Table:
+    """The table, if its texts are UTF-8: pyarrow's json and parquet readers do not look."""
+    for name in table.column_names:
+        column = table[name]
+        if not pa.types.is_string(column.type):
+            continue
+        try:
+            column.validate(full=True)
+        except pa.ArrowException:
+            for row, value in enumerate(column.cast(pa.binary()).to_pylist(), start=1):
+                try:
+                    (value or b"").decode("utf-8")
+                except UnicodeDecodeError:
+                    raise DataError(
+                        f"{path}: row {row}, column '{name}': bytes that are not UTF-8; save the file as UTF-8"
+                    ) from None
+    return table
 
 
 def _csv_options() -> pyarrow.csv.ParseOptions:

@@ -13,7 +13,7 @@ import numpy as np
 from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
-from scipy.special import gammaln, logsumexp
+from scipy.special import gammaln
 
 from .errors import BudgetError, PrivacyError
 from .noise import from_grid, l2_sensitivity, skellam, skellam_variance, to_grid
@@ -84,13 +84,19 @@ def plan_for(
     return replace(plan, noise_multiplier=math.ceil(high * 1e4) / 1e4)
 
 
-def skellam_rdp(order: np.ndarray, noise_multiplier: float, coordinates: int) -> np.ndarray:
-    """ε(α) of one unsampled release on the grid: Agarwal, Kairouz, Liu 2021, Theorem 3.5, with Δ₁ ≤ √d·Δ₂."""
+def skellam_rdp(order: np.ndarray, l1: float, l2: float, variance: float) -> np.ndarray:
+    """ε(α) of one unsampled release of integer sensitivity Δ₁, Δ₂ with Skellam noise of variance μ.
+
+    Agarwal, Kairouz, Liu 2021: ε(α) ≤ αΔ₂²/(2μ) + min(((2α−1)Δ₂² + 6Δ₁)/(4μ²), 3Δ₁/(2μ)).
+    """
+    extra = np.minimum(((2 * order - 1) * l2**2 + 6 * l1) / (4 * variance**2), 3 * l1 / (2 * variance))
+    return order * l2**2 / (2 * variance) + extra
+
+
+def grid_rdp(order: np.ndarray, noise_multiplier: float, coordinates: int) -> np.ndarray:
+    """ε(α) of one unsampled release of `coordinates` numbers on the grid, with Δ₁ ≤ √d·Δ₂ and μ = (z·Δ₂)²."""
     l2 = l2_sensitivity(coordinates)
-    l1 = math.sqrt(coordinates) * l2
-    mu = skellam_variance(noise_multiplier, coordinates)
-    extra = np.minimum(((2 * order - 1) * l2**2 + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
-    return order * l2**2 / (2 * mu) + extra
+    return skellam_rdp(order, math.sqrt(coordinates) * l2, l2, skellam_variance(noise_multiplier, coordinates))
 
 
 def poisson_sampled_rdp(sampling_rate: float, rdp: np.ndarray) -> np.ndarray:
@@ -104,12 +110,16 @@ def poisson_sampled_rdp(sampling_rate: float, rdp: np.ndarray) -> np.ndarray:
     if sampling_rate == 1:
         return rdp[2:]
     result = np.empty(len(rdp) - 2)
+    log_q, log_rest = math.log(sampling_rate), math.log1p(-sampling_rate)
+    cumulants = np.arange(-1, len(rdp) - 1) * rdp
+    cumulants[:2] = 0
+    log_factorial = gammaln(np.arange(1, len(rdp) + 1))
     for order in range(2, len(rdp)):
         terms = np.arange(order + 1)
-        log_binomial = gammaln(order + 1) - gammaln(terms + 1) - gammaln(order - terms + 1)
-        cumulant = np.where(terms < 2, 0.0, (terms - 1) * rdp[: order + 1])
-        log_terms = log_binomial + (order - terms) * math.log1p(-sampling_rate) + terms * math.log(sampling_rate)
-        result[order - 2] = logsumexp(log_terms + cumulant) / (order - 1)
+        log_binomial = log_factorial[order] - log_factorial[terms] - log_factorial[order - terms]
+        exponents = log_binomial + (order - terms) * log_rest + terms * log_q + cumulants[: order + 1]
+        largest = exponents.max()
+        result[order - 2] = (largest + math.log(np.exp(exponents - largest).sum())) / (order - 1)
     return result
 
 
@@ -121,7 +131,7 @@ def _step_rdp(sampling_rate: float, noise_multiplier: float, coordinates: int) -
     is an upper bound.
     """
     every = np.arange(_ORDERS[-1] + 1)
-    rdp = skellam_rdp(every, noise_multiplier, coordinates)
+    rdp = grid_rdp(every, noise_multiplier, coordinates)
     at_integers = np.concatenate([[0.0], poisson_sampled_rdp(sampling_rate, rdp)])  # orders 1 … A
     cumulant = (np.arange(1, len(every)) - 1) * at_integers  # (α − 1)·ε'(α)
     fine = np.concatenate([(low + _FRACTIONS) for low in range(1, 32)])[1:]  # above 1, below 32

@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from .config import ModelSection, RunConfig
 from .errors import ModelError
@@ -29,7 +30,7 @@ _DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 CARD = "confide.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # identity: two loads are two models
 class FineTuneModel:
     """A loaded model; the backbone is shared, its adapter is set before every use."""
 
@@ -120,6 +121,7 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
     seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024).
     Raises ModelError: backbone not found, unknown architecture, targets that are not in it.
     """
+    hf_logging.disable_progress_bar()  # of the loading of weights; a run shows its own
     path = resolve_backbone(model.backbone)
     task = load_task(model.task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,6 +6,7 @@ For LoRA a per-sample gradient has r·(d_in + d_out) numbers, so materialising i
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -26,28 +27,35 @@ def hooked(model: FineTuneModel) -> Iterator[None]:
     Only modules that own trained parameters are in training mode (Opacus records nothing in evaluation mode); dropout
     stays off. Raises ModelError when the model's trained part has no per-sample gradients.
     """
-    validate(model)
-    owners = _owners(model)
+    owners, hooks = _attach(model)
     for owner in owners:
         owner.train()
-    hooks = GradSampleHooks(model.module, loss_reduction="sum", strict=False)
+    hooks.enable_hooks()
     try:
         yield
     finally:
-        hooks.cleanup()
+        hooks.disable_hooks()
         for owner in owners:
             owner.eval()
+            owner.__dict__.pop("activations", None)  # of a forward pass whose backward never came
+            owner.__dict__.pop("max_batch_len", None)
         for p in model.trained.values():
             p.grad = None
+            p.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]  # Opacus' attributes
+            p._forward_counter = 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _owners(model: FineTuneModel) -> list[nn.Module]:
+@lru_cache(maxsize=2)
+def _attach(model: FineTuneModel) -> tuple[list[nn.Module], GradSampleHooks]:
+    """Once a model: hooks cost milliseconds to attach and nothing while they are disabled."""
+    validate(model)
     trained = {id(p) for p in model.trained.values()}
     owners = [m for m in model.module.modules() if any(id(p) in trained for p in m.parameters(recurse=False))]
     for owner in owners:
         if list(owner.children()):
             raise ModelError(f"{type(owner).__name__} holds trained arrays and submodules; per-sample hooks need leaves")
-    return owners
+    hooks = GradSampleHooks(model.module, loss_reduction="sum", strict=False)
+    return owners, hooks
 
 
 def validate(model: FineTuneModel) -> None:

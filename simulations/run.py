@@ -16,20 +16,6 @@ from ..common.tasks import load_task
 from ..server.evaluation import read_public
 from ..server.rounds import make_strategy
 
-RECIPES = Path(__file__).parent / "recipes"
-
-
-def find_recipe(recipe: str) -> Path:
-    """A path, or the name of a shipped recipe. Raises ConfigError."""
-    if Path(recipe).suffix == ".toml" or Path(recipe).is_file():
-        return Path(recipe)
-    shipped = RECIPES / f"{recipe}.toml"
-    if not shipped.is_file():
-        names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
-        raise ConfigError(f"RECIPE: received '{recipe}'; allowed: a .toml file, or one of {names}")
-    return shipped
-
-
 def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
     """Resolves what depends on data and loads all of it, so that nothing is written for a run that cannot start.
 
@@ -135,5 +121,3 @@ def _start(config: RunConfig) -> None:
     grid = LocalGrid(client_app, flat, config.clients)
     context = Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
     server_app(grid, context)
-
-

@@ -1,0 +1,38 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+PIP_INSTALL = .venv/bin/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test slow check bench format
+
+demo: .venv/demo
+	.venv/bin/confide simulate demo --out runs/demo --overwrite
+
+test: .venv/dev
+	.venv/bin/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+slow: .venv/dev
+	.venv/bin/python -m pytest -m slow
+
+check: .venv/dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+format: .venv/dev
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: .venv/dev
+	.venv/bin/python -m benchmarks.run
+
+.venv/base:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo: .venv/base pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[demo]'
+	touch $@
+
+.venv/dev: .venv/base pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,119 @@
+"""The `confide` command. torch and its friends are imported inside commands: `confide --help` is immediate."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .common.config import RunConfig
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Federated, privacy-preserving fine-tuning: LoRA adapters travel, records stay.",
+)
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. privacy.epsilon=3; empty unsets."),
+]
+
+
+@app.command()
+def simulate(
+    recipe: Annotated[str | None, typer.Argument(help="A .toml file, or a shipped recipe: demo, sst2, …")] = None,
+    sets: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; otherwise run.output.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Continue the interrupted run in DIR.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
+) -> None:
+    """Fine-tune across simulated sites on this machine, and write a report."""
+    from .common.errors import ConfigError
+
+    if (recipe is None) == (resume is None):
+        raise ConfigError("simulate: give a RECIPE, or --resume DIR; not both")
+    if resume is not None and (sets or out or overwrite):
+        raise ConfigError("--resume: takes no --set, --out or --overwrite; a run goes on as it was declared")
+    from .simulations.progress import watch
+
+    with watch() as show:
+        show.stage("loading")
+        from .simulations import run
+
+        if resume is not None:
+            folder = resume
+            show.follow(folder)
+            run.resume(folder)
+        else:
+            config = _load(recipe or "", sets, out)
+            folder = config.output
+            show.follow(folder)
+            run.simulate(config, overwrite=overwrite)
+    from .simulations.progress import print_summary
+
+    print_summary(folder)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str, typer.Argument(help="The run to check: a .toml file or a shipped recipe.")] = "demo",
+    sets: Sets = None,
+) -> None:
+    """Check versions, device and memory, and whether this model can be trained privately; estimate time per round."""
+    from .simulations.doctor import examine
+
+    if not examine(_load(recipe, sets, None)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo_data(
+    folder: Annotated[Path, typer.Argument(help="Where train.csv, validation.csv and test.csv go.")],
+) -> None:
+    """Write the demonstration's generated messages as csv files."""
+    import pyarrow.csv
+
+    from .common import demo
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in demo.SPLITS:
+        pyarrow.csv.write_csv(demo.table(split), folder / f"{split}.csv")
+    typer.echo(f"wrote {', '.join(f'{split}.csv' for split in demo.SPLITS)} to {folder}")
+
+
+def _load(recipe: str, sets: list[str] | None, out: Path | None) -> "RunConfig":
+    from .common.config import load
+    from .simulations.recipes import find_recipe
+
+    overrides = [*(sets or [])]
+    if out is not None:
+        overrides.append(f"run.output={out}")
+    return load(find_recipe(recipe), overrides)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"confide {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: an error that is meant for the user is one line on standard error."""
+    from .common.errors import ConfideError
+
+    try:
+        app()
+    except ConfideError as error:
+        typer.echo(f"confide: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("confide: stopped; continue with: confide simulate --resume DIR", err=True)
+        sys.exit(130)

@@ -1,0 +1,148 @@
+"""Every error path of a configuration: one line that names file, key, value, what is allowed, what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from confide.common.config import FLOWER_STRATEGIES, RunConfig, load
+from confide.common.errors import ConfigError
+from confide.simulations.recipes import FOLDER, find_recipe
+
+MINIMAL = """
+[model]
+backbone = "b"
+[data]
+train = "train.csv"
+test = "test.csv"
+[data.partition]
+clients = 4
+"""
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def refused(path: Path, *sets: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path, list(sets))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    return message
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    config = load(find_recipe(path.stem))
+    assert config.run.name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("privacy.epsilom=3", ["privacy.epsilom: unknown key", "did you mean 'epsilon'?"]),
+        ("privcy.epsilon=3", ["privcy: unknown key", "did you mean 'privacy'?"]),
+        ("zzz=3", ["zzz: unknown key", "remove it"]),
+        ("run.rounds=many", ["run.rounds: received 'many'", "integer", "--set run.rounds=VALUE"]),
+        ("run.rounds=0", ["run.rounds: received 0", "greater than or equal to 1"]),
+        ("run.name=a/b", ["run.name: received 'a/b'"]),
+        ("privacy.epsilon=nan", ["privacy.epsilon: received nan", "finite"]),
+        ("privacy.epsilon=inf", ["privacy.epsilon: received inf"]),
+        ("privacy.delta=1.5", ["privacy.delta: received 1.5", "less than 1"]),
+        ("privacy.mode=central", ["privacy.mode: received 'central'", "'none', 'local'"]),
+        ("privacy.mode=distributed", ["privacy.mode: 'distributed' is not in this version yet", "allowed: none, local"]),
+        ("server.secure_aggregation=true", ["server.secure_aggregation: true is not in this version yet"]),
+        ("privacy.mode=local", ["privacy.epsilon: nothing received", "set it in [privacy]"]),
+        ("server.aggregation=fedsum", ["server.aggregation: received 'fedsum'", "fedavg, ffa, exact"]),
+        ("server.options={eta=1.0}", ["server.options: received for 'fedavg'", "remove them"]),
+        ("server.aggregation=qfedavg", ["'qfedavg' needs client_learning_rate"]),
+        ("server.min_clients=9", ["server.min_clients: 9 received", "asks only 4 sites"]),
+        ("server.cohort=9", ["server.cohort: 9 received", "at most data.partition.clients = 4"]),
+        ("model.pooling=max", ["model.pooling: received 'max'", "'mean', 'first', 'last'"]),
+        ("model.backbone=", ["model.backbone: nothing received", "required"]),
+        ("data.partition.clients=", ["data.partition.clients: nothing received"]),
+        ("data.partition.kind=natural", ["data.partition.column: nothing received"]),
+        ("data.prompt=q", ["prompt and response go together"]),
+        ("novalue", ["--set: received 'novalue'", "KEY=VALUE"]),
+        ("run.name.x=1", ["'name' is a value, not a section"]),
+    ],
+)
+def test_bad_values_name_key_value_and_remedy(toml: Path, override: str, parts: list[str]) -> None:
+    if override == "run.name.x=1":
+        toml.write_text(MINIMAL + '[run]\nname = "x"\n')
+    message = refused(toml, override)
+    assert all(part in message for part in parts), message
+    assert override.startswith(("novalue", "run.name.x")) or str(toml) in message
+
+
+def test_instructions_are_not_for_classification(toml: Path) -> None:
+    assert "remove it" in refused(toml, "data.prompt=q", "data.response=a")
+
+
+def test_losses_are_not_weights_under_privacy(toml: Path) -> None:
+    private = ["mode=local", "epsilon=8", "sampling_rate=0.1", "declared_examples=100"]
+    message = refused(
+        toml,
+        *(f"privacy.{setting}" for setting in private),
+        "server.aggregation=qfedavg",
+        "server.options.client_learning_rate=0.1",
+    )
+    assert "'qfedavg' weighs sites by their loss" in message
+
+
+def test_several_errors_are_counted(toml: Path) -> None:
+    assert "(and 1 more)" in refused(toml, "run.rounds=0", "run.seed=-1")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "no such file" in refused(tmp_path / "none.toml")
+    (tmp_path / "broken.toml").write_text("[run\n")
+    assert "not valid TOML" in refused(tmp_path / "broken.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"name = '\xff'")
+    assert "not valid TOML" in refused(tmp_path / "bytes.toml")
+    assert "cannot be read" in refused(tmp_path)
+    with pytest.raises(ConfigError, match=r"received 'nosuch'; allowed: a .toml file, or one of .*demo"):
+        find_recipe("nosuch")
+
+
+def test_overrides_take_toml_values_and_bare_strings(toml: Path) -> None:
+    config = load(
+        toml, ["run.rounds=5", "run.name=other", 'model.lora.targets=["query"]', "privacy.mode=none", "data.limit=7"]
+    )
+    assert (config.run.rounds, config.run.name, config.model.lora.targets) == (5, "other", ("query",))
+    assert load(toml, ["data.limit=7", "data.limit="]).data.limit is None
+    assert str(config.output) == "runs/other"
+
+
+def test_flat_run_config_is_lossless(toml: Path) -> None:
+    config = load(
+        toml,
+        ['model.lora.targets=["query", "value"]', 'data.labels=["a", "b"]', "data.text=json:odd", "data.limit=9"],
+    )
+    flat = config.to_flat()
+    assert all(isinstance(value, str | int | float | bool) for value in flat.values())
+    assert RunConfig.from_flat(flat) == config
+    toml.write_text(config.to_toml())
+    assert load(toml) == config
+
+
+def test_digest_ignores_where_and_how_but_not_what(toml: Path) -> None:
+    base = load(toml).digest()
+    assert load(toml, ["run.output=elsewhere", "engine.kind=ray"]).digest() == base
+    assert load(toml, ["run.seed=1"]).digest() != base
+
+
+def test_clients_must_be_known(toml: Path) -> None:
+    config = load(toml, ["data.partition.clients=", "data.partition.kind=natural", "data.partition.column=site"])
+    with pytest.raises(ConfigError, match="needs the number of sites"):
+        _ = config.clients
+
+
+def test_strategies_exist_in_flower() -> None:
+    import flwr.serverapp.strategy as strategies
+
+    assert all(hasattr(strategies, name) for name in FLOWER_STRATEGIES.values())

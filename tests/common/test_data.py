@@ -1,0 +1,211 @@
+"""Sources and their errors: file, row and column are named, no content of a row is shown."""
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from confide.common import demo
+from confide.common.config import DataSection, PartitionSection
+from confide.common.data import label_names, read_rows, shuffled_limit
+from confide.common.errors import DataError
+
+LABELS = ["no", "yes"]
+ROWS = [("first text", "yes"), ("second, with comma", "no"), ("third\nover two lines", "yes")]
+SECRET = "patient Smith has measles"
+
+
+def section(**changes) -> DataSection:
+    return DataSection(train="unused", test="unused", **changes)
+
+
+def write_all(folder: Path) -> dict[str, str]:
+    """The same rows in every kind of file."""
+    table = pa.table({"text": [t for t, _ in ROWS], "label": [label for _, label in ROWS]})
+    (folder / "r.csv").write_text(
+        'text,label\nfirst text,yes\n"second, with comma",no\n"third\nover two lines",yes\n', encoding="utf-8"
+    )
+    import json
+
+    (folder / "r.jsonl").write_text("".join(json.dumps({"text": t, "label": label}) + "\n" for t, label in ROWS))
+    pyarrow.parquet.write_table(table, folder / "r.parquet")
+    with sqlite3.connect(folder / "r.db") as database:
+        database.execute("CREATE TABLE messages (text TEXT, label TEXT)")
+        database.executemany("INSERT INTO messages VALUES (?, ?)", ROWS)
+    database.close()
+    return {
+        "csv": str(folder / "r.csv"),
+        "jsonl": str(folder / "r.jsonl"),
+        "parquet": str(folder / "r.parquet"),
+        "sql table": f"sqlite:///{folder}/r.db#messages",
+        "sql query": f"sqlite:///{folder}/r.db#SELECT text, label FROM messages",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # sqlalchemy's pool closes its connection when collected
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "sql table", "sql query"])
+def test_every_source_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
+    rows = read_rows(write_all(tmp_path)[kind], section(), LABELS)
+    assert rows.text == [text for text, _ in ROWS]
+    assert rows.labels is not None
+    np.testing.assert_array_equal(rows.labels, [1, 0, 1])
+    assert len(rows) == 3
+
+
+def test_a_cached_hub_data_set_is_read_with_class_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loading code of `datasets` on a local folder; class numbers become names."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=LABELS)})
+    folder = tmp_path / "hub" / "tiny"
+    folder.mkdir(parents=True)
+    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(folder / "train.parquet")
+    monkeypatch.chdir(tmp_path)
+    rows = read_rows("hub/tiny:train", section(), LABELS)
+    assert rows.labels is not None
+    np.testing.assert_array_equal(rows.labels, [1, 0])
+
+
+def refused(source: str | Path, data: DataSection | None = None, labels: list[str] | None = LABELS, **kw) -> str:
+    with pytest.raises(DataError) as caught:
+        read_rows(str(source), data or section(), labels, **kw)
+    message = str(caught.value)
+    assert SECRET not in message
+    assert "measles" not in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    return message
+
+
+def test_missing_file_and_unknown_kind(tmp_path: Path) -> None:
+    assert "no such file" in refused(tmp_path / "gone.csv")
+    assert "neither a csv, jsonl or parquet file" in refused("nobody/nothing")
+
+
+def test_empty_files(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("")
+    assert "the file is empty" in refused(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text("text,label\n")
+    assert "there are no rows" in refused(tmp_path / "b.csv")
+
+
+def test_missing_column_lists_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"body,label\n{SECRET},yes\n")
+    message = refused(tmp_path / "a.csv")
+    assert "column 'text' is missing; the columns are: body, label" in message
+
+
+def test_unknown_label_names_row_and_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"text,label\nfine,yes\n{SECRET},measles\n")
+    message = refused(tmp_path / "a.csv")
+    assert f"{tmp_path / 'a.csv'}: row 3, column 'label'" in message
+    assert "allowed: no, yes" in message
+
+
+def test_a_label_set_that_differs_between_sites_is_refused_at_the_site_that_differs(tmp_path: Path) -> None:
+    for site, label in (("a", "yes"), ("b", "perhaps")):
+        (tmp_path / f"{site}.csv").write_text(f"text,label\nfine,{label}\n")
+    assert len(read_rows(str(tmp_path / "a.csv"), section(), LABELS)) == 1
+    assert "b.csv: row 2, column 'label'" in refused(tmp_path / "b.csv")
+
+
+def test_empty_fields(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nfine,yes\n  ,no\n")
+    assert "row 3, column 'text': the field is empty" in refused(tmp_path / "a.csv")
+    (tmp_path / "a.jsonl").write_text('{"text": "fine", "label": "yes"}\n{"text": null, "label": "no"}\n')
+    assert "row 2, column 'text': the field is empty" in refused(tmp_path / "a.jsonl")
+
+
+def test_bytes_that_are_not_utf8_name_row_and_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'text,label\nfine,yes\n"patient, Smith \xe9 has measles",yes\n')
+    assert "row 3, column 'text': bytes that are not UTF-8" in refused(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_bytes(b"text,label\nfine,\xff\n")
+    assert "row 2, column 'label'" in refused(tmp_path / "b.csv")
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "measles \xff", "label": "yes"}\n')
+    assert "row 1, column 'text': bytes that are not UTF-8" in refused(tmp_path / "a.jsonl")
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"text,label\nfine,yes\n{SECRET},yes,more\n")
+    assert "3 columns instead of 2" in refused(tmp_path / "a.csv")
+    (tmp_path / "a.jsonl").write_text('{"text": "measles"\n')
+    assert "it cannot be parsed" in refused(tmp_path / "a.jsonl")
+    (tmp_path / "a.parquet").write_text("measles")
+    assert "not a readable parquet file" in refused(tmp_path / "a.parquet")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_sql_errors_hide_passwords_and_rows(tmp_path: Path) -> None:
+    source = write_all(tmp_path)["sql table"]
+    assert "no table named" in refused(source.partition("#")[0])
+    assert "the query failed (DatabaseError)" in refused(source.replace("messages", "measles_table"))
+    message = refused("postgresql://user:s3cret@127.0.0.1/x")
+    assert "s3cret" not in message
+
+
+def test_natural_column_and_instructions(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("q,a,ward\nwhat?,that,north\nwho?,they,south\n")
+    data = section(
+        prompt="q", response="a", partition=PartitionSection(kind="natural", column="ward", clients=2)
+    )
+    rows = read_rows(str(tmp_path / "a.csv"), data, None, group=True)
+    assert (rows.text, rows.response) == (["what?", "who?"], ["that", "they"])
+    assert rows.group is not None
+    assert rows.group.tolist() == ["north", "south"]
+    wrong = data.model_copy(update={"partition": PartitionSection(kind="natural", column="floor", clients=2)})
+    assert "column 'floor' is missing" in refused(tmp_path / "a.csv", wrong, None, group=True)
+
+
+def test_labels_are_sorted_as_numbers_or_names(tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_text("text,label\n" + "".join(f"x,{i}\n" for i in (10, 9, 0)))
+    (tmp_path / "s.csv").write_text("text,label\nx,pear\nx,apple\n")
+    assert label_names([str(tmp_path / "n.csv")], section()) == ["0", "9", "10"]
+    assert label_names([str(tmp_path / "s.csv")], section()) == ["apple", "pear"]
+
+
+def test_limit_is_a_seeded_choice(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},{LABELS[i % 2]}\n" for i in range(50)))
+    rows = read_rows(str(path), section(), LABELS)
+    assert shuffled_limit(rows, None, 1) is rows
+    first, again, other = (shuffled_limit(rows, 10, seed) for seed in (1, 1, 2))
+    assert first.text == again.text != other.text
+    assert len(first) == 10
+    assert first.labels is not None
+    assert [LABELS[i] for i in first.labels] == [LABELS[int(t.split()[1]) % 2] for t in first.text]
+
+
+class TestDemo:
+    def test_is_reproducible_and_balanced(self) -> None:
+        table = demo.table("validation")
+        assert table.equals(demo.table("validation"))
+        counts = np.unique(table["label"].to_pylist(), return_counts=True)[1]
+        assert len(counts) == 6
+        assert counts.min() > 40
+
+    def test_no_keyword_decides(self) -> None:
+        """A bag-of-words logistic regression on 200 rows stays under 0.9."""
+        from sklearn.feature_extraction.text import CountVectorizer
+        from sklearn.linear_model import LogisticRegression
+
+        train, test = demo.table("train?rows=200"), demo.table("test")
+        words = CountVectorizer(ngram_range=(1, 2))
+        model = LogisticRegression(max_iter=2000).fit(
+            words.fit_transform(train["text"].to_pylist()), train["label"].to_pylist()
+        )
+        assert model.score(words.transform(test["text"].to_pylist()), test["label"].to_pylist()) < 0.9
+
+    def test_holds_personal_details_and_label_noise(self) -> None:
+        texts = " ".join(demo.table("train?rows=400")["text"].to_pylist()).lower()
+        assert all(mark in texts for mark in ("@example.com", "07700 900", "my iban is", "i was born on"))
+        clean = demo.generate(2000, 5)
+        assert 0 < demo.LABEL_NOISE < 0.1
+        assert len(set(clean["text"].to_pylist())) > 1900
+
+    @pytest.mark.parametrize("spec", ["nosuch", "train?rows=0", "train?rows=x"])
+    def test_other_splits_are_refused(self, spec: str) -> None:
+        with pytest.raises(DataError, match="allowed: demo:train"):
+            demo.table(spec)
