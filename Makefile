@@ -35,4 +35,5 @@ bench: .venv/dev
 
 .venv/dev: .venv/base pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[dev]'
+	ln -sfn '$(CURDIR)' .venv/confide  # pyright reads no import hooks
 	touch $@

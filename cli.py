@@ -35,28 +35,26 @@ def simulate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
 ) -> None:
     """Fine-tune across simulated sites on this machine, and write a report."""
-    from .common.errors import ConfigError
+    from .common.errors import ConfigError, StoppedError
 
     if (recipe is None) == (resume is None):
         raise ConfigError("simulate: give a RECIPE, or --resume DIR; not both")
     if resume is not None and (sets or out or overwrite):
         raise ConfigError("--resume: takes no --set, --out or --overwrite; a run goes on as it was declared")
-    from .simulations.progress import watch
+    from .simulations.progress import print_summary, watch
 
-    with watch() as show:
-        show.stage("loading")
-        from .simulations import run
+    config = None if resume else _load(recipe or "", sets, out)
+    folder = resume or (config.output if config else Path())
+    try:
+        with watch(folder):
+            from .simulations import run
 
-        if resume is not None:
-            folder = resume
-            show.follow(folder)
-            run.resume(folder)
-        else:
-            config = _load(recipe or "", sets, out)
-            folder = config.output
-            show.follow(folder)
-            run.simulate(config, overwrite=overwrite)
-    from .simulations.progress import print_summary
+            if config is None:
+                run.resume(folder)
+            else:
+                run.simulate(config, overwrite=overwrite)
+    except KeyboardInterrupt:
+        raise StoppedError(f"stopped; go on after the last whole round: confide simulate --resume {folder}") from None
 
     print_summary(folder)
 
@@ -114,6 +112,3 @@ def main() -> None:
     except ConfideError as error:
         typer.echo(f"confide: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("confide: stopped; continue with: confide simulate --resume DIR", err=True)
-        sys.exit(130)

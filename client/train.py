@@ -97,18 +97,15 @@ def _take_steps(config: RunConfig, model: FineTuneModel, task: RoundTask, step: 
     for _ in range(config.training.local_steps):
         gradient, loss = step()
         losses.append(loss)
-        for p, piece in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
-            p.grad = piece.view_as(p).clone()
-        if task.proximal_mu:  # the term is a function of public values: it needs no noise
-            for p, start in zip(parameters, before, strict=True):
-                p.grad += task.proximal_mu * (p.detach() - start)
+        pieces = gradient.split([p.numel() for p in parameters])
+        for p, piece, start in zip(parameters, pieces, before, strict=True):
+            # the proximal term is a function of released values: it needs no noise
+            p.grad = piece.view_as(p) + task.proximal_mu * (p.detach() - start)
         optimizer.step()
         if len(losses) == 1:
             _check_moved(optimizer, parameters, before)
         optimizer.zero_grad()
-    delta = {
-        name: (p.detach() - start).cpu().numpy() for name, p, start in zip(names, parameters, before, strict=True)
-    }
+    delta = {name: (p.detach() - start).cpu().numpy() for name, p, start in zip(names, parameters, before, strict=True)}
     return delta, float(np.mean(losses))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from .errors import ConfigError
 
@@ -44,11 +44,11 @@ def _known_aggregation(name: str) -> str:
     return name
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+class Section(BaseModel, frozen=True, extra="forbid"):
+    """A table of the file; unknown keys are errors."""
 
 
-class RunSection(Section):
+class RunSection(Section, frozen=True):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
     """letters, digits, '.', '_' and '-'"""
     rounds: Positive = 10
@@ -58,14 +58,14 @@ class RunSection(Section):
     """the folder of results; omitted: runs/NAME"""
 
 
-class LoraSection(Section):
+class LoraSection(Section, frozen=True):
     rank: Positive = 8
     alpha: PositiveFloat = 16
     targets: tuple[str, ...] | None = None
     """module names; omitted: PEFT's default for the architecture"""
 
 
-class ModelSection(Section):
+class ModelSection(Section, frozen=True):
     backbone: str
     """hub id, or a local folder"""
     task: str = "sequence-classification"
@@ -77,7 +77,7 @@ class ModelSection(Section):
     lora: LoraSection = LoraSection()
 
 
-class PartitionSection(Section):
+class PartitionSection(Section, frozen=True):
     clients: Positive | None = None
     """number of simulated sites; omitted for `natural`: one a value of the column"""
     kind: Literal["iid", "dirichlet", "shards", "natural"] = "iid"
@@ -91,7 +91,7 @@ class PartitionSection(Section):
     """a client left without records: an error, or one record of the largest client moves to it"""
 
 
-class DataSection(Section):
+class DataSection(Section, frozen=True):
     train: str
     """csv, jsonl or parquet file, hub id, SQL url#table-or-query, or demo:train"""
     validation: str | None = None
@@ -112,7 +112,7 @@ class DataSection(Section):
     partition: PartitionSection = PartitionSection()
 
 
-class PrivacySection(Section):
+class PrivacySection(Section, frozen=True):
     mode: Literal["none", "local", "distributed", "client"] = "none"
     epsilon: PositiveFloat | None = None
     """the target over all rounds; the noise multiplier is calibrated from it"""
@@ -125,7 +125,7 @@ class PrivacySection(Section):
     """public size of all sites' data together: the constant of the denominator, never counted"""
 
 
-class TrainingSection(Section):
+class TrainingSection(Section, frozen=True):
     optimizer: Literal["sgd", "momentum", "adam"] = "adam"
     learning_rate: PositiveFloat = 0.005
     local_steps: Positive = 1
@@ -135,7 +135,7 @@ class TrainingSection(Section):
     """records in memory at once; without privacy also the batch of a step"""
 
 
-class ServerSection(Section):
+class ServerSection(Section, frozen=True):
     aggregation: Annotated[str, AfterValidator(_known_aggregation)] = "fedavg"
     """fedavg, ffa (A frozen), exact (mean of the products B·A), or a Flower strategy by its name in lower case"""
     options: dict[str, float | int] = {}
@@ -153,15 +153,15 @@ class ServerSection(Section):
     """rows of the validation set behind the accuracy per round; before and after use the whole test set"""
 
 
-class EngineSection(Section):
+class EngineSection(Section, frozen=True):
     kind: Literal["inprocess", "ray"] = "inprocess"
-    cpus_per_client: PositiveFloat = 1.0
+    cpus_per_client: Positive = 1
     """`ray`: cores that one client holds"""
     address: str | None = None
     """`ray`: address of a running cluster; omitted: this machine"""
 
 
-class RunConfig(Section):
+class RunConfig(Section, frozen=True):
     """One run, whole: DESIGN section 3."""
 
     run: RunSection = RunSection()
@@ -368,7 +368,7 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
     more = f" (and {len(others)} more)" if others else ""
     key = ".".join(str(part) for part in first["loc"])
     if not key:  # a check that spans sections says it all itself
-        return str(first["ctx"]["error"]) + more
+        return first["msg"].removeprefix("Value error, ") + more
     if first["type"] == "extra_forbidden":
         allowed = _keys_beside(model, first["loc"])
         close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)

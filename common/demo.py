@@ -5,6 +5,8 @@ wrong, so that no keyword decides. The same seed gives the same rows on every ma
 drawn at random; telephone numbers and mail domains are reserved for fiction (Ofcom drama numbers, RFC 2606).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 
@@ -123,10 +125,54 @@ _CLOSINGS = [
     "",
     "",
 ]
-_FIRST = "Amina Bruno Chiara Daniel Elif Femke Goran Hanna Ivo Jana Kofi Lena Mateo Nora Omar Petra Quentin Rosa".split()
-_LAST = "Abel Brandt Costa Duarte Eriksen Fischer Garcia Huber Ivanov Jansen Kaya Lind Moreau Novak Okafor Peeters".split()
-_SHOPS = "supermarket,hotel,pharmacy,bookshop,online shop,restaurant,garage,furniture store,airline".split(",")
-_CARDS = "card,debit card,credit card,bank card,gold card".split(",")
+_FIRST = [
+    "Amina",
+    "Bruno",
+    "Chiara",
+    "Daniel",
+    "Elif",
+    "Femke",
+    "Goran",
+    "Hanna",
+    "Ivo",
+    "Jana",
+    "Kofi",
+    "Lena",
+    "Mateo",
+    "Nora",
+    "Omar",
+    "Petra",
+    "Rosa",
+]
+_LAST = [
+    "Abel",
+    "Brandt",
+    "Costa",
+    "Duarte",
+    "Eriksen",
+    "Fischer",
+    "Garcia",
+    "Huber",
+    "Jansen",
+    "Kaya",
+    "Lind",
+    "Moreau",
+    "Novak",
+    "Okafor",
+    "Peeters",
+]
+_SHOPS = [
+    "supermarket",
+    "hotel",
+    "pharmacy",
+    "bookshop",
+    "online shop",
+    "restaurant",
+    "garage",
+    "furniture store",
+    "airline",
+]
+_CARDS = ["card", "debit card", "credit card", "bank card", "gold card"]
 
 LABELS = sorted(_CORES)
 
@@ -156,7 +202,7 @@ def generate(rows: int, seed: int) -> pa.Table:
     return pa.table({"text": texts, "label": labels, "branch": branches})
 
 
-def _pick(rng: np.random.Generator, choices: list[str]) -> str:
+def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -181,7 +227,7 @@ def _closing(rng: np.random.Generator) -> str:
         mail=f"{first}.{last}@example.com".lower(),
         name=f"{first} {last}",
         customer=rng.integers(10**6, 10**7),
-        iban=f"XX{rng.integers(10, 99)} {rng.integers(1000, 9999)} {rng.integers(1000, 9999)} {rng.integers(1000, 9999)}",
+        iban=f"XX{rng.integers(10, 99)} " + " ".join(str(rng.integers(1000, 9999)) for _ in range(3)),
         birth=f"{rng.integers(1, 29)}.{rng.integers(1, 13)}.{rng.integers(1940, 2005)}",
     )
 

@@ -9,7 +9,8 @@
     ├── PrivacyError               a guarantee would not hold: nothing is released
     │   └── BudgetError            more was asked than was declared; nothing is charged
     ├── RoundError                 the federation cannot go on (too few sites)
-    └── WireError                  a message does not hold what it must
+    ├── WireError                  a message does not hold what it must
+    └── StoppedError               exit code 130: the user stopped the run, which can be resumed
 """
 
 
@@ -51,3 +52,9 @@ class RoundError(ConfideError):
 
 class WireError(ConfideError):
     """A message that does not hold what it must."""
+
+
+class StoppedError(ConfideError):
+    """The user stopped a run."""
+
+    exit_code = 130

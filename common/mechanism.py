@@ -144,7 +144,7 @@ def skellam_epsilon(sampling_rate: float, noise_multiplier: float, steps: int, d
     if steps == 0:
         return 0.0
     orders, rdp = _step_rdp(sampling_rate, noise_multiplier, coordinates)
-    epsilon, _ = compute_epsilon(orders, steps * rdp, delta)
+    epsilon, _ = compute_epsilon(orders.tolist(), (steps * rdp).tolist(), delta)
     return float(epsilon)
 
 

@@ -167,7 +167,7 @@ def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
         r=model.lora.rank,
         lora_alpha=model.lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides: a float is as good
         lora_dropout=0.0,
-        target_modules=model.lora.targets,
+        target_modules=list(model.lora.targets) if model.lora.targets else None,
         modules_to_save=[name for name in task.HEAD if name in children] or None,
     )
     try:
@@ -179,7 +179,7 @@ def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
             raise ModelError("model.lora.targets: PEFT knows no default for this architecture; name modules") from None
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if isinstance(m, nn.Linear)})
         raise ModelError(
-            f"model.lora.targets: received {model.lora.targets}; allowed are modules of the backbone, such as: "
+            f"model.lora.targets: received {list(model.lora.targets or ())}; allowed are modules of the backbone, such as: "
             f"{', '.join(linear)}"
         ) from None
     if not isinstance(module, PeftModel):

@@ -6,6 +6,7 @@ float tell nothing (Mironov, CCS 2012).
 """
 
 import os
+from typing import Any
 
 import numpy as np
 from randomgen import AESCounter
@@ -16,7 +17,8 @@ GRID_STEPS_PER_CLIP = 2**16
 
 def secure_generator() -> np.random.Generator:
     """A generator over AES-128 in counter mode, its key drawn from the operating system; there is no seed to set."""
-    return np.random.Generator(AESCounter(key=int.from_bytes(os.urandom(16), "little")))
+    bits: Any = AESCounter(key=int.from_bytes(os.urandom(16), "little"))  # a BitGenerator by interface, not by class
+    return np.random.Generator(bits)
 
 
 def l2_sensitivity(coordinates: int) -> float:

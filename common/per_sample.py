@@ -53,7 +53,9 @@ def _attach(model: FineTuneModel) -> tuple[list[nn.Module], GradSampleHooks]:
     owners = [m for m in model.module.modules() if any(id(p) in trained for p in m.parameters(recurse=False))]
     for owner in owners:
         if list(owner.children()):
-            raise ModelError(f"{type(owner).__name__} holds trained arrays and submodules; per-sample hooks need leaves")
+            raise ModelError(
+                f"{type(owner).__name__} holds trained arrays and submodules; per-sample hooks need leaves"
+            )
     hooks = GradSampleHooks(model.module, loss_reduction="sum", strict=False)
     return owners, hooks
 

@@ -26,7 +26,8 @@ def arrays_to_record(adapter: Adapter, dtype: str = "float32") -> ArrayRecord:
     """Raises WireError when a value does not survive the narrowing to `dtype`."""
     record = ArrayRecord()
     for name, array in adapter.items():
-        narrow = array.astype(dtype)
+        with np.errstate(over="ignore"):  # the check below says it with a name
+            narrow = array.astype(dtype)
         if not np.isfinite(narrow).all():
             raise WireError(f"{name}: a value is not finite as {dtype}; use server.wire = float32")
         record[name] = Array(narrow)

@@ -1,8 +1,8 @@
 """From updates to the next adapter. Aggregates stream: memory does not grow with the number of sites.
 
-`Mean` is FedAvg (McMahan et al. 2017) and, with the A factors frozen, FFA-LoRA (Sun et al. 2024). `ProductMean` averages
-the products B·A, which the mean of the factors is not (Wang et al. 2024, FLoRA; Singhal et al. 2024, FedEx-LoRA).
-Sums are kept in float64, so the order of replies does not show in float32.
+`Mean` is FedAvg (McMahan et al. 2017) and, with the A factors frozen, FFA-LoRA (Sun et al. 2024). `ProductMean`
+averages the products B·A, which the mean of the factors is not (FLoRA, Wang et al. 2024; FedEx-LoRA,
+Singhal et al. 2024). Sums are kept in float64, so the order of replies does not show in float32.
 """
 
 from typing import Protocol

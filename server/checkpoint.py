@@ -40,7 +40,7 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {f"adapter/{name}": array for name, array in checkpoint.adapter.items()}
-    arrays |= {f"strategy/{name}": np.ascontiguousarray(array) for name, array in checkpoint.strategy.items()}
+    arrays |= {f"strategy/{name}": np.array(array, order="C") for name, array in checkpoint.strategy.items()}
     facts = {
         "round": checkpoint.round,
         "config_digest": checkpoint.config_digest,
@@ -79,7 +79,7 @@ def _part(arrays: Adapter, prefix: str) -> Adapter:
 
 
 def arrays_of(holder: object) -> Adapter:
-    """The numpy state that an object keeps in its attributes: dictionaries and lists of arrays (Flower's strategies)."""
+    """The numpy state in an object's attributes, dictionaries and lists of arrays, as Flower's strategies keep it."""
     state: Adapter = {}
     for attribute, value in vars(holder).items():
         if hasattr(value, "to_numpy_ndarrays"):

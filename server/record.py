@@ -30,7 +30,9 @@ class Recorder:
             if isinstance(value, int | float) and key != "round":
                 self._scalars.add_scalar(key, value, row["round"])
 
-    def progress(self, stage: str, number: int = 0, done: int = 0, asked: int = 0, accuracy: float | None = None) -> None:
+    def progress(
+        self, stage: str, number: int = 0, done: int = 0, asked: int = 0, accuracy: float | None = None
+    ) -> None:
         """What is going on, at most ten times a second while replies come in."""
         now = time.monotonic()
         if 0 < done < asked and now - self._last_progress < 0.1:

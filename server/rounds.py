@@ -1,7 +1,7 @@
 """The loop over rounds, on any Flower Grid: ask, aggregate, checkpoint, evaluate.
 
 Flower's own `Strategy.start` cannot resume and voids a round on one error reply, so the loop is ours; it calls
-`configure_train` and `aggregate_train` of any Flower `Strategy`. Ours (`fedavg`, `ffa`, `exact`) is `StreamingStrategy`.
+`configure_train` and `aggregate_train` of any Flower `Strategy`. `fedavg`, `ffa` and `exact` are `StreamingStrategy`.
 """
 
 import time
@@ -65,7 +65,7 @@ class Replies:
                 continue  # not asked, or a second answer
             self.on_reply()
             if message.has_error():
-                self.failed.append({"site": site, "reason": message.error.reason})
+                self.failed.append({"site": site, "reason": message.error.reason or "no reason given"})
                 if message.error.code == wire.REFUSED:
                     self.refused.append(site)
                 continue
@@ -173,9 +173,10 @@ def make_strategy(config: RunConfig, trained: Adapter) -> Strategy:
     kind = getattr(flower_strategies, FLOWER_STRATEGIES[name])
     sampling = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
     least = {"min_train_nodes": config.server.min_clients, "min_available_nodes": config.server.min_clients}
-    options = {key: value for key, value in config.server.options.items()}
+    options = dict(config.server.options)
+    named = {"train_loss_key": "loss"} if name == "qfedavg" else {}
     try:
-        return kind(**sampling, **least, **options)
+        return kind(**sampling, **least, **named, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"server.options: received {options} for '{name}': {error}; correct them") from None
 
@@ -198,7 +199,7 @@ def greet(grid: Grid, config: RunConfig) -> dict[str, int]:
     questions = [Message(RecordDict(), node, f"{MessageType.QUERY}.hello") for node in nodes]
     for reply in grid.send_and_receive(questions, timeout=max(1.0, until - time.monotonic())):
         if reply.has_error():
-            strangers.append(reply.error.reason)
+            strangers.append(reply.error.reason or "no reason given")
             continue
         answer = reply.content.config_records[wire.SITE]
         try:
@@ -306,7 +307,11 @@ def _with_steps(content: RecordDict, steps: int) -> RecordDict:
 
 
 def _aggregate_with_flower(
-    strategy: Strategy, config: RunConfig, adapter: Adapter, number: int, arriving: Iterator[tuple[int, Update, Message]]
+    strategy: Strategy,
+    config: RunConfig,
+    adapter: Adapter,
+    number: int,
+    arriving: Iterator[tuple[int, Update, Message]],
 ) -> ArrayRecord | None:
     """Flower's strategies take whole adapters, not deltas, and all at once; sorted, so that sums have one order."""
     messages: dict[str, Message] = {}
@@ -322,7 +327,10 @@ def _aggregate_with_flower(
     if len(messages) < config.server.min_clients:
         return None
     arrays, _ = strategy.aggregate_train(number, [messages[site] for site in sorted(messages)])
-    return arrays
+    if arrays is None:
+        return None
+    # some strategies answer in float64
+    return wire.arrays_to_record({name: array.numpy().astype(np.float32) for name, array in arrays.items()})
 
 
 def result_row(result: RoundResult) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and the table at its end. It reads the run folder, whatever engine writes it."""
+"""What a person sees while a run goes on, and the table at its end; read from the run folder, whatever engine runs."""
 
 import json
 import logging
@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -18,64 +17,44 @@ _PROGRESS = "progress.json"
 _INTERVAL = 0.2
 
 
-class Watcher:
-    """A progress display on standard error that follows a run folder from a thread of its own."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._stage = progress.add_task("starting", total=None)
-        self._folder: Path | None = None
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-        self._thread.start()
-
-    def stage(self, text: str) -> None:
-        self._progress.update(self._stage, description=text)
-
-    def follow(self, folder: Path) -> None:
-        self._folder = folder
-
-    def close(self) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _loop(self) -> None:
-        sites = None
-        while not self._end.wait(_INTERVAL):
-            state = self._read()
-            if state is None:
-                continue
-            text = state["stage"] if state["stage"] != "training" else "rounds"
-            if "accuracy" in state:
-                text += f", accuracy {state['accuracy']:.3f}"
-            done = state["round"] - (0 < state["done"] < state["asked"])
-            self._progress.update(self._stage, description=text, total=state["rounds"], completed=max(0, done))
-            if state["asked"]:
-                if sites is None:
-                    sites = self._progress.add_task("sites", total=state["asked"])
-                self._progress.update(sites, description="sites", total=state["asked"], completed=state["done"])
-
-    def _read(self) -> dict[str, Any] | None:
-        if self._folder is None:
-            return None
-        try:
-            return json.loads((self._folder / _PROGRESS).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return None
-
-
 @contextmanager
-def watch() -> Iterator[Watcher]:
-    """Shows progress on a terminal; elsewhere only what is printed at the end. Quiets the libraries meanwhile."""
+def watch(folder: Path) -> Iterator[None]:
+    """Shows the progress of the run in `folder` on a terminal; elsewhere nothing. Quiets the libraries meanwhile."""
     _quiet_libraries()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        watcher = Watcher(progress)
+        end = threading.Event()
+        thread = threading.Thread(target=_follow, args=(progress, folder, end), daemon=True)
+        thread.start()
         try:
-            yield watcher
+            yield
         finally:
-            watcher.close()
+            end.set()
+            thread.join()
+
+
+def _follow(progress: Progress, folder: Path, end: threading.Event) -> None:
+    rounds = progress.add_task("loading model and data", total=None)
+    sites = progress.add_task("sites", total=None, visible=False)
+    while not end.wait(_INTERVAL):
+        try:
+            state = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue  # not there yet
+        text = "rounds" if state["stage"] == "training" else state["stage"]
+        if "accuracy" in state:
+            text += f", accuracy {state['accuracy']:.3f}"
+        under_way = state["done"] < state["asked"]
+        progress.update(rounds, description=text, total=state["rounds"], completed=state["round"] - under_way)
+        if state["asked"]:
+            progress.update(sites, total=state["asked"], completed=state["done"], visible=True)
 
 
 def _quiet_libraries() -> None:
@@ -83,6 +62,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("flwr").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)
 
 
 def print_summary(folder: Path) -> None:

@@ -20,7 +20,7 @@ import tomli_w
 
 from .. import __version__
 from ..common.config import RunConfig
-from ..common.errors import ConfigError, ConfideError
+from ..common.errors import ConfideError, ConfigError
 
 _START_SECONDS = 60.0
 _CONNECTION = "confide"
@@ -65,7 +65,7 @@ def run_on_ray(config: RunConfig) -> None:
             federation = f"num-supernodes={config.clients} client-resources-num-cpus={config.engine.cpus_per_client}"
             command = [_tool("flwr"), "run", str(home / "app"), _CONNECTION, "--federation-config", federation]
             with log.open("a") as output:
-                finished = subprocess.run(
+                finished = subprocess.run(  # noqa: S603  # our own command, arguments of numbers and paths
                     [*command, "--stream"], env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
                 )
         if finished.returncode or not (config.output / "report.json").is_file():
@@ -96,8 +96,8 @@ def _superlink(home: Path, log: Path, cluster: str | None) -> Iterator[tuple[int
     if cluster:
         environment["RAY_ADDRESS"] = cluster
     command = [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("w") as output:
-        process = subprocess.Popen(
+    with log.open("a") as output:
+        process = subprocess.Popen(  # noqa: S603  # our own command
             [*command, "--disable-runtime-dependency-installation"],
             env=environment,
             stdout=output,

@@ -16,6 +16,7 @@ from ..common.tasks import load_task
 from ..server.evaluation import read_public
 from ..server.rounds import make_strategy
 
+
 def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
     """Resolves what depends on data and loads all of it, so that nothing is written for a run that cannot start.
 

@@ -4,9 +4,12 @@ import csv
 import os
 from pathlib import Path
 
+import datasets.config
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+from confide.common.config import RunConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -18,14 +21,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from confide.common.config import RunConfig
-
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start; this one has read it already
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+datasets.config.HF_HUB_OFFLINE = True
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
-GOOD = "good fine lovely bright warm happy".split()
-BAD = "bad awful gloomy dark cold sad".split()
-NEUTRAL = "the a film story actor was it and of this very quite".split()
+GOOD = ["good", "fine", "lovely", "bright", "warm", "happy"]
+BAD = ["bad", "awful", "gloomy", "dark", "cold", "sad"]
+NEUTRAL = ["the", "a", "film", "story", "actor", "was", "it", "and", "of", "this", "very", "quite"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[EOS]", *GOOD, *BAD, *NEUTRAL]
 
 
@@ -44,8 +47,9 @@ def _save(model, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Tiny matrices are slower on two."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Next-token prediction on plain text or on instructions (prompt → response).
 
 The loss of a record is the mean over its own supervised tokens. Hugging Face's own causal loss averages over the tokens
-of the whole batch: one record's gradient then depends on its batch-mates and clipping bounds nothing (PRIVACY section 3).
+of the whole batch: one record's gradient then depends on its batch-mates, and clipping bounds nothing.
 """
 
 import numpy as np

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..config import ModelSection
@@ -21,13 +21,12 @@ class PooledClassifier(nn.Module):
     Mean pooling is the default because many checkpoints carry an untrained pooler on [CLS].
     """
 
-    def __init__(self, backbone: nn.Module, pooling: str, classes: int) -> None:
+    def __init__(self, backbone: PreTrainedModel, pooling: str, classes: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
         self.config = backbone.config
-        hidden = getattr(backbone.config, "hidden_size", None) or backbone.config.dim
-        self.head = nn.Linear(int(hidden), classes)
+        self.head = nn.Linear(int(backbone.config.hidden_size), classes)  # transformers maps `dim`, `n_embd` to it
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from confide.common.config import FLOWER_STRATEGIES, RunConfig, load
 from confide.common.errors import ConfigError
 from confide.simulations.recipes import FOLDER, find_recipe
@@ -54,7 +53,10 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
         ("privacy.epsilon=inf", ["privacy.epsilon: received inf"]),
         ("privacy.delta=1.5", ["privacy.delta: received 1.5", "less than 1"]),
         ("privacy.mode=central", ["privacy.mode: received 'central'", "'none', 'local'"]),
-        ("privacy.mode=distributed", ["privacy.mode: 'distributed' is not in this version yet", "allowed: none, local"]),
+        (
+            "privacy.mode=distributed",
+            ["privacy.mode: 'distributed' is not in this version yet", "allowed: none, local"],
+        ),
         ("server.secure_aggregation=true", ["server.secure_aggregation: true is not in this version yet"]),
         ("privacy.mode=local", ["privacy.epsilon: nothing received", "set it in [privacy]"]),
         ("server.aggregation=fedsum", ["server.aggregation: received 'fedsum'", "fedavg, ffa, exact"]),

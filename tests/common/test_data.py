@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-
 from confide.common import demo
 from confide.common.config import DataSection, PartitionSection
 from confide.common.data import label_names, read_rows, shuffled_limit
@@ -41,7 +40,7 @@ def write_all(folder: Path) -> dict[str, str]:
         "jsonl": str(folder / "r.jsonl"),
         "parquet": str(folder / "r.parquet"),
         "sql table": f"sqlite:///{folder}/r.db#messages",
-        "sql query": f"sqlite:///{folder}/r.db#SELECT text, label FROM messages",
+        "sql query": f"sqlite:///{folder}/r.db#SELECT text, label FROM messages",  # noqa: S608  # fixed text
     }
 
 
@@ -148,9 +147,7 @@ def test_sql_errors_hide_passwords_and_rows(tmp_path: Path) -> None:
 
 def test_natural_column_and_instructions(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("q,a,ward\nwhat?,that,north\nwho?,they,south\n")
-    data = section(
-        prompt="q", response="a", partition=PartitionSection(kind="natural", column="ward", clients=2)
-    )
+    data = section(prompt="q", response="a", partition=PartitionSection(kind="natural", column="ward", clients=2))
     rows = read_rows(str(tmp_path / "a.csv"), data, None, group=True)
     assert (rows.text, rows.response) == (["what?", "who?"], ["that", "they"])
     assert rows.group is not None

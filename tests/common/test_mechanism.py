@@ -2,14 +2,10 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-from dp_accounting.rdp import RdpAccountant
-from opacus.accountants import PRVAccountant, RDPAccountant
-from scipy.stats import skellam
-
 from confide.common.errors import BudgetError, PrivacyError
 from confide.common.mechanism import (
     PoissonMechanism,
@@ -22,6 +18,10 @@ from confide.common.mechanism import (
     skellam_rdp,
 )
 from confide.common.noise import GRID_STEPS_PER_CLIP, secure_generator
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.rdp import RdpAccountant
+from opacus.accountants import PRVAccountant, RDPAccountant
+from scipy.stats import skellam
 
 _Z = 5.0  # false alarm below 6e-7
 
@@ -111,7 +111,7 @@ def test_less_noise_than_calibrated_would_overspend(plan: PrivacyPlan) -> None:
 def test_epsilon_composes_over_steps(plan: PrivacyPlan) -> None:
     spent = [plan.epsilon(steps) for steps in range(31)]
     assert spent[0] == 0
-    assert all(a < b for a, b in zip(spent, spent[1:], strict=False))
+    assert all(a < b for a, b in pairwise(spent))
     assert spent[30] == plan.epsilon() <= 8
 
 

@@ -1,0 +1,164 @@
+"""Local training: what a site sends, in both modes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from confide.client.site import SiteAccount, site_name
+from confide.client.worker import Worker
+from confide.common import per_sample
+from confide.common.errors import BudgetError, PrivacyError
+from confide.common.types import RoundTask
+
+MANY = {"server": {"aggregation": "fedavg"}, "training": {"local_steps": 3}}
+
+
+@pytest.fixture
+def worker(make_config, local):
+    def make(**changes) -> Worker:
+        return Worker(make_config(data={"labels": ["negative", "positive"]}, **changes))
+
+    return make
+
+
+def flat(arrays) -> np.ndarray:
+    return np.concatenate([array.ravel() for array in arrays.values()])
+
+
+def test_one_step_sends_the_negative_mean_gradient(worker) -> None:
+    w = worker(training={"physical_batch": 1000})  # the batch is the whole site
+    update = w.train(1, RoundTask(1, w.model.initial), w.account(1, 0))
+    w.model.set(w.model.initial)
+    from confide.common.tasks import collate
+
+    batch = collate(w.model.task, w.data.records, w.data.parts[1], w.model.pad, w.model.device)
+    loss = w.model.task.record_losses(w.model.module, batch).mean()
+    gradients = torch.autograd.grad(loss, list(w.model.trained.values()))
+    expected = np.concatenate([g.numpy().ravel() for g in gradients])
+    np.testing.assert_allclose(flat(update.delta), -expected, rtol=1e-3, atol=1e-6)
+    assert update.weight == len(w.data.parts[1])
+    assert update.metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+
+
+def test_several_steps_send_the_change_and_are_reproducible(worker) -> None:
+    w = worker(**MANY)
+    first = w.train(0, RoundTask(2, w.model.initial), w.account(0, 0))
+    w.train(1, RoundTask(2, w.model.initial), w.account(1, 0))
+    again = w.train(0, RoundTask(2, w.model.initial), w.account(0, 0))
+    other_round = w.train(0, RoundTask(3, w.model.initial), w.account(0, 0))
+    np.testing.assert_array_equal(flat(first.delta), flat(again.delta))
+    assert not np.array_equal(flat(first.delta), flat(other_round.delta))
+    assert first.steps == 3
+
+
+def test_the_proximal_term_pulls_back(worker) -> None:
+    w = worker(**MANY)
+    free = w.train(0, RoundTask(1, w.model.initial), w.account(0, 0))
+    held = w.train(0, RoundTask(1, w.model.initial, proximal_mu=1000.0), w.account(0, 0))
+    assert np.linalg.norm(flat(held.delta)) < np.linalg.norm(flat(free.delta))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_every_optimizer_trains_privately(worker, local, optimizer: str) -> None:
+    w = worker(privacy=local, training={"local_steps": 2, "optimizer": optimizer})
+    update = w.train(0, RoundTask(1, w.model.initial), w.account(0, 0))
+    assert np.isfinite(flat(update.delta)).all()
+    assert np.abs(flat(update.delta)).max() > 0
+
+
+def test_under_privacy_nothing_but_the_noisy_update_leaves(worker, local) -> None:
+    w = worker(privacy=local)
+    update = w.train(0, RoundTask(1, w.model.initial), w.account(0, 0))
+    assert update.metrics == {}
+    assert update.weight == 1.0  # the number of records would be a release
+    assert update.epsilon == pytest.approx(w.plan.epsilon(1))
+    again = w.train(0, RoundTask(1, w.model.initial), w.account(0, 0))
+    assert not np.array_equal(flat(update.delta), flat(again.delta))  # the seed decides no noise
+
+
+def test_the_noise_of_an_update_has_the_declared_scale(worker, local) -> None:
+    """With C tiny against the noise grid nothing but noise is left: its scale is z·C/(q·N)."""
+    w = worker(privacy=local)
+    plan = w.plan
+    update = flat(w.train(0, RoundTask(1, w.model.initial), w.account(0, 0)).delta)
+    scale = plan.noise_multiplier * plan.clip / plan.denominator
+    # the clipped sum has norm at most (drawn records)·C spread over d coordinates; noise dominates the variance
+    signal = (30 * plan.clip / plan.denominator) ** 2 / plan.coordinates
+    n = plan.coordinates
+    assert (
+        scale**2 * (1 - 5 * np.sqrt(2 / n)) < np.mean(update**2) < (scale**2 + signal) * (1 + 5 * np.sqrt(2 / n) + 0.1)
+    )
+    assert plan.denominator == local["sampling_rate"] * local["declared_examples"] / 4
+
+
+def test_an_empty_batch_still_releases_noise(worker, local) -> None:
+    w = worker(privacy={**local, "sampling_rate": 1e-9, "declared_examples": 10**9})
+    account = w.account(0, 0)
+    update = w.train(0, RoundTask(1, w.model.initial), account)
+    assert np.abs(flat(update.delta)).max() > 0
+    assert account.steps == 1
+
+
+def test_a_poisoned_record_does_not_poison_the_update(worker, local, monkeypatch) -> None:
+    """One record whose loss is NaN: its gradient is zero, the step is charged, the update is finite."""
+    w = worker(privacy={**local, "sampling_rate": 1.0})
+    real = w.model.task.record_losses
+
+    def poisoned(module, batch):
+        losses = real(module, batch)
+        return losses * torch.where(torch.arange(len(losses)) == 0, float("nan"), 1.0)
+
+    monkeypatch.setattr(w.model.task, "record_losses", poisoned)
+    account = w.account(0, 0)
+    update = w.train(0, RoundTask(1, w.model.initial), account)
+    assert np.isfinite(flat(update.delta)).all()
+    assert account.steps == 1
+
+
+def test_a_model_that_does_not_move_is_noticed(worker, local, monkeypatch) -> None:
+    w = worker(privacy=local, training={"local_steps": 2})
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
+    with pytest.raises(PrivacyError, match="no trained array moved"):
+        w.train(0, RoundTask(1, w.model.initial), w.account(0, 0))
+
+
+def test_no_noise_no_release(worker, local, monkeypatch) -> None:
+    """When the sum cannot be bounded the step fails; what was reserved stays charged."""
+    w = worker(privacy={**local, "sampling_rate": 1.0})
+
+    def broken(*args, **kwargs):
+        raise PrivacyError("no per-sample gradient")
+
+    monkeypatch.setattr("confide.client.train.clipped_sum", broken)
+    account = w.account(0, 0)
+    with pytest.raises(PrivacyError):
+        w.train(0, RoundTask(1, w.model.initial), account)
+    assert account.steps == 1
+    assert per_sample.hooked is not None
+
+
+def test_the_reservation_comes_before_the_data(worker, local, monkeypatch) -> None:
+    w = worker(privacy=local)
+    monkeypatch.setattr("confide.client.worker.train_private", lambda *a: pytest.fail("data was touched"))
+    account = w.account(0, 3)  # all three declared rounds are spent
+    with pytest.raises(BudgetError, match=r"spent 3 steps, asked 1, limit 3, remaining 0"):
+        w.train(0, RoundTask(4, w.model.initial), account)
+    assert account.steps == 3
+
+
+def test_a_site_derives_its_own_noise(worker, local) -> None:
+    assert (
+        worker(privacy=local).plan.noise_multiplier > worker(privacy={**local, "epsilon": 20.0}).plan.noise_multiplier
+    )
+
+
+def test_accounts() -> None:
+    account = SiteAccount("a", None, 5)
+    assert account.reserve(3) == 0
+    assert account.reserve(2) == 3
+    assert account.epsilon() is None
+    with pytest.raises(BudgetError, match="remaining 0"):
+        account.reserve(1)
+    assert replace(account, steps=0).reserve(1) == 0
+    assert [site_name(i, 10) for i in (0, 9)] == ["site-01", "site-10"]

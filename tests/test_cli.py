@@ -1,0 +1,127 @@
+"""The command as a person uses it: what it prints, its exit codes, what it leaves."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from confide import __version__
+from confide.cli import main
+
+
+@pytest.fixture
+def toml(make_config, tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(make_config(run={"rounds": 1}).to_toml())
+    return path
+
+
+@pytest.fixture
+def confide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs the command here; returns exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["confide", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_a_run_ends_in_a_table_that_says_where_the_report_is(confide, toml: Path, tmp_path: Path) -> None:
+    code, out, _ = confide("simulate", toml, "--out", tmp_path / "out", "--set", "run.name=mine")
+    assert code == 0
+    assert "mine" in out
+    assert "accuracy" in out
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in out
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["config"]["run"]["name"] == "mine"
+
+
+def test_a_private_run_says_against_whom(confide, toml: Path, tmp_path: Path, local) -> None:
+    sets = [arg for key, value in local.items() for arg in ("--set", f"privacy.{key}={value}")]
+    code, out, _ = confide("simulate", toml, "--out", tmp_path / "out", *sets)
+    assert code == 0
+    assert "spent of 8 planned" in out
+    assert "against the server" in " ".join(out.split())
+
+
+def test_a_finished_run_can_be_resumed_and_changes_nothing(confide, toml: Path, tmp_path: Path) -> None:
+    confide("simulate", toml, "--out", tmp_path / "out")
+    first = json.loads((tmp_path / "out" / "report.json").read_text())
+    code, _, _ = confide("simulate", "--resume", tmp_path / "out")
+    assert code == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["after"] == first["after"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["simulate", "{toml}", "--set", "run.round=3"], "run.round: unknown key"),
+        (["simulate", "nosuch"], "one of banking77, demo, sst2"),
+        (["simulate"], "give a RECIPE, or --resume DIR"),
+        (["simulate", "--resume", "{tmp}", "--set", "run.rounds=9"], "takes no --set"),
+        (["simulate", "--resume", "{tmp}"], "holds no config.toml"),
+        (["simulate", "{toml}", "--set", "model.task=poetry"], "model.task: received 'poetry'"),
+        (["simulate", "{toml}", "--set", "model.backbone=./nosuch"], "no folder './nosuch'"),
+        (["simulate", "{toml}", "--set", 'model.lora.targets=["nosuch"]'], "model.lora.targets: received"),
+        (["simulate", "{toml}", "--set", "data.text=body"], "column 'body' is missing"),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_2(
+    confide, toml: Path, tmp_path: Path, arguments: list[str], text: str
+) -> None:
+    before = set(tmp_path.rglob("*"))
+    code, out, err = confide(*(a.format(toml=toml, tmp=tmp_path) for a in arguments))
+    assert code == 2
+    assert text in err
+    assert err.startswith("confide: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_doctor_passes_a_sound_run_and_estimates_it(confide, toml: Path) -> None:
+    code, out, _ = confide("doctor", toml)
+    assert code == 0, out
+    for name in ("python", "torch", "device", "memory", "per-sample gradients", "time per round", "memory of a run"):
+        assert name in out
+
+
+def test_doctor_fails_where_the_model_does_not_fit(confide, toml: Path) -> None:
+    code, out, _ = confide("doctor", toml, "--set", 'model.lora.targets=["nosuch"]')
+    assert code == 1
+    assert "no │ model" in out
+    assert "nosuch" in out
+
+
+def test_demo_data(confide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confide.common.demo.SPLITS", {"train": (30, 1), "test": (10, 2)})
+    code, out, _ = confide("demo-data", tmp_path / "demo")
+    assert code == 0
+    assert "wrote train.csv, test.csv" in out
+    assert (tmp_path / "demo" / "train.csv").read_text().startswith('"text","label","branch"\n')
+
+
+def test_version(confide) -> None:
+    assert confide("--version")[1] == f"confide {__version__}\n"
+
+
+def test_stopping_says_how_to_go_on(confide, toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("confide.simulations.run.simulate", interrupt)
+    code, _, err = confide("simulate", toml)
+    assert code == 130
+    assert "--resume" in err
+
+
+def test_help_lists_the_commands(confide) -> None:
+    out = confide("--help")[1]
+    assert all(command in out for command in ("simulate", "doctor", "demo-data"))
