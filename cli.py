@@ -112,3 +112,7 @@ def main() -> None:
     except ConfideError as error:
         typer.echo(f"confide: {error}", err=True)
         sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,10 @@ from ..common.per_sample import clipped_sum, hooked
 from ..common.tasks import collate
 from ..common.types import Adapter, Records, RoundTask
 
+_CPU_BATCH = 24
+"""On a CPU small batches of like length beat large padded ones: MiniLM, SST-2, 64 shuffled records: 79 a second in one
+batch, 119 in two sorted ones of 32, 157 in four of 16."""
+
 Step = Callable[[], tuple[torch.Tensor, float]]
 """One step's mean gradient (d,) and, without privacy, its mean loss."""
 
@@ -34,9 +38,14 @@ def train_plain(
 
     def step() -> tuple[torch.Tensor, float]:
         batch = next(batches)
-        losses = model.task.record_losses(model.module, collate(model.task, records, batch, model.pad, model.device))
-        gradients = torch.autograd.grad(losses.mean(), list(model.trained.values()))
-        return torch.cat([g.flatten() for g in gradients]), float(losses.mean().detach())
+        parameters = list(model.trained.values())
+        gradient, total = torch.zeros(sum(p.numel() for p in parameters), device=model.device), 0.0
+        for part in _by_length(records, batch, config.training.physical_batch, model.device):
+            inputs = collate(model.task, records, part, model.pad, model.device)
+            loss = model.task.record_losses(model.module, inputs).sum() / len(batch)
+            gradient += torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+            total += float(loss.detach())
+        return gradient, total
 
     return _take_steps(config, model, task, step)
 
@@ -57,7 +66,7 @@ def train_private(
     def step() -> tuple[torch.Tensor, float]:
         drawn = indices[mechanism.draw(len(indices))]
         total = np.zeros(mechanism.plan.coordinates)
-        for batch in _by_length(records, drawn, config.training.physical_batch):
+        for batch in _by_length(records, drawn, config.training.physical_batch, model.device):
             inputs = collate(model.task, records, batch, model.pad, model.device)
             losses = model.task.record_losses(model.module, inputs)
             total += clipped_sum(model, losses, mechanism.plan.clip)[0].double().cpu().numpy()
@@ -78,8 +87,10 @@ def _shuffled_batches(indices: np.ndarray, size: int, rng: np.random.Generator) 
         pool = pool[size:]
 
 
-def _by_length(records: Records, drawn: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Physical batches of similar length: little padding, and order does not matter when clipping is per record."""
+def _by_length(records: Records, drawn: np.ndarray, size: int, device: torch.device) -> Iterator[np.ndarray]:
+    """Physical batches of similar length: little padding, and order does not matter in a sum over records."""
+    if device.type == "cpu":
+        size = min(size, _CPU_BATCH)
     ordered = drawn[np.argsort(records.lengths(drawn), kind="stable")]
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]

@@ -1,0 +1,1 @@
+"""What the README's numbers come from; `make bench` runs them side by side and writes RESULTS.md."""

@@ -1,0 +1,69 @@
+"""One training step on MiniLM, timed, in a process of its own: `python -m benchmarks.step plain|private RESULT`."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from confide.common.config import LoraSection, ModelSection
+from confide.common.mechanism import PoissonMechanism, plan_for
+from confide.common.models import DEMO_BACKBONE, FineTuneModel, load_model
+from confide.common.noise import secure_generator
+from confide.common.per_sample import clipped_sum, hooked
+from confide.common.tasks import collate, ragged
+from confide.common.types import Records
+
+RECORDS, TOKENS, REPEATS = 64, 16, 15
+
+
+def plain_step(model: FineTuneModel, records: Records, indices: np.ndarray) -> torch.Tensor:
+    losses = model.task.record_losses(model.module, collate(model.task, records, indices, model.pad, model.device))
+    gradients = torch.autograd.grad(losses.mean(), list(model.trained.values()))
+    return torch.cat([g.flatten() for g in gradients])
+
+
+def private_step(
+    model: FineTuneModel, records: Records, indices: np.ndarray, mechanism: PoissonMechanism
+) -> torch.Tensor:
+    mechanism.draw(0)
+    with hooked(model):
+        losses = model.task.record_losses(model.module, collate(model.task, records, indices, model.pad, model.device))
+        total, _ = clipped_sum(model, losses, mechanism.plan.clip)
+    return torch.from_numpy(mechanism.release(total.double().numpy())).float()
+
+
+def main(kind: str, result: Path) -> None:
+    lora = LoraSection(rank=8, alpha=16, targets=("query", "value"))
+    model = load_model(ModelSection(backbone=DEMO_BACKBONE, lora=lora), 2, 0)
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(1000, 20000, TOKENS).tolist() for _ in range(RECORDS)]
+    records = ragged(tokens, rng.integers(0, 2, RECORDS))
+    indices = np.arange(RECORDS)
+    plan = plan_for(
+        epsilon=8,
+        delta=1e-5,
+        sampling_rate=0.05,
+        steps=1000,
+        clip=1.0,
+        coordinates=model.count()[0],
+        declared_records=1280,
+    )
+    mechanism = PoissonMechanism(plan, secure_generator())
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        if kind == "private":
+            private_step(model, records, indices, mechanism)
+        else:
+            plain_step(model, records, indices)
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result.write_text(json.dumps({"seconds": float(np.median(seconds[3:])), "peak": peak}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
