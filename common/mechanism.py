@@ -152,6 +152,8 @@ def gaussian_epsilon(
     sampling_rate: float, noise_multiplier: float, steps: int, delta: float, accountant: str = "pld"
 ) -> float:
     """ε of the sampled Gaussian by dp-accounting ("pld" or "rdp"), for cross-checks. Raises PrivacyError otherwise."""
+    if steps == 0:
+        return 0.0
     if accountant not in ("pld", "rdp"):
         raise PrivacyError(f"accountant: received '{accountant}'; allowed: pld, rdp")
     event = SelfComposedDpEvent(PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier)), steps)

@@ -178,9 +178,9 @@ def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
         if "target_modules" in str(error) and model.lora.targets is None:
             raise ModelError("model.lora.targets: PEFT knows no default for this architecture; name modules") from None
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if isinstance(m, nn.Linear)})
+        received = list(model.lora.targets or ())
         raise ModelError(
-            f"model.lora.targets: received {list(model.lora.targets or ())}; allowed are modules of the backbone, such as: "
-            f"{', '.join(linear)}"
+            f"model.lora.targets: received {received}; allowed: modules of the backbone, such as {', '.join(linear)}"
         ) from None
     if not isinstance(module, PeftModel):
         raise ModelError("PEFT did not return a PeftModel")

@@ -4,6 +4,7 @@ A run folder that holds checkpoints is continued. Everything that can be wrong w
 before a run is submitted; here files are written.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,8 @@ def run_server(grid: Grid, config: RunConfig) -> None:
         if not state.before:
             recorder.progress("evaluating before")
             state.before = _as_json(evaluate(model, state.adapter, test, everything))
-
-        def on_round(result: RoundResult, state: Checkpoint) -> None:
-            row = result_row(result) | _round_metrics(model, state, validation, watched)
-            state.history.append(row)
-            checkpoint.save(folder / "checkpoints", state)
-            recorder.row(row)
-            recorder.progress("training", result.round, accuracy=row["accuracy"])
-
-        def on_reply(number: int, done: int, asked: int) -> None:
-            recorder.progress("training", number, done, asked)
-
         recorder.progress("waiting for sites")
-        run_rounds(grid, config, state, list(model.trained), on_round, on_reply)
+        run_rounds(grid, config, state, list(model.trained), _Saver(folder, recorder, model, validation, watched))
         recorder.progress("evaluating after", config.run.rounds)
         after = _as_json(evaluate(model, state.adapter, test, everything))
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
@@ -66,16 +56,37 @@ def run_server(grid: Grid, config: RunConfig) -> None:
         recorder.close()
 
 
+@dataclass(frozen=True)
+class _Saver:
+    """Evaluates, saves and tells after each round; saves what is charged before it."""
+
+    folder: Path
+    recorder: Recorder
+    model: FineTuneModel
+    validation: Records
+    watched: np.ndarray
+
+    def asking(self, state: Checkpoint) -> None:
+        checkpoint.save_asked(self.folder / "checkpoints", state.asked)
+
+    def replied(self, number: int, done: int, asked: int) -> None:
+        self.recorder.progress("training", number, done, asked)
+
+    def round_done(self, result: RoundResult, state: Checkpoint) -> None:
+        row = result_row(result) | evaluate(self.model, state.adapter, self.validation, self.watched).metrics
+        state.history.append(row)
+        checkpoint.save(self.folder / "checkpoints", state)
+        self.recorder.row(row)
+        self.recorder.progress("training", result.round, accuracy=row["accuracy"])
+
+
 def _start_or_continue(folder: Path, config: RunConfig, model: FineTuneModel) -> Checkpoint:
     checkpoints = folder / "checkpoints"
     if any(checkpoints.glob("round-*.safetensors")):
         return checkpoint.load_latest(checkpoints, config.digest())
     # not `model.get()`: whoever shares this process' model may have trained it
-    return Checkpoint(0, config.digest(), {name: array.copy() for name, array in model.initial.items()})
-
-
-def _round_metrics(model: FineTuneModel, state: Checkpoint, records: Records, indices: np.ndarray) -> dict[str, float]:
-    return evaluate(model, state.adapter, records, indices).metrics
+    initial = {name: array.copy() for name, array in model.initial.items()}
+    return Checkpoint(0, config.digest(), initial, asked=checkpoint.load_asked(checkpoints))
 
 
 def _as_json(evaluation: Evaluation) -> dict[str, Any]:

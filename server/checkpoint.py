@@ -18,6 +18,7 @@ from ..common.errors import ConfigError
 from ..common.types import Adapter
 
 _KEPT = 2
+_ASKED = "asked.json"
 
 
 @dataclass
@@ -58,8 +59,28 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         old.unlink()
 
 
+def save_asked(folder: Path, asked: dict[str, int]) -> None:
+    """Keeps what is about to be asked of sites: a crash in the middle of a round leaves it charged."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{_ASKED}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(asked, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / _ASKED)
+
+
+def load_asked(folder: Path) -> dict[str, int]:
+    """Steps by site, as of the last `save_asked`; empty before the first."""
+    path = folder / _ASKED
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def load_latest(folder: Path, config_digest: str) -> Checkpoint:
-    """Raises ConfigError: no checkpoint, one that cannot be read, or one of another configuration."""
+    """The last whole round, with the steps that sites have been asked for since.
+
+    Raises ConfigError: no checkpoint, one that cannot be read, or one of another configuration.
+    """
     paths = sorted(folder.glob("round-*.safetensors"))
     if not paths:
         raise ConfigError(f"{folder}: no checkpoint to resume from; start the run without --resume")
@@ -71,6 +92,7 @@ def load_latest(folder: Path, config_digest: str) -> Checkpoint:
         raise ConfigError(f"{paths[-1]}: not a checkpoint of confide ({type(error).__name__}); remove it") from None
     if facts["config_digest"] != config_digest:
         raise ConfigError(f"{paths[-1]}: belongs to another configuration; resume with the config.toml beside it")
+    facts["asked"] |= load_asked(folder)
     return Checkpoint(adapter=_part(arrays, "adapter/"), strategy=_part(arrays, "strategy/"), **facts)
 
 

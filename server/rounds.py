@@ -7,7 +7,7 @@ Flower's own `Strategy.start` cannot resume and voids a round on one error reply
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import flwr.serverapp.strategy as flower_strategies
 import numpy as np
@@ -42,6 +42,22 @@ class RoundResult:
     """weighted mean over sites; mode `none` only, elsewhere it would be a release"""
     residual: float | None
     """`exact`: what the truncation to rank r lost, relative"""
+
+
+class Watch(Protocol):
+    """Who is told what happens."""
+
+    def asking(self, state: Checkpoint) -> None:
+        """Before a round's tasks go out: what `state.asked` charges must outlive a crash."""
+        ...
+
+    def replied(self, number: int, done: int, asked: int) -> None:
+        """A reply has come."""
+        ...
+
+    def round_done(self, result: RoundResult, state: Checkpoint) -> None:
+        """A round is over; the state is to be saved."""
+        ...
 
 
 @dataclass
@@ -229,13 +245,11 @@ def run_rounds(
     config: RunConfig,
     state: Checkpoint,
     trained: list[str],
-    on_round: Callable[[RoundResult, Checkpoint], None],
-    on_reply: Callable[[int, int, int], None],
+    watch: Watch,
 ) -> Checkpoint:
     """Plays the rounds after `state.round`.
 
-    trained: names of the arrays that sites send back. on_round: called after each round with its result and the state
-    to save. on_reply(round, answered, asked): called as replies come.
+    trained: names of the arrays that sites send back.
     Raises RoundError when too few sites are there; a round with too few replies changes nothing and is recorded.
     """
     strategy = make_strategy(config, {name: state.adapter[name] for name in trained})
@@ -246,9 +260,9 @@ def run_rounds(
     sites = greet(grid, config)
     for number in range(state.round + 1, config.run.rounds + 1):
         cohort = choose(config, sites, number)
-        result = _one_round(grid, config, state, trained, strategy, cohort, number, on_reply)
+        result = _one_round(grid, config, state, trained, strategy, cohort, number, watch)
         state.round, state.strategy = number, strategy_state(strategy)
-        on_round(result, state)
+        watch.round_done(result, state)
     return state
 
 
@@ -260,7 +274,7 @@ def _one_round(
     strategy: Strategy,
     cohort: dict[str, int],
     number: int,
-    on_reply: Callable[[int, int, int], None],
+    watch: Watch,
 ) -> RoundResult:
     started = time.perf_counter()
     by_node = {node: name for name, node in cohort.items()}
@@ -273,10 +287,11 @@ def _one_round(
         site = names[message.metadata.dst_node_id]
         message.content = _with_steps(message.content, state.asked.get(site, 0))
         state.asked[site] = state.asked.get(site, 0) + config.training.local_steps
+    watch.asking(state)
     asked = len(messages)
     bytes_down = sum(wire.byte_count(message.content) for message in messages)
     expected = {name: state.adapter[name] for name in trained}
-    replies = Replies(names, expected, lambda: on_reply(number, asked - len(replies.names), asked))
+    replies = Replies(names, expected, lambda: watch.replied(number, asked - len(replies.names), asked))
     arriving = replies.accept(view.send_and_receive(messages, timeout=config.server.deadline))
     if isinstance(strategy, StreamingStrategy):
         new_arrays, _ = strategy.aggregate_train(number, (message for _, _, message in arriving))

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import warnings
+from typing import Any
 
 import numpy as np
 import pyarrow.csv
@@ -72,7 +73,8 @@ def train(message: Message, context: Context) -> Message:
     loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True)
     model.train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=float(learning_rate))
-    private, optimizer, loader = PrivacyEngine().make_private(
+    engine: Any = PrivacyEngine()  # its return type depends on arguments that are not given here
+    private, optimizer, loader = engine.make_private(
         module=model, optimizer=optimizer, data_loader=loader, noise_multiplier=float(noise), max_grad_norm=1.0
     )
     for ids, mask, labels in loader:

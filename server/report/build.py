@@ -10,7 +10,7 @@ import torch
 
 from ... import __version__
 from ...common.config import RunConfig
-from ...common.mechanism import PrivacyPlan
+from ...common.mechanism import PrivacyPlan, gaussian_epsilon
 from ..checkpoint import Checkpoint
 
 SCHEMA = 1
@@ -102,6 +102,12 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
         "steps": plan.steps,
         "composition": f"{plan.steps} steps over {config.run.rounds} rounds; the largest ε of any site",
         "accountant": "Rényi DP of the Poisson-sampled Skellam mechanism",
+        "cross_check": {
+            "what": "a sampled Gaussian of the same q, z and steps, by PLD; for comparison, not a claim of this run",
+            "epsilon": gaussian_epsilon(
+                plan.sampling_rate, plan.noise_multiplier, max(by_steps, default=0), plan.delta
+            ),
+        },
         "mechanism": f"Skellam noise on a grid of 2^16 steps per clip norm, {plan.coordinates} numbers a step",
         "statement": (
             f"One record of a site is protected with ε = {spent:.2f} at δ = {plan.delta:g} against {adversary}. This "

@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _INK, _ACCENT, _SECOND = "#1f2933", "#0b6e99", "#c2410c"
 _MAX_TICKS = 24
@@ -17,6 +18,7 @@ def _figure(width: float = 6.4, height: float = 3.4) -> tuple[Figure, Any]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=_INK, labelsize=8)
     axes.grid(alpha=0.25, linewidth=0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
 
 
@@ -76,7 +78,7 @@ def traffic(report: dict[str, Any]) -> bytes:
     bytes_axis.set_ylim(bottom=0)
     bytes_axis.tick_params(colors=_INK, labelsize=8)
     handles = [*axes.get_legend_handles_labels()[0], *bytes_axis.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="lower right")
+    axes.legend(handles=handles, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return _png(figure)
 
 

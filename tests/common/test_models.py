@@ -85,7 +85,7 @@ def test_adapters_of_another_model_are_refused(bert: Path) -> None:
 
 
 def test_wrong_targets_list_modules_that_exist(bert: Path) -> None:
-    with pytest.raises(ModelError, match=r"received .*'nosuch'.*; allowed .* query"):
+    with pytest.raises(ModelError, match=r"received .*'nosuch'.*; allowed: modules .* query"):
         load_model(section(bert, lora=LoraSection(targets=("nosuch",))), 2, 0)
 
 

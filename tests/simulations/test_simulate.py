@@ -69,6 +69,7 @@ def test_local_privacy_spends_what_was_planned_and_opacus_agrees(make_config, lo
         assert accountant.get_epsilon(privacy["delta"]) <= 8
     assert [site["steps"] for site in privacy["sites"]] == [6] * 4
     assert {"unit", "adversary", "sampling", "delta", "composition", "accountant"} <= privacy.keys()
+    assert privacy["cross_check"]["epsilon"] == pytest.approx(accountant.get_epsilon(1e-5), rel=0.02)  # PLD and PRV
     assert not any("train_loss" in row for row in report["rounds"])  # a loss would be a release
 
 
@@ -135,6 +136,27 @@ def test_a_resumed_private_run_goes_on_with_what_was_charged(
             simulate(make_config(run={"rounds": 4}, privacy=local))
     privacy = report_of(resume(tmp_path / "run"))["privacy"]
     assert [site["steps"] for site in privacy["sites"]] == [4] * 4
+
+
+def test_a_crash_inside_a_round_leaves_it_charged(make_config, local, tmp_path: Path, monkeypatch) -> None:
+    """Round 2 was asked for twice, so the sites refuse the fourth: nobody takes more steps than were declared."""
+    with monkeypatch.context() as patched:
+        real = Worker.train
+
+        def cut(self, site, task, account):
+            if task.round == 2 and site == 2:
+                raise KeyboardInterrupt
+            return real(self, site, task, account)
+
+        patched.setattr(Worker, "train", cut)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(make_config(run={"rounds": 4}, privacy=local))
+    report = report_of(resume(tmp_path / "run"))
+    assert [len(row["sites"]) for row in report["rounds"]] == [4, 4, 4, 0]
+    assert {failure["site"] for failure in report["rounds"][3]["failed"]} == {f"site-{i}" for i in range(1, 5)}
+    assert "spent 4 steps, asked 1, limit 4, remaining 0" in report["rounds"][3]["failed"][0]["reason"]
+    assert report["privacy"]["epsilon_spent"] <= 8
+    assert [site["steps"] for site in report["privacy"]["sites"]] == [4] * 4
 
 
 def test_resuming_needs_a_run(tmp_path: Path) -> None:
