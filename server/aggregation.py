@@ -145,7 +145,10 @@ class ServerStep:
             p.data = torch.from_numpy(adapter[name].copy())
             p.grad = torch.from_numpy(-change[name].astype(np.float32))
         self._optimizer.step()
-        return {**adapter, **{name: p.detach().numpy().copy() for name, p in self._parameters.items()}}
+        moved = {name: p.detach().numpy().copy() for name, p in self._parameters.items()}
+        if all(np.array_equal(array, adapter[name]) for name, array in moved.items()):
+            raise RoundError("the server's step moved no trained array: the updates are all zero")
+        return {**adapter, **moved}
 
     def state(self) -> Adapter:
         """The optimizer's moments as arrays, for a checkpoint."""

@@ -73,10 +73,10 @@ class Replies:
     losses: list[tuple[float, float]] = field(default_factory=list)
     bytes_up: int = 0
 
-    def accept(self, messages: Iterable[Message]) -> Iterator[tuple[int, Update, Message]]:
+    def accept(self, messages: Iterable[Message]) -> Iterator[tuple[str, Update, Message]]:
+        """Site (by its node, whatever the update says), update and message of each good reply."""
         for message in messages:
-            node = message.metadata.src_node_id
-            site = self.names.pop(node, None)
+            site = self.names.pop(message.metadata.src_node_id, None)
             if site is None:
                 continue  # not asked, or a second answer
             self.on_reply()
@@ -94,7 +94,7 @@ class Replies:
             self.bytes_up += wire.byte_count(message.content)
             if "loss" in update.metrics:
                 self.losses.append((update.weight, update.metrics["loss"]))
-            yield node, update, message
+            yield site, update, message
 
     def close(self) -> None:
         """Notes the sites that gave no answer."""
@@ -223,7 +223,10 @@ def greet(grid: Grid, config: RunConfig) -> dict[str, int]:
         except WireError as error:
             strangers.append(str(error))
             continue
-        sites[str(answer["name"])] = reply.metadata.src_node_id
+        name = str(answer["name"])
+        if name in sites:
+            raise RoundError(f"two nodes call themselves '{name}'; every site needs a name of its own")
+        sites[name] = reply.metadata.src_node_id
     if len(sites) < config.server.min_clients:
         reason = f"; the first problem: {strangers[0]}" if strangers else ""
         raise RoundError(f"{len(sites)} sites answered, server.min_clients is {config.server.min_clients}{reason}")
@@ -326,11 +329,11 @@ def _aggregate_with_flower(
     config: RunConfig,
     adapter: Adapter,
     number: int,
-    arriving: Iterator[tuple[int, Update, Message]],
+    arriving: Iterator[tuple[str, Update, Message]],
 ) -> ArrayRecord | None:
     """Flower's strategies take whole adapters, not deltas, and all at once; sorted, so that sums have one order."""
     messages: dict[str, Message] = {}
-    for _, update, message in arriving:
+    for site, update, message in arriving:
         whole = {name: adapter[name] + delta for name, delta in update.delta.items()}
         message.content = RecordDict(
             {
@@ -338,7 +341,7 @@ def _aggregate_with_flower(
                 wire.METRICS: MetricRecord({wire.WEIGHT: update.weight, **update.metrics}),
             }
         )
-        messages[update.site] = message
+        messages[site] = message
     if len(messages) < config.server.min_clients:
         return None
     arrays, _ = strategy.aggregate_train(number, [messages[site] for site in sorted(messages)])

@@ -110,6 +110,12 @@ def test_the_servers_step_is_torchs(make_config, optimizer: str) -> None:
     np.testing.assert_array_equal(now["frozen"], 0)
 
 
+def test_a_step_that_moves_nothing_is_noticed(make_config) -> None:
+    start = {"x": np.ones(2, np.float32)}
+    with pytest.raises(RoundError, match="moved no trained array"):
+        ServerStep(make_config(), start).apply(start, {"x": np.zeros(2)})
+
+
 def test_trained_adapters_are_added(make_config) -> None:
     step = ServerStep(make_config(training={"local_steps": 2}), {"x": np.zeros(1, np.float32)})
     assert step.apply({"x": np.ones(1, np.float32)}, {"x": np.array([0.5])})["x"] == 1.5

@@ -306,6 +306,12 @@ def test_sites_of_another_version_are_refused(make_config, monkeypatch) -> None:
         simulate(make_config())
 
 
+def test_two_sites_of_one_name_are_refused(make_config, monkeypatch) -> None:
+    monkeypatch.setattr("confide.client.app.site_name", lambda *_: "site-1")
+    with pytest.raises(RoundError, match="two nodes call themselves 'site-1'"):
+        simulate(make_config())
+
+
 def test_a_natural_partition_names_its_clients(make_config, tmp_path: Path) -> None:
     rows = ["text,label,ward"]
     for i in range(60):
