@@ -16,6 +16,7 @@ from ..common.mechanism import PoissonMechanism
 from ..common.models import FineTuneModel, model_of
 from ..common.noise import secure_generator
 from ..common.partition import partition
+from ..common.per_sample import validate
 from ..common.plan import declared_steps, privacy_plan
 from ..common.types import Records, RoundTask, Update
 from .site import SiteAccount, site_name
@@ -41,6 +42,8 @@ class Worker:
         self.model = model_of(config)
         self.data = load_simulated(config, self.model)
         self.plan = privacy_plan(config, self.model.count()[0])
+        if self.plan is not None:
+            validate(self.model)
 
     def account(self, site: int, steps: int) -> SiteAccount:
         """The account of a site that has been charged `steps` so far."""
