@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
 from confide.client import worker
 from confide.common.config import RunConfig
 from confide.simulations.run import simulate
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 WORDS = [f"word{i}" for i in range(200)]
 RECORDS_A_CLIENT = 4

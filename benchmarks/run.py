@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+
 from confide.common.config import RunConfig, load
 from confide.common.models import DEMO_BACKBONE, resolve_backbone
 from confide.simulations.recipes import find_recipe

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from confide.common.config import LoraSection, ModelSection
 from confide.common.mechanism import PoissonMechanism, plan_for
 from confide.common.models import DEMO_BACKBONE, FineTuneModel, load_model

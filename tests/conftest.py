@@ -9,7 +9,6 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from confide.common.config import RunConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -20,6 +19,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from confide.common.config import RunConfig
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start; this one has read it already
 huggingface_hub.constants.HF_HUB_OFFLINE = True

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from confide import __version__
 from confide.cli import main
 

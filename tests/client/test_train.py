@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from confide.client.site import SiteAccount, site_name
 from confide.client.worker import Worker
 from confide.common import per_sample

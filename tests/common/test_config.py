@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from confide.common.config import FLOWER_STRATEGIES, RunConfig, load
 from confide.common.errors import ConfigError
 from confide.simulations.recipes import FOLDER, find_recipe

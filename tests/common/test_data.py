@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+
 from confide.common import demo
 from confide.common.config import DataSection, PartitionSection
 from confide.common.data import label_names, read_rows, shuffled_limit

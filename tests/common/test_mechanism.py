@@ -6,6 +6,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.rdp import RdpAccountant
+from opacus.accountants import PRVAccountant, RDPAccountant
+from scipy.stats import skellam
+
 from confide.common.errors import BudgetError, PrivacyError
 from confide.common.mechanism import (
     PoissonMechanism,
@@ -18,10 +23,6 @@ from confide.common.mechanism import (
     skellam_rdp,
 )
 from confide.common.noise import GRID_STEPS_PER_CLIP, secure_generator
-from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-from dp_accounting.rdp import RdpAccountant
-from opacus.accountants import PRVAccountant, RDPAccountant
-from scipy.stats import skellam
 
 _Z = 5.0  # false alarm below 6e-7
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from confide.common import models
 from confide.common.config import LoraSection, ModelSection
 from confide.common.errors import ConfigError, ModelError

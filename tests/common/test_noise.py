@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from confide.common.noise import (
     GRID_STEPS_PER_CLIP,
     from_grid,
@@ -11,7 +13,6 @@ from confide.common.noise import (
     skellam_variance,
     to_grid,
 )
-from scipy import stats
 
 _Z = 5.0
 

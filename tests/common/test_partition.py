@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from confide.common.config import PartitionSection
 from confide.common.errors import DataError
 from confide.common.partition import partition

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from confide.common.config import LoraSection, ModelSection
 from confide.common.errors import ModelError, PrivacyError
 from confide.common.models import FineTuneModel, load_model
 from confide.common.per_sample import clipped_sum, hooked, validate
 from confide.common.tasks import collate, ragged
 from confide.common.types import Records
-from torch import nn
 
 LORA = LoraSection(rank=2, alpha=4)
 CASES = [("bert", "sequence-classification"), ("gpt2", "causal-lm"), ("llama", "causal-lm")]

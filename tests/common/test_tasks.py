@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from confide.common.config import LoraSection, ModelSection
 from confide.common.models import FineTuneModel, load_model
 from confide.common.tasks import causal_lm, collate, sequence_classification

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
 from confide import __version__
 from confide.common import wire
 from confide.common.errors import WireError
 from confide.common.types import Update
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 EXPECTED = {"x": np.zeros((2, 3), np.float32)}
 

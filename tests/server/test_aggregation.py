@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from confide.common.errors import RoundError
 from confide.server.aggregation import Mean, ProductMean, ServerStep, make_aggregate
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from confide.common.errors import ConfigError
 from confide.server.checkpoint import Checkpoint, arrays_of, load_latest, restore_arrays, save
 

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from safetensors.numpy import load_file
+
 from confide.client.app import app
 from confide.common.config import RunConfig
 from confide.common.errors import ConfideError, ConfigError
 from confide.simulations import ray
 from confide.simulations.local import LocalGrid
 from confide.simulations.run import simulate
-from flwr.app import ConfigRecord, Message, RecordDict
-from safetensors.numpy import load_file
 
 
 def test_both_engines_give_the_same_adapter(make_config, tmp_path: Path) -> None:

@@ -3,16 +3,17 @@
 import json
 from pathlib import Path
 
-import confide
 import numpy as np
 import pytest
+from opacus.accountants import PRVAccountant, RDPAccountant
+from safetensors.numpy import load_file
+
+import confide
 from confide.client.worker import Worker
 from confide.common.config import FLOWER_STRATEGIES, RunConfig
 from confide.common.errors import ConfigError, DataError, PrivacyError, RoundError
 from confide.server import rounds
 from confide.simulations.run import resume, simulate
-from opacus.accountants import PRVAccountant, RDPAccountant
-from safetensors.numpy import load_file
 
 
 def report_of(folder: Path) -> dict:
