@@ -5,6 +5,9 @@ is a view of the shared records.
 """
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,6 +43,7 @@ class Worker:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.model = model_of(config)
+        self._idle = [self.model]
         self.data = load_simulated(config, self.model)
         self.plan = privacy_plan(config, self.model.count()[0])
         if self.plan is not None:
@@ -49,16 +53,33 @@ class Worker:
         """The account of a site that has been charged `steps` so far."""
         return SiteAccount(site_name(site, len(self.data.parts)), self.plan, declared_steps(self.config), steps)
 
+    @contextmanager
+    def _lend(self) -> Iterator[FineTuneModel]:
+        """A model that no other thread uses: sites of one process may train side by side."""
+        try:
+            model = self._idle.pop()
+        except IndexError:
+            model = self.model.copy()
+        try:
+            yield model
+        finally:
+            self._idle.append(model)
+
     def train(self, site: int, task: RoundTask, account: SiteAccount) -> Update:
-        """Answers one task. What it takes is reserved first; raises BudgetError, with nothing touched, when over."""
+        """Answers one task; several threads may ask, each for a site of its own.
+
+        What it takes is reserved first; raises BudgetError, with nothing touched, when over.
+        """
         config, indices = self.config, self.data.parts[site]
         before = account.reserve(config.training.local_steps)
         if account.plan is None:
             key = [config.run.seed, 0x7A1, site]
-            delta, loss = train_plain(config, self.model, self.data.records, indices, task, key)
+            with self._lend() as model:
+                delta, loss = train_plain(config, model, self.data.records, indices, task, key)
             return Update(account.site, delta, float(len(indices)), account.steps, None, {"loss": loss})
         mechanism = PoissonMechanism(account.plan, secure_generator(), before)
-        delta = train_private(config, self.model, self.data.records, indices, task, mechanism)
+        with self._lend() as model:
+            delta = train_private(config, model, self.data.records, indices, task, mechanism)
         return Update(account.site, delta, 1.0, account.steps, account.epsilon())
 
 
@@ -74,9 +95,13 @@ def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
     return SimulatedData(model.task.encode(rows, model.tokenizer, config.model.max_length), parts, rows.labels)
 
 
+_loading = threading.Lock()
+
+
 def worker_for(run_config: dict) -> Worker:
     """The worker of this process for a Flower run-config; loads at the first call."""
-    return _worker(json.dumps(run_config, sort_keys=True))
+    with _loading:
+        return _worker(json.dumps(run_config, sort_keys=True))
 
 
 @lru_cache(maxsize=1)

@@ -155,6 +155,9 @@ class ServerSection(Section, frozen=True):
 
 class EngineSection(Section, frozen=True):
     kind: Literal["inprocess", "ray"] = "inprocess"
+    workers: Positive | None = None
+    """`inprocess`: sites that train at the same time, each on its share of the cores; omitted: one a core up to 8, and
+    one on a GPU. Each holds activations of its own; the frozen weights are shared."""
     cpus_per_client: Positive = 1
     """`ray`: cores that one client holds"""
     address: str | None = None

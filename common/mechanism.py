@@ -157,7 +157,10 @@ def gaussian_epsilon(
     if accountant not in ("pld", "rdp"):
         raise PrivacyError(f"accountant: received '{accountant}'; allowed: pld, rdp")
     event = SelfComposedDpEvent(PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier)), steps)
-    account = PLDAccountant(RELATION) if accountant == "pld" else RdpAccountant(neighboring_relation=RELATION)
+    if accountant == "rdp":
+        account = RdpAccountant(neighboring_relation=RELATION)
+    else:  # losses grow as 1/z², and with them the time on a fixed grid; a coarser one is still an upper bound
+        account = PLDAccountant(RELATION, value_discretization_interval=1e-4 * max(1, 0.25 / noise_multiplier**2))
     return float(account.compose(event).get_epsilon(delta))
 
 

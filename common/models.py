@@ -4,12 +4,13 @@ The trained part ("adapter") is LoRA and, for classifiers, the head; names are t
 exported folder loads with `peft.PeftModel.from_pretrained`.
 """
 
+import copy
 import hashlib
 import importlib.util
 import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class FineTuneModel:
     """the adapter that the seed decides, as loading left it"""
     classes: int
     device: torch.device
+    template: PeftModel
+    """the module before it was used: copies are made of it, so that no hook is copied"""
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -67,6 +70,13 @@ class FineTuneModel:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(torch.from_numpy(adapter[name]))
+
+    def copy(self) -> "FineTuneModel":
+        """Another model over the same frozen weights, with a trained part of its own: for training side by side."""
+        shared = {id(p): p for name, p in self.template.named_parameters() if _saved_name(name) not in self.parameters}
+        module = copy.deepcopy(self.template, shared)
+        arrays = {_saved_name(name): p for name, p in module.named_parameters()}
+        return replace(self, module=module, parameters={name: arrays[name] for name in self.parameters})
 
     def count(self) -> tuple[int, int]:
         """Numbers that are trained, and numbers in all."""
@@ -130,13 +140,18 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
         base = _build(task, path, model, classes)
         module = _with_lora(base, task, model)
     module.eval()  # dropout off; `per_sample.hooked` puts only the trained layers into training mode
-    parameters: dict[str, nn.Parameter] = {}
-    for name, p in sorted(module.named_parameters()):
-        if p.requires_grad:
-            parameters[name.replace(".modules_to_save.default", "").replace(".default", "")] = p
-            p.requires_grad_(not (freeze_a and ".lora_A." in name))
-    initial = {name: p.detach().numpy().astype(np.float32) for name, p in parameters.items()}
-    return FineTuneModel(module.to(device), _tokenizer(path), task, parameters, initial, classes, device)
+    module.to(device)
+    parameters = {_saved_name(name): p for name, p in sorted(module.named_parameters()) if p.requires_grad}
+    for name, p in parameters.items():
+        p.requires_grad_(not (freeze_a and ".lora_A." in name))
+    initial = {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters.items()}
+    loaded = FineTuneModel(module, _tokenizer(path), task, parameters, initial, classes, device, template=module)
+    return loaded.copy()
+
+
+def _saved_name(name: str) -> str:
+    """As PEFT's files name an array."""
+    return name.replace(".modules_to_save.default", "").replace(".default", "")
 
 
 def model_of(config: RunConfig) -> FineTuneModel:

@@ -6,7 +6,7 @@ For LoRA a per-sample gradient has r·(d_in + d_out) numbers, so materialising i
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -18,6 +18,8 @@ from .models import FineTuneModel
 
 _SLACK = 1 - 1e-6
 """Float32 rounding must not carry a clipped gradient above C."""
+
+_attached: WeakKeyDictionary[FineTuneModel, tuple[list[nn.Module], GradSampleHooks]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -45,9 +47,14 @@ def hooked(model: FineTuneModel) -> Iterator[None]:
             p._forward_counter = 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@lru_cache(maxsize=2)
 def _attach(model: FineTuneModel) -> tuple[list[nn.Module], GradSampleHooks]:
     """Once a model: hooks cost milliseconds to attach and nothing while they are disabled."""
+    if model not in _attached:
+        _attached[model] = _attach_new(model)
+    return _attached[model]
+
+
+def _attach_new(model: FineTuneModel) -> tuple[list[nn.Module], GradSampleHooks]:
     validate(model)
     trained = {id(p) for p in model.trained.values()}
     owners = [m for m in model.module.modules() if any(id(p) in trained for p in m.parameters(recurse=False))]

@@ -68,7 +68,7 @@ def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
         error < _TOLERANCE,
     )
     seconds, memory = estimate(config, model)
-    yield "time per round", f"about {seconds:.1f} s, one site after the other, evaluation aside", True
+    yield "time per round", f"about {seconds:.1f} s, if all cores keep busy, evaluation aside", True
     yield "memory of a run", f"about {memory:.1f} GiB at the peak, data aside", memory < free
 
 

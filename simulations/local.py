@@ -4,10 +4,14 @@ Messages and handlers are those of a deployment. Replies are handed on one by on
 aggregate and forgotten.
 """
 
+import math
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
@@ -19,13 +23,17 @@ _SERVER_NODE = 1
 
 
 class LocalGrid(Grid):
-    """`clients` nodes, numbered from 2 on; node i + 2 is partition i. Flower's node state lives as long as the grid."""
+    """`clients` nodes, numbered from 2 on; node i + 2 is partition i. Flower's node state lives as long as the grid.
 
-    def __init__(self, app: ClientApp, run_config: dict, clients: int) -> None:
+    workers: clients that run at the same time, each in a thread with its share of torch's.
+    """
+
+    def __init__(self, app: ClientApp, run_config: dict, clients: int, workers: int = 1) -> None:
         self._app = app
         self._run = Run.create_empty(run_id=uuid.uuid4().int & (2**63 - 1))
         self._run_config = UserConfig(run_config)
         self._clients = clients
+        self._workers = workers
         self._states: dict[int, RecordDict] = {}
         self._pending: dict[str, Message] = {}
         # Flower stamps messages with the identity of the process' task
@@ -58,12 +66,25 @@ class LocalGrid(Grid):
         return [self._pending.pop(i) for i in message_ids if i in self._pending]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Runs one client after the other; those whose turn comes after the deadline do not run and do not answer."""
-        until = None if timeout is None else time.monotonic() + timeout
-        for message in messages:
-            if until is not None and time.monotonic() > until:
-                return
-            yield self._handle(message)
+        """Replies in the order of the messages; clients whose turn comes after the deadline do not run or answer."""
+        until = math.inf if timeout is None else time.monotonic() + timeout
+
+        def answer(message: Message) -> Message | None:
+            return None if time.monotonic() > until else self._handle(message)
+
+        threads = torch.get_num_threads()
+        share = max(1, threads // self._workers)
+        coming: deque[Future[Message | None]] = deque()
+        try:
+            with ThreadPoolExecutor(self._workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+                for message in messages:
+                    if len(coming) == 2 * self._workers:  # no further ahead: replies wait in memory
+                        yield from _arrived(coming)
+                    coming.append(pool.submit(answer, message))
+                while coming:
+                    yield from _arrived(coming)
+        finally:
+            torch.set_num_threads(threads)
 
     def _handle(self, message: Message) -> Message:
         message.metadata.__dict__["_message_id"] = uuid.uuid4().hex  # as Flower's own engines set it
@@ -76,3 +97,10 @@ class LocalGrid(Grid):
             run_config=self._run_config,
         )
         return self._app(message, context)
+
+
+def _arrived(coming: deque[Future[Message | None]]) -> Iterator[Message]:
+    """The oldest task's reply, once it is there; nothing when its turn came too late."""
+    reply = coming.popleft().result()
+    if reply is not None:
+        yield reply

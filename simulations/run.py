@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..client.worker import Worker, worker_for
 from ..common.config import RunConfig, load
@@ -105,6 +106,13 @@ def _partition_facts(config: RunConfig, worker: Worker) -> dict:
     return {"labels": names, "counts": counts}
 
 
+def workers_of(config: RunConfig) -> int:
+    """Sites that the in-process engine trains at the same time."""
+    if config.engine.workers:
+        return config.engine.workers
+    return 1 if torch.cuda.is_available() else min(torch.get_num_threads(), config.clients, 8)
+
+
 def _start(config: RunConfig) -> None:
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     if config.engine.kind == "ray":
@@ -119,6 +127,6 @@ def _start(config: RunConfig) -> None:
     from .local import LocalGrid
 
     flat = config.to_flat()
-    grid = LocalGrid(client_app, flat, config.clients)
+    grid = LocalGrid(client_app, flat, config.clients, workers_of(config))
     context = Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
     server_app(grid, context)

@@ -1,12 +1,14 @@
 """Local training: what a site sends, in both modes."""
 
 from dataclasses import replace
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from confide.client.site import SiteAccount, site_name
+from confide.client.train import _BATCH_COST, _cheapest_cuts
 from confide.client.worker import Worker
 from confide.common import per_sample
 from confide.common.errors import BudgetError, PrivacyError
@@ -163,3 +165,20 @@ def test_accounts() -> None:
         account.reserve(1)
     assert replace(account, steps=0).reserve(1) == 0
     assert [site_name(i, 10) for i in (0, 9)] == ["site-01", "site-10"]
+
+
+def test_cuts_are_the_cheapest() -> None:
+    rng = np.random.default_rng(0)
+    for count, size in ((1, 4), (7, 3), (9, 9)):
+        lengths = np.sort(rng.integers(3, 300, count))
+
+        def cost(cuts: list[int], lengths: np.ndarray = lengths, size: int = size) -> float:
+            pieces = list(pairwise([*cuts, len(lengths)]))
+            if any(end - start > size for start, end in pieces):
+                return np.inf
+            return sum(_BATCH_COST + (end - start) * lengths[end - 1] for start, end in pieces)
+
+        inner = range(1, count)
+        every = [cost([0, *chosen]) for n in range(count) for chosen in combinations(inner, n)]
+        assert cost(_cheapest_cuts(lengths, size)) == min(every)
+    assert _cheapest_cuts(np.empty(0, dtype=int), 4) == []

@@ -55,6 +55,18 @@ def test_only_lora_and_head_are_trained(bert: Path) -> None:
     assert 0 < trained < total / 10
 
 
+def test_a_copy_shares_the_frozen_weights_only(bert: Path) -> None:
+    model = load_model(section(bert), 2, 0, freeze_a=True)
+    twin = model.copy()
+    assert twin.trained.keys() == model.trained.keys() < model.parameters.keys() == twin.parameters.keys()
+    own = {id(p) for p in model.parameters.values()}
+    assert not own & {id(p) for p in twin.parameters.values()}
+    here, there = ({id(p) for p in m.module.parameters()} for m in (model, twin))
+    assert len(here & there) == len(here) - len(own)
+    twin.set({name: array + 1 for name, array in twin.get().items()})
+    assert all(np.array_equal(array, model.initial[name]) for name, array in model.get().items())
+
+
 def test_frozen_a_factors_travel_but_do_not_train(bert: Path) -> None:
     model = load_model(section(bert), 2, 0, True)
     assert any(".lora_A." in name for name in model.parameters)

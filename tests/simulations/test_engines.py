@@ -1,11 +1,13 @@
 """In-process and Ray: the same run, the same adapter; the grid's other calls; a bundle without code."""
 
+import time
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
 from confide.client.app import app
@@ -72,6 +74,31 @@ def test_logs_end_in_their_most_telling_line(tmp_path: Path) -> None:
     assert ray._last_error(log) == "RoundError: 0 sites answered"
     log.write_text("")
     assert ray._last_error(log) == "the log is empty"
+
+
+def test_sites_side_by_side_give_the_same_bits(make_config, tmp_path: Path) -> None:
+    adapters = []
+    for workers in (1, 3):
+        config = make_config(run={"output": str(tmp_path / str(workers))}, engine={"workers": workers})
+        adapters.append((simulate(config) / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert adapters[0] == adapters[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_clients_after_the_deadline_do_not_run(workers: int) -> None:
+    slow, ran = ClientApp(), []
+
+    @slow.query("wait")
+    def wait(message: Message, context: Context) -> Message:
+        ran.append(message.metadata.dst_node_id)
+        time.sleep(0.3)
+        return Message(RecordDict(), reply_to=message)
+
+    grid = LocalGrid(slow, {}, 20, workers)
+    messages = [grid.create_message(RecordDict(), "query.wait", node, "1") for node in grid.get_node_ids()]
+    replies = list(grid.send_and_receive(messages, timeout=0.2))
+    assert [reply.metadata.src_node_id for reply in replies] == sorted(ran)
+    assert 1 <= len(ran) <= workers
 
 
 def test_messages_can_be_pushed_and_pulled() -> None:
