@@ -63,19 +63,11 @@ def against_plain(scratch: Path) -> Table:
     python("-W", "ignore", "-m", "benchmarks.plain.app", backbone, train, test, noise, rate, ROUNDS, result)
     plain = json.loads(result.read_text())
     ours_seconds, plain_seconds = (min(seconds) for seconds in (rounds_of(ours), plain["seconds"]))
-    up = ours["rounds"][0]["bytes_up"] / len(ours["rounds"][0]["sites"])
-    half = (
-        ours_on(
-            config.model_copy(
-                update={
-                    "server": config.server.model_copy(update={"wire": "float16"}),
-                    "run": config.run.model_copy(update={"output": str(scratch / "half"), "rounds": 1}),
-                }
-            ),
-            scratch,
-        )["rounds"][0]["bytes_up"]
-        / 8
-    )
+    changes = {
+        "server": config.server.model_copy(update={"wire": "float16"}),
+        "run": config.run.model_copy(update={"output": str(scratch / "half"), "rounds": 1}),
+    }
+    up, half = bytes_a_client(ours), bytes_a_client(ours_on(config.model_copy(update=changes), scratch))
     whole = ours["model"]["total"] * 4
     return [
         ("seconds a round, plain Flower + PEFT + Opacus", f"{plain_seconds:.1f}", ""),
@@ -98,6 +90,12 @@ def ours_on(config: RunConfig, scratch: Path) -> dict:
     recipe.write_text(config.to_toml(), encoding="utf-8")
     python("-m", "confide.cli", "simulate", recipe, "--overwrite")
     return json.loads((config.output / "report.json").read_text())
+
+
+def bytes_a_client(report: dict) -> float:
+    """Sent up by one client in the first round."""
+    first = report["rounds"][0]
+    return first["bytes_up"] / len(first["sites"])
 
 
 def rounds_of(report: dict) -> list[float]:

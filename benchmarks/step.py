@@ -20,9 +20,12 @@ from confide.common.types import Records
 RECORDS, TOKENS, REPEATS = 64, 16, 15
 
 
+def losses_of(model: FineTuneModel, records: Records, indices: np.ndarray) -> torch.Tensor:
+    return model.task.record_losses(model.module, collate(model.task, records, indices, model.pad, model.device))
+
+
 def plain_step(model: FineTuneModel, records: Records, indices: np.ndarray) -> torch.Tensor:
-    losses = model.task.record_losses(model.module, collate(model.task, records, indices, model.pad, model.device))
-    gradients = torch.autograd.grad(losses.mean(), list(model.trained.values()))
+    gradients = torch.autograd.grad(losses_of(model, records, indices).mean(), list(model.trained.values()))
     return torch.cat([g.flatten() for g in gradients])
 
 
@@ -31,8 +34,7 @@ def private_step(
 ) -> torch.Tensor:
     mechanism.draw(0)
     with hooked(model):
-        losses = model.task.record_losses(model.module, collate(model.task, records, indices, model.pad, model.device))
-        total, _ = clipped_sum(model, losses, mechanism.plan.clip)
+        total, _ = clipped_sum(model, losses_of(model, records, indices), mechanism.plan.clip)
     return torch.from_numpy(mechanism.release(total.double().numpy())).float()
 
 
