@@ -52,9 +52,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
     partial = path.with_suffix(".partial")
     save_file(arrays, partial, metadata={"confide": json.dumps(facts)})
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(path)
+    _put_in_place(partial, path)
     for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
         old.unlink()
 
@@ -63,11 +61,15 @@ def save_asked(folder: Path, asked: dict[str, int]) -> None:
     """Keeps what is about to be asked of sites: a crash in the middle of a round leaves it charged."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{_ASKED}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(asked, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / _ASKED)
+    partial.write_text(json.dumps(asked), encoding="utf-8")
+    _put_in_place(partial, folder / _ASKED)
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """A crash leaves the old file or the new one, never half of one."""
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.replace(path)
 
 
 def load_asked(folder: Path) -> dict[str, int]:
