@@ -6,6 +6,7 @@ of dp-accounting are here for cross-checks and explanations.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -123,20 +124,28 @@ def poisson_sampled_rdp(sampling_rate: float, rdp: np.ndarray) -> np.ndarray:
     return result
 
 
+def rdp_orders() -> np.ndarray:
+    """The orders α that every curve is known at: fractions from 1.05 to 32, integers above."""
+    fine = np.concatenate([(low + _FRACTIONS) for low in range(1, 32)])[1:]
+    return np.union1d(fine, _ORDERS.astype(float))
+
+
+def sampled_rdp(sampling_rate: float, release: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Orders and ε'(α) of one Poisson-sampled release, integer orders and the fractions between them.
+
+    release: ε(α) of the unsampled mechanism at an array of orders. (α−1)·D_α is convex in α (van Erven and Harremoës
+    2014, Corollary 2), so a straight line between two integer orders is an upper bound.
+    """
+    rdp = release(np.arange(_ORDERS[-1] + 1))
+    at_integers = np.concatenate([[0.0], poisson_sampled_rdp(sampling_rate, rdp)])  # orders 1 … A
+    cumulant = (np.arange(1, len(rdp)) - 1) * at_integers  # (α − 1)·ε'(α)
+    orders = rdp_orders()
+    return orders, np.interp(orders - 1, np.arange(len(cumulant)), cumulant) / (orders - 1)
+
+
 @lru_cache(maxsize=4096)
 def _step_rdp(sampling_rate: float, noise_multiplier: float, coordinates: int) -> tuple[np.ndarray, np.ndarray]:
-    """Orders and ε'(α) of one step, integer orders and the fractions between them.
-
-    (α−1)·D_α is convex in α (van Erven and Harremoës 2014, Corollary 2), so a straight line between two integer orders
-    is an upper bound.
-    """
-    every = np.arange(_ORDERS[-1] + 1)
-    rdp = grid_rdp(every, noise_multiplier, coordinates)
-    at_integers = np.concatenate([[0.0], poisson_sampled_rdp(sampling_rate, rdp)])  # orders 1 … A
-    cumulant = (np.arange(1, len(every)) - 1) * at_integers  # (α − 1)·ε'(α)
-    fine = np.concatenate([(low + _FRACTIONS) for low in range(1, 32)])[1:]  # above 1, below 32
-    orders = np.union1d(fine, _ORDERS.astype(float))
-    return orders, np.interp(orders - 1, np.arange(len(cumulant)), cumulant) / (orders - 1)
+    return sampled_rdp(sampling_rate, lambda order: grid_rdp(order, noise_multiplier, coordinates))
 
 
 def skellam_epsilon(sampling_rate: float, noise_multiplier: float, steps: int, delta: float, coordinates: int) -> float:
@@ -157,11 +166,14 @@ def gaussian_epsilon(
     if accountant not in ("pld", "rdp"):
         raise PrivacyError(f"accountant: received '{accountant}'; allowed: pld, rdp")
     event = SelfComposedDpEvent(PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier)), steps)
-    if accountant == "rdp":
-        account = RdpAccountant(neighboring_relation=RELATION)
-    else:  # losses grow as 1/z², and with them the time on a fixed grid; a coarser one is still an upper bound
-        account = PLDAccountant(RELATION, value_discretization_interval=1e-4 * max(1, 0.25 / noise_multiplier**2))
+    rdp = accountant == "rdp"
+    account = RdpAccountant(neighboring_relation=RELATION) if rdp else pld_account(noise_multiplier)
     return float(account.compose(event).get_epsilon(delta))
+
+
+def pld_account(least_noise: float) -> PLDAccountant:
+    """Losses grow as 1/z², and with them the time on a fixed grid; a coarser one is still an upper bound."""
+    return PLDAccountant(RELATION, value_discretization_interval=1e-4 * max(1, 0.25 / least_noise**2))
 
 
 class PoissonMechanism:
