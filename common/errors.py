@@ -7,7 +7,9 @@
     ├── DataError                  exit code 2; names file, row and column, never shows a row's content
     ├── ModelError                 exit code 2; backbone, targets or task do not fit together
     ├── PrivacyError               a guarantee would not hold: nothing is released
-    │   └── BudgetError            more was asked than was declared; nothing is charged
+    │   ├── BudgetError            more was asked than was declared or is left; nothing is charged
+    │   └── PolicyError            a site's policy does not allow the run; nothing is charged
+    ├── LedgerError                an account of spent privacy that cannot be trusted: nothing is released
     ├── RoundError                 the federation cannot go on (too few sites)
     ├── WireError                  a message does not hold what it must
     └── StoppedError               exit code 130: the user stopped the run, which can be resumed
@@ -43,7 +45,15 @@ class PrivacyError(ConfideError):
 
 
 class BudgetError(PrivacyError):
-    """A site was asked for more than the run declared; nothing was charged."""
+    """A site was asked for more than the run declared, or than its data set has left; nothing was charged."""
+
+
+class PolicyError(PrivacyError):
+    """A site's policy does not allow what a run asks for; nothing was charged."""
+
+
+class LedgerError(ConfideError):
+    """A ledger or receipt that is missing, changed, or older than what was seen."""
 
 
 class RoundError(ConfideError):
