@@ -5,6 +5,7 @@ would carry the exception's text.
 """
 
 import traceback
+from collections.abc import Callable
 from typing import cast
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -12,19 +13,52 @@ from flwr.clientapp import ClientApp
 
 from .. import __version__
 from ..common import wire
-from ..common.errors import ConfideError
-from .site import SiteAccount, site_name
+from ..common.errors import BudgetError, ConfideError, LedgerError, PolicyError
+from .site import Site, SiteAccount, simulated_site
 
 app = ClientApp()
-_STATE = "confide"
 
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Who is here, and which version it runs; no data is touched."""
-    name = site_name(_partition(context), int(cast(int, context.node_config["num-partitions"])))
-    answer = ConfigRecord({"name": name, wire.VERSION: __version__})
-    return Message(RecordDict({wire.SITE: answer}), reply_to=message)
+    """Who is here, which version it runs, and where its ledger stands; no data is touched."""
+
+    def answer() -> RecordDict:
+        site = _site(context)
+        facts = {"name": site.name, wire.VERSION: __version__}
+        if site.ledger.durable:
+            facts[wire.PUBLIC_KEY] = site.ledger.key.public
+        return RecordDict({wire.SITE: ConfigRecord({**facts, **wire.head_facts(site.head())})})
+
+    return _answered(message, answer)
+
+
+@app.query("ledger")
+def ledger(message: Message, context: Context) -> Message:
+    """Shows that the ledger continues the one that the server has seen: the hash of the entry it asks about, signed."""
+
+    def answer() -> RecordDict:
+        site = _site(context)
+        asked = message.content.config_records[wire.CONFIG]
+        seq, nonce = int(cast(int, asked["seq"])), str(asked["nonce"])
+        facts = wire.ledger_facts(site.name, nonce, seq, site.ledger.hash_at(seq), site.ledger.book().head)
+        return RecordDict({wire.SITE: ConfigRecord({**facts, "signature": site.ledger.key.sign("hello", facts)})})
+
+    return _answered(message, answer)
+
+
+@app.query("reveal")
+def reveal(message: Message, context: Context) -> Message:
+    """After an audited run: the seed of the coins that decided which canaries were in."""
+
+    def answer() -> RecordDict:
+        from .worker import worker_for
+
+        site = _site(context)
+        seed = site.coin_seed(worker_for(dict(context.run_config)).config)
+        return RecordDict({wire.SITE: ConfigRecord({"name": site.name, "seed": seed})})
+
+    return _answered(message, answer)
 
 
 @app.train()
@@ -32,32 +66,44 @@ def train(message: Message, context: Context) -> Message:
     """One round at this site."""
     account: SiteAccount | None = None
     before = 0
-    try:
+
+    def answer() -> RecordDict:
+        nonlocal account, before
         task, asked_before = wire.decode_task(message.content)
         from .worker import worker_for  # torch loads here, not where Flower imports the app
 
         worker = worker_for(dict(context.run_config))
-        before = max(_charged(context), asked_before)
-        account = worker.account(_partition(context), before)
-        update = worker.train(_partition(context), task, account)
-        return Message(wire.encode_update(update, worker.config.server.wire), reply_to=message)
+        site = _site(context)
+        site.admit(worker.config)
+        account = worker.account(site, _partition(context), asked_before)
+        before = account.steps
+        return wire.encode_update(worker.train(_partition(context), task, account), worker.config.server.wire)
+
+    return _answered(message, answer, lambda: account is not None and account.steps > before)
+
+
+def _answered(
+    message: Message, answer: Callable[[], RecordDict], charged: Callable[[], bool] = lambda: False
+) -> Message:
+    """The reply, or an error whose code says whether the run was charged, and whether it is of use to ask again."""
+    declined = False
+    try:
+        return Message(answer(), reply_to=message)
     except ConfideError as failure:
+        declined = isinstance(failure, BudgetError | PolicyError | LedgerError)
         reason = str(failure)
     except Exception as failure:
         # the text of a foreign exception may quote a record: only its kind and place are told
         place = traceback.extract_tb(failure.__traceback__)[-1]
         reason = f"{type(failure).__name__} in {place.filename.rsplit('/', 1)[-1]}, line {place.lineno}"
-    finally:
-        if account is not None:
-            context.state[_STATE] = ConfigRecord({"steps": account.steps})
-    charged = account is not None and account.steps > before
-    return Message(Error(wire.FAILED if charged else wire.REFUSED, reason), reply_to=message)
+    if charged():
+        return Message(Error(wire.FAILED, reason), reply_to=message)
+    return Message(Error(wire.DECLINED if declined else wire.REFUSED, reason), reply_to=message)
+
+
+def _site(context: Context) -> Site:
+    return simulated_site(dict(context.run_config), _partition(context))
 
 
 def _partition(context: Context) -> int:
     return int(cast(int, context.node_config["partition-id"]))
-
-
-def _charged(context: Context) -> int:
-    record = context.state.config_records.get(_STATE)
-    return 0 if record is None else int(cast(int, record["steps"]))

@@ -1,40 +1,195 @@
-"""What a site spends in one run.
+"""A data site: its policy, its ledger, and what one run may take from it.
 
-`reserve` is the one call between a task and the data: it is made before a row is touched, in every mode. The persistent
-ledger takes its place behind this call; for now the account lives as long as the run, in Flower's node state.
+`Site.account` is the one way to the data: the policy may refuse the run, the ledger charges it, and only then is a row
+touched. In a simulation there is a site for every client, with a ledger in memory or in a folder.
 """
 
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
-from ..common.errors import BudgetError
+from ..common import audit
+from ..common.chain import Head, SiteKey
+from ..common.config import DatasetSection, PolicySection, RunConfig, SiteConfig
+from ..common.errors import PolicyError, PrivacyError
+from ..common.ledger import Ledger, Limit, Request, Reservation
 from ..common.mechanism import PrivacyPlan
+from ..common.plan import declared_steps, step_of
+
+POLICY = "site.toml"
 
 
-@dataclass
+@dataclass(frozen=True)
 class SiteAccount:
-    """Steps charged to one site by one run; `plan` is None in mode `none`."""
+    """What one run has reserved at one site; `plan` is None in mode `none`."""
 
-    site: str
+    site: "Site"
     plan: PrivacyPlan | None
-    declared_steps: int
-    steps: int = 0
+    reservation: Reservation
 
-    def reserve(self, steps: int) -> int:
-        """Charges `steps` and returns what was charged before. Raises BudgetError and charges nothing when over."""
-        before = self.steps
-        if before + steps > self.declared_steps:
-            raise BudgetError(
-                f"site {self.site}: spent {before} steps, asked {steps}, limit {self.declared_steps}, remaining "
-                f"{self.declared_steps - before}; a run takes the steps it declared and no more"
-            )
-        self.steps += steps
-        return before
+    @property
+    def steps(self) -> int:
+        """Steps taken so far, failed ones included."""
+        return self.reservation.charge.used
 
     def epsilon(self) -> float | None:
-        """ε of the steps charged so far, failed ones included."""
+        """ε of the steps taken so far."""
         return None if self.plan is None else self.plan.epsilon(self.steps)
+
+    @contextmanager
+    def taking(self, steps: int) -> Iterator[int]:
+        """Within, data may be touched; gives the steps taken before. They are charged however it ends.
+
+        Raises BudgetError, with nothing touched, when the run has not reserved as many.
+        """
+        with self.reservation.taking(steps) as before:
+            yield before
+
+    def catch_up(self, steps: int) -> None:
+        """A ledger in memory forgets with its process: what a server has asked since the run began counts as taken."""
+        missing = steps - self.steps
+        if missing > 0 and not self.site.ledger.durable:
+            with self.taking(missing):
+                pass
+
+
+@dataclass(frozen=True)
+class Site:
+    """One site as the run's code sees it."""
+
+    name: str
+    config: SiteConfig
+    ledger: Ledger
+
+    def admit(self, run: RunConfig) -> DatasetSection:
+        """The budget that the run would be charged to. Raises PolicyError: what came, what is allowed."""
+        policy, dataset = self.config.policy, run.data.name
+        self._require(dataset in self.config.datasets, "data set", dataset, ", ".join(self.config.datasets))
+        self._require(run.privacy.mode in policy.modes, "mode", run.privacy.mode, ", ".join(policy.modes))
+        for what, value, allowed in (
+            ("task", run.model.task, policy.tasks),
+            ("backbone", run.model.backbone, policy.backbones),
+        ):
+            self._require(allowed is None or value in allowed, what, value, ", ".join(allowed or ()))
+        canaries = run.audit.canaries + run.audit.records
+        self._require(policy.canaries or not canaries, "audit canaries", canaries, "none")
+        return self.config.datasets[dataset]
+
+    def _admit_plan(self, run: RunConfig, plan: PrivacyPlan) -> None:
+        policy, z, clip = self.config.policy, plan.noise_multiplier, plan.clip
+        least, lowest, highest = policy.min_noise_multiplier, policy.min_clip, policy.max_clip
+        self._require(least is None or z >= least, "noise multiplier", f"{z:g}", f"{least} and above")
+        self._require(lowest is None or clip >= lowest, "clip norm", f"{clip:g}", f"{lowest} and above")
+        self._require(highest is None or clip <= highest, "clip norm", f"{clip:g}", f"{highest} and below")
+        most, epsilon = policy.max_epsilon_per_run, plan.epsilon()
+        self._require(most is None or epsilon <= most, "ε for one run", f"{epsilon:.4g}", f"at most {most}")
+
+    def _require(self, condition: bool, what: str, received: object, allowed: str) -> None:
+        if not condition:
+            raise PolicyError(f"site {self.name}: its policy refuses the run: {what} {received}; allowed: {allowed}")
+
+    def account(self, run: RunConfig, plan: PrivacyPlan | None, content: bytes) -> SiteAccount:
+        """Charges the whole run, or finds what it reserved before. content: digest of the records.
+
+        Raises PolicyError or BudgetError, charging nothing.
+        """
+        dataset = self.admit(run)
+        if plan is not None:
+            self._admit_plan(run, plan)
+        request = Request(
+            run=_run_id(run),
+            dataset=run.data.name,
+            content=self.ledger.key.derive("content", content).hex(),
+            unit="client" if run.privacy.mode == "client" else "example",
+            step=step_of(run, plan),
+            steps=declared_steps(run),
+            delta=run.privacy.delta,
+            model=run.model.backbone,
+            configuration=run.digest(),
+            commitment=audit.commitment(self.coin_seed(run)) if run.audit.canaries or run.audit.records else None,
+        )
+        limit = Limit(dataset.epsilon, dataset.delta, dataset.order)
+        return SiteAccount(self, plan, self.ledger.reserve(request, limit))
+
+    def coin_seed(self, run: RunConfig) -> bytes:
+        """What decides an audit's canaries: only the holder of the site's key can know it before it is revealed."""
+        return self.ledger.key.derive("audit coins", _run_id(run).encode())
+
+    def head(self) -> Head | None:
+        return self.ledger.book().head if self.ledger.durable else None
+
+
+def _run_id(run: RunConfig) -> str:
+    if run.run.id is None:
+        raise PrivacyError("run.id: nothing received; a site charges a run by its name")
+    return run.run.id
+
+
+def simulated_policy(run: RunConfig) -> SiteConfig:
+    """What simulated sites allow when no site.toml says otherwise: this run once, and no ε beyond its own."""
+    unlimited = not run.private or run.audit.control
+    budget = DatasetSection(epsilon=None if unlimited else run.privacy.epsilon, delta=run.privacy.delta)
+    policy = PolicySection(modes=(run.privacy.mode,), metrics=True, canaries=True)
+    return SiteConfig(datasets={run.data.name: budget}, policy=policy)
+
+
+class SimulatedSites:
+    """The sites of one simulation, made as they are asked for."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self.run = run
+        self._folder = None if run.engine.ledger is None else Path(run.engine.ledger)
+        self._config = simulated_policy(run) if self._folder is None else SiteConfig.load(self._folder / POLICY)
+        self._sites: dict[int, Site] = {}
+
+    def site(self, index: int) -> Site:
+        if index not in self._sites:
+            name = site_name(index, self.run.clients)
+            self._sites[index] = Site(name, self._config, self._ledger(name))
+        return self._sites[index]
+
+    def _ledger(self, name: str) -> Ledger:
+        if self._folder is None:
+            # processes of one simulation must agree on a site's coins, so the key follows from the run's random id
+            return Ledger.in_memory(
+                name, SiteKey.from_seed(hashlib.sha256(f"{_run_id(self.run)}/{name}".encode()).digest())
+            )
+        return Ledger.open(self._folder / name)
+
+
+def make_ledgers(run: RunConfig) -> None:
+    """Creates what `engine.ledger` names and does not hold yet: site.toml, and a ledger for each site."""
+    folder = Path(str(run.engine.ledger))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / POLICY).exists():
+        (folder / POLICY).write_text(_POLICY_HEADER + simulated_policy(run).to_toml(), encoding="utf-8")
+    SiteConfig.load(folder / POLICY)
+    for index in range(run.clients):
+        name = site_name(index, run.clients)
+        if not (folder / name).exists():
+            Ledger.create(folder / name, name)
+        Ledger.open(folder / name)
+
+
+_POLICY_HEADER = """# Budgets and policy of every simulated site in this folder, as the first run needs them.
+# Raise epsilon, or add data sets and modes, to allow more; what was spent stays spent.
+"""
 
 
 def site_name(site: int, sites: int) -> str:
     """site-01 … site-10: a simulated site's name, sorts as it counts."""
     return f"site-{site + 1:0{len(str(sites))}d}"
+
+
+def simulated_site(run_config: dict, index: int) -> Site:
+    """The site of this process for a Flower run-config and a partition."""
+    return _simulated_sites(json.dumps(run_config, sort_keys=True)).site(index)
+
+
+@lru_cache(maxsize=1)
+def _simulated_sites(run_config: str) -> SimulatedSites:
+    return SimulatedSites(RunConfig.from_flat(json.loads(run_config)))

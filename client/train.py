@@ -10,13 +10,13 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from ..common.audit import NO_CANARIES, GradientCanaries
 from ..common.config import RunConfig
 from ..common.errors import PrivacyError
 from ..common.mechanism import PoissonMechanism
 from ..common.models import FineTuneModel
 from ..common.optimizer import make_optimizer
 from ..common.per_sample import clipped_sum, hooked
-from ..common.tasks import collate
 from ..common.types import Adapter, Records, RoundTask
 
 _BATCH_COST = 80
@@ -41,8 +41,7 @@ def train_plain(
         parameters = list(model.trained.values())
         gradient, total = torch.zeros(sum(p.numel() for p in parameters), device=model.device), 0.0
         for part in _by_length(records, batch, config.training.physical_batch, model.device):
-            inputs = collate(model.task, records, part, model.pad, model.device)
-            loss = model.task.record_losses(model.module, inputs).sum() / len(batch)
+            loss = model.losses(records, part).sum() / len(batch)
             gradient += torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
             total += float(loss.detach())
         return gradient, total
@@ -57,19 +56,23 @@ def train_private(
     indices: np.ndarray,
     task: RoundTask,
     mechanism: PoissonMechanism,
+    canaries: GradientCanaries = NO_CANARIES,
 ) -> Adapter:
     """Mode `local`: DP-SGD (Abadi et al. 2016) with Poisson batches, per-record clipping and full noise at the site.
 
+    canaries: an audit's, which are drawn, added and noised as records are.
     Everything the result depends on beyond public values passed through `mechanism.release`.
     """
 
     def step() -> tuple[torch.Tensor, float]:
-        drawn = indices[mechanism.draw(len(indices))]
+        drawn = mechanism.draw(len(indices) + len(canaries))
         total = np.zeros(mechanism.plan.coordinates)
-        for batch in _by_length(records, drawn, config.training.physical_batch, model.device):
-            inputs = collate(model.task, records, batch, model.pad, model.device)
-            losses = model.task.record_losses(model.module, inputs)
+        for batch in _by_length(
+            records, indices[drawn[drawn < len(indices)]], config.training.physical_batch, model.device
+        ):
+            losses = model.losses(records, batch)
             total += clipped_sum(model, losses, mechanism.plan.clip)[0].double().cpu().numpy()
+        canaries.add(total, drawn[drawn >= len(indices)] - len(indices), mechanism.plan.clip)
         return torch.from_numpy(mechanism.release(total)).float().to(model.device), 0.0
 
     with hooked(model):

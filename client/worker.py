@@ -13,16 +13,17 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..common.audit import NO_CANARIES, GradientCanaries, coins
 from ..common.config import RunConfig
-from ..common.data import label_names, read_rows, shuffled_limit
-from ..common.mechanism import PoissonMechanism
-from ..common.models import FineTuneModel, model_of
+from ..common.data import label_names, read_rows, training_rows
+from ..common.mechanism import NoiselessControl, PoissonMechanism
+from ..common.models import FineTuneModel, canary_records, model_of
 from ..common.noise import secure_generator
 from ..common.partition import partition
 from ..common.per_sample import validate
-from ..common.plan import declared_steps, privacy_plan
+from ..common.plan import privacy_plan
 from ..common.types import Records, RoundTask, Update
-from .site import SiteAccount, site_name
+from .site import Site, SiteAccount, site_name
 from .train import train_plain, train_private
 
 
@@ -37,6 +38,17 @@ class SimulatedData:
     """(N,) class of each record, for the partition plot"""
 
 
+@dataclass(frozen=True)
+class _Holding:
+    """What one run may touch at one site, once its account is open."""
+
+    account: SiteAccount
+    indices: np.ndarray
+    """(n,) numbers of the site's records, an audit's canary records included"""
+    canaries: GradientCanaries
+    """an audit's gradient canaries that are in"""
+
+
 class Worker:
     """Loaded once a process; `train` may be called for any site in any order."""
 
@@ -45,13 +57,42 @@ class Worker:
         self.model = model_of(config)
         self._idle = [self.model]
         self.data = load_simulated(config, self.model)
+        self._records = self.data.records
+        if config.audit.records >= config.clients:  # each site's share behind all sites' records
+            for number in range(config.clients):
+                name = site_name(number, config.clients)
+                self._records = self._records.joined(canary_records(config, self.model, name))
         self.plan = privacy_plan(config, self.model.count()[0])
         if self.plan is not None:
             validate(self.model)
+        self._opening = threading.Lock()
+        self._holdings: dict[int, _Holding] = {}
 
-    def account(self, site: int, steps: int) -> SiteAccount:
-        """The account of a site that has been charged `steps` so far."""
-        return SiteAccount(site_name(site, len(self.data.parts)), self.plan, declared_steps(self.config), steps)
+    def account(self, site: Site, number: int, steps_before: int) -> SiteAccount:
+        """The account of site `number` in this run, opened at the first call.
+
+        steps_before: what the server has asked of it already. Raises PolicyError or BudgetError, charging nothing.
+        """
+        with self._opening:
+            if number not in self._holdings:
+                indices = self.data.parts[number]
+                account = site.account(self.config, self.plan, self.data.records.digest(indices))
+                self._holdings[number] = self._hold(account, number)
+        account = self._holdings[number].account
+        account.catch_up(steps_before)
+        return account
+
+    def _hold(self, account: SiteAccount, number: int) -> _Holding:
+        """With the canaries that the site's coins put in."""
+        config, indices = self.config, self.data.parts[number]
+        if account.reservation.request.commitment is None:
+            return _Holding(account, indices, NO_CANARIES)
+        seed = account.site.coin_seed(config)
+        count = config.audit.records // config.clients
+        chosen = np.flatnonzero(coins(seed, "records", count))
+        indices = np.concatenate([indices, len(self.data.records) + number * count + chosen])
+        canaries = GradientCanaries.of_site(config, self.model.trained_initial, account.site.name)
+        return _Holding(account, indices, canaries.only(coins(seed, "gradient", len(canaries))))
 
     @contextmanager
     def _lend(self) -> Iterator[FineTuneModel]:
@@ -65,22 +106,34 @@ class Worker:
         finally:
             self._idle.append(model)
 
-    def train(self, site: int, task: RoundTask, account: SiteAccount) -> Update:
+    def train(self, number: int, task: RoundTask, account: SiteAccount) -> Update:
         """Answers one task; several threads may ask, each for a site of its own.
 
-        What it takes is reserved first; raises BudgetError, with nothing touched, when over.
+        Raises BudgetError, with nothing touched, when the run has taken all the steps it reserved. What is returned
+        has been committed to the ledger before.
         """
-        config, indices = self.config, self.data.parts[site]
-        before = account.reserve(config.training.local_steps)
-        if account.plan is None:
-            key = [config.run.seed, 0x7A1, site]
-            with self._lend() as model:
-                delta, loss = train_plain(config, model, self.data.records, indices, task, key)
-            return Update(account.site, delta, float(len(indices)), account.steps, None, {"loss": loss})
-        mechanism = PoissonMechanism(account.plan, secure_generator(), before)
-        with self._lend() as model:
-            delta = train_private(config, model, self.data.records, indices, task, mechanism)
-        return Update(account.site, delta, 1.0, account.steps, account.epsilon())
+        config, holding = self.config, self._holdings[number]
+        site, metrics = account.site, {}
+        with account.taking(config.training.local_steps) as before, self._lend() as model:
+            if account.plan is None:
+                key = [config.run.seed, 0x7A1, number]
+                delta, loss = train_plain(config, model, self._records, holding.indices, task, key)
+                if site.config.policy.metrics:
+                    metrics = {"loss": loss}
+            else:
+                kind = NoiselessControl if config.audit.control else PoissonMechanism
+                mechanism = kind(account.plan, secure_generator(), before)
+                delta = train_private(config, model, self._records, holding.indices, task, mechanism, holding.canaries)
+        return Update(
+            site.name,
+            delta,
+            float(len(holding.indices)) if account.plan is None else 1.0,
+            account.steps,
+            account.epsilon(),
+            metrics,
+            site.head(),
+            account.reservation.request.commitment,
+        )
 
 
 def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
@@ -90,7 +143,7 @@ def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
     if labels is None and data.partition.kind in ("dirichlet", "shards"):
         labels = label_names([data.train], data)  # a task without classes, dealt out by the values of a column
     rows = read_rows(data.train, data, labels, group=data.partition.kind == "natural")
-    rows = shuffled_limit(rows, data.limit, config.run.seed)
+    rows = training_rows(rows, data, config.run.seed)
     parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)
     return SimulatedData(model.task.encode(rows, model.tokenizer, config.model.max_length), parts, rows.labels)
 

@@ -13,8 +13,6 @@ from functools import lru_cache
 import numpy as np
 from dp_accounting import GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.rdp import compute_epsilon
-from opacus.accountants import RDPAccountant
-from opacus.accountants.analysis.rdp import compute_rdp
 
 from .errors import PrivacyError
 from .events import History, SkellamDpEvent, Step
@@ -38,6 +36,8 @@ def step_rdp(step: Step) -> tuple[np.ndarray, np.ndarray]:
     release = step.event if isinstance(step, PoissonSampledDpEvent) else step
     if isinstance(release, SkellamDpEvent):
         return sampled_rdp(q, lambda order: grid_rdp(order, z, release.coordinates))
+    from opacus.accountants.analysis.rdp import compute_rdp  # loads torch: only where it is needed
+
     orders = rdp_orders()
     return orders, np.asarray(compute_rdp(q=q, noise_multiplier=z, steps=1, orders=orders.tolist()))
 
@@ -85,6 +85,8 @@ def epsilon_opacus(history: History, delta: float) -> float:
         return 0.0
     if not is_private(history):
         return math.inf
+    from opacus.accountants import RDPAccountant
+
     account = RDPAccountant()
     account.history = [(z, q, count) for step, count in history.items() for q, z in [rates(step)]]
     with warnings.catch_warnings():

@@ -8,7 +8,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
@@ -45,7 +45,18 @@ def _known_aggregation(name: str) -> str:
 
 
 class Section(BaseModel, frozen=True, extra="forbid"):
-    """A table of the file; unknown keys are errors."""
+    """A table of a file, or a whole file; unknown keys are errors."""
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    @classmethod
+    def parse(cls, content: dict[str, Any], source: str) -> Self:
+        """Checks a nested dictionary. Raises ConfigError, one line that names `source`, key, value and remedy."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {_one_line(cls, error)}") from None
 
 
 class RunSection(Section, frozen=True):
@@ -56,6 +67,8 @@ class RunSection(Section, frozen=True):
     """partitions, initialisation, batch order without privacy; never noise or sampling under privacy"""
     output: str | None = None
     """the folder of results; omitted: runs/NAME"""
+    id: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
+    """the run's name in the sites' ledgers; omitted: drawn when the run starts, and kept for --resume"""
 
 
 class LoraSection(Section, frozen=True):
@@ -92,6 +105,8 @@ class PartitionSection(Section, frozen=True):
 
 
 class DataSection(Section, frozen=True):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "default"
+    """the data set's name at the sites: whose budget the run is charged to"""
     train: str
     """csv, jsonl or parquet file, hub id, SQL url#table-or-query, or demo:train"""
     validation: str | None = None
@@ -109,6 +124,8 @@ class DataSection(Section, frozen=True):
     """class names in order; omitted: those of the public test and validation sets, sorted"""
     limit: Positive | None = None
     """first N rows after a seeded shuffle; omitted: all"""
+    reference: Annotated[int, Field(ge=0)] | None = None
+    """`confide audit leakage`: instead of the first N rows, the N of the first 2N that this number draws"""
     partition: PartitionSection = PartitionSection()
 
 
@@ -155,6 +172,8 @@ class ServerSection(Section, frozen=True):
 
 class EngineSection(Section, frozen=True):
     kind: Literal["inprocess", "ray"] = "inprocess"
+    ledger: str | None = None
+    """simulations: folder of the sites' ledgers, and of the site.toml that limits them; omitted: in memory"""
     workers: Positive | None = None
     """`inprocess`: sites that train at the same time, each on its share of the cores; omitted: one a core up to 8, and
     one on a GPU. Each holds activations of its own; the frozen weights are shared."""
@@ -162,6 +181,17 @@ class EngineSection(Section, frozen=True):
     """`ray`: cores that one client holds"""
     address: str | None = None
     """`ray`: address of a running cluster; omitted: this machine"""
+
+
+class AuditSection(Section, frozen=True):
+    canaries: Annotated[int, Field(ge=0)] = 0
+    """gradient canaries among all sites' records, each in with probability ½, scored on the released updates"""
+    records: Annotated[int, Field(ge=0)] = 0
+    """canary records of random words and a random class, each in with probability ½, scored on the final model"""
+    guesses: Positive | None = None
+    """r: how many are guessed to be in; omitted: 5 % of the canaries"""
+    control: bool = False
+    """the same run without noise, to see whether the audit can see anything. No privacy: simulations only, in memory"""
 
 
 class RunConfig(Section, frozen=True):
@@ -174,6 +204,7 @@ class RunConfig(Section, frozen=True):
     training: TrainingSection = TrainingSection()
     server: ServerSection = ServerSection()
     engine: EngineSection = EngineSection()
+    audit: AuditSection = AuditSection()
 
     @property
     def private(self) -> bool:
@@ -197,13 +228,13 @@ class RunConfig(Section, frozen=True):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        for check in (_check_privacy, _check_partition, _check_server, _check_task):
+        for check in (_check_privacy, _check_partition, _check_server, _check_task, _check_audit):
             check(self)
         return self
 
     def digest(self) -> str:
-        """SHA-256 of what decides the result; where it is written and on which engine it runs do not count."""
-        content = self.model_dump(mode="json", exclude={"engine": True, "run": {"output"}})
+        """SHA-256 of what decides the result; its folder, its id and its engine do not count."""
+        content = self.model_dump(mode="json", exclude={"engine": True, "run": {"output", "id"}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_flat(self) -> dict[str, str | int | float | bool]:
@@ -222,16 +253,46 @@ class RunConfig(Section, frozen=True):
             _assign(nested, key, json.loads(value.removeprefix(_JSON)) if is_json else value)
         return cls.parse(nested, "run-config")
 
-    def to_toml(self) -> str:
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+class DatasetSection(Section, frozen=True):
+    """A data set's budget; it belongs to the name, whatever rows or runs come and go."""
+
+    epsilon: PositiveFloat | None = None
+    """limit over all runs together; omitted: none, which alone admits runs without noise"""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """δ of the limit; a run may not ask for a larger one"""
+    order: Annotated[float, Field(gt=1, le=512)] | None = None
+    """α* of the Rényi filter; omitted: what suits the first run's declaration; fixed from then on"""
+
+
+class PolicySection(Section, frozen=True):
+    """What a site lets a run ask for."""
+
+    modes: tuple[Literal["none", "local", "distributed", "client"], ...] = ("local", "distributed", "client")
+    tasks: tuple[str, ...] | None = None
+    """omitted: all"""
+    backbones: tuple[str, ...] | None = None
+    """hub ids or folders; omitted: all"""
+    max_epsilon_per_run: PositiveFloat | None = None
+    min_noise_multiplier: PositiveFloat | None = None
+    min_clip: PositiveFloat | None = None
+    max_clip: PositiveFloat | None = None
+    metrics: bool = False
+    """whether a training loss may leave, in mode `none`"""
+    canaries: bool = False
+    """whether an audit may put canaries among the records"""
+
+
+class SiteConfig(Section, frozen=True):
+    """site.toml: the data sets of a site with their budgets, and the policy that may refuse a run."""
+
+    datasets: dict[str, DatasetSection]
+    policy: PolicySection = PolicySection()
 
     @classmethod
-    def parse(cls, content: dict[str, Any], source: str) -> Self:
-        """Checks a nested dictionary. Raises ConfigError, one line that names `source`, key, value and remedy."""
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise ConfigError(f"{source}: {_one_line(cls, error)}") from None
+    def load(cls, path: Path) -> Self:
+        """Raises ConfigError."""
+        return cls.parse(read_toml(path, "a site needs its limits and its policy"), str(path))
 
 
 def _require(condition: bool, message: str) -> None:
@@ -314,16 +375,41 @@ def _check_task(config: RunConfig) -> None:
     )
 
 
-def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """Reads a TOML file and applies `key=value` overrides. Raises ConfigError."""
+def _check_audit(config: RunConfig) -> None:
+    audit = config.audit
+    _require(
+        config.private or not (audit.canaries or audit.records or audit.control),
+        "audit: received for mode 'none', which claims nothing that could be audited; set privacy.mode, or remove it",
+    )
+    _require(
+        not audit.control or config.engine.ledger is None,
+        "audit.control: releases without noise; allowed: a ledger in memory; remove engine.ledger",
+    )
+    _require(
+        audit.guesses is None or audit.guesses <= min(n for n in (audit.canaries, audit.records, 10**9) if n),
+        f"audit.guesses: {audit.guesses} received; at most the number of canaries; lower it",
+    )
+    _require(
+        config.data.reference is None or config.data.limit is not None,
+        "data.reference: received without data.limit; it draws N of the first 2N rows; set data.limit",
+    )
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Raises ConfigError; `what` ends the sentence when there is no such file."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give a path or the name of a shipped recipe") from None
+        raise ConfigError(f"{path}: no such file; {what}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a TOML file and applies `key=value` overrides. Raises ConfigError."""
+    content = read_toml(path, "give a path or the name of a shipped recipe")
     for override in overrides or []:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -384,9 +470,10 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def _keys_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    annotation: Any = model
     for name in loc[:-1]:
-        annotation = model.model_fields[str(name)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        model = annotation
-    return list(model.model_fields)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[str(name)].annotation
+        elif get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -55,14 +55,35 @@ def shuffled_limit(rows: Rows, limit: int | None, seed: int) -> Rows:
     """The first `limit` rows after a seeded shuffle; all rows in their order without a limit."""
     if limit is None or limit >= len(rows):
         return rows
-    keep = np.random.default_rng([seed, 0x11A17]).permutation(len(rows))[:limit]
-    return Rows(
-        rows.source,
-        [rows.text[i] for i in keep],
-        None if rows.response is None else [rows.response[i] for i in keep],
-        None if rows.labels is None else rows.labels[keep],
-        None if rows.group is None else rows.group[keep],
-    )
+    return rows.take(_shuffled(len(rows), seed)[:limit])
+
+
+def _shuffled(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0x11A17]).permutation(count)
+
+
+def training_rows(rows: Rows, data: DataSection, seed: int) -> Rows:
+    """What a run trains on: the first `limit` rows, or the draw of them that `data.reference` names."""
+    if data.reference is None or data.limit is None:
+        return shuffled_limit(rows, data.limit, seed)
+    pool, drawn = reference_draw(len(rows), data, seed)
+    return rows.take(pool[drawn])
+
+
+def reference_draw(count: int, data: DataSection, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """For membership tests: the pool of the first 2·limit rows, of which the run itself took the first half, and which
+    of them reference run `data.reference` takes.
+
+    Returns (P,) row numbers and (P/2,) positions in it. Raises DataError when there are too few rows.
+    """
+    size = 2 * (data.limit or count)
+    if size > count:
+        raise DataError(
+            f"{data.train}: {count} rows, of which the run took {data.limit or 'all'}; as many again must be left to "
+            f"compare with; lower data.limit to {count // 2} or less"
+        )
+    drawn = np.random.default_rng([seed, 0x5EF, data.reference or 0]).permutation(size)[: size // 2]
+    return _shuffled(count, seed)[:size], np.sort(drawn)
 
 
 def read_table(source: str, data: DataSection) -> pa.Table:

@@ -212,8 +212,17 @@ class PoissonMechanism:
             raise PrivacyError("nothing was drawn: a sum can be released once, and only after its draw")
         if clipped_sum.shape != (self.plan.coordinates,):
             raise PrivacyError(f"the sum has shape {clipped_sum.shape}, declared were {self.plan.coordinates} numbers")
-        on_grid = to_grid(clipped_sum, self.plan.clip, self._rng)
-        variance = skellam_variance(self.plan.noise_multiplier, self.plan.coordinates)
-        noisy = on_grid + skellam(variance, self.plan.coordinates, self._rng)
+        noisy = to_grid(clipped_sum, self.plan.clip, self._rng) + self._noise()
         self._awaiting_release = False
         return from_grid(noisy, self.plan.clip) / self.plan.denominator
+
+    def _noise(self) -> np.ndarray:
+        variance = skellam_variance(self.plan.noise_multiplier, self.plan.coordinates)
+        return skellam(variance, self.plan.coordinates, self._rng)
+
+
+class NoiselessControl(PoissonMechanism):
+    """An audit's control: everything but the noise. What it releases has no privacy, and is charged as such."""
+
+    def _noise(self) -> np.ndarray:
+        return np.zeros(self.plan.coordinates, dtype=np.int64)

@@ -21,10 +21,11 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from .audit import canary_rows
 from .config import ModelSection, RunConfig
 from .errors import ModelError
-from .tasks import Task, load_task
-from .types import Adapter
+from .tasks import Task, collate, load_task
+from .types import Adapter, Records
 
 DEMO_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 _DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -52,6 +53,11 @@ class FineTuneModel:
         return {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     @property
+    def trained_initial(self) -> Adapter:
+        """The part of `initial` that is trained."""
+        return {name: self.initial[name] for name in self.trained}
+
+    @property
     def pad(self) -> int:
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(int(i) for i in ids if isinstance(i, int))
@@ -77,6 +83,10 @@ class FineTuneModel:
         module = copy.deepcopy(self.template, shared)
         arrays = {_saved_name(name): p for name, p in module.named_parameters()}
         return replace(self, module=module, parameters={name: arrays[name] for name in self.parameters})
+
+    def losses(self, records: Records, batch: np.ndarray) -> torch.Tensor:
+        """(B,) losses of the named records, each a function of its own record; gradients flow."""
+        return self.task.record_losses(self.module, collate(self.task, records, batch, self.pad, self.device))
 
     def count(self) -> tuple[int, int]:
         """Numbers that are trained, and numbers in all."""
@@ -159,6 +169,14 @@ def model_of(config: RunConfig) -> FineTuneModel:
     return load_model(
         config.model, len(config.data.labels or []), config.run.seed, freeze_a=config.server.aggregation == "ffa"
     )
+
+
+def canary_records(config: RunConfig, model: FineTuneModel, site: str) -> Records:
+    """An audit's canary records of one site; public, and the same at the site and at the server."""
+    special = set(model.tokenizer.all_special_tokens)
+    words = sorted(word for word in model.tokenizer.get_vocab() if word.isalpha() and word not in special)
+    rows = canary_rows(config, words, model.classes if model.task.CLASSES else 0, site)
+    return model.task.encode(rows, model.tokenizer, config.model.max_length)
 
 
 def _build(task: Task, path: str, model: ModelSection, classes: int) -> nn.Module:

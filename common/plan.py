@@ -1,7 +1,10 @@
 """What a run declares about privacy before it starts; server and site derive it alike from the configuration."""
 
+from dp_accounting import NonPrivateDpEvent
+
 from .config import RunConfig
 from .errors import PrivacyError
+from .events import SkellamDpEvent, Step, step_event
 from .mechanism import PrivacyPlan, plan_for
 
 
@@ -30,3 +33,10 @@ def privacy_plan(config: RunConfig, coordinates: int) -> PrivacyPlan | None:
         # every site divides by the same public constant: the mean of the sites is then the mean over all records
         declared_records=privacy.declared_examples / config.clients,
     )
+
+
+def step_of(config: RunConfig, plan: PrivacyPlan | None) -> Step:
+    """What one step releases, as a ledger records it; an audit's control releases without noise."""
+    if plan is None or config.audit.control:
+        return NonPrivateDpEvent()
+    return step_event(plan.sampling_rate, SkellamDpEvent(plan.noise_multiplier, plan.coordinates))

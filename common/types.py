@@ -3,9 +3,12 @@
 Shapes: N records, B records of a physical batch, T tokens, K classes, d released coordinates.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from .chain import Head
 
 Adapter = dict[str, np.ndarray]
 """LoRA and head by PEFT's saved name → float32 array; ordered by name."""
@@ -32,6 +35,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.text)
 
+    def take(self, keep: np.ndarray) -> "Rows":
+        """The rows of these numbers, in this order."""
+        return Rows(
+            self.source,
+            [self.text[i] for i in keep],
+            None if self.response is None else [self.response[i] for i in keep],
+            None if self.labels is None else self.labels[keep],
+            None if self.group is None else self.group[keep],
+        )
+
 
 @dataclass(frozen=True)
 class Records:
@@ -46,6 +59,22 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def joined(self, other: "Records") -> "Records":
+        """These, and the others after them."""
+        return Records(
+            np.concatenate([self.tokens, other.tokens]),
+            np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+            np.concatenate([self.targets, other.targets]),
+        )
+
+    def digest(self, indices: np.ndarray) -> bytes:
+        """SHA-256 of the named records' tokens and targets, in their order."""
+        total = hashlib.sha256()
+        for index in indices:
+            total.update(self.tokens[self.offsets[index] : self.offsets[index + 1]].tobytes())
+            total.update(self.targets[index : index + 1].tobytes())
+        return total.digest()
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
         """(len(indices),) tokens of each record."""
@@ -78,4 +107,8 @@ class Update:
     epsilon: float | None
     """ε spent in this run so far; None in mode `none`"""
     metrics: Metrics = field(default_factory=dict)
-    """mode `none` only: the mean training loss"""
+    """mode `none` only, and only where the site's policy lets it: the mean training loss"""
+    head: Head | None = None
+    """the last entry of the site's ledger; None when it lives in memory"""
+    commitment: str | None = None
+    """an audit: SHA-256 that binds the coins that decided which canaries are in"""

@@ -3,23 +3,29 @@
 A task travels as arrays + config, an update as arrays + metrics + site. Arrays are numpy's own format without pickle.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from .. import __version__
+from .chain import Head
 from .errors import WireError
 from .types import Adapter, RoundTask, Update
 
 ARRAYS, CONFIG, METRICS, SITE = "arrays", "config", "metrics", "site"
 WEIGHT = "num-examples"  # the name that Flower's strategies look for
+PUBLIC_KEY, SEQ, HASH, COMMITMENT = "public-key", "ledger-seq", "ledger-hash", "commitment"
 ROUND, STEPS_BEFORE, VERSION, PROXIMAL_MU = "server-round", "steps-before", "version", "proximal-mu"
 
 REFUSED = 100
 """error code of a site that declined before it touched data: nothing was charged"""
 FAILED = 101
 """error code of a site that failed on the way: what was reserved stays charged"""
+
+DECLINED = 102
+"""error code of a site whose policy, budget or ledger forbids the run: it need not be asked again"""
 
 
 def arrays_to_record(adapter: Adapter, dtype: str = "float32") -> ArrayRecord:
@@ -84,10 +90,33 @@ def check_version(version: str, whose: str) -> None:
         raise WireError(f"version {version} at {whose}, {__version__} here; install the same version on both sides")
 
 
+def head_facts(head: Head | None) -> dict[str, str | int]:
+    """A ledger's head as values of a record; nothing for a ledger in memory."""
+    return {} if head is None else {SEQ: head.seq, HASH: head.hash}
+
+
+def read_head(facts: Mapping[str, object]) -> Head | None:
+    """Inverse of `head_facts`. Raises WireError for a head that is none."""
+    if SEQ not in facts:
+        return None
+    seq, hash_ = facts[SEQ], facts.get(HASH)
+    if not isinstance(seq, int) or seq < 0 or not isinstance(hash_, str) or len(hash_) != 64:
+        raise WireError("the head of a ledger is a number and 64 hexadecimal digits")
+    return Head(seq, hash_)
+
+
+def ledger_facts(site: str, nonce: str, seq: int, hash_: str | None, head: Head) -> dict[str, str | int]:
+    """What a site signs to show that its ledger continues the one that was seen: the hash of entry `seq` now."""
+    return {"name": site, "nonce": nonce, "seq": seq, "hash": hash_ or "none", **head_facts(head)}
+
+
 def encode_update(update: Update, dtype: str) -> RecordDict:
     site: dict[str, str | int | float] = {"name": update.site, "steps": update.steps}
     if update.epsilon is not None:
         site["epsilon"] = update.epsilon
+    if update.commitment is not None:
+        site[COMMITMENT] = update.commitment
+    site |= head_facts(update.head)
     return RecordDict(
         {
             ARRAYS: arrays_to_record(update.delta, dtype),
@@ -105,8 +134,18 @@ def decode_update(content: RecordDict, expected: Adapter) -> Update:
         site = content.config_records[SITE]
         weight = metrics.pop(WEIGHT)
         name, steps, epsilon = str(site["name"]), int(cast(int, site["steps"])), site.get("epsilon")
+        head, committed = read_head(site), site.get(COMMITMENT)
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"the update lacks a part or holds another type ({type(error).__name__})") from None
     if not (np.isfinite(weight) and weight > 0):
         raise WireError(f"weight {weight} received; allowed: a finite number above 0")
-    return Update(name, delta, weight, steps, None if epsilon is None else float(cast(float, epsilon)), metrics)
+    return Update(
+        name,
+        delta,
+        weight,
+        steps,
+        None if epsilon is None else float(cast(float, epsilon)),
+        metrics,
+        head,
+        None if committed is None else str(committed),
+    )

@@ -15,15 +15,19 @@ from flwr.serverapp import Grid, ServerApp
 from ..common.config import RunConfig
 from ..common.models import FineTuneModel, export_adapter, model_of
 from ..common.plan import privacy_plan
-from ..common.types import Records
+from ..common.types import Records, Update
 from . import checkpoint
+from .canaries import CanaryScores, conclude
 from .checkpoint import Checkpoint
 from .evaluation import Evaluation, evaluate, read_public, subset
+from .heads import Heads
 from .record import Recorder
 from .report import write_report
-from .rounds import RoundResult, result_row, run_rounds
+from .rounds import RoundResult, greet, result_row, reveal, run_rounds
 
 app = ServerApp()
+_HEADS = "server.json"
+"""beside simulated sites' ledgers: what the server has seen of them"""
 
 
 @app.main()
@@ -41,17 +45,24 @@ def run_server(grid: Grid, config: RunConfig) -> None:
     watched = subset(validation, config.server.evaluation_limit, config.run.seed)
     everything = np.arange(len(test))
     state = _start_or_continue(folder, config, model)
+    plan = privacy_plan(config, model.count()[0])
+    heads = Heads(Path(config.engine.ledger) / _HEADS if config.engine.ledger else None)
     recorder = Recorder(folder, config.run.rounds, state.history)
     try:
         if not state.before:
             recorder.progress("evaluating before")
             state.before = _as_json(evaluate(model, state.adapter, test, everything))
         recorder.progress("waiting for sites")
-        run_rounds(grid, config, state, list(model.trained), _Saver(folder, recorder, model, validation, watched))
+        sites = greet(grid, config, heads)
+        audited = plan is not None and bool(config.audit.canaries or config.audit.records)
+        scores = CanaryScores(config, model, plan, state) if audited and plan else None
+        saver = _Saver(folder, recorder, model, validation, watched, heads, scores)
+        run_rounds(grid, config, state, list(model.trained), saver, sites)
         recorder.progress("evaluating after", config.run.rounds)
         after = _as_json(evaluate(model, state.adapter, test, everything))
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
-        write_report(folder, config, model.count(), privacy_plan(config, model.count()[0]), state, after)
+        audit = conclude(config, model, state, reveal(grid, sites)) if audited else None
+        write_report(folder, config, model.count(), plan, state, after, audit)
     finally:
         recorder.close()
 
@@ -65,6 +76,8 @@ class _Saver:
     model: FineTuneModel
     validation: Records
     watched: np.ndarray
+    heads: Heads
+    scores: CanaryScores | None
 
     def asking(self, state: Checkpoint) -> None:
         checkpoint.save_asked(self.folder / "checkpoints", state.asked)
@@ -72,9 +85,15 @@ class _Saver:
     def replied(self, number: int, done: int, asked: int) -> None:
         self.recorder.progress("training", number, done, asked)
 
+    def received(self, site: str, update: Update) -> None:
+        self.heads.saw(site, update.head)
+        if self.scores is not None:
+            self.scores.observe(site, update)
+
     def round_done(self, result: RoundResult, state: Checkpoint) -> None:
         row = result_row(result) | evaluate(self.model, state.adapter, self.validation, self.watched).metrics
         state.history.append(row)
+        self.heads.save()
         checkpoint.save(self.folder / "checkpoints", state)
         self.recorder.row(row)
         self.recorder.progress("training", result.round, accuracy=row["accuracy"])

@@ -36,18 +36,27 @@ class Checkpoint:
     """the rows of report.json's rounds[]"""
     before: dict[str, Any] = field(default_factory=dict)
     """the evaluation before training"""
+    scores: Adapter = field(default_factory=dict)
+    """an audit's scores so far, (canaries of the site,) by site"""
+    commitments: dict[str, str] = field(default_factory=dict)
+    """what each site committed its coins to; empty text where it broke its word"""
+    declined: dict[str, str] = field(default_factory=dict)
+    """sites that refused the run, and why"""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {f"adapter/{name}": array for name, array in checkpoint.adapter.items()}
     arrays |= {f"strategy/{name}": np.array(array, order="C") for name, array in checkpoint.strategy.items()}
+    arrays |= {f"scores/{site}": array for site, array in checkpoint.scores.items()}
     facts = {
         "round": checkpoint.round,
         "config_digest": checkpoint.config_digest,
         "asked": checkpoint.asked,
         "history": checkpoint.history,
         "before": checkpoint.before,
+        "commitments": checkpoint.commitments,
+        "declined": checkpoint.declined,
     }
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
     partial = path.with_suffix(".partial")
@@ -95,7 +104,8 @@ def load_latest(folder: Path, config_digest: str) -> Checkpoint:
     if facts["config_digest"] != config_digest:
         raise ConfigError(f"{paths[-1]}: belongs to another configuration; resume with the config.toml beside it")
     facts["asked"] |= load_asked(folder)
-    return Checkpoint(adapter=_part(arrays, "adapter/"), strategy=_part(arrays, "strategy/"), **facts)
+    parts = {part: _part(arrays, f"{part}/") for part in ("adapter", "strategy", "scores")}
+    return Checkpoint(**parts, **facts)
 
 
 def _part(arrays: Adapter, prefix: str) -> Adapter:

@@ -31,17 +31,29 @@ def subset(records: Records, limit: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 0xE7A]).permutation(len(records))[:limit])
 
 
-@torch.no_grad()
 def evaluate(
     model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray, batch: int = 64
 ) -> Evaluation:
     """Metrics of `adapter` on the named records, which are batched by length."""
+    metrics, confusion = model.task.metrics(_scores(model, adapter, records, indices, batch), model.classes)
+    return Evaluation(metrics, confusion)
+
+
+def record_losses(model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray) -> np.ndarray:
+    """(len(indices),) losses under `adapter`."""
+    return _scores(model, adapter, records, indices, 64)["loss"]
+
+
+@torch.no_grad()
+def _scores(
+    model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray, batch: int
+) -> dict[str, np.ndarray]:
+    """What the task scores, one entry a record in the order of `indices`."""
     model.set(adapter)
-    ordered = indices[np.argsort(records.lengths(indices), kind="stable")]
+    order = np.argsort(records.lengths(indices), kind="stable")
     scores = [
         model.task.score(model.module, collate(model.task, records, part, model.pad, model.device))
-        for part in np.array_split(ordered, max(1, -(-len(ordered) // batch)))
+        for part in np.array_split(indices[order], max(1, -(-len(order) // batch)))
     ]
-    joined = {key: np.concatenate([score[key] for score in scores]) for key in scores[0]}
-    metrics, confusion = model.task.metrics(joined, model.classes)
-    return Evaluation(metrics, confusion)
+    back = np.argsort(order, kind="stable")
+    return {key: np.concatenate([score[key] for score in scores])[back] for key in scores[0]}

@@ -7,6 +7,7 @@ Flower's own `Strategy.start` cannot resume and voids a round on one error reply
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import flwr.serverapp.strategy as flower_strategies
@@ -19,10 +20,11 @@ from flwr.supercore.run import Run
 
 from ..common import wire
 from ..common.config import FLOWER_STRATEGIES, RunConfig
-from ..common.errors import ConfigError, RoundError, WireError
+from ..common.errors import ConfigError, LedgerError, RoundError, WireError
 from ..common.types import Adapter, Update
 from .aggregation import ProductMean, ServerStep, make_aggregate
 from .checkpoint import Checkpoint, arrays_of, restore_arrays
+from .heads import Heads
 
 _HELLO_SECONDS = 120.0
 """for sites to appear and answer before the first round"""
@@ -55,6 +57,10 @@ class Watch(Protocol):
         """A reply has come."""
         ...
 
+    def received(self, site: str, update: Update) -> None:
+        """An update was accepted, before it is aggregated."""
+        ...
+
     def round_done(self, result: RoundResult, state: Checkpoint) -> None:
         """A round is over; the state is to be saved."""
         ...
@@ -67,9 +73,15 @@ class Replies:
     names: dict[int, str]
     expected: Adapter
     on_reply: Callable[[], None]
+    on_update: Callable[[str, Update], None]
     sites: list[str] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    """said that they charged nothing"""
+    declined: dict[str, str] = field(default_factory=dict)
+    """and will not take part in this run, with the reason"""
+    steps: dict[str, int] = field(default_factory=dict)
+    """what each site says it has charged in all"""
     losses: list[tuple[float, float]] = field(default_factory=list)
     bytes_up: int = 0
 
@@ -82,8 +94,10 @@ class Replies:
             self.on_reply()
             if message.has_error():
                 self.failed.append({"site": site, "reason": message.error.reason or "no reason given"})
-                if message.error.code == wire.REFUSED:
+                if message.error.code in (wire.REFUSED, wire.DECLINED):
                     self.refused.append(site)
+                if message.error.code == wire.DECLINED:
+                    self.declined[site] = message.error.reason or "no reason given"
                 continue
             try:
                 update = wire.decode_update(message.content, self.expected)
@@ -91,6 +105,8 @@ class Replies:
                 self.failed.append({"site": site, "reason": str(error)})
                 continue
             self.sites.append(site)
+            self.steps[site] = update.steps
+            self.on_update(site, update)
             self.bytes_up += wire.byte_count(message.content)
             if "loss" in update.metrics:
                 self.losses.append((update.weight, update.metrics["loss"]))
@@ -201,36 +217,63 @@ def strategy_state(strategy: Strategy) -> Adapter:
     return strategy.step.state() if isinstance(strategy, StreamingStrategy) else arrays_of(strategy)
 
 
-def greet(grid: Grid, config: RunConfig) -> dict[str, int]:
-    """Site name → node id of every site that answers in our version, by name.
+def greet(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
+    """Site name → node id of every site that answers in our version, by name, its ledger continuing the one seen last.
 
-    Waits for the declared number of sites. Raises RoundError when too few come, or run another version.
+    Waits for the declared number of sites. Raises RoundError when too few are left.
     """
     wanted = config.data.partition.clients or config.server.min_clients
     until = time.monotonic() + _HELLO_SECONDS
     while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < until:
         time.sleep(0.1)
     sites: dict[str, int] = {}
-    strangers: list[str] = []
-    questions = [Message(RecordDict(), node, f"{MessageType.QUERY}.hello") for node in nodes]
-    for reply in grid.send_and_receive(questions, timeout=max(1.0, until - time.monotonic())):
-        if reply.has_error():
-            strangers.append(reply.error.reason or "no reason given")
-            continue
-        answer = reply.content.config_records[wire.SITE]
-        try:
-            wire.check_version(str(answer[wire.VERSION]), "a site")
-        except WireError as error:
-            strangers.append(str(error))
-            continue
+    answers, strangers = ask(grid, nodes, "hello", {}, max(1.0, until - time.monotonic()))
+    for node, answer in answers.items():
         name = str(answer["name"])
         if name in sites:
             raise RoundError(f"two nodes call themselves '{name}'; every site needs a name of its own")
-        sites[name] = reply.metadata.src_node_id
+        try:
+            wire.check_version(str(answer[wire.VERSION]), "a site")
+            heads.check(name, answer, partial(_ask_ledger, grid, name, node))
+        except (WireError, LedgerError) as error:
+            strangers.append(str(error))
+            continue
+        sites[name] = node
     if len(sites) < config.server.min_clients:
         reason = f"; the first problem: {strangers[0]}" if strangers else ""
         raise RoundError(f"{len(sites)} sites answered, server.min_clients is {config.server.min_clients}{reason}")
     return dict(sorted(sites.items()))
+
+
+def ask(
+    grid: Grid, nodes: Iterable[int], action: str, facts: dict[str, Any], seconds: float
+) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """The facts that sites answer a query with, by node, and the reasons of those that answered with an error."""
+    questions = [
+        Message(RecordDict({wire.CONFIG: ConfigRecord(dict(facts))}), node, f"{MessageType.QUERY}.{action}")
+        for node in nodes
+    ]
+    answers: dict[int, dict[str, Any]] = {}
+    failures: list[str] = []
+    for reply in grid.send_and_receive(questions, timeout=seconds):
+        if reply.has_error():
+            failures.append(reply.error.reason or "no reason given")
+        else:
+            answers[reply.metadata.src_node_id] = dict(reply.content.config_records[wire.SITE])
+    return answers, failures
+
+
+def _ask_ledger(grid: Grid, site: str, node: int, facts: dict[str, Any]) -> dict[str, Any]:
+    answers, failures = ask(grid, [node], "ledger", facts, _HELLO_SECONDS)
+    if node not in answers:
+        raise LedgerError(f"{site}: {failures[0] if failures else 'did not show its ledger in time'}")
+    return answers[node]
+
+
+def reveal(grid: Grid, sites: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """After an audited run: the sites' coins, by name; sites: as `greet` gave them."""
+    answers, _ = ask(grid, sites.values(), "reveal", {}, _HELLO_SECONDS)
+    return {name: answers[node] for name, node in sites.items() if node in answers}
 
 
 def choose(config: RunConfig, sites: dict[str, int], number: int) -> dict[str, int]:
@@ -249,23 +292,31 @@ def run_rounds(
     state: Checkpoint,
     trained: list[str],
     watch: Watch,
+    sites: dict[str, int],
 ) -> Checkpoint:
     """Plays the rounds after `state.round`.
 
-    trained: names of the arrays that sites send back.
-    Raises RoundError when too few sites are there; a round with too few replies changes nothing and is recorded.
+    trained: names of the arrays that sites send back. sites: as `greet` gave them.
+    A round with too few replies changes nothing and is recorded. A site that declines the run is not asked again;
+    raises RoundError when too few are left.
     """
     strategy = make_strategy(config, {name: state.adapter[name] for name in trained})
     if isinstance(strategy, StreamingStrategy):
         strategy.step.restore(state.strategy)
     else:
         restore_arrays(strategy, state.strategy)
-    sites = greet(grid, config)
+    state.declined = {}  # a resumed run asks everybody again
     for number in range(state.round + 1, config.run.rounds + 1):
         cohort = choose(config, sites, number)
         result = _one_round(grid, config, state, trained, strategy, cohort, number, watch)
         state.round, state.strategy = number, strategy_state(strategy)
         watch.round_done(result, state)
+        sites = {name: node for name, node in sites.items() if name not in state.declined}
+        if len(sites) < config.server.min_clients and number < config.run.rounds:
+            raise RoundError(
+                f"{len(state.declined)} sites declined the run, {len(sites)} are left, server.min_clients is "
+                f"{config.server.min_clients}; the first reason: {next(iter(state.declined.values()), '')}"
+            )
     return state
 
 
@@ -294,7 +345,7 @@ def _one_round(
     asked = len(messages)
     bytes_down = sum(wire.byte_count(message.content) for message in messages)
     expected = {name: state.adapter[name] for name in trained}
-    replies = Replies(names, expected, lambda: watch.replied(number, asked - len(replies.names), asked))
+    replies = Replies(names, expected, lambda: watch.replied(number, asked - len(replies.names), asked), watch.received)
     arriving = replies.accept(view.send_and_receive(messages, timeout=config.server.deadline))
     if isinstance(strategy, StreamingStrategy):
         new_arrays, _ = strategy.aggregate_train(number, (message for _, _, message in arriving))
@@ -303,6 +354,8 @@ def _one_round(
     replies.close()
     for site in replies.refused:  # it said that it charged nothing
         state.asked[site] -= config.training.local_steps
+    state.asked |= replies.steps  # the site's own account says it best
+    state.declined |= replies.declined
     if new_arrays is not None:
         state.adapter = wire.record_to_arrays(new_arrays, state.adapter)
     weight = sum(w for w, _ in replies.losses)

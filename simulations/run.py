@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..client.site import make_ledgers
 from ..client.worker import Worker, worker_for
 from ..common.config import RunConfig, load
 from ..common.data import label_names, read_table
@@ -44,7 +46,12 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
         update={
             "data": data.model_copy(update=changes),
             "model": config.model.model_copy(update={"backbone": backbone}),
-            "run": config.run.model_copy(update={"output": str(config.output.resolve())}),
+            "run": config.run.model_copy(
+                update={"output": str(config.output.resolve()), "id": config.run.id or uuid.uuid4().hex}
+            ),
+            "engine": config.engine.model_copy(
+                update={"ledger": str(Path(config.engine.ledger).resolve()) if config.engine.ledger else None}
+            ),
         }
     )
     resolved = RunConfig.parse(resolved.model_dump(), "configuration")
@@ -114,6 +121,8 @@ def workers_of(config: RunConfig) -> int:
 
 
 def _start(config: RunConfig) -> None:
+    if config.engine.ledger is not None:
+        make_ledgers(config)
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     if config.engine.kind == "ray":
         from .ray import run_on_ray

@@ -24,9 +24,11 @@ def build_report(
     state: Checkpoint,
     after: dict[str, Any],
     partition: dict[str, Any] | None,
+    audit: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """count: trained numbers and numbers in all. after: the evaluation of the final adapter, `confusion` included.
 
+    audit: what `canaries.conclude` found; None when no canaries were planted.
     partition: `labels` and `counts` (client × label) of a simulation; None in a deployment, where nobody may know.
     """
     metrics = {"before": dict(state.before), "after": dict(after)}
@@ -46,7 +48,7 @@ def build_report(
             "total": count[1],
             "labels": list(config.data.labels or []),
         },
-        "audit": None,
+        "audit": audit,
         "confusion": confusion,
         "partition": partition,
         "environment": environment(),

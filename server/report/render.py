@@ -24,11 +24,12 @@ def write_report(
     plan: PrivacyPlan | None,
     state: Checkpoint,
     after: dict[str, Any],
+    audit: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes report.json and report.html and returns the facts."""
     partition_file = folder / PARTITION
     partition = json.loads(partition_file.read_text(encoding="utf-8")) if partition_file.is_file() else None
-    report = build_report(config, count, plan, state, after, partition)
+    report = build_report(config, count, plan, state, after, partition, audit)
     steps = config.training.local_steps
     curve = [plan.epsilon(k * steps) for k in range(config.run.rounds + 1)] if plan else None
     _replace(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")

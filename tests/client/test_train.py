@@ -1,13 +1,12 @@
 """Local training: what a site sends, in both modes."""
 
-from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from confide.client.site import SiteAccount, site_name
+from confide.client.site import SimulatedSites, SiteAccount, site_name
 from confide.client.train import _BATCH_COST, _cheapest_cuts
 from confide.client.worker import Worker
 from confide.common import per_sample
@@ -20,9 +19,13 @@ MANY = {"server": {"aggregation": "fedavg"}, "training": {"local_steps": 3}}
 @pytest.fixture
 def worker(make_config, local):
     def make(**changes) -> Worker:
-        return Worker(make_config(data={"labels": ["negative", "positive"]}, **changes))
+        return Worker(make_config(run={"id": "r"}, data={"labels": ["negative", "positive"]}, **changes))
 
     return make
+
+
+def account_of(worker: Worker, number: int, steps_before: int) -> SiteAccount:
+    return worker.account(SimulatedSites(worker.config).site(number), number, steps_before)
 
 
 def flat(arrays) -> np.ndarray:
@@ -31,7 +34,7 @@ def flat(arrays) -> np.ndarray:
 
 def test_one_step_sends_the_negative_mean_gradient(worker) -> None:
     w = worker(training={"physical_batch": 1000})  # the batch is the whole site
-    update = w.train(1, RoundTask(1, w.model.initial), w.account(1, 0))
+    update = w.train(1, RoundTask(1, w.model.initial), account_of(w, 1, 0))
     w.model.set(w.model.initial)
     from confide.common.tasks import collate
 
@@ -46,10 +49,10 @@ def test_one_step_sends_the_negative_mean_gradient(worker) -> None:
 
 def test_several_steps_send_the_change_and_are_reproducible(worker) -> None:
     w = worker(**MANY)
-    first = w.train(0, RoundTask(2, w.model.initial), w.account(0, 0))
-    w.train(1, RoundTask(2, w.model.initial), w.account(1, 0))
-    again = w.train(0, RoundTask(2, w.model.initial), w.account(0, 0))
-    other_round = w.train(0, RoundTask(3, w.model.initial), w.account(0, 0))
+    first = w.train(0, RoundTask(2, w.model.initial), account_of(w, 0, 0))
+    w.train(1, RoundTask(2, w.model.initial), account_of(w, 1, 0))
+    again = w.train(0, RoundTask(2, w.model.initial), account_of(w, 0, 0))
+    other_round = w.train(0, RoundTask(3, w.model.initial), account_of(w, 0, 0))
     np.testing.assert_array_equal(flat(first.delta), flat(again.delta))
     assert not np.array_equal(flat(first.delta), flat(other_round.delta))
     assert first.steps == 3
@@ -57,26 +60,26 @@ def test_several_steps_send_the_change_and_are_reproducible(worker) -> None:
 
 def test_the_proximal_term_pulls_back(worker) -> None:
     w = worker(**MANY)
-    free = w.train(0, RoundTask(1, w.model.initial), w.account(0, 0))
-    held = w.train(0, RoundTask(1, w.model.initial, proximal_mu=1000.0), w.account(0, 0))
+    free = w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0))
+    held = w.train(0, RoundTask(1, w.model.initial, proximal_mu=1000.0), account_of(w, 0, 0))
     assert np.linalg.norm(flat(held.delta)) < np.linalg.norm(flat(free.delta))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_every_optimizer_trains_privately(worker, local, optimizer: str) -> None:
     w = worker(privacy=local, training={"local_steps": 2, "optimizer": optimizer})
-    update = w.train(0, RoundTask(1, w.model.initial), w.account(0, 0))
+    update = w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0))
     assert np.isfinite(flat(update.delta)).all()
     assert np.abs(flat(update.delta)).max() > 0
 
 
 def test_under_privacy_nothing_but_the_noisy_update_leaves(worker, local) -> None:
     w = worker(privacy=local)
-    update = w.train(0, RoundTask(1, w.model.initial), w.account(0, 0))
+    update = w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0))
     assert update.metrics == {}
     assert update.weight == 1.0  # the number of records would be a release
     assert update.epsilon == pytest.approx(w.plan.epsilon(1))
-    again = w.train(0, RoundTask(1, w.model.initial), w.account(0, 0))
+    again = w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0))
     assert not np.array_equal(flat(update.delta), flat(again.delta))  # the seed decides no noise
 
 
@@ -84,7 +87,7 @@ def test_the_noise_of_an_update_has_the_declared_scale(worker, local) -> None:
     """With C tiny against the noise grid nothing but noise is left: its scale is z·C/(q·N)."""
     w = worker(privacy=local)
     plan = w.plan
-    update = flat(w.train(0, RoundTask(1, w.model.initial), w.account(0, 0)).delta)
+    update = flat(w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0)).delta)
     scale = plan.noise_multiplier * plan.clip / plan.denominator
     # the clipped sum has norm at most (drawn records)·C spread over d coordinates; noise dominates the variance
     signal = (30 * plan.clip / plan.denominator) ** 2 / plan.coordinates
@@ -97,7 +100,7 @@ def test_the_noise_of_an_update_has_the_declared_scale(worker, local) -> None:
 
 def test_an_empty_batch_still_releases_noise(worker, local) -> None:
     w = worker(privacy={**local, "sampling_rate": 1e-9, "declared_examples": 10**9})
-    account = w.account(0, 0)
+    account = account_of(w, 0, 0)
     update = w.train(0, RoundTask(1, w.model.initial), account)
     assert np.abs(flat(update.delta)).max() > 0
     assert account.steps == 1
@@ -113,7 +116,7 @@ def test_a_poisoned_record_does_not_poison_the_update(worker, local, monkeypatch
         return losses * torch.where(torch.arange(len(losses)) == 0, float("nan"), 1.0)
 
     monkeypatch.setattr(w.model.task, "record_losses", poisoned)
-    account = w.account(0, 0)
+    account = account_of(w, 0, 0)
     update = w.train(0, RoundTask(1, w.model.initial), account)
     assert np.isfinite(flat(update.delta)).all()
     assert account.steps == 1
@@ -123,7 +126,7 @@ def test_a_model_that_does_not_move_is_noticed(worker, local, monkeypatch) -> No
     w = worker(privacy=local, training={"local_steps": 2})
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: None)
     with pytest.raises(PrivacyError, match="no trained array moved"):
-        w.train(0, RoundTask(1, w.model.initial), w.account(0, 0))
+        w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0))
 
 
 def test_no_noise_no_release(worker, local, monkeypatch) -> None:
@@ -134,7 +137,7 @@ def test_no_noise_no_release(worker, local, monkeypatch) -> None:
         raise PrivacyError("no per-sample gradient")
 
     monkeypatch.setattr("confide.client.train.clipped_sum", broken)
-    account = w.account(0, 0)
+    account = account_of(w, 0, 0)
     with pytest.raises(PrivacyError):
         w.train(0, RoundTask(1, w.model.initial), account)
     assert account.steps == 1
@@ -144,7 +147,7 @@ def test_no_noise_no_release(worker, local, monkeypatch) -> None:
 def test_the_reservation_comes_before_the_data(worker, local, monkeypatch) -> None:
     w = worker(privacy=local)
     monkeypatch.setattr("confide.client.worker.train_private", lambda *a: pytest.fail("data was touched"))
-    account = w.account(0, 3)  # all three declared rounds are spent
+    account = account_of(w, 0, 3)  # all three declared rounds are spent
     with pytest.raises(BudgetError, match=r"spent 3 steps, asked 1, limit 3, remaining 0"):
         w.train(0, RoundTask(4, w.model.initial), account)
     assert account.steps == 3
@@ -156,14 +159,7 @@ def test_a_site_derives_its_own_noise(worker, local) -> None:
     )
 
 
-def test_accounts() -> None:
-    account = SiteAccount("a", None, 5)
-    assert account.reserve(3) == 0
-    assert account.reserve(2) == 3
-    assert account.epsilon() is None
-    with pytest.raises(BudgetError, match="remaining 0"):
-        account.reserve(1)
-    assert replace(account, steps=0).reserve(1) == 0
+def test_site_names_sort_as_they_count() -> None:
     assert [site_name(i, 10) for i in (0, 9)] == ["site-01", "site-10"]
 
 

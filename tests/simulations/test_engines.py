@@ -101,8 +101,9 @@ def test_clients_after_the_deadline_do_not_run(workers: int) -> None:
     assert 1 <= len(ran) <= workers
 
 
-def test_messages_can_be_pushed_and_pulled() -> None:
-    grid = LocalGrid(app, {}, 3)
+def test_messages_can_be_pushed_and_pulled(make_config) -> None:
+    config = make_config(run={"id": "r"}, data={"partition": {"clients": 3}})
+    grid = LocalGrid(app, config.to_flat(), 3)
     content = RecordDict({"c": ConfigRecord({"x": 1})})
     messages = [grid.create_message(content, "query.hello", node, "1") for node in grid.get_node_ids()]
     ids = list(grid.push_messages(messages))

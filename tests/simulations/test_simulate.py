@@ -9,7 +9,8 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from safetensors.numpy import load_file
 
 import confide
-from confide.client.worker import Worker
+from confide.client.site import _simulated_sites
+from confide.client.worker import Worker, _worker
 from confide.common.config import FLOWER_STRATEGIES, RunConfig
 from confide.common.errors import ConfigError, DataError, PrivacyError, RoundError
 from confide.server import rounds
@@ -152,6 +153,8 @@ def test_a_crash_inside_a_round_leaves_it_charged(make_config, local, tmp_path: 
         patched.setattr(Worker, "train", cut)
         with pytest.raises(KeyboardInterrupt):
             simulate(make_config(run={"rounds": 4}, privacy=local))
+    _simulated_sites.cache_clear()  # as a new process would: the ledgers in memory are gone
+    _worker.cache_clear()
     report = report_of(resume(tmp_path / "run"))
     assert [len(row["sites"]) for row in report["rounds"]] == [4, 4, 4, 0]
     assert {failure["site"] for failure in report["rounds"][3]["failed"]} == {f"site-{i}" for i in range(1, 5)}
@@ -232,8 +235,8 @@ def fails_at(monkeypatch: pytest.MonkeyPatch, sites: dict[int, Exception], when:
 
     def train(self, site, task, account):
         if task.round == when and site in sites:
-            account.reserve(1)
-            raise sites[site]
+            with account.taking(1):
+                raise sites[site]
         return real(self, site, task, account)
 
     monkeypatch.setattr(Worker, "train", train)
@@ -308,7 +311,7 @@ def test_sites_of_another_version_are_refused(make_config, monkeypatch) -> None:
 
 
 def test_two_sites_of_one_name_are_refused(make_config, monkeypatch) -> None:
-    monkeypatch.setattr("confide.client.app.site_name", lambda *_: "site-1")
+    monkeypatch.setattr("confide.client.site.site_name", lambda *_: "site-1")
     with pytest.raises(RoundError, match="two nodes call themselves 'site-1'"):
         simulate(make_config())
 

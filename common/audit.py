@@ -1,0 +1,198 @@
+"""Empirical audit in one run: canaries whose presence was decided by committed coins, guesses, and lower bounds on ε.
+
+Steinke, Nasr, Jagielski: "Privacy Auditing with One (1) Training Run", NeurIPS 2023 (Theorem 5.2, Algorithm 1).
+Mahloujifar, Melis, Chaudhuri: "Auditing f-Differential Privacy in One Run", 2024 (Algorithm 3), here for Gaussian DP.
+
+m canaries, each in with probability ½; the r canaries with the highest scores are guessed to be in, v guesses are
+right. Rule and r are fixed before training. A lower bound that is low proves nothing about safety.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import binom, norm
+
+from .config import RunConfig
+from .errors import ConfigError
+from .types import Adapter, Rows
+
+CONFIDENCE = 0.95
+_LARGEST = 64.0
+
+
+def steinke_bound(m: int, r: int, v: int, delta: float, confidence: float = CONFIDENCE) -> float:
+    """Lower bound on ε of any (ε, δ)-DP mechanism, from v right of r guesses on m canaries.
+
+    sup{ε : p(ε) ≤ 1 − confidence}; p(ε) = min(1, β + 2mδa) with s = 1/(1+e^−ε), β = P[Bin(r, s) ≥ v] and
+    a = max_{1≤i≤v} P[v−i ≤ Bin(r, s) < v] / i.
+    """
+    _check(m, r, v)
+
+    def p_value(epsilon: float) -> float:
+        s = 1 / (1 + math.exp(-epsilon))
+        beta = float(binom.sf(v - 1, r, s))
+        i = np.arange(1, v + 1)
+        between = binom.cdf(v - 1, r, s) - binom.cdf(v - i - 1, r, s)  # P[v − i ≤ Bin < v]
+        alpha = float((between / i).max()) if v else 0.0
+        return min(1.0, beta + 2 * m * delta * alpha)
+
+    return _largest_rejected(lambda epsilon: p_value(epsilon) <= 1 - confidence)
+
+
+def gdp_bound(m: int, r: int, v: int, delta: float, confidence: float = CONFIDENCE) -> float:
+    """The same from the f-DP of a Gaussian mechanism: tighter, and conditional on that hypothesis."""
+    _check(m, r, v)
+
+    def rejected(epsilon: float) -> bool:
+        if epsilon == 0:
+            return _gdp_rejects(m, r, v, 0.0, 1 - confidence)
+        return _gdp_rejects(m, r, v, gdp_mu(epsilon, delta), 1 - confidence)
+
+    return _largest_rejected(rejected)
+
+
+@lru_cache(maxsize=65536)
+def gdp_mu(epsilon: float, delta: float) -> float:
+    """μ of the Gaussian DP that is exactly (ε, δ)-DP: δ = Φ(−ε/μ + μ/2) − e^ε Φ(−ε/μ − μ/2)."""
+
+    def excess(mu: float) -> float:
+        tail = math.exp(epsilon + norm.logcdf(-epsilon / mu - mu / 2))
+        return float(norm.cdf(-epsilon / mu + mu / 2) - tail) - delta
+
+    return float(brentq(excess, 1e-6, 60.0, xtol=1e-9))  # pyright: ignore[reportArgumentType]  # stubs want an array
+
+
+def _gdp_rejects(m: int, r: int, v: int, mu: float, tau: float) -> bool:
+    def g(x: float) -> float:
+        return float(norm.cdf(norm.ppf(x) - mu))
+
+    right, wrong = tau * v / m, tau * (r - v) / m  # R and H
+    for i in range(v - 1, -1, -1):
+        wrong_next = max(wrong, g(right))
+        if wrong_next == wrong:
+            # the recursion stands still: R cannot grow any more
+            break
+        right = min(1.0, right + i / (r - i) * (wrong_next - wrong))
+        wrong = wrong_next
+    return right + wrong > r / m
+
+
+def _largest_rejected(rejected, step: float = 1e-3) -> float:
+    """sup of the ε that the observation rules out; 0 when it rules out none."""
+    if not rejected(0.0):
+        return 0.0
+    low, high = 0.0, _LARGEST
+    while high - low > step:
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejected(middle) else (low, middle)
+    return low
+
+
+def _check(m: int, r: int, v: int) -> None:
+    if not 0 <= v <= r <= m or r < 1:
+        raise ValueError(f"guesses: {v} right of {r} on {m} canaries; allowed: 0 ≤ right ≤ guesses ≤ canaries, 1 guess")
+
+
+def top_guesses(scores: np.ndarray, coins: np.ndarray, r: int) -> int:
+    """v: how many of the r canaries with the highest scores are in. scores, coins: (m,)."""
+    return int(coins[np.argsort(scores, kind="stable")[-r:]].sum())
+
+
+def bounds(m: int, r: int, v: int, delta: float) -> dict[str, float | int]:
+    """The lower bounds, and the ceilings: what r right guesses of r would have shown."""
+    return {
+        "canaries": m,
+        "guesses": r,
+        "correct": v,
+        "epsilon_steinke": steinke_bound(m, r, v, delta),
+        "epsilon_gdp": gdp_bound(m, r, v, delta),
+        "ceiling_steinke": steinke_bound(m, r, r, delta),
+        "ceiling_gdp": gdp_bound(m, r, r, delta),
+    }
+
+
+def commitment(seed: bytes) -> str:
+    """What a site writes into its ledger before training; the 32-byte seed is revealed after it."""
+    return hashlib.sha256(b"confide audit coins\0" + seed).hexdigest()
+
+
+def coins(seed: bytes, kind: str, count: int) -> np.ndarray:
+    """(count,) bool, each with probability ½: bits of SHAKE-256 over the seed."""
+    stream = hashlib.shake_256(kind.encode() + b"\0" + seed).digest(count // 8 + 1)
+    return np.unpackbits(np.frombuffer(stream, np.uint8))[:count].astype(bool)
+
+
+def _public_seed(config: RunConfig, kind: str, site: str) -> list[int]:
+    """Decides what a site's canaries look like, which everybody may know."""
+    named = hashlib.sha256(f"{kind}/{site}".encode()).digest()
+    return [config.run.seed, int.from_bytes(named[:8], "little")]
+
+
+@dataclass(frozen=True)
+class GradientCanaries:
+    """Records whose gradient is ±C on one coordinate of a LoRA factor, coordinates distinct: Dirac canaries.
+
+    Public, as everything of an audit but the coins. They pass the sampler, the clip norm's bound, the sum and the
+    noise like records. Only LoRA's coordinates are used: the head's carry large gradients of every record.
+    """
+
+    coordinates: np.ndarray
+    """(k,) positions in the flat vector of all released numbers"""
+    signs: np.ndarray
+    """(k,) ±1"""
+
+    @classmethod
+    def of_site(cls, config: RunConfig, arrays: Adapter, site: str) -> "GradientCanaries":
+        """A site's equal share of audit.canaries, rounded down, in or out.
+
+        arrays: the trained ones, in order. Raises ConfigError for more canaries than numbers.
+        """
+        count = config.audit.canaries // config.clients
+        lora = np.concatenate([np.full(array.size, ".lora_" in name) for name, array in arrays.items()])
+        rng = np.random.default_rng(_public_seed(config, "gradient", site))
+        places = rng.permutation(np.flatnonzero(lora))[:count]
+        if len(places) < count:
+            raise ConfigError(f"audit.canaries: {count} at one site, but LoRA has {len(places)} numbers; lower it")
+        return cls(places, rng.choice([-1.0, 1.0], count))
+
+    def __len__(self) -> int:
+        return len(self.signs)
+
+    def add(self, total: np.ndarray, which: np.ndarray, clip: float) -> None:
+        """Adds the named canaries' gradients to a clipped sum (d,) in place."""
+        total[self.coordinates[which]] += clip * self.signs[which]
+
+    def scores(self, released: np.ndarray) -> np.ndarray:
+        """(k,) of one released vector (d,)."""
+        return self.signs * released[self.coordinates]
+
+    def only(self, which: np.ndarray) -> "GradientCanaries":
+        """The named ones. which: (k,) bool."""
+        return GradientCanaries(self.coordinates[which], self.signs[which])
+
+
+NO_CANARIES = GradientCanaries(np.empty(0, dtype=np.int64), np.empty(0))
+
+
+def canary_rows(config: RunConfig, words: list[str], classes: int, site: str) -> Rows:
+    """A site's share of audit.records: eight random words, a random class; only their own presence predicts them."""
+    count = config.audit.records // config.clients
+    rng = np.random.default_rng(_public_seed(config, "records", site))
+    texts = [" ".join(rng.choice(words, 8)) for _ in range(count)]
+    responses = [" ".join(rng.choice(words, 8)) for _ in range(count)] if config.data.response else None
+    return Rows("canaries", texts, responses, rng.integers(0, classes, count) if classes else None)
+
+
+def step_likelihood(observed: np.ndarray, sampling_rate: float, noise_multiplier: float) -> np.ndarray:
+    """log of (density if the canary is in) ÷ (if it is out), for one step: the best score by Neyman and Pearson.
+
+    observed: (k,) canary coordinates in units of C: N(1, z²) when drawn, with probability q, else N(0, z²).
+    """
+    shift = (2 * observed - 1) / (2 * noise_multiplier**2)
+    if sampling_rate == 1:
+        return shift
+    return np.logaddexp(math.log1p(-sampling_rate), math.log(sampling_rate) + shift)
