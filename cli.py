@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated, privacy-preserving fine-tuning: LoRA adapters travel, records stay.",
 )
+audit_app = typer.Typer(no_args_is_help=True, help="Check what was promised: ledgers, canaries, attacks.")
+app.add_typer(audit_app, name="audit")
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. privacy.epsilon=3; empty unsets."),
@@ -31,6 +33,9 @@ def simulate(
     recipe: Annotated[str | None, typer.Argument(help="A .toml file, or a shipped recipe: demo, sst2, …")] = None,
     sets: Sets = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; otherwise run.output.")] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the simulated sites' ledgers and their site.toml here.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Continue the interrupted run in DIR.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
 ) -> None:
@@ -39,11 +44,11 @@ def simulate(
 
     if (recipe is None) == (resume is None):
         raise ConfigError("simulate: give a RECIPE, or --resume DIR; not both")
-    if resume is not None and (sets or out or overwrite):
-        raise ConfigError("--resume: takes no --set, --out or --overwrite; a run goes on as it was declared")
+    if resume is not None and (sets or out or ledger or overwrite):
+        raise ConfigError("--resume: takes no --set, --out, --ledger or --overwrite; a run goes on as it was declared")
     from .simulations.progress import print_summary, watch
 
-    config = None if resume else _load(recipe or "", sets, out)
+    config = None if resume else _load(recipe or "", sets, out, ledger)
     folder = resume or (config.output if config else Path())
     try:
         with watch(folder):
@@ -59,6 +64,29 @@ def simulate(
     print_summary(folder)
 
 
+@audit_app.command("canary")
+def audit_canary(
+    recipe: Annotated[str, typer.Argument(help="The run to audit: a .toml file or a shipped recipe.")],
+    sets: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; otherwise run.output.")] = None,
+    ledger: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the sites' ledgers here.")] = None,
+    canaries: Annotated[int, typer.Option(help="Scored on the released updates.")] = 1000,
+    records: Annotated[int, typer.Option(help="Scored on the final model.")] = 1000,
+    guesses: Annotated[int | None, typer.Option(help="How many to guess; otherwise 5 % of the canaries.")] = None,
+    control: Annotated[bool, typer.Option(help="Run once more without noise, to see that the attack works.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
+) -> None:
+    """Fine-tune with canaries among the records, and measure from below how much privacy was really lost."""
+    from .simulations.audit import audit_canaries, with_canaries
+    from .simulations.progress import print_audit, print_summary, watch
+
+    config = with_canaries(_load(recipe, sets, out, ledger), canaries, records, guesses)
+    with watch(config.output):
+        audit_canaries(config, control=control, overwrite=overwrite)
+    print_summary(config.output)
+    print_audit(config.output)
+
+
 @app.command()
 def doctor(
     recipe: Annotated[str, typer.Argument(help="The run to check: a .toml file or a shipped recipe.")] = "demo",
@@ -67,7 +95,7 @@ def doctor(
     """Check versions, device and memory, and whether this model can be trained privately; estimate time per round."""
     from .simulations.doctor import examine
 
-    if not examine(_load(recipe, sets, None)):
+    if not examine(_load(recipe, sets)):
         raise typer.Exit(1)
 
 
@@ -86,13 +114,15 @@ def demo_data(
     typer.echo(f"wrote {', '.join(f'{split}.csv' for split in demo.SPLITS)} to {folder}")
 
 
-def _load(recipe: str, sets: list[str] | None, out: Path | None) -> "RunConfig":
+def _load(recipe: str, sets: list[str] | None, out: Path | None = None, ledger: Path | None = None) -> "RunConfig":
     from .common.config import load
     from .simulations.recipes import find_recipe
 
     overrides = [*(sets or [])]
     if out is not None:
         overrides.append(f"run.output={out}")
+    if ledger is not None:
+        overrides.append(f"engine.ledger={ledger}")
     return load(find_recipe(recipe), overrides)
 
 

@@ -35,10 +35,9 @@ class CanaryScores:
         if site not in self._canaries:
             self._canaries[site] = GradientCanaries.of_site(self._config, self._model.trained_initial, site)
         flat = np.concatenate([array.ravel() for array in update.delta.values()]).astype(np.float64)
-        observed = self._canaries[site].scores(-flat)
-        if self._config.server_steps:  # the release itself: divided so that a drawn canary is 1
-            observed = observed * (self._plan.denominator / self._plan.clip)
-            observed = step_likelihood(observed, self._plan.sampling_rate, self._plan.noise_multiplier)
+        # the release is the mean gradient, sent negative; scaled so that a canary that was drawn adds 1
+        observed = self._canaries[site].scores(-flat) * (self._plan.denominator / self._plan.clip)
+        observed = step_likelihood(observed, self._plan.sampling_rate, self._plan.noise_multiplier)
         state.scores[site] = state.scores.get(site, np.zeros(len(observed))) + observed
 
 

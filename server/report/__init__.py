@@ -1,6 +1,6 @@
 """report.json and report.html of a finished run."""
 
 from .build import build_report
-from .render import render_html, write_report
+from .render import amend_report, read_report, render_html, write_report
 
-__all__ = ["build_report", "render_html", "write_report"]
+__all__ = ["amend_report", "build_report", "read_report", "render_html", "write_report"]

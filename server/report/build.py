@@ -49,6 +49,8 @@ def build_report(
             "labels": list(config.data.labels or []),
         },
         "audit": audit,
+        "ledger": None,
+        "leakage": None,
         "confusion": confusion,
         "partition": partition,
         "environment": environment(),
@@ -102,6 +104,7 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
         "sampling_rate": plan.sampling_rate,
         "clip": plan.clip,
         "steps": plan.steps,
+        "epsilon_by_round": [plan.epsilon(k * config.training.local_steps) for k in range(config.run.rounds + 1)],
         "composition": f"{plan.steps} steps over {config.run.rounds} rounds; the largest ε of any site",
         "accountant": "Rényi DP of the Poisson-sampled Skellam mechanism",
         "cross_check": {

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_INK, _ACCENT, _SECOND = "#1f2933", "#0b6e99", "#c2410c"
+_INK, _ACCENT, _SECOND, _SOFT = "#1f2933", "#0b6e99", "#c2410c", "#9aa5b1"
 _MAX_TICKS = 24
 
 
@@ -41,14 +41,11 @@ def accuracy(report: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
-def epsilon(report: dict[str, Any], epsilon_of_steps: list[float]) -> bytes:
-    """ε spent after each round by the site that spent most, and each site's end point.
-
-    epsilon_of_steps: ε after k rounds for k = 0 … rounds.
-    """
+def epsilon(report: dict[str, Any]) -> bytes:
+    """ε spent after each round by the site that spent most, and each site's end point."""
     figure, axes = _figure()
-    rounds = np.arange(len(epsilon_of_steps))
-    axes.plot(rounds, epsilon_of_steps, color=_ACCENT, label="a site that takes part in every round")
+    by_round = report["privacy"]["epsilon_by_round"]
+    axes.plot(np.arange(len(by_round)), by_round, color=_ACCENT, label="a site that takes part in every round")
     for index, site in enumerate(report["privacy"]["sites"]):
         label = "sites at the end" if index == 0 else None
         axes.plot([site["steps"] / _steps_a_round(report)], [site["epsilon_spent"]], "o", color=_SECOND, label=label)
@@ -61,6 +58,33 @@ def epsilon(report: dict[str, Any], epsilon_of_steps: list[float]) -> bytes:
 
 def _steps_a_round(report: dict[str, Any]) -> int:
     return report["config"]["training"]["local_steps"]
+
+
+AUDIT_KINDS = {"gradient": "released updates", "records": "final model"}
+"""what an audit looked at, by the name of its part in the report"""
+
+
+def audit(report: dict[str, Any]) -> bytes:
+    """ε planned, spent, measured, the most that could have been measured, and measured without noise."""
+    found, privacy = report["audit"], report["privacy"]
+    bars = [("planned", privacy["epsilon_planned"], _INK), ("spent", privacy["epsilon_spent"], _INK)]
+    for kind, where in AUDIT_KINDS.items():
+        if kind in found:
+            bars.append((f"{where}: lower bound", found[kind]["epsilon_steinke"], _ACCENT))
+            bars.append((f"{where}: lower bound, Gaussian", found[kind]["epsilon_gdp"], _ACCENT))
+            bars.append((f"{where}: ceiling", found[kind]["ceiling_steinke"], _SOFT))
+            if kind in found.get("control", {}):
+                bars.append((f"{where}: without noise", found["control"][kind]["epsilon_steinke"], _SECOND))
+    figure, axes = _figure(6.4, 0.9 + 0.32 * len(bars))
+    places = np.arange(len(bars))[::-1]
+    axes.barh(places, [value for _, value, _ in bars], color=[color for _, _, color in bars], alpha=0.75, height=0.65)
+    for place, (_, value, _) in zip(places, bars, strict=True):
+        axes.annotate(f"{value:.2f}", (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(places, [name for name, _, _ in bars])
+    axes.set(xlabel=f"ε at δ = {privacy['delta']:g}")
+    axes.margins(x=0.12)
+    axes.grid(visible=False, axis="y")
+    return _png(figure)
 
 
 def traffic(report: dict[str, Any]) -> bytes:

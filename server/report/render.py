@@ -9,10 +9,11 @@ import tomli_w
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from ...common.config import RunConfig
+from ...common.errors import ConfigError
 from ...common.mechanism import PrivacyPlan
 from ..checkpoint import Checkpoint
 from . import plots
-from .build import build_report
+from .build import SCHEMA, build_report
 
 PARTITION = "partition.json"
 
@@ -30,18 +31,43 @@ def write_report(
     partition_file = folder / PARTITION
     partition = json.loads(partition_file.read_text(encoding="utf-8")) if partition_file.is_file() else None
     report = build_report(config, count, plan, state, after, partition, audit)
-    steps = config.training.local_steps
-    curve = [plan.epsilon(k * steps) for k in range(config.run.rounds + 1)] if plan else None
-    _replace(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-    _replace(folder / "report.html", render_html(report, curve))
+    _save(folder, report)
     return report
 
 
-def render_html(report: dict[str, Any], epsilon_curve: list[float] | None) -> str:
-    """epsilon_curve: ε after 0 … R rounds; None without privacy."""
+def read_report(folder: Path) -> dict[str, Any]:
+    """The facts of a finished run. Raises ConfigError when there is none."""
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"{folder}: no report.json there; give the folder of a finished run") from None
+    except ValueError:
+        raise ConfigError(f"{path}: not JSON; the run's report was changed") from None
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise ConfigError(f"{path}: not a report of this version of confide (schema {SCHEMA})")
+    return report
+
+
+def amend_report(folder: Path, part: str, facts: dict[str, Any] | list[Any]) -> None:
+    """Sets one part of a finished run's report, and draws report.html anew. Raises ConfigError."""
+    report = read_report(folder)
+    _save(folder, {**report, part: facts})
+
+
+def _save(folder: Path, report: dict[str, Any]) -> None:
+    html = render_html(report)
+    _replace(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    _replace(folder / "report.html", html)
+
+
+def render_html(report: dict[str, Any]) -> str:
+    """One page, pictures inside."""
     pictures = [("Accuracy", "accuracy", plots.accuracy(report))]
-    if epsilon_curve is not None:
-        pictures.append(("Privacy spent", "epsilon", plots.epsilon(report, epsilon_curve)))
+    if report["privacy"]["mode"] != "none":
+        pictures.append(("Privacy spent", "epsilon", plots.epsilon(report)))
+    if report["audit"]:
+        pictures.append(("What an attack could measure", "audit", plots.audit(report)))
     pictures.append(("Time and traffic", "traffic", plots.traffic(report)))
     if report["partition"]:
         pictures.append(("Who holds what (simulated)", "partition", plots.partition(report["partition"])))
@@ -52,6 +78,7 @@ def render_html(report: dict[str, Any], epsilon_curve: list[float] | None) -> st
     environment = Environment(loader=PackageLoader(__package__ or "", "."), autoescape=select_autoescape())
     return environment.get_template("template.html").render(
         report=report,
+        audit_kinds=plots.AUDIT_KINDS,
         pictures=[(title, name, base64.b64encode(png).decode()) for title, name, png in pictures],
         configuration=tomli_w.dumps(report["config"]),
         failures=[(row["round"], failure) for row in report["rounds"] for failure in row["failed"]],
