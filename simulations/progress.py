@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ..server.report import read_report
-from ..server.report.plots import AUDIT_KINDS
 
 _PROGRESS = "progress.json"
 _INTERVAL = 0.2
@@ -66,28 +65,6 @@ def _quiet_libraries() -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)
-
-
-def print_audit(folder: Path) -> None:
-    """ε planned, spent, audited, ceiling and control, side by side."""
-    report = read_report(folder)
-    found, privacy = report["audit"], report["privacy"]
-    table = Table(title=f"ε at δ = {found['delta']:g}, confidence {found['confidence']:.0%}", title_justify="left")
-    for column in ("the attacker looked at", "planned", "spent", "audited ≥", "Gaussian ≥", "ceiling", "without noise"):
-        table.add_column(column, justify="left" if column.startswith("the") else "right")
-    for kind, title in AUDIT_KINDS.items():
-        if kind not in found:
-            continue
-        control = found.get("control", {}).get(kind)
-        table.add_row(
-            title,
-            f"{privacy['epsilon_planned']:g}",
-            f"{privacy['epsilon_spent']:.2f}",
-            *(f"{found[kind][key]:.2f}" for key in ("epsilon_steinke", "epsilon_gdp", "ceiling_steinke")),
-            f"{control['epsilon_steinke']:.2f}" if control else "–",
-        )
-    Console().print(table)
-    Console().print("a low bound is no proof of safety: it limits this attack, not every attack")
 
 
 def print_summary(folder: Path) -> None:

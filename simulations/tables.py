@@ -1,0 +1,121 @@
+"""What audits say on a terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..common.ledger_audit import LedgerAudit
+from ..server.report import read_report
+from ..server.report.plots import AUDIT_KINDS
+
+
+def print_audit(folder: Path) -> None:
+    """ε planned, spent, audited, ceiling and control, side by side."""
+    report = read_report(folder)
+    found, privacy = report["audit"], report["privacy"]
+    table = _table(
+        f"ε at δ = {found['delta']:g}, confidence {found['confidence']:.0%}",
+        "attacker saw",
+        ">planned",
+        ">spent",
+        ">audited ≥",
+        ">Gaussian ≥",
+        ">ceiling",
+        ">no noise ≥",
+    )
+    for kind, title in AUDIT_KINDS.items():
+        if kind not in found:
+            continue
+        control = found.get("control", {}).get(kind)
+        table.add_row(
+            title,
+            f"{privacy['epsilon_planned']:g}",
+            f"{privacy['epsilon_spent']:.2f}",
+            *(f"{found[kind][key]:.2f}" for key in ("epsilon_steinke", "epsilon_gdp", "ceiling_steinke")),
+            f"{control['epsilon_steinke']:.2f}" if control else "–",
+        )
+    _print(table)
+    _print("a low bound is no proof of safety: it limits this attack, not every attack")
+
+
+def print_ledgers(audits: list[LedgerAudit]) -> None:
+    """One table of data sets, one of runs, and what does not hold."""
+    budgets = _table(
+        "budgets", "site", "data set", ">limit", ">filter", ">spent (RDP)", ">PLD", ">Opacus", ">remaining", ">runs"
+    )
+    runs = _table("runs", "site", "data set", "run", "model", ">ε reserved", ">ε used", ">steps", "unit")
+    for outcome in audits:
+        for facts in outcome.datasets:
+            by, limit = facts["epsilon"], facts["limit"]
+            budgets.add_row(
+                outcome.site,
+                facts["dataset"],
+                _number(limit["epsilon"]),
+                _number(facts["epsilon_filter"]),
+                *(_number(by[name]) for name in ("rdp", "pld", "opacus_rdp")),
+                _number(facts["remaining"]),
+                str(len(facts["runs"])),
+            )
+            for run in facts["runs"]:
+                reserved = "given back" if run["aborted"] else _number(run["epsilon_reserved"])
+                used = f"{run['used']} of {run['steps']}"
+                runs.add_row(
+                    outcome.site,
+                    facts["dataset"],
+                    run["run"][:12],
+                    run["model"].rsplit("/", 1)[-1],
+                    reserved,
+                    _number(run["epsilon_used"]),
+                    used,
+                    " ".join(facts["unit"]),
+                )
+    if budgets.row_count:
+        _print(budgets)
+        _print(runs)
+        _print("spent: what runs have reserved, used or not. filter: what holds however the runs were chosen")
+    for outcome in audits:
+        state = "holds" if outcome.holds else "DOES NOT HOLD"
+        _print(f"{outcome.path}: {state}; {outcome.head.seq} entries, head {outcome.head.hash[:16] or '?'}")
+        for finding in outcome.findings:
+            _print(f"  finding: {finding}")
+        for note in outcome.notes:
+            _print(f"  note: {note}")
+
+
+def print_account(content: dict[str, Any]) -> None:
+    """A verified account."""
+    table = _table(f"account of {content['site']}, {content['time']}", "data set", ">limit", ">spent", ">δ", ">runs")
+    for facts in content["datasets"]:
+        table.add_row(
+            facts["dataset"],
+            _number(facts["limit"]["epsilon"]),
+            _number(facts["epsilon"]["rdp"]),
+            f"{facts['limit']['delta']:g}",
+            str(len(facts["runs"])),
+        )
+    _print(table)
+    _print(f"the signature holds, and the events give these ε; entry {content['head']['seq']} of the site's ledger")
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Columns whose name begins with '>' hold numbers."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return table
+
+
+def _print(what: Any) -> None:
+    console = Console()
+    if console.is_terminal:
+        console.print(what)
+    else:  # a file or a pipe has no width: nothing is cut
+        Console(width=160).print(what, soft_wrap=isinstance(what, str))
