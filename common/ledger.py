@@ -50,6 +50,8 @@ from .events import History, Step, counted, history_of, repeated
 DATABASE, RECEIPT, KEY, PUBLIC_KEY, LOCK = "ledger.db", "receipt.json", "site.key", "public.key", "ledger.lock"
 RELATION = "add-or-remove-one"
 UNITS = ("example", "client")
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError, OverflowError)
+"""what Python's sqlite3 raises for files that were damaged"""
 
 
 @dataclass(frozen=True)
@@ -393,7 +395,7 @@ class Ledger:
             if book.head != head:
                 raise LedgerError(f"the signed head is entry {head.seq}, the chain ends at {book.head.seq}")
             self._check_receipt(database, head, path)
-        except (LedgerError, sqlite3.Error) as error:
+        except (LedgerError, *UNREADABLE) as error:
             raise LedgerError(f"{path}: {error}; it is not used until a person has looked") from None
         self._book, self._seen = book, _stamp(path)
 
@@ -502,7 +504,7 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         database.execute("PRAGMA journal_mode = DELETE")
         database.execute("PRAGMA synchronous = EXTRA")  # the folder as well: a commit is on disk when it returns
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         database.close()
         raise LedgerError(f"{path}: {error}") from None
     return database

@@ -5,7 +5,6 @@ Nothing here needs the site's private key but `export`, and nothing writes to th
 
 import math
 import shutil
-import sqlite3
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,13 +15,14 @@ from typing import Any
 from . import events
 from .accounting import epsilon_opacus, epsilon_pld, epsilon_rdp, filter_epsilon
 from .chain import Head, check_document, read_json, read_public_key, signed_document
-from .errors import LedgerError
+from .errors import ConfideError, LedgerError
 from .events import History, history_of, repeated
 from .ledger import (
     DATABASE,
     PUBLIC_KEY,
     RECEIPT,
     RELATION,
+    UNREADABLE,
     Book,
     Charge,
     Ledger,
@@ -85,8 +85,10 @@ def audit(database: Path, receipt: Path | None = None, public_key: Path | None =
         book, head, state = _read(database, public, site, document)
         if state == "behind":
             notes.append("the receipt is one entry behind, as a crash leaves it; the next entry mends it")
-    except (LedgerError, sqlite3.Error, KeyError) as error:
-        findings.append(f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error))
+    except (ConfideError, *UNREADABLE) as error:
+        findings.append(str(error))
+    except (KeyError, OSError) as error:
+        findings.append(f"a part is missing: {error}")
     datasets = [_dataset(name, book.limits[name], _charges(book, name)) for name in book.limits]
     for facts in datasets:
         findings += facts["findings"]

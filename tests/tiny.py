@@ -1,0 +1,94 @@
+"""Tiny models and data, built here: no test and no stress run of the ledger needs a download."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+GOOD = ["good", "fine", "lovely", "bright", "warm", "happy"]
+BAD = ["bad", "awful", "gloomy", "dark", "cold", "sad"]
+NEUTRAL = ["the", "a", "film", "story", "actor", "was", "it", "and", "of", "this", "very", "quite"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[EOS]", *GOOD, *BAD, *NEUTRAL]
+
+
+def _tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]"
+    ).save_pretrained(str(folder))
+
+
+def save(model, folder: Path) -> Path:
+    model.save_pretrained(str(folder))
+    _tokenizer(folder)
+    return folder
+
+
+def save_bert(folder: Path) -> Path:
+    """A BERT of two layers and 32 dimensions, random weights, saved to a folder."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    return save(BertModel(config), folder)
+
+
+def sentences(count: int, seed: int) -> list[tuple[str, str]]:
+    """(text, label): mostly words of one mood among neutral ones."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        label = ("negative", "positive")[int(rng.integers(2))]
+        mood = GOOD if label == "positive" else BAD
+        words = [*rng.choice(mood, rng.integers(1, 4)), *rng.choice(NEUTRAL, rng.integers(2, 8))]
+        rows.append((" ".join(rng.permutation(words)), label))
+    return rows
+
+
+def write_csv(path: Path, rows: list[tuple], header: tuple[str, ...] = ("text", "label")) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def save_data(folder: Path) -> Path:
+    """train.csv with 240 rows and test.csv with 80."""
+    write_csv(folder / "train.csv", sentences(240, 1))
+    write_csv(folder / "test.csv", sentences(80, 2))
+    return folder
+
+
+def run_content(bert: Path, data: Path, output: Path) -> dict[str, Any]:
+    """A small run as a nested dictionary: 4 sites, 3 rounds, no privacy."""
+    return {
+        "run": {"name": "tiny", "rounds": 3, "seed": 3, "output": str(output)},
+        "model": {"backbone": str(bert), "max_length": 32, "lora": {"rank": 2, "alpha": 4}},
+        "data": {
+            "train": str(data / "train.csv"),
+            "test": str(data / "test.csv"),
+            "partition": {"clients": 4, "kind": "iid"},
+        },
+        "training": {"learning_rate": 0.02, "physical_batch": 16},
+    }
+
+
+def merged(base: dict, changes: dict) -> dict:
+    """Nested dictionaries, `changes` on top."""
+    result = dict(base)
+    for key, value in changes.items():
+        result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
+    return result
+
+
+LOCAL = {"mode": "local", "epsilon": 8.0, "sampling_rate": 0.1, "declared_examples": 240}
+"""a [privacy] section for mode `local`"""
