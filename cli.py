@@ -64,6 +64,34 @@ def simulate(
     print_summary(folder)
 
 
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, a .toml file or a shipped recipe.")],
+    sets: Sets = None,
+    plot: Annotated[Path, typer.Option(help="Where the picture of ε against rounds goes.")] = Path("explain.png"),
+) -> None:
+    """Say in words what the ε of a run protects, against whom, and what other rounds or noise would give."""
+    from .common.errors import ConfigError
+    from .common.explain import alternatives, calibrated, in_words
+    from .common.models import model_of
+    from .common.plan import privacy_plan
+    from .server.report.plots import epsilon_over_rounds
+    from .simulations.tables import print_explanation
+
+    folder = Path(run) / "config.toml"
+    config = _load(str(folder) if folder.is_file() else run, sets)
+    if not config.private:
+        raise ConfigError("privacy.mode: 'none' protects nothing: the server sees every update as it is; choose local")
+    plan = privacy_plan(config, model_of(config).count()[0])
+    if plan is None:
+        raise ConfigError("privacy: nothing declared")
+    print_explanation(in_words(plan), alternatives(config, plan))
+    targets = {f"ε = {target:g} after {config.run.rounds} rounds": target for target in (1.0, 3.0)}
+    others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
+    plot.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.training.local_steps, others))
+    typer.echo(f"plot: {plot}")
+
+
 @audit_app.command("canary")
 def audit_canary(
     recipe: Annotated[str, typer.Argument(help="The run to audit: a .toml file or a shipped recipe.")],
@@ -86,6 +114,21 @@ def audit_canary(
         audit_canaries(config, control=control, overwrite=overwrite)
     print_summary(config.output)
     print_audit(config.output)
+
+
+@audit_app.command("leakage")
+def audit_leakage(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run with data.limit.")],
+    references: Annotated[int, typer.Option(help="Reference models of the likelihood-ratio attack.")] = 8,
+) -> None:
+    """Attack a finished run: membership inference on its model, gradient inversion on an update with and without DP."""
+    from .simulations.leakage import audit_leakage as attack
+    from .simulations.progress import watch
+    from .simulations.tables import print_leakage
+
+    outcome = attack(run, references, watch)
+    print_leakage(outcome)
+    typer.echo(f"report: {run / 'report.html'}")
 
 
 @audit_app.command("ledger")

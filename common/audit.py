@@ -134,16 +134,17 @@ def _public_seed(config: RunConfig, kind: str, site: str) -> list[int]:
 
 @dataclass(frozen=True)
 class GradientCanaries:
-    """Records whose gradient is ±C on one coordinate of a LoRA factor, coordinates distinct: Dirac canaries.
+    """Records whose gradient has norm C and lies on a few coordinates that no other canary of the site has.
 
-    Public, as everything of an audit but the coins. They pass the sampler, the clip norm's bound, the sum and the
-    noise like records. Only LoRA's coordinates are used: the head's carry large gradients of every record.
+    Public, as everything of an audit but the coins. They pass the sampler, the sum and the noise like records.
+    Supports are disjoint, so canaries do not disturb one another, and signs are random, so that what the other records
+    do on these coordinates cancels. Only LoRA's coordinates are used: the head's carry large gradients of every record.
     """
 
     coordinates: np.ndarray
-    """(k,) positions in the flat vector of all released numbers"""
-    signs: np.ndarray
-    """(k,) ±1"""
+    """(k, w) positions in the flat vector of all released numbers"""
+    directions: np.ndarray
+    """(k, w) values there; each row has norm 1"""
 
     @classmethod
     def of_site(cls, config: RunConfig, arrays: Adapter, site: str) -> "GradientCanaries":
@@ -152,30 +153,35 @@ class GradientCanaries:
         arrays: the trained ones, in order. Raises ConfigError for more canaries than numbers.
         """
         count = config.audit.canaries // config.clients
+        if count == 0:
+            return NO_CANARIES
         lora = np.concatenate([np.full(array.size, ".lora_" in name) for name, array in arrays.items()])
         rng = np.random.default_rng(_public_seed(config, "gradient", site))
-        places = rng.permutation(np.flatnonzero(lora))[:count]
-        if len(places) < count:
-            raise ConfigError(f"audit.canaries: {count} at one site, but LoRA has {len(places)} numbers; lower it")
-        return cls(places, rng.choice([-1.0, 1.0], count))
+        width = min(_WIDTH, int(lora.sum()) // count)
+        if width == 0:
+            raise ConfigError(f"audit.canaries: {count} at one site, but LoRA has {lora.sum()} numbers; lower it")
+        places = rng.permutation(np.flatnonzero(lora))[: count * width].reshape(count, width)
+        return cls(places, rng.choice([-1.0, 1.0], places.shape) / math.sqrt(width))
 
     def __len__(self) -> int:
-        return len(self.signs)
+        return len(self.directions)
 
     def add(self, total: np.ndarray, which: np.ndarray, clip: float) -> None:
         """Adds the named canaries' gradients to a clipped sum (d,) in place."""
-        total[self.coordinates[which]] += clip * self.signs[which]
+        total[self.coordinates[which]] += clip * self.directions[which]
 
     def scores(self, released: np.ndarray) -> np.ndarray:
-        """(k,) of one released vector (d,)."""
-        return self.signs * released[self.coordinates]
+        """(k,) inner products with one released vector (d,)."""
+        return (self.directions * released[self.coordinates]).sum(1)
 
     def only(self, which: np.ndarray) -> "GradientCanaries":
         """The named ones. which: (k,) bool."""
-        return GradientCanaries(self.coordinates[which], self.signs[which])
+        return GradientCanaries(self.coordinates[which], self.directions[which])
 
 
-NO_CANARIES = GradientCanaries(np.empty(0, dtype=np.int64), np.empty(0))
+_WIDTH = 64
+"""coordinates of a canary, where there are enough"""
+NO_CANARIES = GradientCanaries(np.empty((0, 1), dtype=np.int64), np.empty((0, 1)))
 
 
 def canary_rows(config: RunConfig, words: list[str], classes: int, site: str) -> Rows:
@@ -190,7 +196,7 @@ def canary_rows(config: RunConfig, words: list[str], classes: int, site: str) ->
 def step_likelihood(observed: np.ndarray, sampling_rate: float, noise_multiplier: float) -> np.ndarray:
     """log of (density if the canary is in) ÷ (if it is out), for one step: the best score by Neyman and Pearson.
 
-    observed: (k,) canary coordinates in units of C: N(1, z²) when drawn, with probability q, else N(0, z²).
+    observed: (k,) scores in units of C: N(1, z²) when drawn, with probability q, else N(0, z²).
     """
     shift = (2 * observed - 1) / (2 * noise_multiplier**2)
     if sampling_rate == 1:

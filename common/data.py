@@ -82,7 +82,9 @@ def reference_draw(count: int, data: DataSection, seed: int) -> tuple[np.ndarray
             f"{data.train}: {count} rows, of which the run took {data.limit or 'all'}; as many again must be left to "
             f"compare with; lower data.limit to {count // 2} or less"
         )
-    drawn = np.random.default_rng([seed, 0x5EF, data.reference or 0]).permutation(size)[: size // 2]
+    number = data.reference or 0
+    order = np.random.default_rng([seed, 0x5EF, number // 2]).permutation(size)
+    drawn = order[: size // 2] if number % 2 == 0 else order[size // 2 :]  # in pairs: every record is in one of the two
     return _shuffled(count, seed)[:size], np.sort(drawn)
 
 

@@ -20,8 +20,11 @@ _INTERVAL = 0.2
 
 
 @contextmanager
-def watch(folder: Path) -> Iterator[None]:
-    """Shows the progress of the run in `folder` on a terminal; elsewhere nothing. Quiets the libraries meanwhile."""
+def watch(folder: Path, title: str = "") -> Iterator[None]:
+    """Shows the progress of the run in `folder` on a terminal, the title before it; elsewhere nothing.
+
+    Quiets the libraries meanwhile.
+    """
     _quiet_libraries()
     columns = (
         SpinnerColumn(),
@@ -33,7 +36,7 @@ def watch(folder: Path) -> Iterator[None]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         end = threading.Event()
-        thread = threading.Thread(target=_follow, args=(progress, folder, end), daemon=True)
+        thread = threading.Thread(target=_follow, args=(progress, folder, title, end), daemon=True)
         thread.start()
         try:
             yield
@@ -42,8 +45,9 @@ def watch(folder: Path) -> Iterator[None]:
             thread.join()
 
 
-def _follow(progress: Progress, folder: Path, end: threading.Event) -> None:
-    rounds = progress.add_task("loading model and data", total=None)
+def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) -> None:
+    before = f"{title}: " if title else ""
+    rounds = progress.add_task(f"{before}loading model and data", total=None)
     sites = progress.add_task("sites", total=None, visible=False)
     while not end.wait(_INTERVAL):
         try:
@@ -54,7 +58,7 @@ def _follow(progress: Progress, folder: Path, end: threading.Event) -> None:
         if "accuracy" in state:
             text += f", accuracy {state['accuracy']:.3f}"
         under_way = state["done"] < state["asked"]
-        progress.update(rounds, description=text, total=state["rounds"], completed=state["round"] - under_way)
+        progress.update(rounds, description=before + text, total=state["rounds"], completed=state["round"] - under_way)
         if state["asked"]:
             progress.update(sites, total=state["asked"], completed=state["done"], visible=True)
 

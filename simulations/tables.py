@@ -6,9 +6,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..common.explain import Alternative
 from ..common.ledger_audit import LedgerAudit
 from ..server.report import read_report
-from ..server.report.plots import AUDIT_KINDS
+from ..server.report.plots import ATTACKS, AUDIT_KINDS
+
+
+def print_explanation(words: list[str], choices: list[Alternative]) -> None:
+    """Paragraphs, and a table of what-ifs."""
+    for paragraph in words:
+        _print(paragraph + "\n")
+    table = _table("what if", "", ">rounds", ">noise multiplier", ">ε")
+    for choice in choices:
+        table.add_row(choice.change, str(choice.rounds), f"{choice.noise_multiplier:.4g}", f"{choice.epsilon:.4g}")
+    _print(table)
 
 
 def print_audit(folder: Path) -> None:
@@ -38,6 +49,43 @@ def print_audit(folder: Path) -> None:
         )
     _print(table)
     _print("a low bound is no proof of safety: it limits this attack, not every attack")
+
+
+def print_leakage(outcome: dict[str, Any]) -> None:
+    """What the attacks achieved."""
+    found = outcome["membership"]
+    table = _table(
+        f"membership: {found['members']} members, {found['others']} others, {found['references']} reference models",
+        "attack",
+        ">AUC",
+        *(f">TPR at FPR {float(rate):.1%}" for rate in found["attacks"]["loss"]["tpr"]),
+    )
+    for name, facts in found["attacks"].items():
+        table.add_row(ATTACKS[name], f"{facts['auc']:.3f}", *(f"{rate:.2%}" for rate in facts["tpr"].values()))
+    if found["bound"]:
+        table.add_row("no attack can do better", "", *(f"{rate:.2%}" for rate in found["bound"].values()))
+    _print(table)
+    found = outcome["inversion"]
+    table = _table(
+        f"one update, {found['trials']} tries: share of tokens, with their position, read by the server",
+        ">records in the update",
+        ">no privacy",
+        f">with noise, z = {found['noise_multiplier']:.3g}",
+        ">class read, no privacy",
+        ">with noise",
+    )
+    for count in found["none"]:
+        rows = [found[how][count] for how in ("none", "private")]
+        tokens = [f"{row['tokens']:.0%}" if "tokens" in row else "–" for row in rows]
+        classes = [f"{row['label']:.0%}" if "label" in row else "–" for row in rows]
+        table.add_row(count, *tokens, *classes)
+    _print(table)
+    embedding = found["embedding"]
+    state = "is released" if embedding["released"] else "is frozen and not released; if it were trained"
+    _print(
+        f"the embedding's gradient {state}: {embedding['none']:.0%} of tokens read without noise, "
+        f"{embedding['private']:.0%} with"
+    )
 
 
 def print_ledgers(audits: list[LedgerAudit]) -> None:

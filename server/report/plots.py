@@ -8,6 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ...common.mechanism import PrivacyPlan
+from ...common.robustness.membership import largest_rate
+
 _INK, _ACCENT, _SECOND, _SOFT = "#1f2933", "#0b6e99", "#c2410c", "#9aa5b1"
 _MAX_TICKS = 24
 
@@ -60,6 +63,25 @@ def _steps_a_round(report: dict[str, Any]) -> int:
     return report["config"]["training"]["local_steps"]
 
 
+def epsilon_over_rounds(plan: PrivacyPlan, rounds: int, steps_a_round: int, others: dict[str, PrivacyPlan]) -> bytes:
+    """ε against rounds, to twice the declared number, for a run's noise and for other noise.
+
+    others: plans by the name that the legend gives them.
+    """
+    figure, axes = _figure()
+    counts = np.arange(2 * rounds + 1)
+    styles = {f"this run, z = {plan.noise_multiplier:.3g}": (plan, _ACCENT, "-")}
+    styles |= {name: (other, _SECOND, style) for (name, other), style in zip(others.items(), ("--", ":"), strict=False)}
+    for name, (each, color, style) in styles.items():
+        values = [each.epsilon(int(count) * steps_a_round) for count in counts]
+        axes.plot(counts, values, style, color=color, label=name)
+    axes.plot([rounds], [plan.epsilon(rounds * steps_a_round)], "o", color=_ACCENT)
+    axes.axvline(rounds, color=_SOFT, linewidth=0.9)
+    axes.set(xlabel="rounds", ylabel=f"ε at δ = {plan.delta:g}", ylim=(0, None))
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    return _png(figure)
+
+
 AUDIT_KINDS = {"gradient": "released updates", "records": "final model"}
 """what an audit looked at, by the name of its part in the report"""
 
@@ -84,6 +106,30 @@ def audit(report: dict[str, Any]) -> bytes:
     axes.set(xlabel=f"ε at δ = {privacy['delta']:g}")
     axes.margins(x=0.12)
     axes.grid(visible=False, axis="y")
+    return _png(figure)
+
+
+ATTACKS = {"loss": "loss threshold", "lira": "likelihood ratio"}
+"""membership attacks by their name in the report"""
+
+
+def leakage(report: dict[str, Any]) -> bytes:
+    """ROC of the membership attacks on logarithmic axes: what counts is the left edge."""
+    found = report["leakage"]["membership"]
+    figure, axes = _figure(5.4, 4.4)
+    least = 1 / max(found["others"], found["members"])
+    for (name, facts), color in zip(found["attacks"].items(), (_SECOND, _ACCENT), strict=True):
+        false, true = (np.maximum(np.asarray(values), least / 2) for values in facts["curve"])
+        axes.plot(false, true, color=color, label=f"{ATTACKS[name]}, AUC {facts['auc']:.3f}")
+    line = np.geomspace(least / 2, 1, 50)
+    axes.plot(line, line, color=_INK, linestyle=":", linewidth=0.9, label="guessing")
+    if found["bound"]:
+        privacy = report["privacy"]
+        limit = [largest_rate(privacy["epsilon_spent"], privacy["delta"], rate) for rate in line]
+        axes.plot(line, limit, color=_INK, linestyle="--", linewidth=0.9, label="no attack can do better")
+    axes.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1.05))
+    axes.set(xlabel="false positive rate", ylabel="true positive rate")
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
     return _png(figure)
 
 

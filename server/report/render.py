@@ -68,6 +68,8 @@ def render_html(report: dict[str, Any]) -> str:
         pictures.append(("Privacy spent", "epsilon", plots.epsilon(report)))
     if report["audit"]:
         pictures.append(("What an attack could measure", "audit", plots.audit(report)))
+    if report["leakage"]:
+        pictures.append(("Who was in the training data?", "leakage", plots.leakage(report)))
     pictures.append(("Time and traffic", "traffic", plots.traffic(report)))
     if report["partition"]:
         pictures.append(("Who holds what (simulated)", "partition", plots.partition(report["partition"])))
@@ -79,6 +81,7 @@ def render_html(report: dict[str, Any]) -> str:
     return environment.get_template("template.html").render(
         report=report,
         audit_kinds=plots.AUDIT_KINDS,
+        attacks=plots.ATTACKS,
         pictures=[(title, name, base64.b64encode(png).decode()) for title, name, png in pictures],
         configuration=tomli_w.dumps(report["config"]),
         failures=[(row["round"], failure) for row in report["rounds"] for failure in row["failed"]],

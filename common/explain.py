@@ -1,0 +1,101 @@
+"""What an ε protects, in words and numbers that follow from the run's declaration."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from dp_accounting.rdp.rdp_privacy_accountant import compute_delta
+
+from .accounting import rdp_curve
+from .config import RunConfig
+from .errors import PrivacyError
+from .events import SkellamDpEvent, history_of, repeated, step_event
+from .mechanism import PrivacyPlan, plan_for
+from .plan import declared_steps
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One answer to "what if"."""
+
+    change: str
+    rounds: int
+    noise_multiplier: float
+    epsilon: float
+
+
+def belief(epsilon: float) -> float:
+    """How sure a coin-toss belief about one record can become: e^ε / (1 + e^ε) (Wasserman and Zhou 2010)."""
+    return 1 / (1 + math.exp(-epsilon))
+
+
+def most_found(plan: PrivacyPlan, false_positive: float) -> float:
+    """The largest true positive rate of any membership test with this false positive rate, by the run's whole curve.
+
+    min over ε' of e^ε'·FPR + δ(ε'), with δ(ε') from Rényi DP: tighter than the single (ε, δ) says.
+    """
+    step = step_event(plan.sampling_rate, SkellamDpEvent(plan.noise_multiplier, plan.coordinates))
+    orders, curve = rdp_curve(history_of([repeated(step, plan.steps)]))
+    best = 1.0
+    for epsilon in np.linspace(0, 30, 121):
+        delta, _ = compute_delta(orders.tolist(), curve.tolist(), float(epsilon))
+        best = min(best, math.exp(epsilon) * false_positive + float(delta))
+    return best
+
+
+def alternatives(config: RunConfig, plan: PrivacyPlan) -> list[Alternative]:
+    """As planned, with other numbers of rounds, and with the noise that other targets need."""
+    rounds, per_round = config.run.rounds, config.training.local_steps
+
+    def of(change: str, rounds: int, plan: PrivacyPlan) -> Alternative:
+        return Alternative(change, rounds, plan.noise_multiplier, plan.epsilon(rounds * per_round))
+
+    twice = replace(plan, steps=2 * plan.steps)
+    found = [of("as declared", rounds, plan), of("twice the rounds, the same noise", 2 * rounds, twice)]
+    if rounds > 1:
+        found.append(of("half the rounds, the same noise", rounds // 2, plan))
+    target = config.privacy.epsilon or plan.epsilon()
+    again = calibrated(plan, target, 2 * plan.steps)
+    if again is not None:
+        found.append(of(f"twice the rounds, ε = {target:g} kept", 2 * rounds, again))
+    for epsilon in (1.0, 3.0):
+        stronger = calibrated(plan, epsilon, declared_steps(config))
+        if stronger is not None and not math.isclose(epsilon, target):
+            found.append(of(f"ε = {epsilon:g}", rounds, stronger))
+    return found
+
+
+def calibrated(plan: PrivacyPlan, epsilon: float, steps: int) -> PrivacyPlan | None:
+    """The plan with other noise; None where no noise reaches that ε."""
+    try:
+        return plan_for(
+            epsilon=epsilon,
+            delta=plan.delta,
+            sampling_rate=plan.sampling_rate,
+            steps=steps,
+            clip=plan.clip,
+            coordinates=plan.coordinates,
+            declared_records=plan.denominator / plan.sampling_rate,
+        )
+    except PrivacyError:
+        return None
+
+
+def in_words(plan: PrivacyPlan) -> list[str]:
+    """Paragraphs: what is protected, against whom, how well, and what is not."""
+    epsilon = plan.epsilon()
+    found = most_found(plan, 0.01)
+    return [
+        f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one record of one site, over all {plan.steps} steps of the run.",
+        "Protected: whether a record was among the site's records, and what it said. Against: the server and all other "
+        "sites, who see every update of the site, know every other record, and have unlimited computing power.",
+        "How well: whoever thinks it a coin toss whether a given record was used can become at most "
+        f"{100 * belief(epsilon):.4g} % sure. A test that wrongly accuses 1 % of the records that were not used finds "
+        f"at most {100 * found:.3g} % of those that were.",
+        f"By what: in every step each record takes part with probability {plan.sampling_rate:g}, its gradient is cut "
+        f"to length C = {plan.clip:g}, and noise of standard deviation {plan.noise_multiplier:.4g} · C is added in "
+        f"each of {plan.coordinates:,} coordinates.",
+        "Not protected: that the site took part; somebody with several records (two records of one person: ε doubles "
+        "and more); what the backbone and the public test set already say; facts that hold of the population with or "
+        "without any one record; other runs on the same data, which the site's ledger adds up.",
+    ]

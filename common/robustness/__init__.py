@@ -1,0 +1,1 @@
+"""Evaluation of what can go wrong, shared by both sides: leakage attacks."""
