@@ -76,12 +76,14 @@ def explain(
     from .common.models import model_of
     from .common.plan import privacy_plan
     from .server.report.plots import epsilon_over_rounds
+    from .simulations.run import resolve
     from .simulations.tables import print_explanation
 
     folder = Path(run) / "config.toml"
     config = _load(str(folder) if folder.is_file() else run, sets)
     if not config.private:
         raise ConfigError("privacy.mode: 'none' protects nothing: the server sees every update as it is; choose local")
+    config = resolve(config)
     plan = privacy_plan(config, model_of(config).count()[0])
     if plan is None:
         raise ConfigError("privacy: nothing declared")

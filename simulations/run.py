@@ -23,17 +23,33 @@ from ..server.rounds import make_strategy
 def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
     """Resolves what depends on data and loads all of it, so that nothing is written for a run that cannot start.
 
-    Classes come from the public sets, the number of `natural` clients from its column, paths become absolute.
     Raises ConfigError, DataError, ModelError.
+    """
+    resolved = resolve(config)
+    model = model_of(resolved)
+    for source in _public(resolved):
+        read_public(resolved, model, source)
+    make_strategy(resolved, model.trained_initial)
+    return resolved, worker_for(resolved.to_flat())
+
+
+def _public(config: RunConfig) -> list[str]:
+    return [source for source in (config.data.test, config.data.validation) if source]
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Everything a run depends on, stated: classes come from the public sets, the number of `natural` clients from its
+    column, paths become absolute, and the run gets its id.
+
+    Raises ConfigError, DataError.
     """
     task = load_task(config.model.task)
     data = config.data
-    public = [source for source in (data.test, data.validation) if source]
     changes: dict = {
         key: _absolute(source) for key in ("train", "validation", "test") if (source := getattr(data, key)) is not None
     }
     if task.CLASSES and data.labels is None:
-        changes["labels"] = label_names(public, data)
+        changes["labels"] = label_names(_public(config), data)
     if data.partition.kind == "natural" and data.partition.clients is None:
         values = read_table(data.train, data)
         column = data.partition.column or ""
@@ -54,12 +70,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
             ),
         }
     )
-    resolved = RunConfig.parse(resolved.model_dump(), "configuration")
-    model = model_of(resolved)
-    for source in public:
-        read_public(resolved, model, source)
-    make_strategy(resolved, {name: model.initial[name] for name in model.trained})
-    return resolved, worker_for(resolved.to_flat())
+    return RunConfig.parse(resolved.model_dump(), "configuration")
 
 
 def _absolute(source: str) -> str:
