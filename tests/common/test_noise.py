@@ -71,3 +71,32 @@ def test_rounded_neighbours_stay_within_the_sensitivity() -> None:
 def test_values_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         to_grid(np.array([np.nan]), 1.0, secure_generator())
+
+
+@pytest.mark.parametrize("mu", [0.5, 3.0, 40.0])
+def test_skellam_passes_chi_square_against_the_exact_law(mu: float) -> None:
+    n = 300_000
+    draws = skellam(mu, n, secure_generator())
+    width = int(4 * mu**0.5) + 1
+    values = np.arange(-width, width + 1)
+    inner = stats.skellam.pmf(values, mu / 2, mu / 2)
+    expected = n * np.append(inner, 1 - inner.sum())  # the last cell: everything outside
+    found = np.append([(draws == v).sum() for v in values], (np.abs(draws) > width).sum())
+    assert stats.chisquare(found, expected * found.sum() / expected.sum()).pvalue > 1e-6
+
+
+def test_noise_of_a_release_passes_kolmogorov_smirnov() -> None:
+    """At the scale of a run the law is a normal's to within 1/(8μ), far below what 400,000 draws can tell."""
+    variance = skellam_variance(0.6, 75_000)
+    draws = skellam(variance, 400_000, secure_generator())
+    assert stats.kstest(draws / np.sqrt(variance), "norm").pvalue > 1e-6
+
+
+def test_shares_add_up_to_one_mechanism() -> None:
+    """A sum of eight Skellams of variance μ/8 is a Skellam of variance μ."""
+    n, mu = 200_000, 16.0
+    total = np.sum([skellam(mu / 8, n, secure_generator()) for _ in range(8)], axis=0)
+    values = np.arange(-14, 15)
+    expected = stats.skellam.pmf(values, mu / 2, mu / 2)
+    found = np.array([(total == v).mean() for v in values])
+    assert (np.abs(found - expected) < _Z * np.sqrt(expected * (1 - expected) / n)).all()

@@ -1,0 +1,342 @@
+"""The ledger: order, refusals, chain, receipt, and what stress leaves of it (see benchmarks/ledger.py)."""
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dp_accounting import NonPrivateDpEvent
+
+from confide.benchmarks import ledger as stress
+from confide.common.accounting import epsilon_rdp
+from confide.common.chain import SiteKey, check_document, read_json, read_public_key, signed_document, verify
+from confide.common.errors import BudgetError, ConfigError, LedgerError, PrivacyError
+from confide.common.events import SkellamDpEvent, step_event
+from confide.common.ledger import DATABASE, KEY, RECEIPT, Head, Ledger, Limit, Request
+from confide.common.ledger_audit import audit, export, find_ledgers, verify_account
+
+STEP = step_event(0.03, SkellamDpEvent(0.6, 1000))
+LIMIT = Limit(8.5, 1e-5)
+
+
+def asked(run: str = "r", steps: int = 40, step=STEP, dataset: str = "reviews", **changes: Any) -> Request:
+    return replace(Request(run, dataset, "c" * 64, "example", step, steps, 1e-5, "tiny", "f" * 64), **changes)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger.create(tmp_path / "site", "st-mary")
+
+
+@pytest.fixture(params=["file", "memory"])
+def any_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+    if request.param == "file":
+        return Ledger.create(tmp_path / "site", "st-mary")
+    return Ledger.in_memory("st-mary", SiteKey.new())
+
+
+def test_a_run_is_charged_in_full_before_it_begins(any_ledger: Ledger) -> None:
+    any_ledger.reserve(asked(), LIMIT)
+    book = any_ledger.book()
+    charge = book.charges["reviews", "r"]
+    assert (charge.steps, charge.used) == (40, 0)
+    assert epsilon_rdp(book.history("reviews"), 1e-5) == pytest.approx(7.63, abs=0.01)
+
+
+def test_a_second_run_is_refused_with_all_numbers_and_changes_nothing(any_ledger: Ledger) -> None:
+    any_ledger.reserve(asked(), LIMIT)
+    before = any_ledger.book().head
+    with pytest.raises(
+        BudgetError,
+        match=r"data set 'reviews': spent ε = \d\S+, asked \S+, together \d+\S*, limit 8.5, remaining 0\S*",
+    ):
+        any_ledger.reserve(asked("other"), LIMIT)
+    assert any_ledger.book().head == before
+
+
+def test_the_budget_belongs_to_the_name_not_to_the_content_the_run_or_the_model(any_ledger: Ledger) -> None:
+    any_ledger.reserve(asked(), LIMIT)
+    for change in ({"content": "d" * 64}, {"model": "other"}, {"configuration": "0" * 64}):
+        with pytest.raises(BudgetError):
+            any_ledger.reserve(asked("other", **change), LIMIT)
+    any_ledger.reserve(asked("other", dataset="letters"), LIMIT)  # another name has a budget of its own
+
+
+def test_a_resumed_run_finds_its_reservation_and_pays_once(any_ledger: Ledger) -> None:
+    with any_ledger.reserve(asked(), LIMIT).taking(3):
+        pass
+    again = any_ledger.reserve(asked(), LIMIT)
+    assert again.charge.used == 3
+    for change in ({"steps": 41}, {"step": step_event(0.03, SkellamDpEvent(0.59, 1000))}, {"unit": "client"}):
+        with pytest.raises(BudgetError, match="takes what it declared first"):
+            any_ledger.reserve(asked(**change), LIMIT)
+
+
+def test_steps_beyond_the_reservation_are_refused_before_data_is_touched(any_ledger: Ledger) -> None:
+    reservation = any_ledger.reserve(asked(steps=2), LIMIT)
+    with reservation.taking(2) as before:
+        assert before == 0
+    with (
+        pytest.raises(BudgetError, match=r"spent 2 steps, asked 1, limit 2, remaining 0"),
+        reservation.taking(1),
+    ):
+        pytest.fail("data was touched")
+
+
+def test_two_holders_of_one_reservation_cannot_release_more_than_it(ledger: Ledger) -> None:
+    """Both pass the check; the second's COMMIT fails, so what it computed is not released."""
+    first, second = (
+        ledger.reserve(asked(steps=1), LIMIT),
+        Ledger.open(ledger.folder or Path()).reserve(asked(steps=1), LIMIT),
+    )
+    taking = second.taking(1)
+    taking.__enter__()
+    with first.taking(1):
+        pass
+    with pytest.raises(BudgetError, match="spent 1 steps, asked 1"):
+        taking.__exit__(None, None, None)
+
+
+def test_a_failure_is_charged(any_ledger: Ledger) -> None:
+    reservation = any_ledger.reserve(asked(), LIMIT)
+    with pytest.raises(ZeroDivisionError), reservation.taking(4):
+        raise ZeroDivisionError
+    assert reservation.charge.used == 4
+
+
+def test_a_refund_only_where_provably_no_data_was_read(any_ledger: Ledger) -> None:
+    reservation = any_ledger.reserve(asked(), LIMIT)
+    reservation.abort()
+    assert epsilon_rdp(any_ledger.book().history("reviews"), 1e-5) == 0
+    used = any_ledger.reserve(asked(), LIMIT)
+    with used.taking(1):
+        pass
+    with pytest.raises(LedgerError, match="nothing is refunded"):
+        used.abort()
+    with pytest.raises(LedgerError, match="nothing is refunded"):  # a crash may lie between: nobody can know
+        any_ledger.reserve(asked(), LIMIT).abort()
+
+
+def test_releases_without_noise_need_a_data_set_without_limit(any_ledger: Ledger) -> None:
+    bare = asked(step=NonPrivateDpEvent())
+    with pytest.raises(BudgetError, match=r"no noise, so its ε is infinite; limit 8\.5"):
+        any_ledger.reserve(bare, LIMIT)
+    any_ledger.reserve(bare, Limit(None, 1e-5))
+    with pytest.raises(BudgetError, match="an earlier run has no noise"):
+        any_ledger.reserve(asked("next"), LIMIT)
+
+
+def test_a_larger_delta_than_the_limits_is_refused(any_ledger: Ledger) -> None:
+    with pytest.raises(BudgetError, match=r"asked δ = 0\.001, limit 1e-05"):
+        any_ledger.reserve(asked(delta=1e-3), LIMIT)
+
+
+@pytest.mark.parametrize("z", [0.0, -1.0, float("nan"), float("inf")])
+def test_spends_that_are_not_positive_and_finite_are_refused(any_ledger: Ledger, z: float) -> None:
+    with pytest.raises(PrivacyError):
+        any_ledger.reserve(asked(step=step_event(0.03, SkellamDpEvent(z, 1000))), LIMIT)
+    with pytest.raises(PrivacyError):
+        any_ledger.reserve(asked(steps=0), LIMIT)
+    assert any_ledger.book().head.seq == 0
+
+
+def test_the_filters_order_is_fixed_by_the_first_request(any_ledger: Ledger) -> None:
+    small = asked(step=step_event(0.01, SkellamDpEvent(2.0, 1000)), steps=10)
+    any_ledger.reserve(small, LIMIT)
+    order = any_ledger.book().limits["reviews"].order
+    any_ledger.reserve(replace(small, run="second", step=step_event(0.2, SkellamDpEvent(6.0, 1000))), Limit(20.0, 1e-5))
+    assert any_ledger.book().limits["reviews"].order == order
+    declared = Ledger.in_memory("x", SiteKey.new())
+    declared.reserve(small, Limit(8.5, 1e-5, order=4.02))
+    assert declared.book().limits["reviews"].order == pytest.approx(4.0)
+
+
+def test_ledgers_are_never_replaced(ledger: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="a ledger is there already"):
+        Ledger.create(tmp_path / "site", "st-mary")
+    kept = tmp_path / "kept.json"
+    Ledger.create(tmp_path / "two", "st-john", kept).reserve(asked(), LIMIT)
+    assert read_json(kept)["seq"] == 1
+    with pytest.raises(LedgerError, match="is the receipt of a ledger already"):
+        Ledger.create(tmp_path / "three", "st-john", kept)
+    assert not (tmp_path / "three").exists()
+
+
+@pytest.mark.parametrize("name", [DATABASE, RECEIPT, KEY])
+def test_a_missing_part_is_not_made_anew(ledger: Ledger, tmp_path: Path, name: str) -> None:
+    (tmp_path / "site" / name).unlink()
+    with pytest.raises(LedgerError, match=f"{name}: missing"):
+        Ledger.open(tmp_path / "site")
+
+
+def test_the_key_is_secret(ledger: Ledger, tmp_path: Path) -> None:
+    key = tmp_path / "site" / KEY
+    assert key.stat().st_mode & 0o777 == 0o600
+    key.chmod(0o640)
+    with pytest.raises(LedgerError, match="allowed: mode 0600"):
+        Ledger.open(tmp_path / "site")
+    key.chmod(0o600)
+    key.write_text("not a key")
+    with pytest.raises(LedgerError, match="not a private key"):
+        Ledger.open(tmp_path / "site")
+
+
+def test_a_crash_between_entry_and_receipt_is_mended(ledger: Ledger, tmp_path: Path) -> None:
+    receipt = tmp_path / "site" / RECEIPT
+    old = receipt.read_bytes()
+    ledger.reserve(asked(), LIMIT)
+    receipt.write_bytes(old)
+    outcome = audit(tmp_path / "site" / DATABASE)
+    assert outcome.holds
+    assert "one entry behind" in outcome.notes[0]
+    assert Ledger.open(tmp_path / "site").book().head.seq == 1
+    assert not audit(tmp_path / "site" / DATABASE).notes
+
+
+def test_a_receipt_two_entries_behind_is_an_old_copy(ledger: Ledger, tmp_path: Path) -> None:
+    receipt = tmp_path / "site" / RECEIPT
+    old = receipt.read_bytes()
+    with ledger.reserve(asked(), LIMIT).taking(1):
+        pass
+    receipt.write_bytes(old)
+    with pytest.raises(LedgerError, match="the receipt is an old copy"):
+        Ledger.open(tmp_path / "site")
+
+
+def test_an_open_ledger_notices_that_its_file_was_rolled_back(ledger: Ledger, tmp_path: Path) -> None:
+    database = tmp_path / "site" / DATABASE
+    shutil.copyfile(database, tmp_path / "old.db")
+    ledger.reserve(asked(), LIMIT)
+    shutil.copyfile(tmp_path / "old.db", database)
+    with pytest.raises(LedgerError, match=r"rolled back; it is not used until a person has looked"):
+        ledger.reserve(asked("second"), LIMIT)
+
+
+def test_a_fork_is_refused(ledger: Ledger, tmp_path: Path) -> None:
+    """The same key wrote another history: a copy that went on by itself, put in the place of the first."""
+    shutil.copytree(tmp_path / "site", tmp_path / "fork")
+    ledger.reserve(asked("one"), LIMIT)
+    Ledger.open(tmp_path / "fork").reserve(asked("two"), LIMIT)
+    shutil.copyfile(tmp_path / "fork" / DATABASE, tmp_path / "site" / DATABASE)
+    with pytest.raises(LedgerError, match="a fork"):
+        Ledger.open(tmp_path / "site")
+
+
+def test_audits_need_the_receipt_and_the_registered_key(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.reserve(asked(), LIMIT)
+    database = tmp_path / "site" / DATABASE
+    assert audit(database).holds
+    other = tmp_path / "other.key"
+    other.write_text(SiteKey.new().public + "\n")
+    assert "expected" in audit(database, public_key=other).findings[0]
+    (tmp_path / "site" / RECEIPT).unlink()
+    assert "cannot be read" in audit(database).findings[0]
+
+
+def test_an_audit_reports_what_was_overspent(ledger: Ledger, tmp_path: Path) -> None:
+    """A site that raised its limit and lowered it again: the last limit does not cover what was spent."""
+    ledger.reserve(asked(), Limit(30.0, 1e-5))
+    ledger._check = lambda request, limit: ledger._book.limits["reviews"].order  # type: ignore[method-assign]
+    ledger.reserve(asked("second"), Limit(8.5, 1e-5))
+    outcome = audit(tmp_path / "site" / DATABASE)
+    assert not outcome.holds
+    assert "is above the limit 8.5" in outcome.findings[0]
+
+
+def test_an_account_is_verified_with_the_public_key_alone(ledger: Ledger) -> None:
+    with ledger.reserve(asked(), LIMIT).taking(4):
+        pass
+    account = json.loads(json.dumps(export(ledger)))
+    content = verify_account(account, ledger.key.public, "account")
+    facts = content["datasets"][0]
+    assert facts["epsilon"]["rdp"] == pytest.approx(epsilon_rdp(ledger.book().history("reviews"), 1e-5))
+    assert facts["runs"][0]["used"] == 4
+    assert "content" not in json.dumps(account)
+    account["datasets"][0]["epsilon"]["rdp"] = 1.0
+    with pytest.raises(LedgerError, match="the signature does not hold"):
+        verify_account(account, ledger.key.public, "account")
+    with pytest.raises(LedgerError, match="signed by key"):
+        verify_account(account, SiteKey.new().public, "account")
+    lie = {key: value for key, value in account.items() if key not in ("signature", "public_key", "format")}
+    with pytest.raises(LedgerError, match=r"states rdp ε = 1\.0, the events give"):
+        verify_account(signed_document(ledger.key, "account", lie), ledger.key.public, "account")
+    with pytest.raises(LedgerError, match="not a document of format"):
+        verify_account([], ledger.key.public, "account")
+
+
+def test_a_signature_serves_one_purpose(ledger: Ledger) -> None:
+    document = signed_document(ledger.key, "head", {"x": 1})
+    assert check_document(document, "head", ledger.key.public, "d")["x"] == 1
+    with pytest.raises(LedgerError, match="not a document of format"):
+        check_document(document, "account", ledger.key.public, "d")
+    signature = ledger.key.sign("chain", {"x": 1})
+    assert verify(ledger.key.public, "chain", {"x": 1}, signature)
+    assert not verify(ledger.key.public, "head", {"x": 1}, signature)
+    assert not verify("zz", "head", {"x": 1}, signature)
+
+
+def test_public_keys_are_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_public_key(path)
+    path.write_text("abc")
+    with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+        read_public_key(path)
+
+
+def test_ledgers_are_found_by_file_site_and_folder(ledger: Ledger, tmp_path: Path) -> None:
+    expected = [tmp_path / "site" / DATABASE]
+    assert find_ledgers(tmp_path) == find_ledgers(tmp_path / "site") == find_ledgers(expected[0]) == expected
+    with pytest.raises(LedgerError, match=r"no ledger\.db there"):
+        find_ledgers(tmp_path / "nowhere")
+
+
+def test_the_head_says_where_the_chain_ends(ledger: Ledger) -> None:
+    ledger.reserve(asked(), LIMIT)
+    head = ledger.book().head
+    assert ledger.hash_at(1) == head.hash
+    assert ledger.hash_at(2) is None
+    assert ledger.hash_at(0) == "0" * 64
+    assert head == Head(1, head.hash)
+
+
+def test_entries_hold_what_the_privacy_page_names(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.reserve(asked(), LIMIT)
+    with closing(sqlite3.connect(tmp_path / "site" / DATABASE)) as database:
+        entry = json.loads(database.execute("SELECT body FROM entries").fetchone()[0])
+    assert entry.keys() >= {
+        "seq",
+        "previous",
+        "dataset",
+        "content",
+        "unit",
+        "relation",
+        "event",
+        "delta",
+        "run",
+        "model",
+        "configuration",
+        "version",
+        "kind",
+        "time",
+    }
+
+
+def test_a_killed_process_leaves_a_ledger_that_holds() -> None:
+    assert stress.crash(4, seed=1) > 0
+
+
+def test_processes_race_for_one_budget() -> None:
+    assert len(stress.race(2)) == 2
+
+
+def test_every_edit_of_the_file_is_seen() -> None:
+    assert sum(stress.tamper(80, seed=1).values()) == 80
+
+
+def test_a_long_ledger_is_measured() -> None:
+    assert stress.timing(100)["entries"] == 100
