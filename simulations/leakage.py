@@ -30,7 +30,7 @@ from ..server.report import amend_report, read_report
 from .run import simulate
 
 RECORDS_IN_UPDATE = (1, 2, 4, 8)
-_TRIALS = 8
+_TRIALS = 16
 Watch = Callable[[Path, str], AbstractContextManager[None]]
 """shows the progress of the run in a folder, under a title"""
 
@@ -132,7 +132,9 @@ def invert(
     model.set(adapter)
     rng = np.random.default_rng(seed)
     plan = _plan(config, model)
-    trials = [(count, rng.choice(len(records), count, replace=False)) for count in RECORDS_IN_UPDATE] * _TRIALS
+    trials = [
+        (count, rng.choice(len(records), count, replace=False)) for _ in range(_TRIALS) for count in RECORDS_IN_UPDATE
+    ]
     length = int(max(records.lengths(batch).max() for _, batch in trials))
     layers = inversion.first_layer(model, length)
     known = set(model.tokenizer.all_special_ids)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..errors import ModelError
 from ..models import FineTuneModel
 
-_RANK_TOLERANCE = 1e-4
+_RANK_TOLERANCE = 1e-6
 """singular values below this share of the largest are rounding"""
 _CHUNK = 1024
 
@@ -97,9 +97,16 @@ def candidates(model: FineTuneModel, layer: nn.Module, length: int) -> Iterator[
 
 
 def span(gradients: list[np.ndarray]) -> np.ndarray:
-    """Orthonormal basis (k, d) of the rows of all gradients together, each (r, d)."""
-    _, values, rows = np.linalg.svd(np.concatenate(gradients).astype(np.float64), full_matrices=False)
-    return rows[values > _RANK_TOLERANCE * values[0]] if values[0] > 0 else rows[:0]
+    """Orthonormal basis (k, d) of the rows of all gradients together, each (r, d).
+
+    Each is scaled to norm 1 first: a query's gradient is thousands of times smaller than a value's, and says more.
+    """
+    norms = [float(np.linalg.norm(gradient)) for gradient in gradients]
+    scaled = [gradient / norm for gradient, norm in zip(gradients, norms, strict=True) if norm > 0]
+    if not scaled:
+        return np.empty((0, gradients[0].shape[1]))
+    _, values, rows = np.linalg.svd(np.concatenate(scaled).astype(np.float64), full_matrices=False)
+    return rows[values > _RANK_TOLERANCE * values[0]]
 
 
 def span_check(

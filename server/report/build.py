@@ -61,12 +61,12 @@ def build_report(
 def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint) -> dict[str, Any]:
     """What was promised and what was spent, with unit, adversary, sampling and composition beside every ε."""
     taken_part = _rounds_of(state)
-    if plan is None:
+    if plan is None or config.audit.control:
         sites = [
             {"site": site, "rounds": taken_part.get(site, 0), "steps": s} for site, s in sorted(state.asked.items())
         ]
         return {
-            "mode": config.privacy.mode,
+            "mode": "none",
             "unit": None,
             "adversary": None,
             "sampling": None,

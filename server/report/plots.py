@@ -89,7 +89,8 @@ AUDIT_KINDS = {"gradient": "released updates", "records": "final model"}
 def audit(report: dict[str, Any]) -> bytes:
     """ε planned, spent, measured, the most that could have been measured, and measured without noise."""
     found, privacy = report["audit"], report["privacy"]
-    bars = [("planned", privacy["epsilon_planned"], _INK), ("spent", privacy["epsilon_spent"], _INK)]
+    claims = [("planned", privacy["epsilon_planned"], _INK), ("spent", privacy["epsilon_spent"], _INK)]
+    bars = claims if found["noise"] else []
     for kind, where in AUDIT_KINDS.items():
         if kind in found:
             bars.append((f"{where}: lower bound", found[kind]["epsilon_steinke"], _ACCENT))
@@ -103,7 +104,7 @@ def audit(report: dict[str, Any]) -> bytes:
     for place, (_, value, _) in zip(places, bars, strict=True):
         axes.annotate(f"{value:.2f}", (value, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(places, [name for name, _, _ in bars])
-    axes.set(xlabel=f"ε at δ = {privacy['delta']:g}")
+    axes.set(xlabel=f"ε at δ = {found['delta']:g}")
     axes.margins(x=0.12)
     axes.grid(visible=False, axis="y")
     return _png(figure)
