@@ -24,6 +24,8 @@ format: .venv/dev
 
 bench: .venv/dev
 	.venv/bin/python -m benchmarks.run
+	.venv/bin/python -m benchmarks.ledger
+	.venv/bin/python -m benchmarks.audit
 
 .venv/base:
 	$(PYTHON) -m venv .venv

@@ -5,9 +5,9 @@ A ledger holds exactly the kinds below; anything else is refused, never guessed.
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
-import attr
 from dp_accounting import (
     DpEvent,
     GaussianDpEvent,
@@ -19,7 +19,7 @@ from dp_accounting import (
 from .errors import PrivacyError
 
 
-@attr.s(frozen=True, slots=True, auto_attribs=True)
+@dataclass(frozen=True)
 class SkellamDpEvent(DpEvent):
     """One release of integer sums with Skellam noise on the grid of noise.py.
 

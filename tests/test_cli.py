@@ -126,3 +126,83 @@ def test_stopping_says_how_to_go_on(confide, toml: Path, monkeypatch: pytest.Mon
 def test_help_lists_the_commands(confide) -> None:
     out = confide("--help")[1]
     assert all(command in out for command in ("simulate", "doctor", "demo-data"))
+
+
+@pytest.fixture
+def private_toml(make_config, local, tmp_path: Path) -> Path:
+    path = tmp_path / "private.toml"
+    path.write_text(make_config(run={"rounds": 2}, privacy=local).to_toml())
+    return path
+
+
+def test_a_privacy_officers_walk(confide, private_toml: Path, tmp_path: Path) -> None:
+    """Run, audit, be refused, export, verify."""
+    ledgers, out = tmp_path / "ledgers", tmp_path / "out"
+    assert confide("simulate", private_toml, "--out", out, "--ledger", ledgers)[0] == 0
+    code, shown, _ = confide("audit", "ledger", ledgers, "--report", out)
+    assert code == 0
+    assert shown.count("holds; 3 entries") == 4
+    assert 'id="ledger"' in (out / "report.html").read_text()
+    code, _, err = confide("simulate", private_toml, "--out", tmp_path / "again", "--ledger", ledgers)
+    assert code == 1
+    assert "spent ε = " in err
+    assert "limit 8, remaining 0." in err
+    account = tmp_path / "account.json"
+    assert confide("audit", "export", ledgers / "site-1", "--out", account)[0] == 0
+    public = tmp_path / "registered.key"
+    public.write_bytes((ledgers / "site-1" / "public.key").read_bytes())
+    (ledgers / "site-1").rename(tmp_path / "gone")
+    code, shown, _ = confide("audit", "verify", account, "--public-key", public)
+    assert code == 0
+    assert "the signature holds" in shown
+    account.write_text(account.read_text().replace('"used": 2', '"used": 1'))
+    code, _, err = confide("audit", "verify", account, "--public-key", public)
+    assert code == 1
+    assert "the document was changed" in err
+
+
+def test_an_audit_of_a_changed_ledger_fails(confide, private_toml: Path, tmp_path: Path) -> None:
+    confide("simulate", private_toml, "--out", tmp_path / "out", "--ledger", tmp_path / "ledgers")
+    database = tmp_path / "ledgers" / "site-2" / "ledger.db"
+    content = bytearray(database.read_bytes())
+    content[-1] ^= 1
+    database.write_bytes(content)
+    code, shown, _ = confide("audit", "ledger", tmp_path / "ledgers", "--json")
+    assert code == 1
+    outcomes = {Path(one["path"]).parent.name: one for one in json.loads(shown)}
+    assert [one["holds"] for one in outcomes.values()] == [True, False, True, True]
+    code, shown, _ = confide("audit", "ledger", database)
+    assert code == 1
+    assert "DOES NOT HOLD" in shown
+    assert "finding: " in shown
+    code, _, err = confide("audit", "ledger", tmp_path / "ledgers", "--receipt", "x.json")
+    assert code == 2
+    assert "belong to one ledger" in err
+
+
+def test_canaries_and_leakage_from_the_command_line(confide, private_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, shown, _ = confide("audit", "canary", private_toml, "--out", out, "--canaries", 80, "--records", 0)
+    assert code == 0
+    assert "released updates" in shown
+    assert "a low bound is no proof of safety" in shown
+    sets = ("--set", "data.limit=100", "--set", "run.rounds=1")
+    confide("simulate", private_toml, "--out", tmp_path / "limited", *sets)
+    code, shown, _ = confide("audit", "leakage", tmp_path / "limited", "--references", 2)
+    assert code == 0
+    assert "likelihood ratio" in shown
+    assert "is frozen and not released" in shown
+
+
+def test_explain_says_it_in_words_and_draws_it(confide, toml: Path, private_toml: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "explain.png"
+    code, shown, _ = confide("explain", private_toml, "--plot", plot)
+    assert code == 0
+    for words in ("Protected:", "Against:", "Not protected:", "twice the rounds, the same noise", "ε = 1"):
+        assert words in shown
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    confide("simulate", private_toml, "--out", tmp_path / "run")
+    assert confide("explain", tmp_path / "run", "--plot", plot)[0] == 0
+    code, _, err = confide("explain", toml, "--plot", plot)
+    assert code == 2
+    assert "protects nothing" in err

@@ -71,7 +71,12 @@ def test_a_resumed_run_finds_its_reservation_and_pays_once(any_ledger: Ledger) -
         pass
     again = any_ledger.reserve(asked(), LIMIT)
     assert again.charge.used == 3
-    for change in ({"steps": 41}, {"step": step_event(0.03, SkellamDpEvent(0.59, 1000))}, {"unit": "client"}):
+    others: list[dict[str, Any]] = [
+        {"steps": 41},
+        {"step": step_event(0.03, SkellamDpEvent(0.59, 1000))},
+        {"unit": "client"},
+    ]
+    for change in others:
         with pytest.raises(BudgetError, match="takes what it declared first"):
             any_ledger.reserve(asked(**change), LIMIT)
 
