@@ -21,6 +21,8 @@ from confide.common.models import DEMO_BACKBONE, resolve_backbone
 from confide.simulations.recipes import find_recipe
 
 HERE = Path(__file__).parent
+OTHERS = "# Ledger and audit"
+"""where the part of RESULTS.md begins that other programs' figures stand in"""
 DATA = Path(os.environ.get("CONFIDE_DATA", HERE.parents[1] / "shared" / "data"))
 ROUNDS = 2
 
@@ -156,7 +158,9 @@ def main() -> None:
         "|---|---|---|",
         *(f"| {what} | {measured} | {target} |" for what, measured, target in rows),
     ]
-    (HERE / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    results = HERE / "RESULTS.md"
+    _, mark, others = results.read_text(encoding="utf-8").partition(OTHERS)
+    results.write_text("\n".join(lines) + "\n" + (f"\n{mark}{others}" if mark else ""), encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -9,6 +9,7 @@ import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from . import events
 from .accounting import epsilon_opacus, epsilon_pld, epsilon_rdp, filter_epsilon
 from .chain import Head, check_document, read_json, read_public_key, signed_document
 from .errors import ConfideError, LedgerError
-from .events import History, history_of, repeated
+from .events import History, Step, history_of, repeated
 from .ledger import (
     DATABASE,
     PUBLIC_KEY,
@@ -157,13 +158,14 @@ def _run(charge: Charge, delta: float) -> dict[str, Any]:
         "aborted": charge.aborted,
         "delta": charge.delta,
         "commitment": charge.commitment,
-        "epsilon_reserved": epsilon_rdp(_part(charge, 0 if charge.aborted else charge.steps), delta),
-        "epsilon_used": epsilon_rdp(_part(charge, charge.used), delta),
+        "epsilon_reserved": _epsilon(charge.step, 0 if charge.aborted else charge.steps, delta),
+        "epsilon_used": _epsilon(charge.step, charge.used, delta),
     }
 
 
-def _part(charge: Charge, steps: int) -> History:
-    return history_of([repeated(charge.step, steps)] if steps else [])
+@lru_cache(maxsize=4096)
+def _epsilon(step: Step, steps: int, delta: float) -> float:
+    return epsilon_rdp(history_of([repeated(step, steps)] if steps else []), delta)
 
 
 def _epsilons(history: History, delta: float) -> dict[str, float]:

@@ -60,7 +60,8 @@ def test_a_second_run_is_refused_with_all_numbers_and_changes_nothing(any_ledger
 
 def test_the_budget_belongs_to_the_name_not_to_the_content_the_run_or_the_model(any_ledger: Ledger) -> None:
     any_ledger.reserve(asked(), LIMIT)
-    for change in ({"content": "d" * 64}, {"model": "other"}, {"configuration": "0" * 64}):
+    others: list[dict[str, Any]] = [{"content": "d" * 64}, {"model": "other"}, {"configuration": "0" * 64}]
+    for change in others:
         with pytest.raises(BudgetError):
             any_ledger.reserve(asked("other", **change), LIMIT)
     any_ledger.reserve(asked("other", dataset="letters"), LIMIT)  # another name has a budget of its own
