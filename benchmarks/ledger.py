@@ -58,10 +58,11 @@ def crash_config(folder: Path) -> RunConfig:
     return config
 
 
-def _train_until_killed(flat: dict, log: str) -> None:
-    """In a process of its own: one run after another would take; every release is noted, durably, after it was made."""
+def _train_until_killed(flat: dict, log: str, begun: str) -> None:
+    """In a process of its own: round after round; every release is noted, durably, after it was made."""
     config = RunConfig.from_flat(flat)
     worker = Worker(config)
+    Path(begun).touch()  # from here on it can be killed anywhere: reserving, training, committing, releasing
     account = worker.account(SimulatedSites(config).site(0), 0, 0)
     with Path(log).open("a") as released:
         number = 0
@@ -89,9 +90,13 @@ def crash(kills: int, seed: int = 0) -> int:
         database = folder / "ledgers" / "site-1" / DATABASE
         for kill in range(kills):
             flat = config.to_flat() | {"run.id": f"run-{kill // 2}"}  # every run is killed, taken up, and killed again
-            process = context.Process(target=_train_until_killed, args=(flat, str(log)))
+            begun = folder / f"begun-{kill}"
+            process = context.Process(target=_train_until_killed, args=(flat, str(log), str(begun)))
             process.start()
-            time.sleep(rng.uniform(0.1, 1.3))
+            while not begun.exists():
+                assert process.is_alive(), "the process ended before it was killed"
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0.0, 0.4))
             process.kill()
             process.join()
             outcome = audit(database)

@@ -30,7 +30,7 @@ from ..server.report import amend_report, read_report
 from .run import simulate
 
 RECORDS_IN_UPDATE = (1, 2, 4, 8)
-_TRIALS = 16
+_TRIALS = 8
 Watch = Callable[[Path, str], AbstractContextManager[None]]
 """shows the progress of the run in a folder, under a title"""
 

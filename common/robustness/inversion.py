@@ -134,9 +134,9 @@ def span_check(
         for token in known:
             if first <= token < first + len(inputs):
                 distances[(token - first) * length : (token - first + 1) * length] = 2.0
-        near = distances.topk(min(max(wanted), len(flat)), dim=0, largest=False)
+        near = distances.T.contiguous().topk(min(max(wanted), len(flat)), largest=False, sorted=False)
         for number, count in enumerate(wanted):
-            found = zip(near.indices[:count, number].tolist(), near.values[:count, number].tolist(), strict=True)
+            found = zip(near.indices[number].tolist(), near.values[number].tolist(), strict=True)
             best[number] += [(first + place // length, place % length, value) for place, value in found]
             best[number] = sorted(best[number], key=lambda item: item[2])[:count]
     return best
