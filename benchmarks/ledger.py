@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from confide.client.site import SimulatedSites, make_ledgers
@@ -37,6 +38,13 @@ _STEPS = 10_000
 
 def request(run: str, steps: int = 1, dataset: str = "reviews") -> Request:
     return Request(run, dataset, "0" * 64, "example", _STEP, steps, 1e-5, "tiny", "1" * 64)
+
+
+def _forkserver() -> ForkServerContext:
+    """Starts processes that have this module, and torch, loaded already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 # crash
@@ -79,9 +87,7 @@ def crash(kills: int, seed: int = 0) -> int:
 
     After each kill the ledger must verify, and for every run what was committed must not be below what was released.
     """
-    rng = random.Random(seed)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    rng, context = random.Random(seed), _forkserver()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         config, log = crash_config(folder), folder / "released.log"
@@ -138,9 +144,7 @@ def _grab(folder: Path, number: int) -> int:
 def race(times: int, processes: int = 8) -> list[int]:
     """Reservations that `processes` got between them in each race. Raises AssertionError when not all of the budget."""
     most, totals = capacity(), []
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with tempfile.TemporaryDirectory() as scratch, context.Pool(processes) as pool:
+    with tempfile.TemporaryDirectory() as scratch, _forkserver().Pool(processes) as pool:
         for number in range(times):
             folder = Path(scratch) / f"site-{number}"
             Ledger.create(folder, "site")

@@ -41,7 +41,7 @@ def ledger(message: Message, context: Context) -> Message:
         site = _site(context)
         asked = message.content.config_records[wire.CONFIG]
         seq, nonce = int(cast(int, asked["seq"])), str(asked["nonce"])
-        facts = wire.ledger_facts(site.name, nonce, seq, site.ledger.hash_at(seq), site.ledger.book().head)
+        facts = wire.ledger_facts(site.name, nonce, seq, site.ledger.hash_at(seq), site.ledger.head())
         return RecordDict({wire.SITE: ConfigRecord({**facts, "signature": site.ledger.key.sign("hello", facts)})})
 
     return _answered(message, answer)
@@ -73,9 +73,7 @@ def train(message: Message, context: Context) -> Message:
         from .worker import worker_for  # torch loads here, not where Flower imports the app
 
         worker = worker_for(dict(context.run_config))
-        site = _site(context)
-        site.admit(worker.config)
-        account = worker.account(site, _partition(context), asked_before)
+        account = worker.account(_site(context), _partition(context), asked_before)
         before = account.steps
         return wire.encode_update(worker.train(_partition(context), task, account), worker.config.server.wire)
 

@@ -6,8 +6,7 @@ touched. In a simulation there is a site for every client, with a ledger in memo
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,14 +39,12 @@ class SiteAccount:
         """ε of the steps taken so far."""
         return None if self.plan is None else self.plan.epsilon(self.steps)
 
-    @contextmanager
-    def taking(self, steps: int) -> Iterator[int]:
+    def taking(self, steps: int) -> AbstractContextManager[int]:
         """Within, data may be touched; gives the steps taken before. They are charged however it ends.
 
         Raises BudgetError, with nothing touched, when the run has not reserved as many.
         """
-        with self.reservation.taking(steps) as before:
-            yield before
+        return self.reservation.taking(steps)
 
     def catch_up(self, steps: int) -> None:
         """A ledger in memory forgets with its process: what a server has asked since the run began counts as taken."""
@@ -75,8 +72,7 @@ class Site:
             ("backbone", run.model.backbone, policy.backbones),
         ):
             self._require(allowed is None or value in allowed, what, value, ", ".join(allowed or ()))
-        canaries = run.audit.canaries + run.audit.records
-        self._require(policy.canaries or not canaries, "audit canaries", canaries, "none")
+        self._require(policy.canaries or not run.audit.planted, "audit canaries", run.audit.planted, "none")
         return self.config.datasets[dataset]
 
     def _admit_plan(self, run: RunConfig, plan: PrivacyPlan) -> None:
@@ -110,7 +106,7 @@ class Site:
             delta=run.privacy.delta,
             model=run.model.backbone,
             configuration=run.digest(),
-            commitment=audit.commitment(self.coin_seed(run)) if run.audit.canaries or run.audit.records else None,
+            commitment=audit.commitment(self.coin_seed(run)) if run.audit.planted else None,
         )
         limit = Limit(dataset.epsilon, dataset.delta, dataset.order)
         return SiteAccount(self, plan, self.ledger.reserve(request, limit))
@@ -120,7 +116,7 @@ class Site:
         return self.ledger.key.derive("audit coins", _run_id(run).encode())
 
     def head(self) -> Head | None:
-        return self.ledger.book().head if self.ledger.durable else None
+        return self.ledger.head() if self.ledger.durable else None
 
 
 def _run_id(run: RunConfig) -> str:

@@ -125,7 +125,7 @@ def _take_steps(config: RunConfig, model: FineTuneModel, task: RoundTask, step: 
     names, parameters = list(model.trained), list(model.trained.values())
     if config.server_steps:
         gradient, loss = step()
-        return _split(model, -gradient.detach().cpu().numpy()), loss
+        return model.arrays(-gradient.detach().cpu().numpy()), loss
     before = [p.detach().clone() for p in parameters]
     optimizer = make_optimizer(config.training.optimizer, parameters, config.training.learning_rate)
     losses = []
@@ -151,13 +151,3 @@ def _check_moved(optimizer: torch.optim.Optimizer, parameters: list, before: lis
         raise PrivacyError("the optimizer does not hold exactly the trained arrays")
     if all(torch.equal(p.detach(), start) for p, start in zip(parameters, before, strict=True)):
         raise PrivacyError("no trained array moved in the first step")
-
-
-def _split(model: FineTuneModel, flat: np.ndarray) -> Adapter:
-    """(d,) → arrays by name."""
-    arrays: Adapter = {}
-    at = 0
-    for name, p in model.trained.items():
-        arrays[name] = flat[at : at + p.numel()].reshape(tuple(p.shape)).astype(np.float32)
-        at += p.numel()
-    return arrays

@@ -16,7 +16,7 @@ from dp_accounting.rdp import compute_epsilon
 
 from .errors import PrivacyError
 from .events import History, SkellamDpEvent, Step
-from .mechanism import grid_rdp, pld_account, rdp_orders, sampled_rdp
+from .mechanism import pld_account, rdp_orders, skellam_step_rdp
 
 
 def rates(step: Step) -> tuple[float, float]:
@@ -35,7 +35,7 @@ def step_rdp(step: Step) -> tuple[np.ndarray, np.ndarray]:
     q, z = rates(step)
     release = step.event if isinstance(step, PoissonSampledDpEvent) else step
     if isinstance(release, SkellamDpEvent):
-        return sampled_rdp(q, lambda order: grid_rdp(order, z, release.coordinates))
+        return skellam_step_rdp(q, z, release.coordinates)
     from opacus.accountants.analysis.rdp import compute_rdp  # loads torch: only where it is needed
 
     orders = rdp_orders()

@@ -193,6 +193,11 @@ class AuditSection(Section, frozen=True):
     control: bool = False
     """the same run without noise, to see whether the audit can see anything. No privacy: simulations only, in memory"""
 
+    @property
+    def planted(self) -> int:
+        """Canaries of both kinds."""
+        return self.canaries + self.records
+
 
 class RunConfig(Section, frozen=True):
     """One run, whole: DESIGN section 3."""
@@ -378,7 +383,7 @@ def _check_task(config: RunConfig) -> None:
 def _check_audit(config: RunConfig) -> None:
     audit = config.audit
     _require(
-        config.private or not (audit.canaries or audit.records or audit.control),
+        config.private or not (audit.planted or audit.control),
         "audit: received for mode 'none', which claims nothing that could be audited; set privacy.mode, or remove it",
     )
     _require(

@@ -9,7 +9,7 @@ from dp_accounting.rdp.rdp_privacy_accountant import compute_delta
 from .accounting import rdp_curve
 from .config import RunConfig
 from .errors import PrivacyError
-from .events import SkellamDpEvent, history_of, repeated, step_event
+from .events import history_of, repeated
 from .mechanism import PrivacyPlan, plan_for
 from .plan import declared_steps
 
@@ -34,8 +34,7 @@ def most_found(plan: PrivacyPlan, false_positive: float) -> float:
 
     min over ε' of e^ε'·FPR + δ(ε'), with δ(ε') from Rényi DP: tighter than the single (ε, δ) says.
     """
-    step = step_event(plan.sampling_rate, SkellamDpEvent(plan.noise_multiplier, plan.coordinates))
-    orders, curve = rdp_curve(history_of([repeated(step, plan.steps)]))
+    orders, curve = rdp_curve(history_of([repeated(plan.step, plan.steps)]))
     best = 1.0
     for epsilon in np.linspace(0, 30, 121):
         delta, _ = compute_delta(orders.tolist(), curve.tolist(), float(epsilon))

@@ -19,9 +19,9 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -84,22 +84,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Charge:
-    """A run's reservation on a data set, as the entries tell it."""
+class Charge(Request):
+    """A run's reservation on a data set, as the entries tell it; its `steps` are what counts against the limit."""
 
-    run: str
-    dataset: str
-    step: Step
-    steps: int
-    """reserved: what counts against the limit"""
-    used: int
+    used: int = 0
     """committed: what may have left the site"""
-    delta: float
-    unit: str
-    model: str
-    content: str
-    configuration: str
-    commitment: str | None
     aborted: bool = False
 
 
@@ -157,23 +146,18 @@ class Book:
                 commitment=entry.get("commitment"),
                 step=step,
                 steps=count,
-                used=0,
             )
             self.histories.setdefault(entry["dataset"], History())[step] += count
             return
         if charge is None or charge.aborted or step != charge.step:
             raise LedgerError(f"entry {number}: {entry['kind']} without its reservation")
         if entry["kind"] == "COMMIT" and charge.used + count <= charge.steps:
-            self.charges[key] = _changed(charge, used=charge.used + count)
+            self.charges[key] = replace(charge, used=charge.used + count)
         elif entry["kind"] == "ABORT" and charge.used == 0 and count == charge.steps:
-            self.charges[key] = _changed(charge, aborted=True)
+            self.charges[key] = replace(charge, aborted=True)
             self.histories[charge.dataset] -= History({step: count})
         else:
             raise LedgerError(f"entry {number}: {entry['kind']} of {count} steps, {charge.used} of {charge.steps} used")
-
-
-def _changed(charge: Charge, **changes: Any) -> Charge:
-    return Charge(**{**vars(charge), **changes})
 
 
 class Ledger:
@@ -187,7 +171,6 @@ class Ledger:
         self._book = Book()
         self._seen: tuple[int, ...] | None = None
         self._memory: sqlite3.Connection | None = None
-        self._clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     @classmethod
     def create(cls, folder: Path, site: str, receipt: Path | None = None) -> "Ledger":
@@ -246,6 +229,18 @@ class Ledger:
         with self._exclusive() as database:
             self._catch_up(database)
             return self._book.copy()
+
+    def head(self) -> Head:
+        """The last entry."""
+        with self._exclusive() as database:
+            self._catch_up(database)
+            return self._book.head
+
+    def charge(self, dataset: str, run: str) -> Charge:
+        """What a run has reserved and used. Raises KeyError for a run that has reserved nothing."""
+        with self._exclusive() as database:
+            self._catch_up(database)
+            return self._book.charges[dataset, run]
 
     def hash_at(self, seq: int) -> str | None:
         """The hash of entry `seq`; None when there is no such entry."""
@@ -350,7 +345,7 @@ class Ledger:
             "content": request.content,
             "run": request.run,
             "event": events.to_json(repeated(request.step, steps)),
-            "time": self._clock().isoformat(timespec="milliseconds"),
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             **facts,
         }
         body = canonical(entry).decode()
@@ -384,17 +379,8 @@ class Ledger:
         if self._seen == _stamp(path):
             return
         try:
-            head = read_head(database, self.key.public, self.site)
-            if head.seq < self._book.head.seq:
-                raise LedgerError(f"ends at entry {head.seq}, was at {self._book.head.seq}: rolled back")
-            after = self._book.head.seq
-            book = self._book.copy()
-            rows = database.execute("SELECT body, hash FROM entries WHERE seq > ? ORDER BY seq", (after,))
-            for body, hash_ in rows:
-                book.add(body, hash_)
-            if book.head != head:
-                raise LedgerError(f"the signed head is entry {head.seq}, the chain ends at {book.head.seq}")
-            self._check_receipt(database, head, path)
+            book = read_chain(database, self.key.public, self.site, self._book)
+            self._check_receipt(database, book.head, path)
         except (LedgerError, *UNREADABLE) as error:
             raise LedgerError(f"{path}: {error}; it is not used until a person has looked") from None
         self._book, self._seen = book, _stamp(path)
@@ -425,7 +411,7 @@ class Reservation:
 
     @property
     def charge(self) -> Charge:
-        return self.ledger.book().charges[self.request.dataset, self.request.run]
+        return self.ledger.charge(self.request.dataset, self.request.run)
 
     @contextmanager
     def taking(self, steps: int) -> Iterator[int]:
@@ -485,6 +471,23 @@ def read_head(database: sqlite3.Connection, public: str, site: str) -> Head:
     if not verify(public, "chain", {"site": site, "seq": seq, "hash": hash_}, str(signature)):
         raise LedgerError("the signature of the head does not hold")
     return Head(seq, hash_)
+
+
+def read_chain(database: sqlite3.Connection, public: str, site: str, known: Book) -> Book:
+    """What a chain says, verified up to its signed head; entries that are `known` are not read again.
+
+    Raises LedgerError.
+    """
+    head = read_head(database, public, site)
+    if head.seq < known.head.seq:
+        raise LedgerError(f"ends at entry {head.seq}, was at {known.head.seq}: rolled back")
+    book = known.copy()
+    rows = database.execute("SELECT body, hash FROM entries WHERE seq > ? ORDER BY seq", (known.head.seq,))
+    for body, hash_ in rows:
+        book.add(body, hash_)
+    if book.head != head:
+        raise LedgerError(f"the signed head is entry {head.seq}, the chain ends at {book.head.seq}")
+    return book
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from .ledger import (
     file_digest,
     locked,
     match_receipt,
-    read_head,
+    read_chain,
 )
 
 _TOLERANCE = 1.001
@@ -83,7 +83,8 @@ def audit(database: Path, receipt: Path | None = None, public_key: Path | None =
         public = read_public_key(public_key or database.parent / PUBLIC_KEY)
         document = check_document(read_json(kept), "head", public, str(kept))
         site = str(document["site"])
-        book, head, state = _read(database, public, site, document)
+        book, state = _read(database, public, site, document)
+        head = book.head
         if state == "behind":
             notes.append("the receipt is one entry behind, as a crash leaves it; the next entry mends it")
     except (ConfideError, *UNREADABLE) as error:
@@ -100,7 +101,7 @@ def _charges(book: Book, dataset: str) -> list[Charge]:
     return [charge for charge in book.charges.values() if charge.dataset == dataset]
 
 
-def _read(database: Path, public: str, site: str, receipt: dict[str, Any]) -> tuple[Book, Head, str]:
+def _read(database: Path, public: str, site: str, receipt: dict[str, Any]) -> tuple[Book, str]:
     """Reads a copy: a journal that a crash left is applied there, and the original stays as it is."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / DATABASE
@@ -110,17 +111,12 @@ def _read(database: Path, public: str, site: str, receipt: dict[str, Any]) -> tu
             if journal.is_file():
                 shutil.copyfile(journal, copy.with_name(journal.name))
         with closing(connect(copy)) as opened:
-            head = read_head(opened, public, site)
             complaint = opened.execute("PRAGMA integrity_check").fetchone()[0]
             if complaint != "ok":
                 raise LedgerError(f"{database}: {complaint.splitlines()[0]}")
-            book = Book()
-            for body, hash_ in opened.execute("SELECT body, hash FROM entries ORDER BY seq"):
-                book.add(body, hash_)
-            if book.head != head:
-                raise LedgerError(f"the signed head is entry {head.seq}, the chain ends at {book.head.seq}")
-            state = match_receipt(opened, head, receipt, file_digest(copy))
-    return book, head, state
+            book = read_chain(opened, public, site, Book())
+            state = match_receipt(opened, book.head, receipt, file_digest(copy))
+    return book, state
 
 
 def _dataset(name: str, limit: Limit, charges: list[Charge]) -> dict[str, Any]:

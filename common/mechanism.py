@@ -17,6 +17,7 @@ from dp_accounting.rdp import RdpAccountant, compute_epsilon
 from scipy.special import gammaln
 
 from .errors import BudgetError, PrivacyError
+from .events import SkellamDpEvent, Step, step_event
 from .noise import from_grid, l2_sensitivity, skellam, skellam_variance, to_grid
 
 RELATION = NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -44,6 +45,11 @@ class PrivacyPlan:
     """d: numbers released in a step"""
     denominator: float
     """public constant by which the noisy sum is divided: q × declared records of one site"""
+
+    @property
+    def step(self) -> Step:
+        """What one step releases, as a ledger records it."""
+        return step_event(self.sampling_rate, SkellamDpEvent(self.noise_multiplier, self.coordinates))
 
     def epsilon(self, steps: int | None = None) -> float:
         """ε after `steps` (default: all T) steps."""
@@ -144,7 +150,8 @@ def sampled_rdp(sampling_rate: float, release: Callable[[np.ndarray], np.ndarray
 
 
 @lru_cache(maxsize=4096)
-def _step_rdp(sampling_rate: float, noise_multiplier: float, coordinates: int) -> tuple[np.ndarray, np.ndarray]:
+def skellam_step_rdp(sampling_rate: float, noise_multiplier: float, coordinates: int) -> tuple[np.ndarray, np.ndarray]:
+    """Orders and ε'(α) of one step of `coordinates` numbers."""
     return sampled_rdp(sampling_rate, lambda order: grid_rdp(order, noise_multiplier, coordinates))
 
 
@@ -152,7 +159,7 @@ def skellam_epsilon(sampling_rate: float, noise_multiplier: float, steps: int, d
     """ε of `steps` Poisson-sampled Skellam releases of `coordinates` numbers, by RDP. 0 steps spend 0."""
     if steps == 0:
         return 0.0
-    orders, rdp = _step_rdp(sampling_rate, noise_multiplier, coordinates)
+    orders, rdp = skellam_step_rdp(sampling_rate, noise_multiplier, coordinates)
     epsilon, _ = compute_epsilon(orders.tolist(), (steps * rdp).tolist(), delta)
     return float(epsilon)
 

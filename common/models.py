@@ -77,6 +77,14 @@ class FineTuneModel:
             for name, p in self.parameters.items():
                 p.copy_(torch.from_numpy(adapter[name]))
 
+    def arrays(self, flat: np.ndarray) -> Adapter:
+        """(d,) over all trained numbers → float32 arrays by name."""
+        pieces = np.split(flat, np.cumsum([p.numel() for p in self.trained.values()])[:-1])
+        shapes = {name: tuple(p.shape) for name, p in self.trained.items()}
+        return {
+            name: piece.reshape(shapes[name]).astype(np.float32) for name, piece in zip(shapes, pieces, strict=True)
+        }
+
     def copy(self) -> "FineTuneModel":
         """Another model over the same frozen weights, with a trained part of its own: for training side by side."""
         shared = {id(p): p for name, p in self.template.named_parameters() if _saved_name(name) not in self.parameters}

@@ -4,7 +4,7 @@ from dp_accounting import NonPrivateDpEvent
 
 from .config import RunConfig
 from .errors import PrivacyError
-from .events import SkellamDpEvent, Step, step_event
+from .events import Step
 from .mechanism import PrivacyPlan, plan_for
 
 
@@ -39,4 +39,4 @@ def step_of(config: RunConfig, plan: PrivacyPlan | None) -> Step:
     """What one step releases, as a ledger records it; an audit's control releases without noise."""
     if plan is None or config.audit.control:
         return NonPrivateDpEvent()
-    return step_event(plan.sampling_rate, SkellamDpEvent(plan.noise_multiplier, plan.coordinates))
+    return plan.step

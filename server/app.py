@@ -54,14 +54,13 @@ def run_server(grid: Grid, config: RunConfig) -> None:
             state.before = _as_json(evaluate(model, state.adapter, test, everything))
         recorder.progress("waiting for sites")
         sites = greet(grid, config, heads)
-        audited = plan is not None and bool(config.audit.canaries or config.audit.records)
-        scores = CanaryScores(config, model, plan, state) if audited and plan else None
+        scores = CanaryScores(config, model, plan, state) if plan is not None and config.audit.planted else None
         saver = _Saver(folder, recorder, model, validation, watched, heads, scores)
         run_rounds(grid, config, state, list(model.trained), saver, sites)
         recorder.progress("evaluating after", config.run.rounds)
         after = _as_json(evaluate(model, state.adapter, test, everything))
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
-        audit = conclude(config, model, state, reveal(grid, sites)) if audited else None
+        audit = conclude(config, model, state, reveal(grid, sites)) if scores else None
         write_report(folder, config, model.count(), plan, state, after, audit)
     finally:
         recorder.close()

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ..common.chain import write_json
 from ..common.errors import ConfigError
 from ..common.types import Adapter
 
@@ -61,7 +62,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
     partial = path.with_suffix(".partial")
     save_file(arrays, partial, metadata={"confide": json.dumps(facts)})
-    _put_in_place(partial, path)
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    partial.replace(path)  # a crash leaves the old file or the new one, never half of one
     for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
         old.unlink()
 
@@ -69,16 +72,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 def save_asked(folder: Path, asked: dict[str, int]) -> None:
     """Keeps what is about to be asked of sites: a crash in the middle of a round leaves it charged."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{_ASKED}.partial"
-    partial.write_text(json.dumps(asked), encoding="utf-8")
-    _put_in_place(partial, folder / _ASKED)
-
-
-def _put_in_place(partial: Path, path: Path) -> None:
-    """A crash leaves the old file or the new one, never half of one."""
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(path)
+    write_json(folder / _ASKED, asked)
 
 
 def load_asked(folder: Path) -> dict[str, int]:

@@ -208,11 +208,7 @@ def _private_gradient(model: FineTuneModel, records: Records, batch: np.ndarray,
     mechanism.draw(0)  # the records of this step are given
     with hooked(model):
         total = clipped_sum(model, model.losses(records, batch), plan.clip)[0].double().cpu().numpy()
-    flat, arrays, at = mechanism.release(total), {}, 0
-    for name, p in model.trained.items():
-        arrays[name] = flat[at : at + p.numel()].reshape(tuple(p.shape))
-        at += p.numel()
-    return arrays
+    return model.arrays(mechanism.release(total))
 
 
 def _labels(model: FineTuneModel, gradient: Adapter, records: Records, batch: np.ndarray) -> dict[str, float]:

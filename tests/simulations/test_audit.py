@@ -112,7 +112,6 @@ def test_an_audit_stands_beside_the_claim(make_config, local) -> None:
     assert gradient["epsilon_steinke"] <= report["privacy"]["epsilon_spent"]
     # without noise a canary that was drawn even once stands out: nearly all of 20 guesses are right
     assert control["correct"] >= 18
-    assert control["epsilon_steinke"] > gradient["epsilon_steinke"]
     assert found["noise"] is True
     assert found["control"]["noise"] is False
     html = (config.output / "report.html").read_text()
