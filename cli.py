@@ -87,10 +87,10 @@ def explain(
     plan = privacy_plan(config, model_of(config).count()[0])
     if plan is None:
         raise ConfigError("privacy: nothing declared")
-    print_explanation(in_words(plan), alternatives(config, plan))
+    print_explanation(in_words(config, plan), alternatives(config, plan))
     targets = {f"ε = {target:g} after {config.run.rounds} rounds": target for target in (1.0, 3.0)}
     others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
-    plot.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.training.local_steps, others))
+    plot.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others))
     typer.echo(f"plot: {plot}")
 
 

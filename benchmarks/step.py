@@ -52,7 +52,7 @@ def main(kind: str, result: Path) -> None:
         steps=1000,
         clip=1.0,
         coordinates=model.count()[0],
-        declared_records=1280,
+        declared_units=1280,
     )
     mechanism = PoissonMechanism(plan, secure_generator())
     seconds = []

@@ -6,17 +6,23 @@ would carry the exception's text.
 
 import traceback
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from .. import __version__
 from ..common import wire
-from ..common.errors import BudgetError, ConfideError, LedgerError, PolicyError
+from ..common.errors import BudgetError, ConfideError, KeysLostError, LedgerError, PolicyError
+from ..common.secagg.facts import from_site
 from .site import Site, SiteAccount, simulated_site
 
+if TYPE_CHECKING:
+    from ..common.secagg.protocol import Site as SecureSite
+
 app = ClientApp()
+_SECURE = "secure-sum"
+"""where the site's state of secure sums is kept between messages: Flower's node state, which stays at the site"""
 
 
 @app.query("hello")
@@ -61,6 +67,52 @@ def reveal(message: Message, context: Context) -> Message:
     return _answered(message, answer)
 
 
+@app.query("keys")
+def keys(message: Message, context: Context) -> Message:
+    """Set-up of secure sums, first stage: fresh keys for many rounds, signed by the site."""
+
+    def answer() -> RecordDict:
+        from . import secagg
+        from .worker import worker_for
+
+        worker = worker_for(dict(context.run_config))
+        secure, facts = secagg.publish(worker, _site(context), message.content.config_records[wire.CONFIG])
+        _keep(context, secure)
+        return RecordDict({wire.SITE: ConfigRecord(facts)})
+
+    return _answered(message, answer)
+
+
+@app.query("shares")
+def shares(message: Message, context: Context) -> Message:
+    """Second stage: everybody's keys are checked, and the secrets shared out, sealed for each neighbour."""
+
+    def answer() -> RecordDict:
+        from . import secagg
+
+        secure = _kept(context)
+        facts = secagg.deal(secure, _site(context), message.content.config_records[wire.CONFIG])
+        _keep(context, secure)
+        return RecordDict({wire.SITE: ConfigRecord(facts)})
+
+    return _answered(message, answer)
+
+
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """After the masked inputs: the shares that open the sum, once, for one set of survivors."""
+
+    def answer() -> RecordDict:
+        from . import secagg
+
+        secure = _kept(context)
+        facts = secagg.unmask(secure, message.content.config_records[wire.CONFIG])
+        _keep(context, secure)
+        return RecordDict({wire.SITE: ConfigRecord(facts)})
+
+    return _answered(message, answer)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round at this site."""
@@ -73,9 +125,20 @@ def train(message: Message, context: Context) -> Message:
         from .worker import worker_for  # torch loads here, not where Flower imports the app
 
         worker = worker_for(dict(context.run_config))
+        secure = None
+        if worker.config.secure:
+            secure = _kept(context)
+            if task.dealt is not None and not secure.ready:
+                secure.accept(task.dealt)
+            secure.expect(task.round)  # before anything is charged
         account = worker.account(_site(context), _partition(context), asked_before)
         before = account.steps
-        return wire.encode_update(worker.train(_partition(context), task, account), worker.config.server.wire)
+        try:
+            update = worker.train(_partition(context), task, account, secure)
+        finally:
+            if secure is not None:
+                _keep(context, secure)
+        return wire.encode_update(update, worker.config.server.wire)
 
     return _answered(message, answer, lambda: account is not None and account.steps > before)
 
@@ -84,19 +147,31 @@ def _answered(
     message: Message, answer: Callable[[], RecordDict], charged: Callable[[], bool] = lambda: False
 ) -> Message:
     """The reply, or an error whose code says whether the run was charged, and whether it is of use to ask again."""
-    declined = False
+    code = wire.REFUSED
     try:
         return Message(answer(), reply_to=message)
     except ConfideError as failure:
-        declined = isinstance(failure, BudgetError | PolicyError | LedgerError)
+        if isinstance(failure, BudgetError | PolicyError | LedgerError):
+            code = wire.DECLINED
+        elif isinstance(failure, KeysLostError):
+            code = wire.KEYS_LOST
         reason = str(failure)
     except Exception as failure:
         # the text of a foreign exception may quote a record: only its kind and place are told
         place = traceback.extract_tb(failure.__traceback__)[-1]
         reason = f"{type(failure).__name__} in {place.filename.rsplit('/', 1)[-1]}, line {place.lineno}"
-    if charged():
-        return Message(Error(wire.FAILED, reason), reply_to=message)
-    return Message(Error(wire.DECLINED if declined else wire.REFUSED, reason), reply_to=message)
+    return Message(Error(wire.FAILED if charged() else code, reason), reply_to=message)
+
+
+def _kept(context: Context) -> "SecureSite":
+    from . import secagg
+    from .worker import worker_for
+
+    return secagg.restored(worker_for(dict(context.run_config)), context.state.config_records.get(_SECURE, {}))
+
+
+def _keep(context: Context, secure: "SecureSite") -> None:
+    context.state[_SECURE] = ConfigRecord(from_site(secure))
 
 
 def _site(context: Context) -> Site:

@@ -6,9 +6,10 @@ touched. In a simulation there is a site for every client, with a ledger in memo
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ..common import audit
@@ -61,6 +62,8 @@ class Site:
     name: str
     config: SiteConfig
     ledger: Ledger
+    peers: Mapping[str, str]
+    """name → public key of every site that secure sums may be made with, this one included"""
 
     def admit(self, run: RunConfig) -> DatasetSection:
         """The budget that the run would be charged to. Raises PolicyError: what came, what is allowed."""
@@ -145,15 +148,23 @@ class SimulatedSites:
     def site(self, index: int) -> Site:
         if index not in self._sites:
             name = site_name(index, self.run.clients)
-            self._sites[index] = Site(name, self._config, self._ledger(name))
+            self._sites[index] = Site(name, self._config, self._ledger(name), self._peers)
         return self._sites[index]
+
+    @cached_property
+    def _peers(self) -> dict[str, str]:
+        if self._folder is not None:
+            return self._config.peers
+        names = [site_name(index, self.run.clients) for index in range(self.run.clients)]
+        return {name: self._key(name).public for name in names}
+
+    def _key(self, name: str) -> SiteKey:
+        """Processes of one simulation must agree on a site's coins, so the key follows from the run's random id."""
+        return SiteKey.from_seed(hashlib.sha256(f"{_run_id(self.run)}/{name}".encode()).digest())
 
     def _ledger(self, name: str) -> Ledger:
         if self._folder is None:
-            # processes of one simulation must agree on a site's coins, so the key follows from the run's random id
-            return Ledger.in_memory(
-                name, SiteKey.from_seed(hashlib.sha256(f"{_run_id(self.run)}/{name}".encode()).digest())
-            )
+            return Ledger.in_memory(name, self._key(name))
         return Ledger.open(self._folder / name)
 
 
@@ -161,14 +172,16 @@ def make_ledgers(run: RunConfig) -> None:
     """Creates what `engine.ledger` names and does not hold yet: site.toml, and a ledger for each site."""
     folder = Path(str(run.engine.ledger))
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / POLICY).exists():
-        (folder / POLICY).write_text(_POLICY_HEADER + simulated_policy(run).to_toml(), encoding="utf-8")
-    SiteConfig.load(folder / POLICY)
+    peers: dict[str, str] = {}
     for index in range(run.clients):
         name = site_name(index, run.clients)
         if not (folder / name).exists():
             Ledger.create(folder / name, name)
-        Ledger.open(folder / name)
+        peers[name] = Ledger.open(folder / name).key.public
+    if not (folder / POLICY).exists():
+        policy = simulated_policy(run).model_copy(update={"peers": peers})
+        (folder / POLICY).write_text(_POLICY_HEADER + policy.to_toml(), encoding="utf-8")
+    SiteConfig.load(folder / POLICY)
 
 
 _POLICY_HEADER = """# Budgets and policy of every simulated site in this folder, as the first run needs them.

@@ -5,78 +5,120 @@ optimizer takes (`local_steps` = 1: one round is one step over all sites' data).
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from ..common.audit import NO_CANARIES, GradientCanaries
+from ..common.clipping import Contribution, clipped
 from ..common.config import RunConfig
 from ..common.errors import PrivacyError
 from ..common.mechanism import PoissonMechanism
 from ..common.models import FineTuneModel
 from ..common.optimizer import make_optimizer
 from ..common.per_sample import clipped_sum, hooked
-from ..common.types import Adapter, Records, RoundTask
+from ..common.types import Adapter, Records, RoundTask, joined
 
 _BATCH_COST = 80
 """What a physical batch costs on a CPU beside its tokens, in tokens: MiniLM takes 0.3 ms a token and 25 ms a batch."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one round at one site is made of."""
+
+    config: RunConfig
+    model: FineTuneModel
+    """used by nobody else meanwhile"""
+    records: Records
+    indices: np.ndarray
+    """(n,) numbers of the site's records among `records`"""
+    task: RoundTask
+    canaries: GradientCanaries = NO_CANARIES
+    """an audit's, which are drawn, added and noised as records are"""
+
+    def batches(self, drawn: np.ndarray) -> Iterator[np.ndarray]:
+        """Physical batches of the named records."""
+        return _by_length(self.records, drawn, self.config.training.physical_batch, self.model.device)
+
 
 Step = Callable[[], tuple[torch.Tensor, float]]
 """One step's mean gradient (d,) and, without privacy, its mean loss."""
 
 
-def train_plain(
-    config: RunConfig, model: FineTuneModel, records: Records, indices: np.ndarray, task: RoundTask, rng_key: list[int]
-) -> tuple[Adapter, float]:
+def train_plain(work: Work, rng: np.random.Generator) -> tuple[Adapter, float]:
     """Mode `none`: shuffled batches of `physical_batch` records. Returns the delta and the mean training loss.
 
-    rng_key: decides the batch order, together with the round; the same key gives the same bits.
+    rng: decides the batch order.
     """
-    rng = np.random.default_rng([*rng_key, task.round])
-    batches = _shuffled_batches(indices, config.training.physical_batch, rng)
+    model, records = work.model, work.records
+    batches = _shuffled_batches(work.indices, work.config.training.physical_batch, rng)
 
     def step() -> tuple[torch.Tensor, float]:
         batch = next(batches)
         parameters = list(model.trained.values())
         gradient, total = torch.zeros(sum(p.numel() for p in parameters), device=model.device), 0.0
-        for part in _by_length(records, batch, config.training.physical_batch, model.device):
+        for part in work.batches(batch):
             loss = model.losses(records, part).sum() / len(batch)
             gradient += torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
             total += float(loss.detach())
         return gradient, total
 
-    return _take_steps(config, model, task, step)
+    return _take_steps(work, step)
 
 
-def train_private(
-    config: RunConfig,
-    model: FineTuneModel,
-    records: Records,
-    indices: np.ndarray,
-    task: RoundTask,
-    mechanism: PoissonMechanism,
-    canaries: GradientCanaries = NO_CANARIES,
-) -> Adapter:
+def train_private(work: Work, mechanism: PoissonMechanism) -> Adapter:
     """Mode `local`: DP-SGD (Abadi et al. 2016) with Poisson batches, per-record clipping and full noise at the site.
 
-    canaries: an audit's, which are drawn, added and noised as records are.
     Everything the result depends on beyond public values passed through `mechanism.release`.
     """
 
     def step() -> tuple[torch.Tensor, float]:
-        drawn = mechanism.draw(len(indices) + len(canaries))
-        total = np.zeros(mechanism.plan.coordinates)
-        for batch in _by_length(
-            records, indices[drawn[drawn < len(indices)]], config.training.physical_batch, model.device
-        ):
-            losses = model.losses(records, batch)
-            total += clipped_sum(model, losses, mechanism.plan.clip)[0].double().cpu().numpy()
-        canaries.add(total, drawn[drawn >= len(indices)] - len(indices), mechanism.plan.clip)
-        return torch.from_numpy(mechanism.release(total)).float().to(model.device), 0.0
+        total = _drawn_sum(work, mechanism)
+        return torch.from_numpy(mechanism.release(total)).float().to(work.model.device), 0.0
 
-    with hooked(model):
-        return _take_steps(config, model, task, step)[0]
+    with hooked(work.model):
+        return _take_steps(work, step)[0]
+
+
+def train_distributed(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
+    """Mode `distributed`: this site's part of one DP-SGD step over all sites' data, with its share of the noise.
+
+    Returns (d,) int64 for a secure sum; by itself it is not private.
+    """
+    work.model.set(work.task.adapter)
+    with hooked(work.model):
+        total = _drawn_sum(work, mechanism)
+    return mechanism.share(total, mechanism.plan.clip)
+
+
+def train_client(work: Work, mechanism: PoissonMechanism, rng: np.random.Generator) -> Contribution:
+    """Mode `client`: local training, its whole change clipped (McMahan et al. 2018). Not private by itself.
+
+    The site takes part with probability q by a coin of its own. Under secure aggregation a site that is out trains all
+    the same and contributes zero: how long it takes must not tell the coin.
+    """
+    clip = mechanism.plan.clip if work.task.clip is None else work.task.clip
+    nothing = Contribution(np.zeros(work.model.count()[0]), 0.0)
+    takes_part = len(mechanism.draw(1)) == 1
+    if not takes_part and not work.config.secure:
+        return nothing
+    update = joined(train_plain(work, rng)[0])
+    return clipped(update, clip) if takes_part else nothing
+
+
+def _drawn_sum(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
+    """(d,) sum of the clipped gradients of a Poisson draw; the model is hooked."""
+    indices, canaries = work.indices, work.canaries
+    drawn = mechanism.draw(len(indices) + len(canaries))
+    total = np.zeros(mechanism.plan.coordinates)
+    for batch in work.batches(indices[drawn[drawn < len(indices)]]):
+        losses = work.model.losses(work.records, batch)
+        total += clipped_sum(work.model, losses, mechanism.plan.clip)[0].double().cpu().numpy()
+    canaries.add(total, drawn[drawn >= len(indices)] - len(indices), mechanism.plan.clip)
+    return total
 
 
 def _shuffled_batches(indices: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -120,7 +162,8 @@ def _cheapest_cuts(lengths: np.ndarray, size: int) -> list[int]:
     return cuts[::-1]
 
 
-def _take_steps(config: RunConfig, model: FineTuneModel, task: RoundTask, step: Step) -> tuple[Adapter, float]:
+def _take_steps(work: Work, step: Step) -> tuple[Adapter, float]:
+    config, model, task = work.config, work.model, work.task
     model.set(task.adapter)
     names, parameters = list(model.trained), list(model.trained.values())
     if config.server_steps:

@@ -14,17 +14,20 @@ from functools import lru_cache
 import numpy as np
 
 from ..common.audit import NO_CANARIES, GradientCanaries, coins
+from ..common.clipping import to_vector
 from ..common.config import RunConfig
 from ..common.data import label_names, read_rows, training_rows
+from ..common.errors import PrivacyError
 from ..common.mechanism import NoiselessControl, PoissonMechanism
 from ..common.models import FineTuneModel, canary_records, model_of
 from ..common.noise import secure_generator
 from ..common.partition import partition
 from ..common.per_sample import validate
 from ..common.plan import privacy_plan
-from ..common.types import Records, RoundTask, Update
+from ..common.secagg.protocol import Site as SecureSite
+from ..common.types import WHOLE, Records, RoundTask, Update, split
 from .site import Site, SiteAccount, site_name
-from .train import train_plain, train_private
+from .train import Work, train_client, train_distributed, train_plain, train_private
 
 
 @dataclass(frozen=True)
@@ -106,24 +109,36 @@ class Worker:
         finally:
             self._idle.append(model)
 
-    def train(self, number: int, task: RoundTask, account: SiteAccount) -> Update:
+    def train(self, number: int, task: RoundTask, account: SiteAccount, secure: SecureSite | None = None) -> Update:
         """Answers one task; several threads may ask, each for a site of its own.
 
+        secure: the site's part of the run's secure sums; what leaves is masked by it.
         Raises BudgetError, with nothing touched, when the run has taken all the steps it reserved. What is returned
         has been committed to the ledger before.
         """
         config, holding = self.config, self._holdings[number]
-        site, metrics = account.site, {}
-        with account.taking(config.training.local_steps) as before, self._lend() as model:
+        site, metrics, delta, masked = account.site, {}, {}, None
+        if secure is not None:
+            secure.expect(task.round)
+        with account.taking(config.steps_per_round) as before, self._lend() as model:
+            work = Work(config, model, self._records, holding.indices, task, holding.canaries)
             if account.plan is None:
-                key = [config.run.seed, 0x7A1, number]
-                delta, loss = train_plain(config, model, self._records, holding.indices, task, key)
+                rng = np.random.default_rng([config.run.seed, 0x7A1, number, task.round])
+                delta, loss = train_plain(work, rng)
                 if site.config.policy.metrics:
                     metrics = {"loss": loss}
             else:
                 kind = NoiselessControl if config.audit.control else PoissonMechanism
                 mechanism = kind(account.plan, secure_generator(), before)
-                delta = train_private(config, model, self._records, holding.indices, task, mechanism, holding.canaries)
+                if config.privacy.mode == "local":
+                    delta = train_private(work, mechanism)
+                elif secure is not None:
+                    masked = secure.mask(task.round, _share(work, mechanism))
+                elif config.privacy.mode == "client":
+                    contribution = train_client(work, mechanism, secure_generator())
+                    delta, metrics = split(contribution.update, model.trained_initial), {WHOLE: contribution.whole}
+                else:
+                    raise PrivacyError(f"mode '{config.privacy.mode}' releases sums only, and no secure sum is set up")
         return Update(
             site.name,
             delta,
@@ -133,7 +148,17 @@ class Worker:
             metrics,
             site.head(),
             account.reservation.request.commitment,
+            masked,
         )
+
+
+def _share(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
+    """A site's noised part of a secure sum, (d,) int64."""
+    if work.config.privacy.mode == "distributed":
+        return train_distributed(work, mechanism)
+    clip = mechanism.plan.clip if work.task.clip is None else work.task.clip
+    contribution = train_client(work, mechanism, secure_generator())
+    return mechanism.share(to_vector(contribution, mechanism.plan, clip), clip)
 
 
 def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 import tomli_w
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from .combinations import check_combinations
 from .errors import ConfigError
+from .secagg.params import Parameters
 
 OUR_AGGREGATIONS = ("fedavg", "ffa", "exact")
 FLOWER_STRATEGIES = {
@@ -135,11 +137,20 @@ class PrivacySection(Section, frozen=True):
     """the target over all rounds; the noise multiplier is calibrated from it"""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     clip: PositiveFloat = 1.0
-    """L2 bound on one record's gradient, over all trained arrays together"""
+    """L2 bound on one record's gradient (`client`: on a site's update), over all trained arrays together"""
     sampling_rate: Rate | None = None
-    """probability that a record is drawn in a step"""
+    """probability that a record is drawn in a step (`client`: that a site takes part in a round, by its own coin)"""
     declared_examples: Positive | None = None
     """public size of all sites' data together: the constant of the denominator, never counted"""
+    colluders: Annotated[int, Field(ge=0)] = 1
+    """with secure aggregation: sites that may work for the server; their noise shares do not count. 1 also covers what
+    any one site can subtract from the sum that it sees in the next model"""
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """`client`: γ, the share of updates that the clip norm shall leave whole, from `clip` on; omitted: fixed"""
+    clip_learning_rate: PositiveFloat = 0.2
+    """η_C: how fast the clip norm adapts"""
+    clip_count_noise: PositiveFloat | None = None
+    """σ_b: noise on the count of whole updates; omitted: a twentieth of the expected cohort"""
 
 
 class TrainingSection(Section, frozen=True):
@@ -163,11 +174,22 @@ class ServerSection(Section, frozen=True):
     """sites asked in a round, drawn anew each time; omitted: all"""
     deadline: PositiveFloat = 3600.0
     """seconds a round waits for replies"""
-    secure_aggregation: bool = False
+    secure_aggregation: bool | None = None
+    """whether the server sees only sums; omitted: true in modes distributed and client"""
+    min_survivors: Positive | None = None
+    """t: with secure aggregation, inputs without which a round is void and for which the noise is calibrated; omitted:
+    one site in ten may vanish (none of fewer than four)"""
+    setup_rounds: Positive = 32
+    """with secure aggregation: rounds that one exchange of keys and shares serves"""
     wire: Literal["float32", "float16"] = "float32"
     """numbers of an update on the way up; rounded after the noise"""
     evaluation_limit: Positive = 512
     """rows of the validation set behind the accuracy per round; before and after use the whole test set"""
+
+    @property
+    def flower(self) -> bool:
+        """Whether the aggregation is one of Flower's strategies."""
+        return self.aggregation in FLOWER_STRATEGIES
 
 
 class EngineSection(Section, frozen=True):
@@ -218,7 +240,8 @@ class RunConfig(Section, frozen=True):
     @property
     def server_steps(self) -> bool:
         """Whether sites send mean gradients and the server holds the optimizer."""
-        return self.training.local_steps == 1 and self.server.aggregation in ("fedavg", "ffa")
+        averages = self.server.aggregation in ("fedavg", "ffa")
+        return self.privacy.mode != "client" and self.training.local_steps == 1 and averages
 
     @property
     def output(self) -> Path:
@@ -231,10 +254,28 @@ class RunConfig(Section, frozen=True):
             raise ConfigError("data.partition.clients: not set; a simulation needs the number of sites")
         return self.data.partition.clients
 
+    @property
+    def steps_per_round(self) -> int:
+        """Releases that a round charges at a site."""
+        return 1 if self.privacy.mode == "client" else self.training.local_steps
+
+    @property
+    def secure(self) -> bool:
+        """Whether the server sees sums only."""
+        asked = self.server.secure_aggregation
+        return self.privacy.mode in ("distributed", "client") if asked is None else asked
+
+    @property
+    def secure_parameters(self) -> Parameters:
+        """(n, t, c) of the secure sums. Raises SecureSumError for numbers that cannot hold."""
+        n, c = self.clients, self.privacy.colluders
+        may_vanish = max(1, n // 10) if n >= 4 else 0
+        least = max(n - may_vanish, self.server.min_clients, (n + c) // 2 + 1)
+        return Parameters(n, self.server.min_survivors or min(least, n), c)
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        for check in (_check_privacy, _check_partition, _check_server, _check_task, _check_audit):
-            check(self)
+        check_combinations(self)
         return self
 
     def digest(self) -> str:
@@ -293,111 +334,13 @@ class SiteConfig(Section, frozen=True):
 
     datasets: dict[str, DatasetSection]
     policy: PolicySection = PolicySection()
+    peers: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+    """the sites of the federation: name → public key. Secure sums are made with these and with nobody else"""
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Raises ConfigError."""
         return cls.parse(read_toml(path, "a site needs its limits and its policy"), str(path))
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_privacy(config: RunConfig) -> None:
-    privacy = config.privacy
-    _require(
-        privacy.mode in ("none", "local"),
-        f"privacy.mode: '{privacy.mode}' is not in this version yet; allowed: none, local; choose local",
-    )
-    _require(
-        not config.server.secure_aggregation,
-        "server.secure_aggregation: true is not in this version yet; allowed: false",
-    )
-    if privacy.mode == "none":
-        return
-    for key, meaning in {
-        "epsilon": "the budget of the whole run, e.g. 8.0",
-        "sampling_rate": "the probability that a record is drawn in a step, e.g. 0.05",
-        "declared_examples": "the public size of all sites' data together (a round figure will do)",
-    }.items():
-        _require(
-            getattr(privacy, key) is not None,
-            f"privacy.{key}: nothing received; mode '{privacy.mode}' needs {meaning}; set it in [privacy]",
-        )
-    _require(
-        config.server.aggregation != "qfedavg",
-        "server.aggregation: 'qfedavg' weighs sites by their loss, which is a release; choose fedavg",
-    )
-
-
-def _check_partition(config: RunConfig) -> None:
-    partition = config.data.partition
-    natural = partition.kind == "natural"
-    _require(
-        not natural or partition.column is not None,
-        "data.partition.column: nothing received; kind 'natural' needs the column that names the site",
-    )
-    _require(
-        natural or partition.clients is not None,
-        f"data.partition.clients: nothing received; kind '{partition.kind}' needs a number of sites, e.g. 8",
-    )
-    if partition.clients is not None:
-        _require(
-            config.server.min_clients <= (config.server.cohort or partition.clients),
-            f"server.min_clients: {config.server.min_clients} received, but a round asks only "
-            f"{config.server.cohort or partition.clients} sites; lower it, or raise server.cohort or "
-            "data.partition.clients",
-        )
-        _require(
-            config.server.cohort is None or config.server.cohort <= partition.clients,
-            f"server.cohort: {config.server.cohort} received; at most data.partition.clients = {partition.clients}",
-        )
-
-
-def _check_server(config: RunConfig) -> None:
-    _require(
-        not config.server.options or config.server.aggregation in FLOWER_STRATEGIES,
-        f"server.options: received for '{config.server.aggregation}', which takes none; remove them or choose a "
-        "Flower strategy",
-    )
-    _require(
-        config.server.aggregation != "qfedavg" or "client_learning_rate" in config.server.options,
-        "server.options: 'qfedavg' needs client_learning_rate; set server.options.client_learning_rate",
-    )
-
-
-def _check_task(config: RunConfig) -> None:
-    data = config.data
-    _require(
-        (data.prompt is None) == (data.response is None),
-        "data.response: prompt and response go together; set both or neither",
-    )
-    _require(
-        config.model.task == "causal-lm" or data.prompt is None,
-        f"data.prompt: received, but task '{config.model.task}' reads data.text; remove it",
-    )
-
-
-def _check_audit(config: RunConfig) -> None:
-    audit = config.audit
-    _require(
-        config.private or not (audit.planted or audit.control),
-        "audit: received for mode 'none', which claims nothing that could be audited; set privacy.mode, or remove it",
-    )
-    _require(
-        not audit.control or config.engine.ledger is None,
-        "audit.control: releases without noise; allowed: a ledger in memory; remove engine.ledger",
-    )
-    _require(
-        audit.guesses is None or audit.guesses <= min(n for n in (audit.canaries, audit.records, 10**9) if n),
-        f"audit.guesses: {audit.guesses} received; at most the number of canaries; lower it",
-    )
-    _require(
-        config.data.reference is None or config.data.limit is not None,
-        "data.reference: received without data.limit; it draws N of the first 2N rows; set data.limit",
-    )
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:

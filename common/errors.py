@@ -8,7 +8,9 @@
     ├── ModelError                 exit code 2; backbone, targets or task do not fit together
     ├── PrivacyError               a guarantee would not hold: nothing is released
     │   ├── BudgetError            more was asked than was declared or is left; nothing is charged
-    │   └── PolicyError            a site's policy does not allow the run; nothing is charged
+    │   ├── PolicyError            a site's policy does not allow the run; nothing is charged
+    │   └── SecureSumError         a secure sum that cannot go on; no input is revealed
+    │       └── KeysLostError      the site holds no keys for it: it takes part again after the next set-up
     ├── LedgerError                an account of spent privacy that cannot be trusted: nothing is released
     ├── RoundError                 the federation cannot go on (too few sites)
     ├── WireError                  a message does not hold what it must
@@ -50,6 +52,14 @@ class BudgetError(PrivacyError):
 
 class PolicyError(PrivacyError):
     """A site's policy does not allow what a run asks for; nothing was charged."""
+
+
+class SecureSumError(PrivacyError):
+    """A secure sum cannot go on: too few sites, keys of somebody else, sites that were told different things."""
+
+
+class KeysLostError(SecureSumError):
+    """A site holds no keys of the set-up in use, because it was restarted or joined late."""
 
 
 class LedgerError(ConfideError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from dp_accounting.rdp.rdp_privacy_accountant import compute_delta
 
+from . import claims
 from .accounting import rdp_curve
 from .config import RunConfig
 from .errors import PrivacyError
@@ -44,7 +45,7 @@ def most_found(plan: PrivacyPlan, false_positive: float) -> float:
 
 def alternatives(config: RunConfig, plan: PrivacyPlan) -> list[Alternative]:
     """As planned, with other numbers of rounds, and with the noise that other targets need."""
-    rounds, per_round = config.run.rounds, config.training.local_steps
+    rounds, per_round = config.run.rounds, config.steps_per_round
 
     def of(change: str, rounds: int, plan: PrivacyPlan) -> Alternative:
         return Alternative(change, rounds, plan.noise_multiplier, plan.epsilon(rounds * per_round))
@@ -74,27 +75,37 @@ def calibrated(plan: PrivacyPlan, epsilon: float, steps: int) -> PrivacyPlan | N
             steps=steps,
             clip=plan.clip,
             coordinates=plan.coordinates,
-            declared_records=plan.denominator / plan.sampling_rate,
+            declared_units=plan.denominator / plan.sampling_rate,
+            shares=plan.shares,
+            count_noise=plan.count_noise,
         )
     except PrivacyError:
         return None
 
 
-def in_words(plan: PrivacyPlan) -> list[str]:
+def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
     """Paragraphs: what is protected, against whom, how well, and what is not."""
+    if config.privacy.mode == "client":
+        unit, taken, cut = "site", "in every round each site takes part", "its whole update"
+        what = "whether a site contributed, and anything about what it contributed"
+        several = "somebody whose records lie at several sites (two sites: ε doubles and more)"
+    else:
+        unit, taken, cut = "record", "in every step each record takes part", "its gradient"
+        what = "whether a record was among the site's records, and what it said"
+        several = "somebody with several records (two records of one person: ε doubles and more)"
     epsilon = plan.epsilon()
     found = most_found(plan, 0.01)
     return [
-        f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one record of one site, over all {plan.steps} steps of the run.",
-        "Protected: whether a record was among the site's records, and what it said. Against: the server and all other "
-        "sites, who see every update of the site, know every other record, and have unlimited computing power.",
-        "How well: whoever thinks it a coin toss whether a given record was used can become at most "
-        f"{100 * belief(epsilon):.4g} % sure. A test that wrongly accuses 1 % of the records that were not used finds "
+        f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one {unit}, over all {plan.steps} steps of the run.",
+        f"Protected: {what}. Against: {claims.adversary(config)}; who know every other {unit}'s part, and have "
+        f"unlimited computing power{' but for breaking the secure sum' if config.secure else ''}.",
+        f"How well: whoever thinks it a coin toss whether a given {unit} was used can become at most "
+        f"{100 * belief(epsilon):.4g} % sure. A test that wrongly accuses 1 % of the {unit}s that were not used finds "
         f"at most {100 * found:.3g} % of those that were.",
-        f"By what: in every step each record takes part with probability {plan.sampling_rate:g}, its gradient is cut "
-        f"to length C = {plan.clip:g}, and noise of standard deviation {plan.noise_multiplier:.4g} · C is added in "
-        f"each of {plan.coordinates:,} coordinates.",
-        "Not protected: that the site took part; somebody with several records (two records of one person: ε doubles "
-        "and more); what the backbone and the public test set already say; facts that hold of the population with or "
-        "without any one record; other runs on the same data, which the site's ledger adds up.",
+        f"By what: {taken} with probability {plan.sampling_rate:g}, {cut} is cut to length C = {plan.clip:g}"
+        f"{' at first' if plan.count_noise else ''}, and noise of standard deviation {plan.noise_multiplier:.4g} · C "
+        f"is added in each of {plan.coordinates:,} coordinates. Who adds it: {claims.noise(config)}.",
+        f"Not protected: that the site is in the federation; {several}; what the backbone and the public test set "
+        "already say; facts that hold of the population with or without any one of them; other runs on the same data, "
+        "which the site's ledger adds up.",
     ]

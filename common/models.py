@@ -25,7 +25,7 @@ from .audit import canary_rows
 from .config import ModelSection, RunConfig
 from .errors import ModelError
 from .tasks import Task, collate, load_task
-from .types import Adapter, Records
+from .types import Adapter, Records, split
 
 DEMO_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 _DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -79,11 +79,7 @@ class FineTuneModel:
 
     def arrays(self, flat: np.ndarray) -> Adapter:
         """(d,) over all trained numbers → float32 arrays by name."""
-        pieces = np.split(flat, np.cumsum([p.numel() for p in self.trained.values()])[:-1])
-        shapes = {name: tuple(p.shape) for name, p in self.trained.items()}
-        return {
-            name: piece.reshape(shapes[name]).astype(np.float32) for name, piece in zip(shapes, pieces, strict=True)
-        }
+        return split(flat, self.trained_initial)
 
     def copy(self) -> "FineTuneModel":
         """Another model over the same frozen weights, with a trained part of its own: for training side by side."""

@@ -6,11 +6,14 @@ from .config import RunConfig
 from .errors import PrivacyError
 from .events import Step
 from .mechanism import PrivacyPlan, plan_for
+from .noise import GRID_STEPS_PER_CLIP
+from .secagg.keys import Session
+from .secagg.masks import bits_needed
 
 
 def declared_steps(config: RunConfig) -> int:
-    """T: optimizer steps over all rounds."""
-    return config.run.rounds * config.training.local_steps
+    """T: releases over all rounds."""
+    return config.run.rounds * config.steps_per_round
 
 
 def privacy_plan(config: RunConfig, coordinates: int) -> PrivacyPlan | None:
@@ -21,17 +24,52 @@ def privacy_plan(config: RunConfig, coordinates: int) -> PrivacyPlan | None:
     privacy = config.privacy
     if not config.private:
         return None
-    if privacy.epsilon is None or privacy.sampling_rate is None or privacy.declared_examples is None:
-        raise PrivacyError("privacy: epsilon, sampling_rate and declared_examples must be declared")
+    if privacy.epsilon is None or privacy.sampling_rate is None:
+        raise PrivacyError("privacy: epsilon and sampling_rate must be declared")
+    shares = config.secure_parameters.survivors - privacy.colluders if config.secure else 1
+    adaptive = privacy.clip_quantile is not None
+    count_noise = privacy.clip_count_noise or privacy.sampling_rate * config.clients / 20
     return plan_for(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
         sampling_rate=privacy.sampling_rate,
         steps=declared_steps(config),
         clip=privacy.clip,
-        coordinates=coordinates,
-        # every site divides by the same public constant: the mean of the sites is then the mean over all records
-        declared_records=privacy.declared_examples / config.clients,
+        coordinates=coordinates + adaptive,
+        declared_units=_declared_units(config),
+        shares=shares,
+        count_noise=count_noise if adaptive else None,
+    )
+
+
+def _declared_units(config: RunConfig) -> float:
+    """Units behind one noisy sum, a public constant: records of all sites, or of one; or sites."""
+    if config.privacy.mode == "client":
+        return config.clients
+    if config.privacy.declared_examples is None:
+        raise PrivacyError("privacy: declared_examples must be declared")
+    if config.privacy.mode == "local":
+        # every site divides by the same constant: the mean of the sites is then the mean over all records
+        return config.privacy.declared_examples / config.clients
+    return config.privacy.declared_examples
+
+
+def sum_bits(config: RunConfig, plan: PrivacyPlan) -> int:
+    """w: secure sums are modulo 2^w, which a round's sum leaves with probability below 2⁻³⁹."""
+    per_unit = max(GRID_STEPS_PER_CLIP, plan.count_scale / 2) + 1
+    noise = (plan.variance * config.clients / plan.shares) ** 0.5
+    return bits_needed(_declared_units(config), plan.sampling_rate, per_unit, noise, plan.coordinates)
+
+
+def secure_session(config: RunConfig, plan: PrivacyPlan, first_round: int) -> Session:
+    """What a set-up is for; sites and server derive it alike, and a site signs its digest."""
+    return Session(
+        run=str(config.run.id),
+        first_round=first_round,
+        rounds=min(config.server.setup_rounds, config.run.rounds - first_round + 1),
+        parameters=config.secure_parameters,
+        length=plan.coordinates,
+        bits=sum_bits(config, plan),
     )
 
 

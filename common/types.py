@@ -16,6 +16,23 @@ Adapter = dict[str, np.ndarray]
 Metrics = dict[str, float]
 """accuracy, macro_f1, loss, … of one evaluation."""
 
+WHOLE = "whole"
+"""a metric of mode `client` without secure aggregation: whether the clip left the update whole, for a trusted server"""
+
+
+def split(flat: np.ndarray, like: Adapter) -> Adapter:
+    """(d,) numbers → float32 arrays with the names, order and shapes of `like`."""
+    pieces = np.split(flat, np.cumsum([array.size for array in like.values()])[:-1])
+    return {
+        name: piece.reshape(array.shape).astype(np.float32)
+        for (name, array), piece in zip(like.items(), pieces, strict=True)
+    }
+
+
+def joined(arrays: Adapter) -> np.ndarray:
+    """Inverse of `split`, (d,) float64."""
+    return np.concatenate([array.ravel() for array in arrays.values()]).astype(np.float64)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -91,6 +108,10 @@ class RoundTask:
     """the global adapter, frozen factors included"""
     proximal_mu: float = 0.0
     """FedProx: μ of the term μ/2·‖θ − θ_global‖²"""
+    clip: float | None = None
+    """the clip norm of this round, where it adapts"""
+    dealt: dict[str, bytes] | None = None
+    """after a set-up of secure sums: what the neighbours dealt to this site, sealed"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +120,7 @@ class Update:
 
     site: str
     delta: Adapter
-    """new − old of the trained arrays; −(mean gradient) when the server takes the step"""
+    """new − old of the trained arrays; −(mean gradient) when the server takes the step; empty in a secure sum"""
     weight: float
     """records in mode `none`; 1 under privacy, where a count would be a release"""
     steps: int
@@ -112,3 +133,5 @@ class Update:
     """the last entry of the site's ledger; None when it lives in memory"""
     commitment: str | None = None
     """an audit: SHA-256 that binds the coins that decided which canaries are in"""
+    masked: bytes | None = None
+    """secure sums: the masked input, packed"""

@@ -12,12 +12,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from .. import __version__
 from .chain import Head
 from .errors import WireError
+from .secagg.facts import to_sealed
 from .types import Adapter, RoundTask, Update
 
-ARRAYS, CONFIG, METRICS, SITE = "arrays", "config", "metrics", "site"
+ARRAYS, CONFIG, METRICS, SITE, DEALT, MASKED = "arrays", "config", "metrics", "site", "dealt", "masked"
 WEIGHT = "num-examples"  # the name that Flower's strategies look for
 PUBLIC_KEY, SEQ, HASH, COMMITMENT = "public-key", "ledger-seq", "ledger-hash", "commitment"
 ROUND, STEPS_BEFORE, VERSION, PROXIMAL_MU = "server-round", "steps-before", "version", "proximal-mu"
+CLIP = "clip"
 
 REFUSED = 100
 """error code of a site that declined before it touched data: nothing was charged"""
@@ -26,6 +28,9 @@ FAILED = 101
 
 DECLINED = 102
 """error code of a site whose policy, budget or ledger forbids the run: it need not be asked again"""
+
+KEYS_LOST = 103
+"""error code of a site that holds no keys for secure sums, and charged nothing: it comes back with the next set-up"""
 
 
 def arrays_to_record(adapter: Adapter, dtype: str = "float32") -> ArrayRecord:
@@ -78,10 +83,14 @@ def decode_task(content: RecordDict) -> tuple[RoundTask, int]:
         adapter = record_to_arrays(content.array_records[ARRAYS])
         steps_before = int(cast(int, config.get(STEPS_BEFORE, 0)))
         proximal_mu = float(cast(float, config.get(PROXIMAL_MU, 0.0)))
+        clip = None if CLIP not in config else float(cast(float, config[CLIP]))
+        dealt = to_sealed(content.config_records[DEALT]) if DEALT in content.config_records else None
     except KeyError as missing:
         raise WireError(f"the task lacks {missing}") from None
     check_version(str(version), "the server")
-    return RoundTask(number, adapter, proximal_mu), steps_before
+    if clip is not None and not 0 < clip < float("inf"):
+        raise WireError(f"clip norm {clip} received; allowed: a finite number above 0")
+    return RoundTask(number, adapter, proximal_mu, clip, dealt), steps_before
 
 
 def check_version(version: str, whose: str) -> None:
@@ -117,19 +126,27 @@ def encode_update(update: Update, dtype: str) -> RecordDict:
     if update.commitment is not None:
         site[COMMITMENT] = update.commitment
     site |= head_facts(update.head)
+    if update.masked is None:
+        arrays = arrays_to_record(update.delta, dtype)
+    else:
+        arrays = ArrayRecord({MASKED: Array(np.frombuffer(update.masked, np.uint8))})
     return RecordDict(
         {
-            ARRAYS: arrays_to_record(update.delta, dtype),
+            ARRAYS: arrays,
             METRICS: MetricRecord({WEIGHT: update.weight, **update.metrics}),
             SITE: ConfigRecord(dict(site)),
         }
     )
 
 
-def decode_update(content: RecordDict, expected: Adapter) -> Update:
-    """Checks names, shapes, dtypes and finiteness against `expected`. Raises WireError."""
+def decode_update(content: RecordDict, expected: Adapter | None) -> Update:
+    """Checks names, shapes, dtypes and finiteness against `expected`; None: a masked input. Raises WireError."""
     try:
-        delta = record_to_arrays(content.array_records[ARRAYS], expected)
+        arrays, masked = content.array_records[ARRAYS], None
+        if expected is None:
+            delta, masked = {}, _masked(arrays)
+        else:
+            delta = record_to_arrays(arrays, expected)
         metrics = {name: float(cast(float, value)) for name, value in content.metric_records[METRICS].items()}
         site = content.config_records[SITE]
         weight = metrics.pop(WEIGHT)
@@ -148,4 +165,12 @@ def decode_update(content: RecordDict, expected: Adapter) -> Update:
         metrics,
         head,
         None if committed is None else str(committed),
+        masked,
     )
+
+
+def _masked(record: ArrayRecord) -> bytes:
+    array = record[MASKED].numpy()
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise WireError("the masked input is not a string of bytes")
+    return array.tobytes()

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from ..common.config import RunConfig
 from ..common.models import FineTuneModel, export_adapter, model_of
 from ..common.plan import privacy_plan
-from ..common.types import Records, Update
+from ..common.types import Records, Update, joined
 from . import checkpoint
 from .canaries import CanaryScores, conclude
 from .checkpoint import Checkpoint
@@ -56,7 +56,7 @@ def run_server(grid: Grid, config: RunConfig) -> None:
         sites = greet(grid, config, heads)
         scores = CanaryScores(config, model, plan, state) if plan is not None and config.audit.planted else None
         saver = _Saver(folder, recorder, model, validation, watched, heads, scores)
-        run_rounds(grid, config, state, list(model.trained), saver, sites)
+        run_rounds(grid, config, state, plan, list(model.trained), saver, sites)
         recorder.progress("evaluating after", config.run.rounds)
         after = _as_json(evaluate(model, state.adapter, test, everything))
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
@@ -86,8 +86,13 @@ class _Saver:
 
     def received(self, site: str, update: Update) -> None:
         self.heads.saw(site, update.head)
-        if self.scores is not None:
-            self.scores.observe(site, update)
+        if self.scores is not None and update.masked is None:
+            self.scores.observe(site, update.commitment, -joined(update.delta))
+
+    def summed(self, change: np.ndarray, updates: dict[str, Update]) -> None:
+        for site, update in updates.items():
+            if self.scores is not None:
+                self.scores.observe(site, update.commitment, -change)
 
     def round_done(self, result: RoundResult, state: Checkpoint) -> None:
         row = result_row(result) | evaluate(self.model, state.adapter, self.validation, self.watched).metrics

@@ -11,7 +11,6 @@ from ..common.audit import CONFIDENCE, GradientCanaries, bounds, coins, commitme
 from ..common.config import RunConfig
 from ..common.mechanism import PrivacyPlan
 from ..common.models import FineTuneModel, canary_records
-from ..common.types import Update
 from .checkpoint import Checkpoint
 from .evaluation import record_losses
 
@@ -26,17 +25,19 @@ class CanaryScores:
         self._config, self._model, self._plan, self._state = config, model, plan, state
         self._canaries: dict[str, GradientCanaries] = {}
 
-    def observe(self, site: str, update: Update) -> None:
-        """One accepted update. A site that commits to nothing, or to something new, spoils its canaries: no score."""
+    def observe(self, site: str, committed: str | None, released: np.ndarray) -> None:
+        """One site's part in a release. A site that commits to nothing, or to something new, spoils its canaries.
+
+        released: (d,) the mean gradient, of the site alone or of the sum that it is in.
+        """
         state = self._state
-        if update.commitment is None or state.commitments.setdefault(site, update.commitment) != update.commitment:
+        if committed is None or state.commitments.setdefault(site, committed) != committed:
             state.commitments[site] = ""
             return
         if site not in self._canaries:
             self._canaries[site] = GradientCanaries.of_site(self._config, self._model.trained_initial, site)
-        flat = np.concatenate([array.ravel() for array in update.delta.values()]).astype(np.float64)
-        # the release is the mean gradient, sent negative; scaled so that a canary that was drawn adds 1
-        observed = self._canaries[site].scores(-flat) * (self._plan.denominator / self._plan.clip)
+        # scaled so that a canary that was drawn adds 1
+        observed = self._canaries[site].scores(released) * (self._plan.denominator / self._plan.clip)
         observed = step_likelihood(observed, self._plan.sampling_rate, self._plan.noise_multiplier)
         state.scores[site] = state.scores.get(site, np.zeros(len(observed))) + observed
 

@@ -43,6 +43,8 @@ class Checkpoint:
     """what each site committed its coins to; empty text where it broke its word"""
     declined: dict[str, str] = field(default_factory=dict)
     """sites that refused the run, and why"""
+    clip: float | None = None
+    """the next round's clip norm, where it adapts"""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -58,6 +60,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "before": checkpoint.before,
         "commitments": checkpoint.commitments,
         "declined": checkpoint.declined,
+        "clip": checkpoint.clip,
     }
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
     partial = path.with_suffix(".partial")

@@ -5,8 +5,8 @@ Flower's own `Strategy.start` cannot resume and voids a round on one error reply
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,11 +20,14 @@ from flwr.supercore.run import Run
 
 from ..common import wire
 from ..common.config import FLOWER_STRATEGIES, RunConfig
-from ..common.errors import ConfigError, LedgerError, RoundError, WireError
-from ..common.types import Adapter, Update
+from ..common.errors import ConfigError, LedgerError, RoundError, SecureSumError, WireError
+from ..common.mechanism import PrivacyPlan
+from ..common.types import Adapter, Update, split
 from .aggregation import ProductMean, ServerStep, make_aggregate
 from .checkpoint import Checkpoint, arrays_of, restore_arrays
 from .heads import Heads
+from .secagg import SecureSums
+from .summing import CentralSums, Sums, change_of
 
 _HELLO_SECONDS = 120.0
 """for sites to appear and answer before the first round"""
@@ -44,6 +47,10 @@ class RoundResult:
     """weighted mean over sites; mode `none` only, elsewhere it would be a release"""
     residual: float | None
     """`exact`: what the truncation to rank r lost, relative"""
+    clip: float | None = None
+    """the clip norm, where it adapts"""
+    void: str | None = None
+    """why the round changed nothing"""
 
 
 class Watch(Protocol):
@@ -61,6 +68,10 @@ class Watch(Protocol):
         """An update was accepted, before it is aggregated."""
         ...
 
+    def summed(self, change: np.ndarray, updates: dict[str, Update]) -> None:
+        """A sum was opened. change: (d,) of the trained numbers; updates: the sites in it, without their inputs."""
+        ...
+
     def round_done(self, result: RoundResult, state: Checkpoint) -> None:
         """A round is over; the state is to be saved."""
         ...
@@ -71,7 +82,8 @@ class Replies:
     """Replies of one round, checked as they come; errors are noted and left out."""
 
     names: dict[int, str]
-    expected: Adapter
+    expected: Adapter | None
+    """the arrays of an update; None: masked inputs"""
     on_reply: Callable[[], None]
     on_update: Callable[[str, Update], None]
     sites: list[str] = field(default_factory=list)
@@ -83,6 +95,8 @@ class Replies:
     steps: dict[str, int] = field(default_factory=dict)
     """what each site says it has charged in all"""
     losses: list[tuple[float, float]] = field(default_factory=list)
+    keys_lost: bool = False
+    """a site holds no keys of the set-up of secure sums"""
     bytes_up: int = 0
 
     def accept(self, messages: Iterable[Message]) -> Iterator[tuple[str, Update, Message]]:
@@ -94,8 +108,9 @@ class Replies:
             self.on_reply()
             if message.has_error():
                 self.failed.append({"site": site, "reason": message.error.reason or "no reason given"})
-                if message.error.code in (wire.REFUSED, wire.DECLINED):
+                if message.error.code in (wire.REFUSED, wire.DECLINED, wire.KEYS_LOST):
                     self.refused.append(site)
+                self.keys_lost |= message.error.code == wire.KEYS_LOST
                 if message.error.code == wire.DECLINED:
                     self.declined[site] = message.error.reason or "no reason given"
                 continue
@@ -150,6 +165,10 @@ class StreamingStrategy(Strategy):
         change = aggregate.finish()
         self.residual = aggregate.residual if isinstance(aggregate, ProductMean) else None
         return wire.arrays_to_record(self.step.apply(self._adapter, change)), None
+
+    def summed(self, change: np.ndarray) -> ArrayRecord:
+        """The next adapter, for modes that release a sum. change: (d,) of the trained numbers."""
+        return wire.arrays_to_record(self.step.apply(self._adapter, split(change, self._trained)))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -227,7 +246,8 @@ def greet(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
     while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < until:
         time.sleep(0.1)
     sites: dict[str, int] = {}
-    answers, strangers = ask(grid, nodes, "hello", {}, max(1.0, until - time.monotonic()))
+    answers, failures = ask(grid, {key: {} for key in nodes}, "hello", max(1.0, until - time.monotonic()))
+    strangers = list(failures.values())
     for node, answer in answers.items():
         name = str(answer["name"])
         if name in sites:
@@ -246,33 +266,33 @@ def greet(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
 
 
 def ask(
-    grid: Grid, nodes: Iterable[int], action: str, facts: dict[str, Any], seconds: float
-) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """The facts that sites answer a query with, by node, and the reasons of those that answered with an error."""
-    questions = [
+    grid: Grid, questions: Mapping[int, Mapping[str, Any]], action: str, seconds: float
+) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """The facts that sites answer a query with, and the reasons of those that answered with an error, by node."""
+    messages = [
         Message(RecordDict({wire.CONFIG: ConfigRecord(dict(facts))}), node, f"{MessageType.QUERY}.{action}")
-        for node in nodes
+        for node, facts in questions.items()
     ]
     answers: dict[int, dict[str, Any]] = {}
-    failures: list[str] = []
-    for reply in grid.send_and_receive(questions, timeout=seconds):
+    failures: dict[int, str] = {}
+    for reply in grid.send_and_receive(messages, timeout=seconds):
         if reply.has_error():
-            failures.append(reply.error.reason or "no reason given")
+            failures[reply.metadata.src_node_id] = reply.error.reason or "no reason given"
         else:
             answers[reply.metadata.src_node_id] = dict(reply.content.config_records[wire.SITE])
     return answers, failures
 
 
 def _ask_ledger(grid: Grid, site: str, node: int, facts: dict[str, Any]) -> dict[str, Any]:
-    answers, failures = ask(grid, [node], "ledger", facts, _HELLO_SECONDS)
+    answers, failures = ask(grid, {node: facts}, "ledger", _HELLO_SECONDS)
     if node not in answers:
-        raise LedgerError(f"{site}: {failures[0] if failures else 'did not show its ledger in time'}")
+        raise LedgerError(f"{site}: {failures.get(node, 'did not show its ledger in time')}")
     return answers[node]
 
 
 def reveal(grid: Grid, sites: dict[str, int]) -> dict[str, dict[str, Any]]:
     """After an audited run: the sites' coins, by name; sites: as `greet` gave them."""
-    answers, _ = ask(grid, sites.values(), "reveal", {}, _HELLO_SECONDS)
+    answers, _ = ask(grid, {key: {} for key in sites.values()}, "reveal", _HELLO_SECONDS)
     return {name: answers[node] for name, node in sites.items() if node in answers}
 
 
@@ -290,13 +310,15 @@ def run_rounds(
     grid: Grid,
     config: RunConfig,
     state: Checkpoint,
+    plan: PrivacyPlan | None,
     trained: list[str],
     watch: Watch,
     sites: dict[str, int],
 ) -> Checkpoint:
     """Plays the rounds after `state.round`.
 
-    trained: names of the arrays that sites send back. sites: as `greet` gave them.
+    plan: of the run, None in mode `none`. trained: names of the arrays that sites send back. sites: as `greet` gave
+    them.
     A round with too few replies changes nothing and is recorded. A site that declines the run is not asked again;
     raises RoundError when too few are left.
     """
@@ -306,9 +328,10 @@ def run_rounds(
     else:
         restore_arrays(strategy, state.strategy)
     state.declined = {}  # a resumed run asks everybody again
+    summing = _summing(grid, config, plan, sites)
     for number in range(state.round + 1, config.run.rounds + 1):
         cohort = choose(config, sites, number)
-        result = _one_round(grid, config, state, trained, strategy, cohort, number, watch)
+        result = _one_round(grid, config, state, trained, strategy, summing, cohort, number, watch)
         state.round, state.strategy = number, strategy_state(strategy)
         watch.round_done(result, state)
         sites = {name: node for name, node in sites.items() if name not in state.declined}
@@ -320,17 +343,94 @@ def run_rounds(
     return state
 
 
+@dataclass(frozen=True)
+class _Summing:
+    """How a mode that releases sums adds up, and what the sum means."""
+
+    config: RunConfig
+    plan: PrivacyPlan
+    secure: SecureSums | None
+    central: CentralSums
+
+    def prepare(self, state: Checkpoint, number: int, cohort: dict[str, int]) -> dict[str, int]:
+        """Before a round: the sites that can take part in its sum."""
+        if state.clip is None:
+            state.clip = self.plan.clip
+        self.central.begin(state.clip)
+        if self.secure is None:
+            return cohort
+        self.secure.prepare(number, cohort)
+        return {name: node for name, node in cohort.items() if name in self.secure.sites}
+
+    def add_to_task(self, content: RecordDict, site: str, clip: float | None) -> None:
+        if self.config.privacy.clip_quantile is not None and clip is not None:
+            content.config_records[wire.CONFIG][wire.CLIP] = clip
+        if self.secure is not None and (dealt := self.secure.task(site)):
+            content[wire.DEALT] = ConfigRecord(dealt)
+
+    def aggregate(
+        self,
+        state: Checkpoint,
+        strategy: StreamingStrategy,
+        number: int,
+        replies: Replies,
+        arriving: Iterator[tuple[str, Update, Message]],
+        watch: Watch,
+    ) -> ArrayRecord:
+        """The next adapter. Raises SecureSumError or RoundError when the round is void."""
+        sums: Sums = self.central if self.secure is None else self.secure
+        updates: dict[str, Update] = {}
+        for site, update, _ in arriving:
+            try:
+                sums.add(site, update)
+            except (SecureSumError, WireError) as error:
+                replies.sites.remove(site)
+                replies.failed.append({"site": site, "reason": str(error)})
+                continue
+            updates[site] = replace(update, masked=None, delta={})
+        if self.secure is not None and replies.keys_lost:
+            self.secure.lost()
+        if len(updates) < self.config.server.min_clients:
+            raise RoundError(f"{len(updates)} sites took part, server.min_clients is {self.config.server.min_clients}")
+        total, failed = sums.finish(number)
+        replies.failed += [{"site": site, "reason": f"unmasking: {reason}"} for site, reason in failed.items()]
+        clip = state.clip or self.plan.clip
+        change, state.clip = change_of(self.config, self.plan, total, clip)
+        watch.summed(change, updates)
+        return strategy.summed(change)
+
+
+def _summing(grid: Grid, config: RunConfig, plan: PrivacyPlan | None, sites: dict[str, int]) -> _Summing | None:
+    if plan is None or config.privacy.mode == "local":
+        return None
+    exchange = partial(_exchange, grid, sites, config.server.deadline)
+    return _Summing(config, plan, SecureSums(config, plan, exchange) if config.secure else None, CentralSums(plan))
+
+
+def _exchange(
+    grid: Grid, sites: dict[str, int], seconds: float, stage: str, questions: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """One stage of secure sums: the answers, and the reasons of errors, by site."""
+    names = {sites[name]: name for name in questions}
+    answers, failures = ask(grid, {sites[name]: facts for name, facts in questions.items()}, stage, seconds)
+    return {names[node]: facts for node, facts in answers.items()}, {names[n]: why for n, why in failures.items()}
+
+
 def _one_round(
     grid: Grid,
     config: RunConfig,
     state: Checkpoint,
     trained: list[str],
     strategy: Strategy,
+    summing: _Summing | None,
     cohort: dict[str, int],
     number: int,
     watch: Watch,
 ) -> RoundResult:
     started = time.perf_counter()
+    if summing is not None:
+        cohort = summing.prepare(state, number, cohort)
+    clip, void = state.clip, None
     by_node = {node: name for name, node in cohort.items()}
     view = Cohort(grid, list(cohort.values()))
     arrays = wire.arrays_to_record(state.adapter)
@@ -340,20 +440,28 @@ def _one_round(
     for message in messages:
         site = names[message.metadata.dst_node_id]
         message.content = _with_steps(message.content, state.asked.get(site, 0))
-        state.asked[site] = state.asked.get(site, 0) + config.training.local_steps
+        if summing is not None:
+            summing.add_to_task(message.content, site, clip)
+        state.asked[site] = state.asked.get(site, 0) + config.steps_per_round
     watch.asking(state)
     asked = len(messages)
     bytes_down = sum(wire.byte_count(message.content) for message in messages)
-    expected = {name: state.adapter[name] for name in trained}
+    expected = None if config.secure else {name: state.adapter[name] for name in trained}
     replies = Replies(names, expected, lambda: watch.replied(number, asked - len(replies.names), asked), watch.received)
     arriving = replies.accept(view.send_and_receive(messages, timeout=config.server.deadline))
-    if isinstance(strategy, StreamingStrategy):
+    new_arrays: ArrayRecord | None = None
+    if summing is not None and isinstance(strategy, StreamingStrategy):
+        try:
+            new_arrays = summing.aggregate(state, strategy, number, replies, arriving, watch)
+        except (SecureSumError, RoundError) as error:
+            void = str(error)
+    elif isinstance(strategy, StreamingStrategy):
         new_arrays, _ = strategy.aggregate_train(number, (message for _, _, message in arriving))
     else:
         new_arrays = _aggregate_with_flower(strategy, config, state.adapter, number, arriving)
     replies.close()
     for site in replies.refused:  # it said that it charged nothing
-        state.asked[site] -= config.training.local_steps
+        state.asked[site] -= config.steps_per_round
     state.asked |= replies.steps  # the site's own account says it best
     state.declined |= replies.declined
     if new_arrays is not None:
@@ -362,12 +470,14 @@ def _one_round(
     return RoundResult(
         round=number,
         seconds=time.perf_counter() - started,
-        bytes_up=replies.bytes_up,
-        bytes_down=bytes_down,
+        bytes_up=replies.bytes_up + (summing.secure.bytes_up if summing and summing.secure else 0),
+        bytes_down=bytes_down + (summing.secure.bytes_down if summing and summing.secure else 0),
         sites=sorted(replies.sites),
         failed=sorted(replies.failed, key=lambda failure: failure["site"]),
         train_loss=sum(w * loss for w, loss in replies.losses) / weight if weight else None,
         residual=strategy.residual if isinstance(strategy, StreamingStrategy) else None,
+        clip=clip if config.privacy.clip_quantile is not None else None,
+        void=void,
     )
 
 

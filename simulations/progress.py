@@ -88,7 +88,7 @@ def print_summary(folder: Path) -> None:
     else:
         console.print(
             f"privacy: ε = {privacy['epsilon_spent']:.3f} spent of {privacy['epsilon_planned']:g} planned at δ = "
-            f"{privacy['delta']:g}, per record, against {privacy['adversary']}"
+            f"{privacy['delta']:g}, per {privacy['unit'].split(':')[0]}, against {privacy['adversary']}"
         )
     seconds = sum(row["seconds"] for row in report["rounds"])
     failed = sum(len(row["failed"]) for row in report["rounds"])

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from ... import __version__
+from ...common import claims
 from ...common.config import RunConfig
 from ...common.mechanism import PrivacyPlan, gaussian_epsilon
+from ...common.plan import declared_steps
 from ..checkpoint import Checkpoint
 
 SCHEMA = 1
@@ -74,7 +76,7 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
             "epsilon_planned": None,
             "epsilon_spent": None,
             "noise_multiplier": None,
-            "steps": config.run.rounds * config.training.local_steps,
+            "steps": declared_steps(config),
             "statement": "No privacy: every update is a function of raw gradients, and the server sees each of them.",
             "sites": sites,
         }
@@ -91,12 +93,14 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
         for site, steps in sorted(state.asked.items())
     ]
     spent = max((site["epsilon_spent"] for site in sites), default=0.0)
-    adversary = "the server and all other sites, who see every update of the site"
+    adversary = claims.adversary(config)
     return {
         "mode": config.privacy.mode,
-        "unit": "example: one record of a site, added or removed",
+        "unit": claims.unit(config),
         "adversary": adversary,
-        "sampling": f"Poisson, each record with q = {plan.sampling_rate} in every step, drawn in secret at the site",
+        "sampling": claims.sampling(config),
+        "noise": claims.noise(config),
+        "secure_aggregation": config.secure,
         "delta": plan.delta,
         "epsilon_planned": config.privacy.epsilon,
         "epsilon_spent": spent,
@@ -104,7 +108,7 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
         "sampling_rate": plan.sampling_rate,
         "clip": plan.clip,
         "steps": plan.steps,
-        "epsilon_by_round": [plan.epsilon(k * config.training.local_steps) for k in range(config.run.rounds + 1)],
+        "epsilon_by_round": [plan.epsilon(k * config.steps_per_round) for k in range(config.run.rounds + 1)],
         "composition": f"{plan.steps} steps over {config.run.rounds} rounds; the largest ε of any site",
         "accountant": "Rényi DP of the Poisson-sampled Skellam mechanism",
         "cross_check": {
@@ -115,9 +119,8 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
         },
         "mechanism": f"Skellam noise on a grid of 2^16 steps per clip norm, {plan.coordinates} numbers a step",
         "statement": (
-            f"One record of a site is protected with ε = {spent:.2f} at δ = {plan.delta:g} against {adversary}. This "
-            "holds where each record lives at one site; it does not hide that a site took part, and it says nothing "
-            "about what the public test set or the backbone already reveal."
+            f"{claims.protected(config)} is protected with ε = {spent:.2f} at δ = {plan.delta:g} against {adversary}. "
+            f"{claims.limits(config)}"
         ),
         "sites": sites,
     }

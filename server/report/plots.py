@@ -60,7 +60,8 @@ def epsilon(report: dict[str, Any]) -> bytes:
 
 
 def _steps_a_round(report: dict[str, Any]) -> int:
-    return report["config"]["training"]["local_steps"]
+    client = report["config"]["privacy"]["mode"] == "client"
+    return 1 if client else report["config"]["training"]["local_steps"]
 
 
 def epsilon_over_rounds(plan: PrivacyPlan, rounds: int, steps_a_round: int, others: dict[str, PrivacyPlan]) -> bytes:

@@ -84,7 +84,7 @@ def render_html(report: dict[str, Any]) -> str:
         attacks=plots.ATTACKS,
         pictures=[(title, name, base64.b64encode(png).decode()) for title, name, png in pictures],
         configuration=tomli_w.dumps(report["config"]),
-        failures=[(row["round"], failure) for row in report["rounds"] for failure in row["failed"]],
+        failures=[(row["round"], failure) for row in report["rounds"] for failure in _failures(row)],
     )
 
 
@@ -92,3 +92,9 @@ def _replace(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def _failures(row: dict[str, Any]) -> list[dict[str, str]]:
+    """Of the sites, and of the round as a whole."""
+    void = [{"site": "all", "reason": row["void"]}] if "void" in row else []
+    return [*row["failed"], *void]

@@ -21,7 +21,7 @@ def run(make_config, local) -> RunConfig:
 
 def site_with(policy: dict, **dataset) -> Site:
     content = {"datasets": {"default": {"epsilon": 8.0, **dataset}}, "policy": policy}
-    return Site("st-mary", SiteConfig.parse(content, "site.toml"), Ledger.in_memory("st-mary", SiteKey.new()))
+    return Site("st-mary", SiteConfig.parse(content, "site.toml"), Ledger.in_memory("st-mary", SiteKey.new()), {})
 
 
 @pytest.mark.parametrize(

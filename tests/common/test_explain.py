@@ -11,14 +11,15 @@ from confide.common.plan import privacy_plan
 def test_belief_and_hits_are_bounded_as_theory_says(make_config, local) -> None:
     assert belief(0) == 0.5
     assert belief(3) == pytest.approx(0.9526, abs=1e-4)
-    plan = privacy_plan(make_config(privacy=local), 1000)
+    config = make_config(privacy=local)
+    plan = privacy_plan(config, 1000)
     assert plan is not None
     found = most_found(plan, 0.01)
     assert 0.01 < found < min(1.0, math.exp(plan.epsilon()) * 0.01 + plan.delta)  # tighter than (ε, δ) alone
     less = calibrated(plan, 1.0, plan.steps)
     assert less is not None
     assert most_found(less, 0.01) < found
-    assert any("99.9" in paragraph for paragraph in in_words(plan))
+    assert any("99.9" in paragraph for paragraph in in_words(config, plan))
 
 
 def test_alternatives_answer_what_if(make_config, local) -> None:

@@ -30,7 +30,7 @@ _Z = 5.0  # false alarm below 6e-7
 @pytest.fixture
 def plan() -> PrivacyPlan:
     return plan_for(
-        epsilon=8, delta=1e-5, sampling_rate=0.05, steps=30, clip=1.0, coordinates=5000, declared_records=1000
+        epsilon=8, delta=1e-5, sampling_rate=0.05, steps=30, clip=1.0, coordinates=5000, declared_units=1000
     )
 
 
@@ -93,7 +93,7 @@ def test_skellam_rdp_bounds_the_exact_divergence(shift: int, mu: float, order: i
 @pytest.mark.parametrize(("epsilon", "q", "steps"), [(8.0, 0.05, 30), (3.0, 0.02, 100), (1.0, 0.1, 50)])
 def test_calibrated_noise_is_confirmed_by_opacus(epsilon: float, q: float, steps: int) -> None:
     found = plan_for(
-        epsilon=epsilon, delta=1e-5, sampling_rate=q, steps=steps, clip=1.0, coordinates=75_000, declared_records=1
+        epsilon=epsilon, delta=1e-5, sampling_rate=q, steps=steps, clip=1.0, coordinates=75_000, declared_units=1
     )
     assert epsilon * 0.99 < found.epsilon() <= epsilon
     for accountant in (RDPAccountant(), PRVAccountant()):
@@ -118,7 +118,7 @@ def test_epsilon_composes_over_steps(plan: PrivacyPlan) -> None:
 
 def test_unreachable_budget_is_refused() -> None:
     with pytest.raises(PrivacyError, match="no noise multiplier"):
-        plan_for(epsilon=1e-7, delta=1e-5, sampling_rate=1, steps=10**6, clip=1, coordinates=10, declared_records=1)
+        plan_for(epsilon=1e-7, delta=1e-5, sampling_rate=1, steps=10**6, clip=1, coordinates=10, declared_units=1)
 
 
 def test_unknown_accountant_is_refused() -> None:

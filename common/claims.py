@@ -1,0 +1,57 @@
+"""Whose privacy a run's ε speaks of, and against whom, in words: the same everywhere that an ε is shown."""
+
+from .config import RunConfig
+
+
+def unit(config: RunConfig) -> str:
+    if config.privacy.mode == "client":
+        return "client: one site's whole contribution, present or not"
+    return "example: one record of a site, added or removed"
+
+
+def protected(config: RunConfig) -> str:
+    """Subject of the sentence "… is protected"."""
+    return "Whether a site contributed, and what," if config.privacy.mode == "client" else "One record of a site"
+
+
+def adversary(config: RunConfig) -> str:
+    if config.privacy.mode == "local":
+        return "the server and all other sites, who see every update of the site"
+    if not config.secure:
+        return "everybody who sees the models; the server is trusted: it sees each clipped update and adds the noise"
+    colluders = config.privacy.colluders
+    helped = f"the server and up to {colluders} sites that work for it" if colluders else "the server alone"
+    return f"{helped}, who see the sum over at least {config.secure_parameters.survivors} sites in every round"
+
+
+def sampling(config: RunConfig) -> str:
+    rate = config.privacy.sampling_rate
+    if config.privacy.mode == "client":
+        return f"Poisson, each site with q = {rate} in every round, by a coin of its own"
+    return f"Poisson, each record with q = {rate} in every step, drawn in secret at the site"
+
+
+def limits(config: RunConfig) -> str:
+    """What the ε does not say."""
+    if config.privacy.mode == "client":
+        return (
+            "It does not hide that a site is registered, and it says nothing about what the public test set or the "
+            "backbone already reveal."
+        )
+    return (
+        "This holds where each record lives at one site; it does not hide that a site took part, and it says nothing "
+        "about what the public test set or the backbone already reveal."
+    )
+
+
+def noise(config: RunConfig) -> str:
+    """Who adds the noise."""
+    if config.privacy.mode == "local":
+        return "each site alone, in full"
+    if not config.secure:
+        return "the server, before anything is used"
+    p = config.secure_parameters
+    return (
+        f"each site a share of 1/{p.survivors - p.colluders}: with {p.survivors} of {p.sites} sites in the sum, and "
+        f"{p.colluders} of them working for the server, the rest still make up the whole"
+    )

@@ -1,0 +1,191 @@
+"""Combinations of a run's settings that cannot hold, each with its reason and what to do instead.
+
+`RunConfig` calls `check_combinations` when it is read. The README's table of refusals follows this page.
+"""
+
+from typing import TYPE_CHECKING
+
+from .errors import SecureSumError
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+
+_MEANS = ("fedavg", "ffa")
+
+
+def check_combinations(config: "RunConfig") -> None:
+    """Raises ValueError with one line."""
+    for check in (
+        _check_privacy,
+        _check_sums,
+        _check_clipping,
+        _check_partition,
+        _check_server,
+        _check_task,
+        _check_audit,
+    ):
+        check(config)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_privacy(config: "RunConfig") -> None:
+    privacy = config.privacy
+    if privacy.mode == "none":
+        return
+    unit = "site takes part in a round" if privacy.mode == "client" else "record is drawn in a step"
+    needed = {
+        "epsilon": "the budget of the whole run, e.g. 8.0",
+        "sampling_rate": f"the probability that a {unit}, e.g. 0.05",
+        "declared_examples": "the public size of all sites' data together (a round figure will do)",
+    }
+    if privacy.mode == "client":
+        del needed["declared_examples"]
+    for key, meaning in needed.items():
+        _require(
+            getattr(privacy, key) is not None,
+            f"privacy.{key}: nothing received; mode '{privacy.mode}' needs {meaning}; set it in [privacy]",
+        )
+    _require(
+        config.server.aggregation != "qfedavg",
+        "server.aggregation: 'qfedavg' weighs sites by their loss, which is a release; choose fedavg",
+    )
+
+
+def _check_sums(config: "RunConfig") -> None:
+    mode, server = config.privacy.mode, config.server
+    summed = mode in ("distributed", "client")
+    _require(
+        mode != "distributed" or config.secure,
+        "server.secure_aggregation: false received for mode 'distributed'; a share of the noise protects nothing that "
+        "the server can see by itself; set it to true, or choose mode local",
+    )
+    _require(
+        mode != "none" or not config.secure,
+        "server.secure_aggregation: true received for mode 'none'; without a clip norm there is no grid to add on, and "
+        "without noise sums of several rounds give away updates; choose mode distributed",
+    )
+    _require(
+        mode != "local" or not config.secure,
+        "server.secure_aggregation: true received for mode 'local'; every site's own noise already holds against the "
+        "server, and a sum of full noise wastes accuracy; choose mode distributed",
+    )
+    _require(
+        not summed or server.aggregation in _MEANS,
+        f"server.aggregation: '{server.aggregation}' received for mode '{mode}'; it needs each site's update, and "
+        f"{'a secure sum hides them' if config.secure else 'the noise is made for their sum'}; allowed: fedavg, ffa",
+    )
+    _require(
+        mode != "distributed" or config.training.local_steps == 1,
+        f"training.local_steps: {config.training.local_steps} received; mode 'distributed' is DP-SGD over all sites' "
+        "data: one round is one step; allowed: 1",
+    )
+    _require(
+        not summed or server.cohort is None,
+        f"server.cohort: {server.cohort} received for mode '{mode}'; a cohort that the server picks amplifies nothing "
+        "against it, and the noise counts on every site; remove it (privacy.sampling_rate draws in secret)",
+    )
+    _require(
+        not config.secure or server.wire == "float32",
+        f"server.wire: '{server.wire}' received with secure aggregation, where packed integers travel; remove it",
+    )
+    _require(
+        config.secure or server.min_survivors is None,
+        "server.min_survivors: received without secure aggregation; remove it, or use server.min_clients",
+    )
+    if config.secure and config.data.partition.clients is not None:
+        try:
+            _ = config.secure_parameters
+        except SecureSumError as error:
+            raise ValueError(
+                f"server.min_survivors, privacy.colluders: {error}; change them or data.partition.clients"
+            ) from None
+
+
+def _check_clipping(config: "RunConfig") -> None:
+    privacy = config.privacy
+    adaptive = privacy.clip_quantile is not None
+    _require(
+        not adaptive or privacy.mode == "client",
+        f"privacy.clip_quantile: received for mode '{privacy.mode}'; the clip norm adapts to whole updates; allowed: "
+        "mode client; remove it",
+    )
+    _require(
+        adaptive or privacy.clip_count_noise is None,
+        "privacy.clip_count_noise: received without privacy.clip_quantile; set it, e.g. 0.5, or remove this",
+    )
+
+
+def _check_partition(config: "RunConfig") -> None:
+    partition = config.data.partition
+    natural = partition.kind == "natural"
+    _require(
+        not natural or partition.column is not None,
+        "data.partition.column: nothing received; kind 'natural' needs the column that names the site",
+    )
+    _require(
+        natural or partition.clients is not None,
+        f"data.partition.clients: nothing received; kind '{partition.kind}' needs a number of sites, e.g. 8",
+    )
+    if partition.clients is not None:
+        _require(
+            config.server.min_clients <= (config.server.cohort or partition.clients),
+            f"server.min_clients: {config.server.min_clients} received, but a round asks only "
+            f"{config.server.cohort or partition.clients} sites; lower it, or raise server.cohort or "
+            "data.partition.clients",
+        )
+        _require(
+            config.server.cohort is None or config.server.cohort <= partition.clients,
+            f"server.cohort: {config.server.cohort} received; at most data.partition.clients = {partition.clients}",
+        )
+
+
+def _check_server(config: "RunConfig") -> None:
+    _require(
+        not config.server.options or config.server.flower,
+        f"server.options: received for '{config.server.aggregation}', which takes none; remove them or choose a "
+        "Flower strategy",
+    )
+    _require(
+        config.server.aggregation != "qfedavg" or "client_learning_rate" in config.server.options,
+        "server.options: 'qfedavg' needs client_learning_rate; set server.options.client_learning_rate",
+    )
+
+
+def _check_task(config: "RunConfig") -> None:
+    data = config.data
+    _require(
+        (data.prompt is None) == (data.response is None),
+        "data.response: prompt and response go together; set both or neither",
+    )
+    _require(
+        config.model.task == "causal-lm" or data.prompt is None,
+        f"data.prompt: received, but task '{config.model.task}' reads data.text; remove it",
+    )
+
+
+def _check_audit(config: "RunConfig") -> None:
+    audit = config.audit
+    _require(
+        config.privacy.mode != "client" or not audit.planted,
+        "audit: received for mode 'client'; canaries are records, and its unit is a whole site; remove it",
+    )
+    _require(
+        config.private or not (audit.planted or audit.control),
+        "audit: received for mode 'none', which claims nothing that could be audited; set privacy.mode, or remove it",
+    )
+    _require(
+        not audit.control or config.engine.ledger is None,
+        "audit.control: releases without noise; allowed: a ledger in memory; remove engine.ledger",
+    )
+    _require(
+        audit.guesses is None or audit.guesses <= min(n for n in (audit.canaries, audit.records, 10**9) if n),
+        f"audit.guesses: {audit.guesses} received; at most the number of canaries; lower it",
+    )
+    _require(
+        config.data.reference is None or config.data.limit is not None,
+        "data.reference: received without data.limit; it draws N of the first 2N rows; set data.limit",
+    )

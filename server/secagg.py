@@ -1,0 +1,149 @@
+"""The server's side of secure sums: a set-up that serves many rounds, and two exchanges a round.
+
+It passes on what it cannot read and learns one sum a round. Flower is behind `Exchange`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..common.config import RunConfig
+from ..common.errors import RoundError, SecureSumError
+from ..common.mechanism import PrivacyPlan
+from ..common.plan import secure_session
+from ..common.secagg import facts
+from ..common.secagg.keys import Advert, Session
+from ..common.secagg.protocol import Answer, Roster, Sum
+from ..common.types import Update
+
+Exchange = Callable[[str, Mapping[str, facts.Facts]], tuple[dict[str, dict[str, Any]], dict[str, str]]]
+"""Sends each site its question of one kind; the answers, and the reasons of those that answered with an error, by site.
+A site in neither did not answer in time."""
+
+_ATTEMPTS = 3
+"""set-ups in a row before a run is given up: each leaves out the sites that failed in the one before"""
+
+
+class SecureSums:
+    """The set-up in use and the sum of the round in progress."""
+
+    def __init__(self, config: RunConfig, plan: PrivacyPlan, exchange: Exchange) -> None:
+        self._config, self._plan, self._exchange = config, plan, exchange
+        self._roster: Roster | None = None
+        self._sum: Sum | None = None
+        self._undelivered: set[str] = set()
+        self._stale = False
+        self.bytes_up = self.bytes_down = 0
+
+    def prepare(self, number: int, sites: Iterable[str]) -> None:
+        """Makes sure that a set-up serves this round and these sites. Raises RoundError when too few take part."""
+        sites = sorted(sites)
+        self.bytes_up = self.bytes_down = 0
+        served = self._roster is not None and self._serves(self._roster, number)
+        if not served or self._stale:
+            self._roster, reason = None, ""
+            for _ in range(_ATTEMPTS):
+                if self._roster is None:
+                    sites, reason = self._set_up(number, sites)
+            if self._roster is None:
+                raise RoundError(f"no set-up of secure sums in {_ATTEMPTS} attempts: {reason}")
+        if self._roster is not None:
+            self._sum = Sum(self._roster, number)
+
+    def _serves(self, roster: Roster, number: int) -> bool:
+        return roster.session.first_round <= number < roster.session.first_round + roster.session.rounds
+
+    def _set_up(self, number: int, sites: list[str]) -> tuple[list[str], str]:
+        """One attempt; the sites that are left for another, and why it is needed."""
+        self._stale = False
+        session = secure_session(self._config, self._plan, number)
+        question: facts.Facts = {"first-round": number}
+        answers, failed = self._ask("keys", dict.fromkeys(sites, question))
+        adverts: list[Advert] = []
+        for name in sorted(answers):
+            try:
+                adverts.append(_checked(facts.to_advert(answers[name]), session, name))
+            except SecureSumError as error:
+                failed[name] = str(error)
+        try:
+            roster = Roster(session, adverts)
+            columns = facts.from_adverts(roster.adverts)
+            dealt, failed = self._ask("shares", dict.fromkeys(roster.points, columns))
+            for name, answer in dealt.items():
+                roster.dealt(name, facts.to_sealed(answer))
+        except SecureSumError as error:
+            first = next(iter(failed.values()), "")
+            raise RoundError(f"{error}{f'; the first problem: {first}' if first else ''}") from None
+        if roster.missing:
+            reason = failed.get(roster.missing[0], "did not answer in time")
+            return sorted(dealt), f"{roster.missing[0]} dealt no shares: {reason}"
+        self._roster, self._undelivered = roster, set(roster.points)
+        return sorted(dealt), ""
+
+    def _ask(
+        self, stage: str, questions: Mapping[str, facts.Facts]
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        self.bytes_down += sum(facts.size(question) for question in questions.values())
+        answers, failed = self._exchange(stage, questions)
+        self.bytes_up += sum(facts.size(answer) for answer in answers.values())
+        return answers, failed
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites of the set-up in use."""
+        return [] if self._roster is None else list(self._roster.points)
+
+    def task(self, site: str) -> facts.Facts:
+        """What goes with a site's task: after a set-up, the shares that its neighbours dealt to it."""
+        if self._roster is None or site not in self._undelivered:
+            return {}
+        given = facts.from_sealed(self._roster.shares_for(site))
+        self.bytes_down += facts.size(given)
+        return given
+
+    def add(self, site: str, update: Update) -> None:
+        """A site's masked input. Raises SecureSumError for one that cannot be."""
+        self._open_sum.add(site, update.masked or b"")
+        self._undelivered.discard(site)
+
+    def lost(self) -> None:
+        """A site has lost its keys: the next round begins with a new set-up, so that it can come back."""
+        self._stale = True
+
+    def finish(self, number: int) -> tuple[np.ndarray, dict[str, str]]:
+        """The sum of the round, (d,) int64, and the survivors that did not help to open it, with reasons.
+
+        Raises SecureSumError when the round is void; nothing is revealed then.
+        """
+        total = self._open_sum
+        answers: dict[str, Answer] = {}
+        failed: dict[str, str] = {}
+        if total.enough():
+            question = {"round": number, "survivors": total.survivors}
+            replies, failed = self._ask("unmask", dict.fromkeys(total.survivors, question))
+            for name, reply in replies.items():
+                try:
+                    answers[name] = facts.to_answer(reply)
+                except SecureSumError as error:
+                    failed[name] = str(error)
+            failed |= {
+                name: "did not answer the unmasking in time"
+                for name in total.survivors
+                if name not in answers and name not in failed
+            }
+        return total.finish(answers), failed
+
+    @property
+    def _open_sum(self) -> Sum:
+        if self._sum is None:
+            raise SecureSumError("secure sum: no round has begun")
+        return self._sum
+
+
+def _checked(advert: Advert, session: Session, site: str) -> Advert:
+    """Raises SecureSumError for keys that other sites would refuse: better one site is left out than all stop."""
+    if advert.name != site:
+        raise SecureSumError(f"secure sum: {site} published keys for '{advert.name}'")
+    advert.check(session)
+    return advert
