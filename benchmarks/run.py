@@ -8,6 +8,7 @@ The first needs SST-2 as csv files: ../shared/data, or the folder in CONFIDE_DAT
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,6 @@ from confide.common.models import DEMO_BACKBONE, resolve_backbone
 from confide.simulations.recipes import find_recipe
 
 HERE = Path(__file__).parent
-OTHERS = "# Ledger and audit"
-"""where the part of RESULTS.md begins that other programs' figures stand in"""
 DATA = Path(os.environ.get("CONFIDE_DATA", HERE.parents[1] / "shared" / "data"))
 ROUNDS = 2
 
@@ -158,10 +157,19 @@ def main() -> None:
         "|---|---|---|",
         *(f"| {what} | {measured} | {target} |" for what, measured, target in rows),
     ]
-    results = HERE / "RESULTS.md"
-    _, mark, others = results.read_text(encoding="utf-8").partition(OTHERS)
-    results.write_text("\n".join(lines) + "\n" + (f"\n{mark}{others}" if mark else ""), encoding="utf-8")
-    print("\n".join(lines))
+    write_part(lines[0], lines[2:])
+
+
+def write_part(title: str, lines: list[str]) -> None:
+    """Replaces the part of RESULTS.md under this title, or adds it at the end; the others stay as they are."""
+    path = HERE / "RESULTS.md"
+    parts = re.split(r"^(?=# )", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    new = "\n".join([title, "", *lines]) + "\n"
+    places = [i for i, part in enumerate(parts) if part.partition("\n")[0] == title]
+    for i in places or [len(parts)]:
+        parts[i : i + 1] = [new]
+    path.write_text("\n".join(part.strip("\n") + "\n" for part in parts if part.strip()), encoding="utf-8")
+    print(new)
 
 
 def _lines(path: str) -> list[str]:

@@ -301,6 +301,12 @@ class Ledger:
         if isinstance(request.step, NonPrivateDpEvent) or not is_private(spent):
             whose = "what was asked" if is_private(spent) else "an earlier run"
             raise BudgetError(f"{where}: {whose} has no noise, so its ε is infinite; limit {limit.epsilon:g}")
+        units = {c.unit for c in self._book.charges.values() if c.dataset == request.dataset and not c.aborted}
+        if units - {request.unit}:
+            raise BudgetError(
+                f"{where}: charged per {', '.join(sorted(units))} so far, asked per {request.unit}; ε of two units "
+                "do not add up; give the data set another name"
+            )
         if request.delta > limit.delta:
             raise BudgetError(f"{where}: asked δ = {request.delta:g}, limit {limit.delta:g}; lower privacy.delta")
         fixed = self._book.limits.get(request.dataset)

@@ -23,6 +23,7 @@ from .noise import from_grid, l2_sensitivity, skellam, skellam_variance, to_grid
 RELATION = NeighboringRelation.ADD_OR_REMOVE_ONE
 _ORDERS = np.concatenate([np.arange(2, 65), [80, 96, 128, 192, 256, 384, 512]])
 _FRACTIONS = np.linspace(0, 1, 20, endpoint=False)
+_FARTHEST = 10.0
 _FINE_BELOW = 16
 """above it a straight line between integer orders loses nothing that shows"""
 
@@ -218,24 +219,28 @@ def _remainder_factors(order: float) -> tuple[np.ndarray, np.ndarray]:
     """Powers β and log K_β.
 
     K_α = 1 and K_{m+1} = C(α, m+1): compare derivatives. Between them the supremum is taken on a logarithmic grid; the
-    remainder's elasticity lies in [α, m+1], so a grid of width h is off by a factor of at most e^{h/2}, added.
+    remainder's elasticity lies in [α, m+1], so a grid of width h is off by a factor of at most e^{h/2}, added. Outside
+    the grid the two ends bound it.
     """
     whole = math.floor(order)
-    logs = np.linspace(-12.0, 12.0, 2401)
+    logs = np.linspace(-_FARTHEST, _FARTHEST, 4001)
     b = np.exp(logs)
-    low = b < 0.5
-    later = np.arange(whole + 1, whole + 80)
-    log_later = gammaln(order + 1) - gammaln(later + 1) - gammaln(order - later + 1)  # of |Γ|; the sign alternates
-    signs = np.where((later - whole - 1) % 2 == 0, 1.0, -1.0)
-    left_over = np.empty_like(b)
-    left_over[low] = (signs * np.exp(log_later + np.outer(logs[low], later))).sum(1)
+    small, large = b[b < 0.5], b[b >= 0.5]
+    term = math.exp(_log_binomial(order, np.array(whole + 1))) * small ** (whole + 1)
+    rest = term.copy()  # the series' later terms, where they converge fast
+    for power in range(whole + 2, whole + 60):
+        term *= small * ((order - power + 1) / power)
+        rest += term
     terms = np.arange(whole + 1)
-    first = np.exp(_log_binomial(order, terms) + np.outer(logs[~low], terms)).sum(1)
-    left_over[~low] = (1 + b[~low]) ** order - first
-    powers = order + (whole + 1 - order) * np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+    first = (np.exp(_log_binomial(order, terms)) * large[:, None] ** terms).sum(1)
+    left_over = np.concatenate([rest, (1 + large) ** order - first])
+    powers = order + (whole + 1 - order) * np.linspace(0, 1, 13)
     half_step = (logs[1] - logs[0]) / 2
-    log_factors = (np.log(left_over) - np.outer(powers, logs)).max(1) + half_step
-    log_factors[0], log_factors[-1] = 0.0, _log_binomial(order, np.array(whole + 1))
+    on_grid = (np.log(left_over) - np.outer(powers, logs)).max(1) + half_step
+    last = float(_log_binomial(order, np.array(whole + 1)))
+    outside = np.maximum(-_FARTHEST * (powers - order), last - _FARTHEST * (whole + 1 - powers))
+    log_factors = np.maximum(on_grid, outside)
+    log_factors[0], log_factors[-1] = 0.0, last
     return powers, log_factors
 
 

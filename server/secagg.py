@@ -77,7 +77,12 @@ class SecureSums:
             raise RoundError(f"{error}{f'; the first problem: {first}' if first else ''}") from None
         if roster.missing:
             reason = failed.get(roster.missing[0], "did not answer in time")
-            return sorted(dealt), f"{roster.missing[0]} dealt no shares: {reason}"
+            reason = f"{roster.missing[0]} dealt no shares: {reason}"
+            if len(dealt) < session.parameters.survivors:
+                raise RoundError(
+                    f"{len(dealt)} sites are left for secure sums, {session.parameters.survivors} are needed; {reason}"
+                )
+            return sorted(dealt), reason
         self._roster, self._undelivered = roster, set(roster.points)
         return sorted(dealt), ""
 

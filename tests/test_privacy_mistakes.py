@@ -1,5 +1,7 @@
 """What others got wrong, one test a line (PRIVACY section 8)."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -74,15 +76,15 @@ def test_sensitivity_is_the_clip_norm(private) -> None:
     assert large / small == pytest.approx(10, rel=0.3)
 
 
-def test_a_clip_that_adapts_is_refused_until_it_is_noised(private) -> None:
-    """Adaptive clipping with the wrong sign: it is not offered yet, and the clip norm is a constant."""
-    for key in ("adaptive_clip", "clip_quantile"):
-        with pytest.raises(ConfigError, match="unknown key"):
-            private(privacy={key: True})
-    worker = Worker(private())
-    assert worker.plan is not None
-    train(worker, 0, 1)
-    assert worker.plan.clip == 1.0
+def test_a_clip_that_adapts_moves_towards_the_updates(private, tmp_path: Path) -> None:
+    """Adaptive clipping with the wrong sign: a norm that cuts every update must grow, one that cuts none must fall."""
+    with pytest.raises(ConfigError, match="mode client"):
+        private(privacy={"clip_quantile": 0.5})
+    for clip, grows in ((1e-3, True), (1e3, False)):
+        privacy = {"mode": "client", "epsilon": 1e4, "sampling_rate": 1.0, "clip": clip, "clip_quantile": 0.5}
+        config = private(privacy=privacy | {"clip_learning_rate": 1.0}, run={"output": str(tmp_path / str(clip))})
+        norms = [row["clip"] for row in read_report(simulate(config))["rounds"]]
+        assert (norms[-1] > norms[0]) is grows
 
 
 def test_the_rate_at_which_clients_are_drawn_is_not_multiplied_in(private) -> None:
@@ -101,10 +103,10 @@ def test_one_error_reply_leaves_the_others_round_as_it_is(private, monkeypatch) 
     """One error voids a round whose budget was spent."""
     real = Worker.train
 
-    def fails(self, number, task, account):
+    def fails(self, number, task, account, secure):
         if number == 2 and task.round == 2:
             raise RuntimeError
-        return real(self, number, task, account)
+        return real(self, number, task, account, secure)
 
     monkeypatch.setattr(Worker, "train", fails)
     rounds = read_report(simulate(private()))["rounds"]

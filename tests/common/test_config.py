@@ -54,11 +54,8 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
         ("privacy.epsilon=inf", ["privacy.epsilon: received inf"]),
         ("privacy.delta=1.5", ["privacy.delta: received 1.5", "less than 1"]),
         ("privacy.mode=central", ["privacy.mode: received 'central'", "'none', 'local'"]),
-        (
-            "privacy.mode=distributed",
-            ["privacy.mode: 'distributed' is not in this version yet", "allowed: none, local"],
-        ),
-        ("server.secure_aggregation=true", ["server.secure_aggregation: true is not in this version yet"]),
+        ("privacy.mode=distributed", ["privacy.epsilon: nothing received", "set it in [privacy]"]),
+        ("server.secure_aggregation=true", ["server.secure_aggregation: true received for mode 'none'"]),
         ("privacy.mode=local", ["privacy.epsilon: nothing received", "set it in [privacy]"]),
         ("server.aggregation=fedsum", ["server.aggregation: received 'fedsum'", "fedavg, ffa, exact"]),
         ("server.options={eta=1.0}", ["server.options: received for 'fedavg'", "remove them"]),
@@ -95,6 +92,46 @@ def test_losses_are_not_weights_under_privacy(toml: Path) -> None:
         "server.options.client_learning_rate=0.1",
     )
     assert "'qfedavg' weighs sites by their loss" in message
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "parts"),
+    [
+        ("local", ["server.secure_aggregation=true"], ["wastes accuracy", "choose mode distributed"]),
+        ("distributed", ["server.secure_aggregation=false"], ["a share of the noise protects nothing"]),
+        ("distributed", ["server.aggregation=krum"], ["'krum' received", "a secure sum hides them", "fedavg, ffa"]),
+        ("distributed", ["server.aggregation=exact"], ["needs each site's update"]),
+        ("distributed", ["training.local_steps=2"], ["one round is one step", "allowed: 1"]),
+        ("distributed", ["server.cohort=3"], ["amplifies nothing", "remove it"]),
+        ("distributed", ["server.wire=float16"], ["packed integers"]),
+        ("distributed", ["server.min_survivors=2"], ["two survivor sets", "min_survivors"]),
+        ("distributed", ["server.min_survivors=5"], ["survivors 5 of 4 sites"]),
+        ("distributed", ["privacy.colluders=4"], ["colluders 4"]),
+        ("distributed", ["data.partition.clients=1", "server.min_clients=1"], ["1 sites hides nothing"]),
+        ("distributed", ["privacy.clip_quantile=0.5"], ["mode client"]),
+        ("client", ["privacy.clip_count_noise=0.5"], ["without privacy.clip_quantile"]),
+        ("client", ["server.aggregation=fedmedian", "server.secure_aggregation=false"], ["made for their sum"]),
+        ("client", ["server.secure_aggregation=false", "server.min_survivors=3"], ["use server.min_clients"]),
+        ("client", ["audit.canaries=10"], ["canaries are records"]),
+        ("client", ["privacy.sampling_rate="], ["site takes part in a round"]),
+    ],
+)
+def test_sums_that_cannot_hold_are_refused(toml: Path, mode: str, settings: list[str], parts: list[str]) -> None:
+    private = [f"mode={mode}", "epsilon=8", "sampling_rate=0.1", "declared_examples=100"]
+    message = refused(toml, *(f"privacy.{setting}" for setting in private), *settings)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("clients", "colluders", "survivors"),
+    [(2, 1, 2), (3, 1, 3), (4, 1, 3), (8, 1, 7), (8, 4, 7), (100, 1, 90), (6, 0, 5)],
+)
+def test_one_site_in_ten_may_vanish(toml: Path, clients: int, colluders: int, survivors: int) -> None:
+    settings = ["mode=distributed", "epsilon=8", "sampling_rate=0.1", "declared_examples=100", f"colluders={colluders}"]
+    config = load(toml, [f"privacy.{s}" for s in settings] + [f"data.partition.clients={clients}"])
+    assert config.secure
+    parameters = config.secure_parameters
+    assert (parameters.sites, parameters.survivors, parameters.colluders) == (clients, survivors, colluders)
 
 
 def test_several_errors_are_counted(toml: Path) -> None:

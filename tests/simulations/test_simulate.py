@@ -233,11 +233,11 @@ def test_half_floats_on_the_wire(make_config, tmp_path: Path) -> None:
 def fails_at(monkeypatch: pytest.MonkeyPatch, sites: dict[int, Exception], when: int = 2) -> None:
     real = Worker.train
 
-    def train(self, site, task, account):
+    def train(self, site, task, account, secure):
         if task.round == when and site in sites:
             with account.taking(1):
                 raise sites[site]
-        return real(self, site, task, account)
+        return real(self, site, task, account, secure)
 
     monkeypatch.setattr(Worker, "train", train)
 
