@@ -24,6 +24,8 @@ RELATION = NeighboringRelation.ADD_OR_REMOVE_ONE
 _ORDERS = np.concatenate([np.arange(2, 65), [80, 96, 128, 192, 256, 384, 512]])
 _FRACTIONS = np.linspace(0, 1, 20, endpoint=False)
 _FARTHEST = 10.0
+_ROUNDING = 1e-14
+"""what logarithms of sums near 1 may lose"""
 _FINE_BELOW = 16
 """above it a straight line between integer orders loses nothing that shows"""
 
@@ -188,7 +190,7 @@ def sampled_rdp(sampling_rate: float, release: Callable[[np.ndarray], np.ndarray
     for i, order in enumerate(orders):
         if order < _FINE_BELOW and order != math.floor(order) and sampling_rate < 1:
             line[i] = min(line[i], _fractional_rdp(float(order), sampling_rate, rdp, release))
-    return orders, line
+    return orders, np.maximum(line, _ROUNDING)
 
 
 def _fractional_rdp(

@@ -81,11 +81,16 @@ def _tool(name: str) -> str:
     return found
 
 
-@contextmanager
-def _superlink(home: Path, log: Path, cluster: str | None) -> Iterator[tuple[int, dict[str, str]]]:
+def free_port() -> int:
+    """One on loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def _superlink(home: Path, log: Path, cluster: str | None) -> Iterator[tuple[int, dict[str, str]]]:
+    port = free_port()
     environment = {
         **os.environ,
         "FLWR_HOME": str(home),

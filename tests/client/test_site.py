@@ -1,5 +1,6 @@
 """A site's policy: what it refuses, and that nothing is charged then."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,7 @@ def test_ledgers_of_a_simulation_are_made_once(run: RunConfig, tmp_path: Path) -
     (tmp_path / "l" / "site-2" / "ledger.db").unlink()
     with pytest.raises(LedgerError, match="missing"):
         make_ledgers(kept)
+    shutil.rmtree(tmp_path / "l" / "site-2")
     (tmp_path / "l" / "site.toml").write_text("[datasets.default]\nepsilom = 3\n")
     with pytest.raises(ConfigError, match=r"datasets\.default\.epsilom: unknown key; .*did you mean 'epsilon'"):
         make_ledgers(kept)

@@ -94,7 +94,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     real = rounds._one_round
 
     def one_round(*args, **kwargs):
-        if args[6] > number:
+        if args[7] > number:
             raise CutError
         return real(*args, **kwargs)
 
@@ -145,10 +145,10 @@ def test_a_crash_inside_a_round_leaves_it_charged(make_config, local, tmp_path: 
     with monkeypatch.context() as patched:
         real = Worker.train
 
-        def cut(self, site, task, account):
+        def cut(self, site, task, account, secure):
             if task.round == 2 and site == 2:
                 raise KeyboardInterrupt
-            return real(self, site, task, account)
+            return real(self, site, task, account, secure)
 
         patched.setattr(Worker, "train", cut)
         with pytest.raises(KeyboardInterrupt):
@@ -275,12 +275,12 @@ def test_too_few_replies_for_flowers_strategies(make_config, monkeypatch) -> Non
 def test_sites_past_the_deadline_are_left_out(make_config, monkeypatch) -> None:
     real = Worker.train
 
-    def slow(self, site, task, account):
+    def slow(self, site, task, account, secure):
         import time
 
         if site == 1:
             time.sleep(1.2)
-        return real(self, site, task, account)
+        return real(self, site, task, account, secure)
 
     monkeypatch.setattr(Worker, "train", slow)
     report = run(make_config(run={"rounds": 1}, server={"deadline": 1.0}))
@@ -291,8 +291,8 @@ def test_sites_past_the_deadline_are_left_out(make_config, monkeypatch) -> None:
 def test_an_update_that_is_not_finite_is_left_out(make_config, monkeypatch) -> None:
     real = Worker.train
 
-    def diverged(self, site, task, account):
-        update = real(self, site, task, account)
+    def diverged(self, site, task, account, secure):
+        update = real(self, site, task, account, secure)
         if site == 2:
             next(iter(update.delta.values()))[:] = np.nan
         return update
