@@ -115,9 +115,9 @@ def lines_of(found: dict) -> list[str]:
         rows.append(f"| {'∞' if epsilon is None else f'{epsilon:g}'} | {' | '.join(cells)} | {gap:+.1f} |")
     return [
         "`python -m benchmarks.accuracy`: SST-2, 8,000 records, 8 sites, q = 0.05, T = 30, C = 3, Adam 0.008, "
-        "δ = 1e-5; mean of three seeds (each seed). Central: one owner of all records, Opacus' `DPOptimizer`, Gaussian noise "
-        "calibrated by Opacus' default accountant (PRV, tighter than the Rényi DP that Skellam is known to). All 8 sites "
-        "answered in every round.",
+        "δ = 1e-5; mean of three seeds (each seed). Central: one owner of all records, Opacus' `DPOptimizer`, Gaussian "
+        "noise calibrated by Opacus' default accountant (PRV, tighter than the Rényi DP that Skellam is known to). All "
+        "8 sites answered in every round.",
         "",
         f"| ε | {' | '.join(KINDS.values())} | central − distributed, points |",
         "|---|---|---|---|---|---|",
