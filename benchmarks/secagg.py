@@ -1,0 +1,219 @@
+"""Secure sums: exactness over random schedules of dropouts, cost, growth, and what they add to a round.
+
+    python -m benchmarks.secagg [exact] [cost] [rounds]        (default: all; rounds needs SST-2 beside the checkout)
+
+Protocol figures are of one process that plays all parties one after the other; "a client" is the slowest of them.
+Writes its part of RESULTS.md.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.run import DATA, Table, python, write_part
+from confide.common.chain import SiteKey
+from confide.common.errors import SecureSumError
+from confide.common.secagg import facts
+from confide.common.secagg.keys import Session
+from confide.common.secagg.params import Parameters
+from confide.common.secagg.protocol import Answer, Roster, Site, Sum
+from confide.simulations.recipes import find_recipe
+
+SCHEDULES = 1000
+MARK = "# Secure sums"
+
+
+class Cast:
+    """A set-up of n sites, played by one process, with the seconds and bytes of the slowest party."""
+
+    def __init__(self, parameters: Parameters, length: int, bits: int, rounds: int = 1) -> None:
+        self.session = Session("benchmark", 1, rounds, parameters, length, bits)
+        self.names = [f"site-{i:04d}" for i in range(parameters.sites)]
+        identities = {name: SiteKey.new() for name in self.names}
+        registered = {name: key.public for name, key in identities.items()}
+        self.seconds: dict[str, float] = {}
+        self.up: dict[str, int] = {}
+        self.sites: dict[str, Site] = {}
+        adverts = []
+        for name in self.names:
+            started = time.perf_counter()
+            self.sites[name], advert = Site.advertise(self.session, name, identities[name])
+            self._took("set-up, client", started)
+            adverts.append(advert)
+        self.roster = Roster(self.session, adverts)
+        for name, site in self.sites.items():
+            started = time.perf_counter()
+            sealed = site.deal(adverts, registered)
+            self._took("set-up, client", started)
+            self.roster.dealt(name, sealed)
+            self._sent("set-up", facts.size(facts.from_sealed(sealed)) + facts.size(facts.from_advert(adverts[0])))
+        for name, site in self.sites.items():
+            site.accept(self.roster.shares_for(name))
+
+    def _took(self, what: str, started: float) -> None:
+        self.seconds[what] = max(self.seconds.get(what, 0.0), time.perf_counter() - started)
+
+    def _sent(self, what: str, size: int) -> None:
+        self.up[what] = max(self.up.get(what, 0), size)
+
+    def play(self, number: int, values: dict[str, np.ndarray], missing: set[str], silent: set[str]) -> np.ndarray:
+        """One round. missing: send no input; silent: do not help to open. Raises SecureSumError when it is void."""
+        total = Sum(self.roster, number)
+        server = 0.0
+        for name, site in self.sites.items():
+            if name not in missing:
+                started = time.perf_counter()
+                packed = site.mask(number, values[name])
+                self._took("round, client", started)
+                self._sent("round", len(packed))
+                started = time.perf_counter()
+                total.add(name, packed)
+                server += time.perf_counter() - started
+        answers: dict[str, Answer] = {}
+        for name in total.survivors:
+            if name not in silent:
+                started = time.perf_counter()
+                answers[name] = self.sites[name].open(number, total.survivors)
+                self._took("unmasking, client", started)
+                self._sent("unmasking", facts.size(facts.from_answer(answers[name])))
+        started = time.perf_counter()
+        opened = total.finish(answers)
+        self.seconds["server"] = server + time.perf_counter() - started
+        return opened
+
+    def values(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        limit = 2 ** (self.session.bits - 1) // len(self.names)
+        return {name: rng.integers(-limit, limit, self.session.length) for name in self.names}
+
+
+def exact(scratch: Path) -> Table:
+    """Random n from 2 to 200, dropouts up to 30 % over all stages; sums compared as integers."""
+    rng = np.random.default_rng(1)
+    opened = void = 0
+    for _ in range(SCHEDULES):
+        n = round(2 * 100 ** (rng.random() ** 2))  # small ones more often: a set-up costs n²
+        tolerated = min(int(rng.integers(0, int(0.3 * n) + 1)), (n - 1) // 2)
+        colluders = int(rng.integers(0, max(1, n - 2 * tolerated)))
+        cast = Cast(Parameters(n, n - tolerated, min(colluders, n - tolerated - 1)), 16, int(rng.integers(12, 50)))
+        gone = list(rng.permutation(cast.names)[: int(rng.integers(0, int(0.3 * n) + 1))])
+        cut = int(rng.integers(0, len(gone) + 1))
+        missing, silent = set(gone[:cut]), set(gone[cut:])
+        values = cast.values(rng)
+        try:
+            found = cast.play(1, values, missing, silent)
+        except SecureSumError:
+            if len(gone) <= tolerated:
+                raise
+            void += 1
+            continue
+        if len(gone) > tolerated or not np.array_equal(found, sum(values[x] for x in cast.names if x not in missing)):
+            raise AssertionError(f"n = {n}: a sum that is wrong, or should have been void")
+        opened += 1
+    return [
+        ("random schedules, 2 to 200 sites, 0 to 30 % dropouts", f"{SCHEDULES}", "1,000"),
+        ("… exact (integer equality), of those with no more dropouts than tolerated", f"{opened} of {opened}", "all"),
+        ("… void, of those with more", f"{void} of {void}", "all"),
+    ]
+
+
+def cost(scratch: Path) -> Table:
+    """75,000 coordinates of 30 bits, one site in ten vanishes, half of them after sending their input."""
+    rng = np.random.default_rng(2)
+    rows: Table = []
+    for n in (10, 50, 100, 200, 500):
+        cast = Cast(Parameters(n, n - n // 10, 1), 75_000, 30, rounds=32)
+        values = cast.values(rng)
+        gone = list(rng.permutation(cast.names)[: n // 10])
+        for number in (1, 2):
+            cast.seconds.pop("round, client", None)
+            cast.seconds.pop("unmasking, client", None)
+            found = cast.play(number, values, set(gone[: n // 20]), set(gone[n // 20 :]))
+        assert np.array_equal(found, sum(values[x] for x in cast.names if x not in gone[: n // 20]))
+        up = cast.up["round"] + cast.up["unmasking"]
+        client = cast.seconds["round, client"] + cast.seconds["unmasking, client"]
+        neighbours = cast.session.parameters.neighbours(n)
+        limit = n == 100
+        rows += [
+            (
+                f"{n} sites ({neighbours} neighbours): client, a round",
+                f"{1e3 * client:.0f} ms",
+                "≤ 250 ms" if limit else "",
+            ),
+            (f"{n} sites: up a client, a round", f"{up / 1e3:.0f} kB", "≤ 400 kB" if limit else ""),
+            (f"{n} sites: server, a round", f"{cast.seconds['server']:.2f} s", "≤ 2 s" if limit else ""),
+            (
+                f"{n} sites: set-up for 32 rounds, client",
+                f"{1e3 * cast.seconds['set-up, client']:.0f} ms, {cast.up['set-up'] / 1e3:.0f} kB up",
+                "",
+            ),
+        ]
+    return rows
+
+
+def rounds(scratch: Path) -> Table:
+    """SST-2, 8 sites, in process: a round of mode `distributed` with secure sums, and of mode `local` without."""
+    if not (DATA / "sst2").is_dir():
+        return [("SST-2 rounds", f"not run: {DATA / 'sst2'} is missing", "")]
+    common = {
+        "data.train": DATA / "sst2" / "train.csv",
+        "data.test": DATA / "sst2" / "validation.csv",
+        "data.limit": 8000,
+        "privacy.declared_examples": 8000,
+        "privacy.sampling_rate": 0.05,
+        "run.rounds": 6,
+        "server.evaluation_limit": 10,
+    }
+    seconds: dict[str, list[float]] = {"local": [], "distributed": []}
+    for repeat in range(2):
+        for mode, found in seconds.items():
+            settings = [f"--set={key}={value}" for key, value in common.items()]
+            folder = scratch / f"{mode}{repeat}"
+            python(
+                "-W",
+                "ignore",
+                "-m",
+                "confide.cli",
+                "simulate",
+                find_recipe("sst2"),
+                *settings,
+                f"--set=privacy.mode={mode}",
+                "--out",
+                folder,
+            )
+            found += [row["seconds"] for row in json.loads((folder / "report.json").read_text())["rounds"][1:]]
+    plain, secure = (float(np.median(seconds[mode])) for mode in ("local", "distributed"))
+    return [
+        ("SST-2, 8 sites: seconds a round without secure sums (local)", f"{plain:.2f}", ""),
+        ("SST-2, 8 sites: seconds a round with secure sums (distributed)", f"{secure:.2f}", ""),
+        ("secure sums add", f"{100 * (secure / plain - 1):+.0f} %", "≤ 15 %"),
+    ]
+
+
+PARTS = {"exact": exact, "cost": cost, "rounds": rounds}
+
+
+def main() -> None:
+    rows: Table = []
+    with tempfile.TemporaryDirectory(prefix="confide-secagg-") as scratch:
+        for name in sys.argv[1:] or PARTS:
+            rows += PARTS[name](Path(scratch))
+    write_part(
+        MARK,
+        [
+            "`python -m benchmarks.secagg`, 2 cores. 75,000 coordinates of 30 bits, one site in ten vanishes.",
+            "",
+            "| what | measured | target |",
+            "|---|---|---|",
+            *(f"| {what} | {measured} | {target} |" for what, measured, target in rows),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()
