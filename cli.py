@@ -82,7 +82,9 @@ def explain(
     folder = Path(run) / "config.toml"
     config = _load(str(folder) if folder.is_file() else run, sets)
     if not config.private:
-        raise ConfigError("privacy.mode: 'none' protects nothing: the server sees every update as it is; choose local")
+        raise ConfigError(
+            "privacy.mode: 'none' protects nothing: the server sees every update as it is; choose distributed or local"
+        )
     config = resolve(config)
     plan = privacy_plan(config, model_of(config).count()[0])
     if plan is None:

@@ -1,6 +1,6 @@
 """Secure sums: exactness over random schedules of dropouts, cost, growth, and what they add to a round.
 
-    python -m benchmarks.secagg [exact] [cost] [rounds]        (default: all; rounds needs SST-2 beside the checkout)
+    python -m benchmarks.secagg [exact] [cost] [rounds] [audit]   (default: all; the last two need SST-2 as csv files)
 
 Protocol figures are of one process that plays all parties one after the other; "a client" is the slowest of them.
 Writes its part of RESULTS.md.
@@ -26,6 +26,14 @@ from confide.simulations.recipes import find_recipe
 
 SCHEDULES = 1000
 MARK = "# Secure sums"
+SST2 = {
+    "data.train": DATA / "sst2" / "train.csv",
+    "data.test": DATA / "sst2" / "validation.csv",
+    "data.limit": 8000,
+    "privacy.declared_examples": 8000,
+    "privacy.sampling_rate": 0.05,
+    "server.evaluation_limit": 10,
+}
 
 
 class Cast:
@@ -159,19 +167,10 @@ def rounds(scratch: Path) -> Table:
     """SST-2, 8 sites, in process: a round of mode `distributed` with secure sums, and of mode `local` without."""
     if not (DATA / "sst2").is_dir():
         return [("SST-2 rounds", f"not run: {DATA / 'sst2'} is missing", "")]
-    common = {
-        "data.train": DATA / "sst2" / "train.csv",
-        "data.test": DATA / "sst2" / "validation.csv",
-        "data.limit": 8000,
-        "privacy.declared_examples": 8000,
-        "privacy.sampling_rate": 0.05,
-        "run.rounds": 6,
-        "server.evaluation_limit": 10,
-    }
     seconds: dict[str, list[float]] = {"local": [], "distributed": []}
     for repeat in range(2):
         for mode, found in seconds.items():
-            settings = [f"--set={key}={value}" for key, value in common.items()]
+            settings = [f"--set={key}={value}" for key, value in {**SST2, "run.rounds": 6}.items()]
             folder = scratch / f"{mode}{repeat}"
             python(
                 "-W",
@@ -194,24 +193,48 @@ def rounds(scratch: Path) -> Table:
     ]
 
 
-PARTS = {"exact": exact, "cost": cost, "rounds": rounds}
+def audit(scratch: Path) -> Table:
+    """The one-run audit with the sums that the server opens as what it attacks, and its control without noise."""
+    if not (DATA / "sst2").is_dir():
+        return [("audit of the sums", f"not run: {DATA / 'sst2'} is missing", "")]
+    settings = {**SST2, "privacy.mode": "distributed", "privacy.epsilon": 8.0, "run.rounds": 30}
+    folder = scratch / "audit"
+    command = ("-W", "ignore", "-m", "confide.cli", "audit", "canary", find_recipe("sst2"), "--out", folder)
+    python(*command, "--records", 0, "--guesses", 50, *(f"--set={key}={value}" for key, value in settings.items()))
+    report = json.loads((folder / "report.json").read_text())
+    found, control = report["audit"]["gradient"], report["audit"]["control"]["gradient"]
+    return [
+        ("audit of the sums, m = 1,000, 50 guesses: ε spent", f"{report['privacy']['epsilon_spent']:.2f}", ""),
+        (
+            "… audited, at least (Steinke / GDP)",
+            f"{found['epsilon_steinke']:.2f} / {found['epsilon_gdp']:.2f}, {found['correct']} right",
+            "< ε",
+        ),
+        (
+            "… the same attack without noise, and the ceiling",
+            f"{control['epsilon_steinke']:.2f} / {control['epsilon_gdp']:.2f}, ceiling {found['ceiling_steinke']:.2f}",
+            "",
+        ),
+    ]
+
+
+PARTS = {"exact": exact, "cost": cost, "rounds": rounds, "audit": audit}
 
 
 def main() -> None:
-    rows: Table = []
     with tempfile.TemporaryDirectory(prefix="confide-secagg-") as scratch:
         for name in sys.argv[1:] or PARTS:
-            rows += PARTS[name](Path(scratch))
-    write_part(
-        MARK,
-        [
-            "`python -m benchmarks.secagg`, 2 cores. 75,000 coordinates of 30 bits, one site in ten vanishes.",
-            "",
-            "| what | measured | target |",
-            "|---|---|---|",
-            *(f"| {what} | {measured} | {target} |" for what, measured, target in rows),
-        ],
-    )
+            rows = PARTS[name](Path(scratch))
+            write_part(
+                f"{MARK}: {name}",
+                [
+                    f"`python -m benchmarks.secagg {name}`, {os.cpu_count()} cores. {(PARTS[name].__doc__ or '').strip()}",
+                    "",
+                    "| what | measured | target |",
+                    "|---|---|---|",
+                    *(f"| {what} | {measured} | {target} |" for what, measured, target in rows),
+                ],
+            )
 
 
 if __name__ == "__main__":
