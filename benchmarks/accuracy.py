@@ -2,10 +2,10 @@
 
     python -m benchmarks.accuracy [SECONDS]
 
-SST-2, 8,000 records, 8 sites, q = 0.05, T = 30, Adam, δ = 1e-5; ε = 8 and 3 with three seeds, 1 and no noise at all with
-one; seeds decide the records, the split and the initial adapter. Each run takes about 80 s on two cores. Finished runs are kept in
-accuracy.json, so that the program can be stopped and started again; with SECONDS it stops by itself. When all are
-there it writes its part of RESULTS.md and docs/accuracy.png.
+SST-2, 8,000 records, 8 sites, q = 0.05, T = 30, Adam, δ = 1e-5; ε = 8 and 3 with three seeds, 1 and no noise at all
+with one; seeds decide the records, the split and the initial adapter. Each run takes about 80 s on two cores. Finished
+runs are kept in accuracy.json, so that the program can be stopped and started again; with SECONDS it stops by itself.
+When all are there it writes its part of RESULTS.md and docs/accuracy.png.
 """
 
 import json

@@ -225,10 +225,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="confide-secagg-") as scratch:
         for name in sys.argv[1:] or PARTS:
             rows = PARTS[name](Path(scratch))
+            what = (PARTS[name].__doc__ or "").strip()
             write_part(
                 f"{MARK}: {name}",
                 [
-                    f"`python -m benchmarks.secagg {name}`, {os.cpu_count()} cores. {(PARTS[name].__doc__ or '').strip()}",
+                    f"`python -m benchmarks.secagg {name}`, {os.cpu_count()} cores. {what}",
                     "",
                     "| what | measured | target |",
                     "|---|---|---|",
