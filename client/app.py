@@ -107,6 +107,7 @@ def unmask(message: Message, context: Context) -> Message:
 
         secure = _kept(context)
         facts = secagg.unmask(secure, message.content.config_records[wire.CONFIG])
+        secagg.claim(secure, _site(context), "open", secure.opened)
         _keep(context, secure)
         return RecordDict({wire.SITE: ConfigRecord(facts)})
 
@@ -127,10 +128,13 @@ def train(message: Message, context: Context) -> Message:
         worker = worker_for(dict(context.run_config))
         secure = None
         if worker.config.secure:
+            from . import secagg
+
             secure = _kept(context)
             if task.dealt is not None and not secure.ready:
                 secure.accept(task.dealt)
             secure.expect(task.round)  # before anything is charged
+            secagg.claim(secure, _site(context), "mask", task.round)
         account = worker.account(_site(context), _partition(context), asked_before)
         before = account.steps
         try:

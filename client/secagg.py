@@ -12,6 +12,8 @@ from .site import Site
 from .worker import Worker
 
 FIRST_ROUND = "first-round"
+CLAIMS = "secure-sums"
+"""folder beside the ledger: what was masked and opened, without any content"""
 
 
 def publish(worker: Worker, site: Site, asked: Mapping[str, Any]) -> tuple[SecureSite, facts.Facts]:
@@ -31,6 +33,22 @@ def unmask(secure: SecureSite, asked: Mapping[str, Any]) -> facts.Facts:
     if not isinstance(number, int) or not isinstance(survivors, list):
         raise SecureSumError("secure sum: asked to unmask without a round and its survivors")
     return facts.from_answer(secure.open(number, [str(name) for name in survivors]))
+
+
+def claim(secure: SecureSite, site: Site, step: str, number: int) -> None:
+    """Makes sure that a step of a round is done once, whatever copies of the state are about.
+
+    A server that sends one task twice at the same time could find two processes with the same state. An empty file
+    beside the ledger, made by the first, stops the second. Raises SecureSumError for the second.
+    """
+    if site.ledger.folder is None:  # a simulation's ledger in memory: one process, one copy
+        return
+    folder = site.ledger.folder / CLAIMS
+    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        (folder / f"{secure.roster.hex()[:32]}-{number}-{step}").touch(mode=0o600, exist_ok=False)
+    except FileExistsError:
+        raise SecureSumError(f"secure sum: asked for {step} of round {number} a second time") from None
 
 
 def restored(worker: Worker, state: Mapping[str, Any]) -> SecureSite:

@@ -20,8 +20,9 @@ def adversary(config: RunConfig) -> str:
     if not config.secure:
         return "everybody who sees the models; the server is trusted: it sees each clipped update and adds the noise"
     colluders = config.privacy.colluders
-    helped = f"the server and up to {colluders} sites that work for it" if colluders else "the server alone"
-    return f"{helped}, who see the sum over at least {config.secure_parameters.survivors} sites in every round"
+    sites = "one site that works" if colluders == 1 else f"up to {colluders} sites that work"
+    helped = f"the server and {sites} for it" if colluders else "the server alone"
+    return f"{helped}, who see only the sum over at least {config.secure_parameters.survivors} sites in every round"
 
 
 def sampling(config: RunConfig) -> str:

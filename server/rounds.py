@@ -31,6 +31,8 @@ from .summing import CentralSums, Sums, change_of
 
 _HELLO_SECONDS = 120.0
 """for sites to appear and answer before the first round"""
+_STAGE_SECONDS = 300.0
+"""for the stages of secure sums beside training, which take a site less than a second"""
 
 
 @dataclass(frozen=True)
@@ -403,7 +405,7 @@ class _Summing:
 def _summing(grid: Grid, config: RunConfig, plan: PrivacyPlan | None, sites: dict[str, int]) -> _Summing | None:
     if plan is None or config.privacy.mode == "local":
         return None
-    exchange = partial(_exchange, grid, sites, config.server.deadline)
+    exchange = partial(_exchange, grid, sites, min(config.server.deadline, _STAGE_SECONDS))
     return _Summing(config, plan, SecureSums(config, plan, exchange) if config.secure else None, CentralSums(plan))
 
 

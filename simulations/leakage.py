@@ -116,7 +116,7 @@ def _membership(
         "references": len(halves),
         "attacks": {name: membership.summary(values, members) for name, values in scores.items()},
         "bound": None
-        if epsilon is None
+        if epsilon is None or config.privacy.mode == "client"  # of another unit
         else {str(rate): membership.largest_rate(epsilon, privacy["delta"], rate) for rate in rates},
     }
 
@@ -187,7 +187,8 @@ def _plan(config: RunConfig, model: FineTuneModel) -> PrivacyPlan:
     """The run's own; for a run without privacy that of its declaration, or else z = 1."""
     coordinates = model.count()[0]
     content = config.model_dump()
-    content["privacy"]["mode"] = "local"
+    content["privacy"] |= {"mode": "local", "clip_quantile": None, "clip_count_noise": None}
+    content["server"] |= {"secure_aggregation": None, "min_survivors": None}
     try:
         plan = privacy_plan(RunConfig.parse(content, "privacy"), coordinates)
     except ConfigError:

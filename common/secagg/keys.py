@@ -50,7 +50,7 @@ class Session:
         return number - self.first_round
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RoundSecrets:
     """A site's two secrets of one round, of which at most one is ever opened."""
 

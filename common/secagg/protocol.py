@@ -57,7 +57,7 @@ def _view(roster: bytes, number: int, survivors: Sequence[str]) -> bytes:
     return hashlib.sha256(roster + number.to_bytes(8, "little") + canonical(sorted(survivors))).digest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """What a site gives in the unmasking exchange. Nobody can read it unless `survivors` many sites saw one view."""
 
@@ -69,7 +69,7 @@ class Answer:
     """by owner: the pad of the owner's lock"""
 
 
-@dataclass
+@dataclass(repr=False)  # its fields are secrets
 class Site:
     """One site's part; everything secret of a round is erased once the round can no longer use it."""
 

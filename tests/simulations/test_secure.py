@@ -85,7 +85,7 @@ def test_the_report_says_who_sees_what(distributed) -> None:
     privacy = report["privacy"]
     assert privacy["mode"] == "distributed"
     assert privacy["secure_aggregation"] is True
-    assert "up to 1 sites that work for it, who see the sum over at least 3 sites" in privacy["adversary"]
+    assert "one site that works for it, who see only the sum over at least 3 sites" in privacy["adversary"]
     assert "a share of 1/2" in privacy["noise"]
     assert [site["steps"] for site in privacy["sites"]] == [3, 3, 3, 3]
     assert privacy["epsilon_spent"] <= 8.0
@@ -279,6 +279,31 @@ def test_client_level_runs(make_config, secure: bool) -> None:
     assert norms[0] == 0.5
     assert len(set(norms)) == 4
     assert report["after"]["loss"] != report["before"]["loss"]
+
+
+def test_one_task_sent_twice_at_once_is_answered_once(distributed, tmp_path: Path, monkeypatch) -> None:
+    """Two processes with the same state, as a server that sends twice could find them: the second gives nothing."""
+    real = LocalGrid._handle
+    second: dict[str, list[str]] = {"train": [], "query.unmask": []}
+
+    def twice(self, message):
+        import copy
+
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        before = copy.deepcopy(self._states.get(node))
+        reply = real(self, message)
+        if kind in second:
+            after, self._states[node] = self._states[node], before
+            again = real(self, message)
+            second[kind].append(again.error.reason or "")
+            self._states[node] = after
+        return reply
+
+    monkeypatch.setattr(LocalGrid, "_handle", twice)
+    report = run(distributed(engine={"ledger": str(tmp_path / "ledgers")}))
+    assert [len(row["sites"]) for row in report["rounds"]] == [4, 4, 4]
+    assert all(len(reasons) == 12 and all("a second time" in r for r in reasons) for reasons in second.values())
+    assert [site["steps"] for site in report["privacy"]["sites"]] == [3] * 4
 
 
 def test_client_level_with_and_without_a_secure_sum_agree(make_config, tmp_path: Path, monkeypatch) -> None:
