@@ -6,7 +6,7 @@ would carry the exception's text.
 
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -86,32 +86,13 @@ def keys(message: Message, context: Context) -> Message:
 @app.query("shares")
 def shares(message: Message, context: Context) -> Message:
     """Second stage: everybody's keys are checked, and the secrets shared out, sealed for each neighbour."""
-
-    def answer() -> RecordDict:
-        from . import secagg
-
-        secure = _kept(context)
-        facts = secagg.deal(secure, _site(context), message.content.config_records[wire.CONFIG])
-        _keep(context, secure)
-        return RecordDict({wire.SITE: ConfigRecord(facts)})
-
-    return _answered(message, answer)
+    return _stage(message, context, lambda secagg: secagg.deal)
 
 
 @app.query("unmask")
 def unmask(message: Message, context: Context) -> Message:
     """After the masked inputs: the shares that open the sum, once, for one set of survivors."""
-
-    def answer() -> RecordDict:
-        from . import secagg
-
-        secure = _kept(context)
-        facts = secagg.unmask(secure, message.content.config_records[wire.CONFIG])
-        secagg.claim(secure, _site(context), "open", secure.opened)
-        _keep(context, secure)
-        return RecordDict({wire.SITE: ConfigRecord(facts)})
-
-    return _answered(message, answer)
+    return _stage(message, context, lambda secagg: secagg.unmask)
 
 
 @app.train()
@@ -165,6 +146,20 @@ def _answered(
         place = traceback.extract_tb(failure.__traceback__)[-1]
         reason = f"{type(failure).__name__} in {place.filename.rsplit('/', 1)[-1]}, line {place.lineno}"
     return Message(Error(wire.FAILED if charged() else code, reason), reply_to=message)
+
+
+def _stage(message: Message, context: Context, step: Callable[[Any], Callable[..., dict]]) -> Message:
+    """One of the stages that go on with the state that an earlier one left. step: picks it from `client.secagg`."""
+
+    def answer() -> RecordDict:
+        from . import secagg
+
+        secure = _kept(context)
+        facts = step(secagg)(secure, _site(context), message.content.config_records[wire.CONFIG])
+        _keep(context, secure)
+        return RecordDict({wire.SITE: ConfigRecord(facts)})
+
+    return _answered(message, answer)
 
 
 def _kept(context: Context) -> "SecureSite":

@@ -27,12 +27,14 @@ def deal(secure: SecureSite, site: Site, asked: Mapping[str, Any]) -> facts.Fact
     return facts.from_sealed(secure.deal(facts.to_adverts(asked), site.peers))
 
 
-def unmask(secure: SecureSite, asked: Mapping[str, Any]) -> facts.Facts:
+def unmask(secure: SecureSite, site: Site, asked: Mapping[str, Any]) -> facts.Facts:
     """The answer for the survivors that the server names."""
     number, survivors = asked.get("round"), asked.get("survivors")
     if not isinstance(number, int) or not isinstance(survivors, list):
         raise SecureSumError("secure sum: asked to unmask without a round and its survivors")
-    return facts.from_answer(secure.open(number, [str(name) for name in survivors]))
+    answer = secure.open(number, [str(name) for name in survivors])
+    claim(secure, site, "open", number)
+    return facts.from_answer(answer)
 
 
 def claim(secure: SecureSite, site: Site, step: str, number: int) -> None:
