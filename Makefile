@@ -26,6 +26,8 @@ bench: .venv/dev
 	.venv/bin/python -m benchmarks.run
 	.venv/bin/python -m benchmarks.ledger
 	.venv/bin/python -m benchmarks.audit
+	.venv/bin/python -m benchmarks.secagg
+	.venv/bin/python -m benchmarks.accuracy
 
 .venv/base:
 	$(PYTHON) -m venv .venv
