@@ -97,7 +97,7 @@ def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
     found = most_found(plan, 0.01)
     return [
         f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one {unit}, over all {plan.steps} steps of the run.",
-        f"Protected: {what}. Against: {claims.adversary(config)}; who know every other {unit}'s part, and have "
+        f"Protected: {what}. Against: {claims.adversary(config)}. They know every other {unit}'s part, and have "
         f"unlimited computing power{' but for breaking the secure sum' if config.secure else ''}.",
         f"How well: whoever thinks it a coin toss whether a given {unit} was used can become at most "
         f"{100 * belief(epsilon):.4g} % sure. A test that wrongly accuses 1 % of the {unit}s that were not used finds "
