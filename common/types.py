@@ -128,7 +128,8 @@ class Update:
     epsilon: float | None
     """ε spent in this run so far; None in mode `none`"""
     metrics: Metrics = field(default_factory=dict)
-    """mode `none` only, and only where the site's policy lets it: the mean training loss"""
+    """mode `none`, and only where the site's policy lets it: the mean training loss; mode `client` with a trusted
+    server: `whole`"""
     head: Head | None = None
     """the last entry of the site's ledger; None when it lives in memory"""
     commitment: str | None = None

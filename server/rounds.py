@@ -331,16 +331,18 @@ def run_rounds(
         restore_arrays(strategy, state.strategy)
     state.declined = {}  # a resumed run asks everybody again
     summing = _summing(grid, config, plan, sites)
+    least = config.secure_parameters.survivors if config.secure else config.server.min_clients
     for number in range(state.round + 1, config.run.rounds + 1):
         cohort = choose(config, sites, number)
         result = _one_round(grid, config, state, trained, strategy, summing, cohort, number, watch)
         state.round, state.strategy = number, strategy_state(strategy)
         watch.round_done(result, state)
         sites = {name: node for name, node in sites.items() if name not in state.declined}
-        if len(sites) < config.server.min_clients and number < config.run.rounds:
+        if len(sites) < least and number < config.run.rounds:
             raise RoundError(
-                f"{len(state.declined)} sites declined the run, {len(sites)} are left, server.min_clients is "
-                f"{config.server.min_clients}; the first reason: {next(iter(state.declined.values()), '')}"
+                f"{len(state.declined)} sites declined the run, {len(sites)} are left, "
+                f"{'server.min_survivors' if config.secure else 'server.min_clients'} is {least}; the first reason: "
+                f"{next(iter(state.declined.values()), '')}"
             )
     return state
 
@@ -457,6 +459,8 @@ def _one_round(
             new_arrays = summing.aggregate(state, strategy, number, replies, arriving, watch)
         except (SecureSumError, RoundError) as error:
             void = str(error)
+            if summing.secure is not None:
+                summing.secure.lost()  # a set-up shows who is left, before anything more is charged
     elif isinstance(strategy, StreamingStrategy):
         new_arrays, _ = strategy.aggregate_train(number, (message for _, _, message in arriving))
     else:

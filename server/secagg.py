@@ -113,7 +113,7 @@ class SecureSums:
         self._undelivered.discard(site)
 
     def lost(self) -> None:
-        """A site has lost its keys: the next round begins with a new set-up, so that it can come back."""
+        """Sites have lost their keys, or too few are left: the next round begins with a new set-up."""
         self._stale = True
 
     def finish(self, number: int) -> tuple[np.ndarray, dict[str, str]]:

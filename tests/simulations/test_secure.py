@@ -139,6 +139,28 @@ def test_below_the_threshold_a_round_is_void_and_charged(distributed, monkeypatc
     assert "is void" in (Path(report["config"]["run"]["output"]) / "report.html").read_text()
 
 
+def test_a_run_that_has_lost_its_sites_stops_charging(distributed, monkeypatch) -> None:
+    """Two of four sites are gone for good: one round is void; the next set-up stops the run."""
+    from flwr.app import Error, Message
+
+    real = LocalGrid._handle
+    trained: list[int] = []
+
+    def handle(self, message):
+        number, kind = message.metadata.dst_node_id - local._SERVER_NODE - 1, message.metadata.message_type
+        if kind == "train":
+            trained.append(number)
+        if number in (1, 2) and len(trained) > 4:
+            message.metadata.__dict__["_message_id"] = "x"
+            return Message(Error(0, "gone"), reply_to=message)
+        return real(self, message)
+
+    monkeypatch.setattr(LocalGrid, "_handle", handle)
+    with pytest.raises(RoundError, match=r"2 sites in the list; allowed: 3 .*the first problem: gone"):
+        simulate(distributed(run={"rounds": 10}, engine={"workers": 1}))
+    assert len(trained) == 8  # rounds 1 and 2
+
+
 @pytest.mark.parametrize("stage", ["query.keys", "query.shares"])
 def test_a_site_that_vanishes_in_the_set_up_is_left_out(distributed, monkeypatch, stage: str) -> None:
     fails(monkeypatch, stage, {1: {1}}, 3)
