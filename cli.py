@@ -22,6 +22,10 @@ app = typer.Typer(
 )
 audit_app = typer.Typer(no_args_is_help=True, help="Check what was promised: ledgers, canaries, attacks.")
 app.add_typer(audit_app, name="audit")
+server_app = typer.Typer(no_args_is_help=True, help="Run the server of a federation.")
+app.add_typer(server_app, name="server")
+site_app = typer.Typer(no_args_is_help=True, help="Join a federation with a data site.")
+app.add_typer(site_app, name="site")
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. privacy.epsilon=3; empty unsets."),
@@ -75,8 +79,8 @@ def explain(
     from .common.explain import alternatives, calibrated, in_words
     from .common.models import model_of
     from .common.plan import privacy_plan
+    from .common.resolve import resolve
     from .server.report.plots import epsilon_over_rounds
-    from .simulations.run import resolve
     from .simulations.tables import print_explanation
 
     folder = Path(run) / "config.toml"
@@ -94,6 +98,240 @@ def explain(
     others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
     plot.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others))
     typer.echo(f"plot: {plot}")
+
+
+@app.command("run")
+def run_(
+    recipe: Annotated[str | None, typer.Argument(help="A .toml file, or a shipped recipe.")] = None,
+    server: Annotated[Path, typer.Option(metavar="DIR", help="The server's folder, on its machine.")] = Path("server"),
+    sets: Sets = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; otherwise runs/NAME in the server's.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue the interrupted run in RUN.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
+) -> None:
+    """Fine-tune across the real sites of a federation, and write a report."""
+    from .common.errors import ConfigError, StoppedError
+
+    if (recipe is None) == (resume is None):
+        raise ConfigError("run: give a RECIPE, or --resume RUN; not both")
+    if resume is not None and (sets or out or overwrite):
+        raise ConfigError("--resume: takes no --set, --out or --overwrite; a run goes on as it was declared")
+    from .server import deployment
+    from .simulations.progress import print_summary, watch
+
+    if resume is not None:
+        config, number = deployment.proceed(server, resume)
+    else:
+        overrides = [*(sets or []), *(["data.train="] if recipe else [])]
+        config = deployment.declare(server, _load(recipe or "", overrides, out))
+        number = deployment.start(server, config, overwrite=overwrite)
+    if detach:
+        typer.echo(f"submitted; its folder: {config.output}; see: confide runs --server {server}")
+        return
+    try:
+        with watch(config.output):
+            deployment.follow(server, config, number)
+    except KeyboardInterrupt:
+        raise StoppedError(
+            f"no longer followed, the run goes on; end it with: confide stop {config.output.name} --server {server}"
+        ) from None
+    print_summary(config.output)
+
+
+@app.command()
+def runs(
+    server: Annotated[Path, typer.Option(metavar="DIR", help="The server's folder.")] = Path("server"),
+) -> None:
+    """List the runs of a federation."""
+    from .server.deployment import list_runs
+    from .simulations.tables import print_runs
+
+    print_runs(list_runs(server))
+
+
+@app.command()
+def stop(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as confide runs shows it.")],
+    server: Annotated[Path, typer.Option(metavar="DIR", help="The server's folder.")] = Path("server"),
+) -> None:
+    """End a run; what it has charged stays charged, and --resume continues it."""
+    from .server.deployment import stop_run
+
+    stop_run(server, name)
+    typer.echo(f"stopped; go on with: confide run --server {server} --resume {server / 'runs' / name}")
+
+
+ServerDir = Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder.")]
+SiteDir = Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")]
+JsonLogs = Annotated[bool, typer.Option("--json-logs", help="One JSON object a line, for log collectors.")]
+
+
+@server_app.command("init")
+def server_init(
+    folder: ServerDir,
+    name: Annotated[list[str], typer.Option(help="DNS name or address by which sites reach it; may be repeated.")],
+    port: Annotated[int, typer.Option(help="Public port.")] = 8443,
+) -> None:
+    """Make a server's folder: its CA, its certificates, its configuration."""
+    from .common.credentials import expiry
+    from .server.deployment import init_server
+
+    init_server(folder, name, port)
+    for file in ("ca.crt", "server.crt", "operator.crt"):
+        typer.echo(f"{folder / file}: valid until {expiry(folder / file):%Y-%m-%d}")
+    typer.echo(f"give {folder / 'ca.crt'} to every site, and the address {name[0]}:{port}")
+    typer.echo(f"next: confide server run {folder}")
+
+
+@server_app.command("run")
+def server_run(
+    folder: ServerDir,
+    front: Annotated[bool, typer.Option(help="The embedded front; without it, nginx does its work.")] = True,
+    json_logs: JsonLogs = False,
+) -> None:
+    """Run the server until it is stopped: the SuperLink on loopback, and the front that sites connect to."""
+    from .common.logs import log_to
+    from .server.deployment import run_server
+
+    log_to(folder / "logs" / "server.log", as_json=json_logs)
+    run_server(folder, front=front)
+
+
+@server_app.command("renew")
+def server_renew(folder: ServerDir) -> None:
+    """Issue the server's and the operator's certificates anew, with the same CA: sites need not change anything."""
+    from .common.credentials import expiry
+    from .server.deployment import renew
+
+    renew(folder)
+    typer.echo(f"{folder / 'server.crt'}: valid until {expiry(folder / 'server.crt'):%Y-%m-%d}; restart the server")
+
+
+@server_app.command("add-site")
+def server_add_site(
+    name: Annotated[str, typer.Argument(help="The site's name.")],
+    public: Annotated[str, typer.Argument(metavar="PUBKEY", help="The line of its site.pub, or the file.")],
+    server: Annotated[Path, typer.Option(metavar="DIR", help="The server's folder.")] = Path("server"),
+) -> None:
+    """Register a site: only registered sites may connect."""
+    from .server.deployment import add_site
+
+    is_line = " " in public.strip()
+    line = public if is_line else _read_public(Path(public))
+    site, running = add_site(server, name, line)
+    when = "at once" if running else "when the server starts"
+    typer.echo(f"registered {site.name}, identity {site.identity}; it may connect {when}")
+
+
+@server_app.command("remove-site")
+def server_remove_site(
+    name: Annotated[str, typer.Argument(help="The site's name.")],
+    server: Annotated[Path, typer.Option(metavar="DIR", help="The server's folder.")] = Path("server"),
+) -> None:
+    """Take a site out of the federation."""
+    from .server.deployment import remove_site
+
+    remove_site(server, name)
+    typer.echo(f"removed {name}; it is refused from now on")
+
+
+@server_app.command("status")
+def server_status_(folder: ServerDir) -> None:
+    """Show whether the server runs, its sites, and when certificates end; exit code 0 only when it is healthy."""
+    from .server.deployment import server_status
+    from .simulations.tables import print_server
+
+    status = server_status(folder)
+    print_server(status)
+    if not (status.running and status.healthy_front):
+        raise typer.Exit(1)
+
+
+@server_app.command("nginx")
+def server_nginx(folder: ServerDir) -> None:
+    """Print an nginx configuration that does the front's work."""
+    from .server.deployment import nginx_config
+
+    typer.echo(nginx_config(folder), nl=False)
+
+
+@site_app.command("init")
+def site_init(
+    folder: SiteDir,
+    name: Annotated[str, typer.Option(help="The site's name in the federation.")],
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The federation's address.")],
+    ca: Annotated[Path, typer.Option(help="The server's ca.crt.")],
+    source: Annotated[str, typer.Option(help="The data: csv, jsonl, parquet, or an SQL url.")] = "train.csv",
+    dataset: Annotated[str, typer.Option(help="Its name in runs (data.name).")] = "default",
+    epsilon: Annotated[float, typer.Option(help="The data set's budget, over all runs.")] = 8.0,
+) -> None:
+    """Make a site's folder: keys, an empty ledger, and site.toml with every field commented."""
+    from .client.setup import init_site
+
+    line, path = init_site(folder, name, server, ca, dataset, source, epsilon)
+    typer.echo(f"made {folder}; give {path} to the server's operator and to the other sites:")
+    typer.echo(str(line))
+    typer.echo(f"next: edit {folder / 'site.toml'}, then: confide site check {folder}")
+
+
+@site_app.command("add-peer")
+def site_add_peer(
+    folder: SiteDir,
+    publics: Annotated[list[Path], typer.Argument(metavar="SITE.PUB...", help="The other sites' site.pub.")],
+) -> None:
+    """List other sites' keys: secure sums are made with these and with nobody else."""
+    from .client.setup import add_peers
+
+    found = add_peers(folder, [_read_public(path) for path in publics])
+    typer.echo(f"fingerprint of the list: {found}")
+    typer.echo("compare it with the other sites by telephone: it must be the same everywhere")
+
+
+@site_app.command("check")
+def site_check(folder: SiteDir) -> None:
+    """Look at everything a run needs, line by line; exit code 0 only when all passes."""
+    from .client.setup import check_site
+    from .simulations.tables import print_check
+
+    checks = []
+    for check in check_site(folder):
+        print_check(check)
+        checks.append(check)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+@site_app.command("run")
+def site_run(folder: SiteDir, json_logs: JsonLogs = False) -> None:
+    """Take part in the federation until it is stopped; one outgoing connection, which is made again for ever."""
+    from .client.node import run_site
+    from .common.logs import log_to
+
+    log_to(folder / "site.log", as_json=json_logs)
+    run_site(folder)
+
+
+@site_app.command("status")
+def site_status_(folder: SiteDir) -> None:
+    """Show budgets, runs, and the last error."""
+    from .client.setup import site_status
+    from .simulations.tables import print_site
+
+    print_site(site_status(folder))
+
+
+@site_app.command("approve")
+def site_approve(
+    folder: SiteDir,
+    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run's config.toml, or a file of pending/.")],
+) -> None:
+    """Allow this exact run configuration, where the policy asks for approval by hand."""
+    from .client.setup import approve_file
+
+    typer.echo(f"approved {approve_file(folder, run)[:16]}")
 
 
 @audit_app.command("canary")
@@ -219,6 +457,15 @@ def demo_data(
     for split in demo.SPLITS:
         pyarrow.csv.write_csv(demo.table(split), folder / f"{split}.csv")
     typer.echo(f"wrote {', '.join(f'{split}.csv' for split in demo.SPLITS)} to {folder}")
+
+
+def _read_public(path: Path) -> str:
+    from .common.errors import ConfigError
+
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give a site's site.pub") from None
 
 
 def _load(recipe: str, sets: list[str] | None, out: Path | None = None, ledger: Path | None = None) -> "RunConfig":

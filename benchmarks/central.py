@@ -22,9 +22,9 @@ from confide.client.worker import load_simulated
 from confide.common.config import RunConfig, load
 from confide.common.models import FineTuneModel, model_of
 from confide.common.optimizer import make_optimizer
+from confide.common.resolve import resolve
 from confide.common.types import Records
 from confide.server.evaluation import evaluate, read_public
-from confide.simulations.run import resolve
 
 PHYSICAL = 64
 

@@ -6,7 +6,7 @@ is a view of the shared records.
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +17,7 @@ from ..common.audit import NO_CANARIES, GradientCanaries, coins
 from ..common.clipping import to_vector
 from ..common.config import RunConfig
 from ..common.data import label_names, read_rows, training_rows
-from ..common.errors import PrivacyError
+from ..common.errors import PrivacyError, WireError
 from ..common.mechanism import NoiselessControl, PoissonMechanism
 from ..common.models import FineTuneModel, canary_records, model_of
 from ..common.noise import secure_generator
@@ -55,13 +55,14 @@ class _Holding:
 class Worker:
     """Loaded once a process; `train` may be called for any site in any order."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, load: "Load | None" = None) -> None:
+        """load: reads the data of this process' sites; omitted: those of a simulation."""
         self.config = config
         self.model = model_of(config)
         self._idle = [self.model]
-        self.data = load_simulated(config, self.model)
+        self.data = (load or load_simulated)(config, self.model)
         self._records = self.data.records
-        if config.audit.records >= config.clients:  # each site's share behind all sites' records
+        if load is None and config.audit.records >= config.clients:  # each site's share behind all sites' records
             for number in range(config.clients):
                 name = site_name(number, config.clients)
                 self._records = self._records.joined(canary_records(config, self.model, name))
@@ -70,6 +71,15 @@ class Worker:
             validate(self.model)
         self._opening = threading.Lock()
         self._holdings: dict[int, _Holding] = {}
+
+    def check(self, task: RoundTask) -> None:
+        """Raises WireError for a task whose adapter is not this model's, before anything is charged."""
+        expected = self.model.initial
+        if task.adapter.keys() != expected.keys():
+            raise WireError(f"{len(task.adapter)} arrays in the task, not the {len(expected)} of this model")
+        for name, array in task.adapter.items():
+            if array.shape != expected[name].shape:
+                raise WireError(f"{name}: shape {array.shape} in the task, expected {expected[name].shape}")
 
     def account(self, site: Site, number: int, steps_before: int) -> SiteAccount:
         """The account of site `number` in this run, opened at the first call.
@@ -161,13 +171,16 @@ def _share(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
     return mechanism.share(to_vector(contribution, mechanism.plan, clip), clip)
 
 
+Load = Callable[[RunConfig, FineTuneModel], SimulatedData]
+
+
 def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
     """Reads, cuts, tokenises and splits the training data of a simulation. Raises DataError."""
     data = config.data
     labels = list(data.labels) if data.labels else None
     if labels is None and data.partition.kind in ("dirichlet", "shards"):
-        labels = label_names([data.train], data)  # a task without classes, dealt out by the values of a column
-    rows = read_rows(data.train, data, labels, group=data.partition.kind == "natural")
+        labels = label_names([data.training], data)  # a task without classes, dealt out by the values of a column
+    rows = read_rows(data.training, data, labels, group=data.partition.kind == "natural")
     rows = training_rows(rows, data, config.run.seed)
     parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)
     return SimulatedData(model.task.encode(rows, model.tokenizer, config.model.max_length), parts, rows.labels)

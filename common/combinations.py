@@ -127,7 +127,7 @@ def _check_partition(config: "RunConfig") -> None:
         "data.partition.column: nothing received; kind 'natural' needs the column that names the site",
     )
     _require(
-        natural or partition.clients is not None,
+        natural or partition.clients is not None or config.data.train is None,  # real sites are counted when it starts
         f"data.partition.clients: nothing received; kind '{partition.kind}' needs a number of sites, e.g. 8",
     )
     if partition.clients is not None:

@@ -109,8 +109,9 @@ class PartitionSection(Section, frozen=True):
 class DataSection(Section, frozen=True):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "default"
     """the data set's name at the sites: whose budget the run is charged to"""
-    train: str
-    """csv, jsonl or parquet file, hub id, SQL url#table-or-query, or demo:train"""
+    train: str | None = None
+    """csv, jsonl or parquet file, hub id, SQL url#table-or-query, or demo:train. Simulations only: a real site names
+    its data in its own site.toml"""
     validation: str | None = None
     """public, at the server: accuracy per round; omitted: the test set"""
     test: str
@@ -129,6 +130,13 @@ class DataSection(Section, frozen=True):
     reference: Annotated[int, Field(ge=0)] | None = None
     """`confide audit leakage`: instead of the first N rows, the N of the first 2N that this number draws"""
     partition: PartitionSection = PartitionSection()
+
+    @property
+    def training(self) -> str:
+        """`train`. Raises ConfigError when it is omitted."""
+        if self.train is None:
+            raise ConfigError("data.train: nothing received; a simulation needs it (a real site names its own data)")
+        return self.train
 
 
 class PrivacySection(Section, frozen=True):
@@ -300,8 +308,20 @@ class RunConfig(Section, frozen=True):
         return cls.parse(nested, "run-config")
 
 
+Name = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+"""letters, digits, '.', '_' and '-'"""
+
+
 class DatasetSection(Section, frozen=True):
     """A data set's budget; it belongs to the name, whatever rows or runs come and go."""
+
+    source: str | None = None
+    """deployment: csv, jsonl or parquet file (relative to site.toml), or SQL url#table-or-query; read-only"""
+    text: str = "text"
+    label: str = "label"
+    prompt: str | None = None
+    response: str | None = None
+    """deployment: the columns, as in a run's [data]"""
 
     epsilon: PositiveFloat | None = None
     """limit over all runs together; omitted: none, which alone admits runs without noise"""
@@ -327,14 +347,44 @@ class PolicySection(Section, frozen=True):
     """whether a training loss may leave, in mode `none`"""
     canaries: bool = False
     """whether an audit may put canaries among the records"""
+    approval: bool = False
+    """whether a run needs `confide site approve` by hand before any data is read"""
+
+
+PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""Ed25519, hexadecimal: a site's identity"""
+
+
+class SiteSection(Section, frozen=True):
+    """Deployment: who the site is and where its one outgoing connection goes."""
+
+    name: Name
+    server: Annotated[str, Field(pattern=r"^[^/\s]+:\d+$")]
+    """host:port of the federation's public address"""
+    poll: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+    """seconds between two questions for work"""
+    deadline: PositiveFloat = 3600.0
+    """seconds after which the worker is held to be stuck on a message, and restarted"""
+    max_message: Annotated[int, Field(ge=1024)] = 256 * 2**20
+    """bytes of a message, either way"""
+    max_memory: Annotated[int, Field(ge=2**28)] | None = None
+    """bytes of address space of the worker; omitted: no cap of its own (systemd and containers set theirs)"""
+    max_runs: Positive = 1000
+    """runs that this site's ledger may come to hold"""
+    max_rounds: Positive = 100_000
+    """rounds that a run may declare"""
 
 
 class SiteConfig(Section, frozen=True):
     """site.toml: the data sets of a site with their budgets, and the policy that may refuse a run."""
 
+    site: SiteSection | None = None
+    """deployment only"""
+    backbones: dict[str, str] = {}
+    """deployment: a backbone's name in runs → the folder that holds it here (relative to site.toml)"""
     datasets: dict[str, DatasetSection]
     policy: PolicySection = PolicySection()
-    peers: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+    peers: dict[str, PublicKey] = {}
     """the sites of the federation: name → public key. Secure sums are made with these and with nobody else"""
 
     @classmethod

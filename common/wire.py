@@ -3,6 +3,7 @@
 A task travels as arrays + config, an update as arrays + metrics + site. Arrays are numpy's own format without pickle.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import cast
 
@@ -91,6 +92,15 @@ def decode_task(content: RecordDict) -> tuple[RoundTask, int]:
     if clip is not None and not 0 < clip < float("inf"):
         raise WireError(f"clip norm {clip} received; allowed: a finite number above 0")
     return RoundTask(number, adapter, proximal_mu, clip, dealt), steps_before
+
+
+def task_digest(task: RoundTask) -> bytes:
+    """SHA-256 of what decides the answer to a task; what was dealt with it, and steps asked, do not count."""
+    digest = hashlib.sha256(f"{task.round} {task.proximal_mu!r} {task.clip!r}".encode())
+    for name in sorted(task.adapter):
+        digest.update(f"{name} {task.adapter[name].shape}".encode())
+        digest.update(np.ascontiguousarray(task.adapter[name]).tobytes())
+    return digest.digest()
 
 
 def check_version(version: str, whose: str) -> None:

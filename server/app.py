@@ -4,6 +4,7 @@ A run folder that holds checkpoints is continued. Everything that can be wrong w
 before a run is submitted; here files are written.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from ..common.chain import write_json
 from ..common.config import RunConfig
-from ..common.models import FineTuneModel, export_adapter, model_of
+from ..common.errors import ConfideError
+from ..common.models import FOLDERS, FineTuneModel, export_adapter, model_of
 from ..common.plan import privacy_plan
 from ..common.types import Records, Update, joined
 from . import checkpoint
 from .canaries import CanaryScores, conclude
 from .checkpoint import Checkpoint
+from .deployment import FAILURE, HOME, ServerFile, registered
 from .evaluation import Evaluation, evaluate, read_public, subset
+from .grids import QuickGrid
 from .heads import Heads
 from .record import Recorder
 from .report import write_report
@@ -33,12 +38,31 @@ _HEADS = "server.json"
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Entry point of Flower, whichever engine runs it."""
-    run_server(grid, RunConfig.from_flat(dict(context.run_config)))
+    config = RunConfig.from_flat(dict(context.run_config))
+    home = os.environ.get(HOME)
+    if home is None:
+        run_server(grid, config)
+        return
+    try:
+        run_server(QuickGrid(grid), config, Path(home))
+    except ConfideError as error:
+        write_json(config.output / FAILURE, {"reason": str(error)})
+        raise
 
 
-def run_server(grid: Grid, config: RunConfig) -> None:
-    """Raises the errors of `run_rounds`; what was done until then is in the checkpoints."""
+def run_server(grid: Grid, config: RunConfig, home: Path | None = None) -> None:
+    """Raises the errors of `run_rounds`; what was done until then is in the checkpoints.
+
+    home: the folder of a deployment's server.
+    """
     folder = config.output
+    if home is None:
+        heads = Heads(Path(config.engine.ledger) / _HEADS if config.engine.ledger else None)
+    else:
+        for name, path in ServerFile.load(home).backbones.items():
+            FOLDERS[name] = str(home / path)
+        known = {name: site.identity for name, site in registered(home).items()}
+        heads = Heads(home / "heads.json", known)
     model = model_of(config)
     test = read_public(config, model, config.data.test)
     validation = read_public(config, model, config.data.validation) if config.data.validation else test
@@ -46,7 +70,6 @@ def run_server(grid: Grid, config: RunConfig) -> None:
     everything = np.arange(len(test))
     state = _start_or_continue(folder, config, model)
     plan = privacy_plan(config, model.count()[0])
-    heads = Heads(Path(config.engine.ledger) / _HEADS if config.engine.ledger else None)
     recorder = Recorder(folder, config.run.rounds, state.history)
     try:
         if not state.before:
@@ -66,7 +89,7 @@ def run_server(grid: Grid, config: RunConfig) -> None:
         recorder.close()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Saver:
     """Evaluates, saves and tells after each round; saves what is charged before it."""
 
@@ -77,9 +100,14 @@ class _Saver:
     watched: np.ndarray
     heads: Heads
     scores: CanaryScores | None
+    saved: str = ""
+    """the set-up of secure sums that is on disk"""
 
     def asking(self, state: Checkpoint) -> None:
         checkpoint.save_asked(self.folder / "checkpoints", state.asked)
+        if state.secure is not None and state.secure["roster"] != self.saved:
+            checkpoint.save_secure(self.folder / "checkpoints", state.secure)
+            self.saved = state.secure["roster"]
 
     def replied(self, number: int, done: int, asked: int) -> None:
         self.recorder.progress("training", number, done, asked)
@@ -109,7 +137,8 @@ def _start_or_continue(folder: Path, config: RunConfig, model: FineTuneModel) ->
         return checkpoint.load_latest(checkpoints, config.digest())
     # not `model.get()`: whoever shares this process' model may have trained it
     initial = {name: array.copy() for name, array in model.initial.items()}
-    return Checkpoint(0, config.digest(), initial, asked=checkpoint.load_asked(checkpoints))
+    asked, secure = checkpoint.load_asked(checkpoints), checkpoint.load_secure(checkpoints)
+    return Checkpoint(0, config.digest(), initial, asked=asked, secure=secure)
 
 
 def _as_json(evaluation: Evaluation) -> dict[str, Any]:

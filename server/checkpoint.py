@@ -19,7 +19,7 @@ from ..common.errors import ConfigError
 from ..common.types import Adapter
 
 _KEPT = 2
-_ASKED = "asked.json"
+_ASKED, _SECURE = "asked.json", "secure.json"
 
 
 @dataclass
@@ -45,6 +45,8 @@ class Checkpoint:
     """sites that refused the run, and why"""
     clip: float | None = None
     """the next round's clip norm, where it adapts"""
+    secure: dict[str, Any] | None = None
+    """the set-up of secure sums; kept in a file of its own"""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -84,6 +86,18 @@ def load_asked(folder: Path) -> dict[str, int]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def save_secure(folder: Path, state: dict[str, Any]) -> None:
+    """Keeps the set-up of secure sums, so that a restarted server need not make another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _SECURE, state)
+
+
+def load_secure(folder: Path) -> dict[str, Any] | None:
+    """As of the last `save_secure`; None before the first."""
+    path = folder / _SECURE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def load_latest(folder: Path, config_digest: str) -> Checkpoint:
     """The last whole round, with the steps that sites have been asked for since.
 
@@ -102,7 +116,7 @@ def load_latest(folder: Path, config_digest: str) -> Checkpoint:
         raise ConfigError(f"{paths[-1]}: belongs to another configuration; resume with the config.toml beside it")
     facts["asked"] |= load_asked(folder)
     parts = {part: _part(arrays, f"{part}/") for part in ("adapter", "strategy", "scores")}
-    return Checkpoint(**parts, **facts)
+    return Checkpoint(**parts, **facts, secure=load_secure(folder))
 
 
 def _part(arrays: Adapter, prefix: str) -> Adapter:

@@ -22,9 +22,12 @@ Ask = Callable[[dict[str, Any]], dict[str, Any]]
 class Heads:
     """The last head and the key of every site, in one JSON file; in memory without a path."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Raises ConfigError for a file that cannot be read: what was seen is not forgotten silently."""
-        self._path = path
+    def __init__(self, path: Path | None, registered: Mapping[str, str] | None = None) -> None:
+        """Raises ConfigError for a file that cannot be read: what was seen is not forgotten silently.
+
+        registered: name → public key of the sites that may take part; None: any, each key pinned at first sight.
+        """
+        self._path, self._registered = path, registered
         self._known: dict[str, dict[str, Any]] = {}
         if path is not None and path.exists():
             try:
@@ -45,6 +48,14 @@ class Heads:
         Raises LedgerError with the reason why it must not take part.
         """
         head, known = wire.read_head(hello), self._known.get(site)
+        if self._registered is not None:
+            if site not in self._registered:
+                raise LedgerError(f"a site calls itself '{site[:64]}', which is not registered")
+            if head is None or hello.get(wire.PUBLIC_KEY) != self._registered[site]:
+                raise LedgerError(f"{site} does not show the key that was registered for it")
+            if known is not None and known["public_key"] != self._registered[site]:
+                known = None  # registered anew by the operator, with a new ledger
+                del self._known[site]
         if head is None:
             if known is not None:
                 raise LedgerError(f"{site} had a ledger at entry {known['seq']} and now shows none")

@@ -12,11 +12,9 @@ from typing import Any, Protocol
 
 import flwr.serverapp.strategy as flower_strategies
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.supercore.run import Run
 
 from ..common import wire
 from ..common.config import FLOWER_STRATEGIES, RunConfig
@@ -25,12 +23,14 @@ from ..common.mechanism import PrivacyPlan
 from ..common.types import Adapter, Update, split
 from .aggregation import ProductMean, ServerStep, make_aggregate
 from .checkpoint import Checkpoint, arrays_of, restore_arrays
+from .grids import Cohort, Pace
 from .heads import Heads
 from .secagg import SecureSums
 from .summing import CentralSums, Sums, change_of
 
 _HELLO_SECONDS = 120.0
 """for sites to appear and answer before the first round"""
+_AGAIN_SECONDS = 2.0
 _STAGE_SECONDS = 300.0
 """for the stages of secure sums beside training, which take a site less than a second"""
 
@@ -109,12 +109,12 @@ class Replies:
                 continue  # not asked, or a second answer
             self.on_reply()
             if message.has_error():
-                self.failed.append({"site": site, "reason": message.error.reason or "no reason given"})
+                self.failed.append({"site": site, "reason": _reason(message.error)})
                 if message.error.code in (wire.REFUSED, wire.DECLINED, wire.KEYS_LOST):
                     self.refused.append(site)
                 self.keys_lost |= message.error.code == wire.KEYS_LOST
                 if message.error.code == wire.DECLINED:
-                    self.declined[site] = message.error.reason or "no reason given"
+                    self.declined[site] = _reason(message.error)
                 continue
             try:
                 update = wire.decode_update(message.content, self.expected)
@@ -184,40 +184,6 @@ class StreamingStrategy(Strategy):
         """Nothing to add to the report."""
 
 
-class Cohort(Grid):
-    """The part of a grid that takes part in this round: what a strategy may sample from."""
-
-    def __init__(self, grid: Grid, nodes: list[int]) -> None:
-        self._grid, self._nodes = grid, nodes
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self._nodes)
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        return (NodeInfo(node_id=node) for node in self._nodes)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, timeout=timeout)
-
-
 def make_strategy(config: RunConfig, trained: Adapter) -> Strategy:
     """Ours, or Flower's by name. Raises ConfigError for options that the strategy does not take."""
     name = config.server.aggregation
@@ -245,50 +211,65 @@ def greet(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
     """
     wanted = config.data.partition.clients or config.server.min_clients
     until = time.monotonic() + _HELLO_SECONDS
-    while len(nodes := list(grid.get_node_ids())) < wanted and time.monotonic() < until:
+    while len(list(grid.get_node_ids())) < wanted and time.monotonic() < until:
         time.sleep(0.1)
     sites: dict[str, int] = {}
-    answers, failures = ask(grid, {key: {} for key in nodes}, "hello", max(1.0, until - time.monotonic()))
-    strangers = list(failures.values())
-    for node, answer in answers.items():
-        name = str(answer["name"])
-        if name in sites:
-            raise RoundError(f"two nodes call themselves '{name}'; every site needs a name of its own")
-        try:
-            wire.check_version(str(answer[wire.VERSION]), "a site")
-            heads.check(name, answer, partial(_ask_ledger, grid, name, node))
-        except (WireError, LedgerError) as error:
-            strangers.append(str(error))
-            continue
-        sites[name] = node
+    strangers: dict[int, str] = {}
+    while True:
+        nodes = [node for node in grid.get_node_ids() if node not in strangers and node not in sites.values()]
+        answers, failures = ask(grid, {node: {} for node in nodes}, "hello", max(1.0, until - time.monotonic()))
+        away = {node for node, error in failures.items() if error.code < wire.REFUSED}
+        strangers |= {node: _reason(error) for node, error in failures.items() if node not in away}
+        for node, answer in answers.items():
+            name = str(answer.get("name"))
+            try:
+                wire.check_version(str(answer.get(wire.VERSION)), "a site")
+                heads.check(name, answer, partial(_ask_ledger, grid, name, node))
+            except (WireError, LedgerError) as error:
+                strangers[node] = str(error)
+                continue
+            if name in sites:
+                raise RoundError(f"two nodes call themselves '{name}'; every site needs a name of its own")
+            sites[name] = node
+        if len(sites) >= wanted or not away or time.monotonic() > until:
+            break
+        time.sleep(_AGAIN_SECONDS)  # a node that the SuperLink lost sight of comes back, or is seen to be gone
     if len(sites) < config.server.min_clients:
-        reason = f"; the first problem: {strangers[0]}" if strangers else ""
+        first = next(iter([*strangers.values(), *(_reason(failures[node]) for node in away)]), "")
+        reason = f"; the first problem: {first}" if first else ""
         raise RoundError(f"{len(sites)} sites answered, server.min_clients is {config.server.min_clients}{reason}")
     return dict(sorted(sites.items()))
 
 
 def ask(
     grid: Grid, questions: Mapping[int, Mapping[str, Any]], action: str, seconds: float
-) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-    """The facts that sites answer a query with, and the reasons of those that answered with an error, by node."""
+) -> tuple[dict[int, dict[str, Any]], dict[int, Error]]:
+    """The facts that sites answer a query with, and the errors of those that answered with one, by node."""
     messages = [
         Message(RecordDict({wire.CONFIG: ConfigRecord(dict(facts))}), node, f"{MessageType.QUERY}.{action}")
         for node, facts in questions.items()
     ]
     answers: dict[int, dict[str, Any]] = {}
-    failures: dict[int, str] = {}
+    failures: dict[int, Error] = {}
     for reply in grid.send_and_receive(messages, timeout=seconds):
         if reply.has_error():
-            failures[reply.metadata.src_node_id] = reply.error.reason or "no reason given"
-        else:
+            failures[reply.metadata.src_node_id] = reply.error
+        elif wire.SITE in reply.content.config_records:
             answers[reply.metadata.src_node_id] = dict(reply.content.config_records[wire.SITE])
+        else:
+            failures[reply.metadata.src_node_id] = Error(wire.REFUSED, "an answer without facts")
     return answers, failures
+
+
+def _reason(error: Error) -> str:
+    return error.reason or "no reason given"
 
 
 def _ask_ledger(grid: Grid, site: str, node: int, facts: dict[str, Any]) -> dict[str, Any]:
     answers, failures = ask(grid, {node: facts}, "ledger", _HELLO_SECONDS)
     if node not in answers:
-        raise LedgerError(f"{site}: {failures.get(node, 'did not show its ledger in time')}")
+        why = _reason(failures[node]) if node in failures else "did not show its ledger in time"
+        raise LedgerError(f"{site}: {why}")
     return answers[node]
 
 
@@ -329,12 +310,15 @@ def run_rounds(
         strategy.step.restore(state.strategy)
     else:
         restore_arrays(strategy, state.strategy)
+    pace = Pace(config.server.deadline)
     state.declined = {}  # a resumed run asks everybody again
     summing = _summing(grid, config, plan, sites)
+    if state.secure is not None and summing is not None and summing.secure is not None:
+        summing.secure.restore(state.secure, sites)
     least = config.secure_parameters.survivors if config.secure else config.server.min_clients
     for number in range(state.round + 1, config.run.rounds + 1):
         cohort = choose(config, sites, number)
-        result = _one_round(grid, config, state, trained, strategy, summing, cohort, number, watch)
+        result = _one_round(grid, config, state, trained, strategy, summing, cohort, number, watch, pace)
         state.round, state.strategy = number, strategy_state(strategy)
         watch.round_done(result, state)
         sites = {name: node for name, node in sites.items() if name not in state.declined}
@@ -363,7 +347,8 @@ class _Summing:
         self.central.begin(state.clip)
         if self.secure is None:
             return cohort
-        self.secure.prepare(number, cohort)
+        if self.secure.prepare(number, cohort):
+            state.secure = self.secure.state()
         return {name: node for name, node in cohort.items() if name in self.secure.sites}
 
     def add_to_task(self, content: RecordDict, site: str, clip: float | None) -> None:
@@ -417,7 +402,9 @@ def _exchange(
     """One stage of secure sums: the answers, and the reasons of errors, by site."""
     names = {sites[name]: name for name in questions}
     answers, failures = ask(grid, {sites[name]: facts for name, facts in questions.items()}, stage, seconds)
-    return {names[node]: facts for node, facts in answers.items()}, {names[n]: why for n, why in failures.items()}
+    return {names[node]: facts for node, facts in answers.items()}, {
+        names[n]: _reason(why) for n, why in failures.items()
+    }
 
 
 def _one_round(
@@ -430,6 +417,7 @@ def _one_round(
     cohort: dict[str, int],
     number: int,
     watch: Watch,
+    pace: Pace,
 ) -> RoundResult:
     started = time.perf_counter()
     if summing is not None:
@@ -452,7 +440,7 @@ def _one_round(
     bytes_down = sum(wire.byte_count(message.content) for message in messages)
     expected = None if config.secure else {name: state.adapter[name] for name in trained}
     replies = Replies(names, expected, lambda: watch.replied(number, asked - len(replies.names), asked), watch.received)
-    arriving = replies.accept(view.send_and_receive(messages, timeout=config.server.deadline))
+    arriving = replies.accept(_timed(view.send_and_receive(messages, timeout=pace.seconds), pace))
     new_arrays: ArrayRecord | None = None
     if summing is not None and isinstance(strategy, StreamingStrategy):
         try:
@@ -485,6 +473,15 @@ def _one_round(
         clip=clip if config.privacy.clip_quantile is not None else None,
         void=void,
     )
+
+
+def _timed(replies: Iterable[Message], pace: Pace) -> Iterator[Message]:
+    """Notes how long each good answer took to come."""
+    started = time.monotonic()
+    for reply in replies:
+        if not reply.has_error():
+            pace.answered(time.monotonic() - started)
+        yield reply
 
 
 def _with_steps(content: RecordDict, steps: int) -> RecordDict:

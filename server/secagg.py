@@ -3,6 +3,7 @@
 It passes on what it cannot read and learns one sum a round. Flower is behind `Exchange`.
 """
 
+import base64
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -36,12 +37,16 @@ class SecureSums:
         self._stale = False
         self.bytes_up = self.bytes_down = 0
 
-    def prepare(self, number: int, sites: Iterable[str]) -> None:
-        """Makes sure that a set-up serves this round and these sites. Raises RoundError when too few take part."""
+    def prepare(self, number: int, sites: Iterable[str]) -> bool:
+        """Makes sure that a set-up serves this round and these sites. Returns whether it is a new one.
+
+        Raises RoundError when too few take part.
+        """
         sites = sorted(sites)
         self.bytes_up = self.bytes_down = 0
         served = self._roster is not None and self._serves(self._roster, number)
-        if not served or self._stale:
+        new = not served or self._stale
+        if new:
             self._roster, reason = None, ""
             for _ in range(_ATTEMPTS):
                 if self._roster is None:
@@ -50,6 +55,7 @@ class SecureSums:
                 raise RoundError(f"no set-up of secure sums in {_ATTEMPTS} attempts: {reason}")
         if self._roster is not None:
             self._sum = Sum(self._roster, number)
+        return new
 
     def _serves(self, roster: Roster, number: int) -> bool:
         return roster.session.first_round <= number < roster.session.first_round + roster.session.rounds
@@ -93,6 +99,27 @@ class SecureSums:
         answers, failed = self._exchange(stage, questions)
         self.bytes_up += sum(facts.size(answer) for answer in answers.values())
         return answers, failed
+
+    def state(self) -> dict[str, Any] | None:
+        """The set-up in use, as JSON: what a restarted server needs to go on with it. No secret of a site is in it."""
+        roster = self._roster
+        if roster is None:
+            return None
+        dealt = {name: facts.from_sealed(roster.from_dealer(name)) for name in roster.points}
+        content = {"adverts": facts.from_adverts(roster.adverts), "dealt": dealt}
+        return {"first": roster.session.first_round, "roster": roster.digest.hex(), **_to_text(content)}
+
+    def restore(self, state: Mapping[str, Any], sites: Iterable[str]) -> None:
+        """Goes on with the set-up of `state`, if enough of the sites still hold their part of it."""
+        content = _to_bytes(state)
+        roster = Roster(secure_session(self._config, self._plan, state["first"]), facts.to_adverts(content["adverts"]))
+        answers, _ = self._exchange("holds", {name: {} for name in sites if name in roster.points})
+        held = [name for name, answer in answers.items() if answer.get("roster") == state["roster"]]
+        if len(held) < roster.session.parameters.survivors or roster.digest.hex() != state["roster"]:
+            return
+        for name, sealed in content["dealt"].items():
+            roster.dealt(name, facts.to_sealed(sealed))
+        self._roster, self._undelivered = roster, set(roster.points)
 
     @property
     def sites(self) -> list[str]:
@@ -152,3 +179,20 @@ def _checked(advert: Advert, session: Session, site: str) -> Advert:
         raise SecureSumError(f"secure sum: {site} published keys for '{advert.name}'")
     advert.check(session)
     return advert
+
+
+def _to_text(content: Any) -> Any:
+    """Bytes become {"b64": …}."""
+    if isinstance(content, bytes):
+        return {"b64": base64.b64encode(content).decode()}
+    if isinstance(content, dict):
+        return {key: _to_text(value) for key, value in content.items()}
+    return [_to_text(value) for value in content] if isinstance(content, list) else content
+
+
+def _to_bytes(content: Any) -> Any:
+    if isinstance(content, dict):
+        if content.keys() == {"b64"}:
+            return base64.b64decode(content["b64"])
+        return {key: _to_bytes(value) for key, value in content.items()}
+    return [_to_bytes(value) for value in content] if isinstance(content, list) else content

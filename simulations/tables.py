@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from ..client.setup import Check, SiteStatus
 from ..common.explain import Alternative
 from ..common.ledger_audit import LedgerAudit
+from ..server.deployment import ServerStatus
 from ..server.report import read_report
 from ..server.report.plots import ATTACKS, AUDIT_KINDS
 
@@ -167,3 +170,43 @@ def _print(what: Any) -> None:
         console.print(what)
     else:  # a file or a pipe has no width: nothing is cut
         Console(width=160).print(what, soft_wrap=isinstance(what, str))
+
+
+def print_runs(rows: list[dict[str, Any]]) -> None:
+    """The runs of a federation."""
+    table = _table("runs", "name", "status", ">rounds done", "folder")
+    for row in rows:
+        table.add_row(row["name"], row["status"], str(row["rounds"]), row["folder"])
+    _print(table)
+
+
+def print_server(status: ServerStatus) -> None:
+    _print(f"SuperLink: {'running' if status.running else 'not running'}")
+    _print(f"front: {'healthy' if status.healthy_front else 'does not answer'}")
+    for name, end in status.certificates.items():
+        _print(f"{name}: valid until {end:%Y-%m-%d}")
+    for name, state in status.sites.items():
+        _print(f"site {name}: {state}")
+    _print(f"fingerprint of the sites' list: {status.fingerprint}")
+
+
+def print_check(check: Check) -> None:
+    """One line; passed or failed."""
+    mark = "[green]passed[/]" if check.passed else "[red]failed[/]"
+    _print(f"{mark}  {escape(check.what)}: {escape(check.detail)}")
+
+
+def print_site(status: SiteStatus) -> None:
+    connected = "connected" if status.state.get("connected") else "not connected"
+    _print(f"site {status.name}: {f'running, {connected}' if status.running else 'not running'}")
+    budgets = _table("budgets", "data set", ">limit", ">spent", ">remaining", ">runs")
+    for facts in status.datasets:
+        row = (facts["limit"]["epsilon"], facts["epsilon_filter"], facts["remaining"])
+        budgets.add_row(facts["dataset"], *map(_number, row), str(len(facts["runs"])))
+        for run in facts["runs"][-5:]:
+            _print(f"run {run['run'][:12]} on {facts['dataset']}: {run['used']} of {run['steps']} steps")
+    if budgets.row_count:
+        _print(budgets)
+    for what in ("last_message", "last_error"):
+        if what in status.state:
+            _print(f"{what.replace('_', ' ')}: {escape(str(status.state[what]))} ({status.state[what + '_at']})")

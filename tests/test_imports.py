@@ -14,7 +14,11 @@ ALLOWED = {
     "server": {"common", "server"},
     "simulations": {"common", "client", "server", "simulations"},
 }
-MAY_IMPORT_FLWR = {"client/app.py", "server/app.py", "server/rounds.py", "common/wire.py"}
+MAY_IMPORT_FLWR = {
+    *("client/app.py", "client/handlers.py", "client/resident.py", "client/deployed.py", "client/node.py"),
+    *("server/app.py", "server/rounds.py", "server/grids.py", "server/control.py", "server/deployment.py"),
+    "common/wire.py",
+}
 FILES = sorted(path for folder in ALLOWED for path in (ROOT / folder).rglob("*.py"))
 
 

@@ -267,6 +267,10 @@ class Roster:
     def dealt(self, name: str, sealed: Mapping[str, bytes]) -> None:
         self._dealt[name] = sealed
 
+    def from_dealer(self, name: str) -> Mapping[str, bytes]:
+        """What a site dealt to its neighbours; empty before it did."""
+        return self._dealt.get(name, {})
+
     def shares_for(self, name: str) -> dict[str, bytes]:
         """What the neighbours of a site dealt to it, by name."""
         return {other: self._dealt[other].get(name, b"") for other in self.graph.of(name)}

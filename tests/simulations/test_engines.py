@@ -11,8 +11,10 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
 from confide.client.app import app
+from confide.common.bundle import write_bundle
 from confide.common.config import RunConfig
 from confide.common.errors import ConfideError, ConfigError
+from confide.common.processes import last_error, tool
 from confide.simulations import ray
 from confide.simulations.local import LocalGrid
 from confide.simulations.run import simulate
@@ -37,7 +39,7 @@ def test_both_engines_give_the_same_adapter(make_config, tmp_path: Path) -> None
 
 def test_a_bundle_carries_configuration_only(make_config, tmp_path: Path) -> None:
     config = make_config(model={"lora": {"targets": ("query",)}}, data={"labels": ("a", "b")})
-    ray.write_bundle(config, tmp_path)
+    write_bundle(config, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
     content = tomllib.loads((tmp_path / "pyproject.toml").read_text())
     assert content["project"]["dependencies"] == []
@@ -56,7 +58,7 @@ def test_a_bundle_carries_configuration_only(make_config, tmp_path: Path) -> Non
 def test_a_superlink_that_does_not_start_is_reported(make_config, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("ray")
     (tmp_path / "run").mkdir()
-    monkeypatch.setattr(ray, "_tool", lambda name: "/bin/false")
+    monkeypatch.setattr(ray, "tool", lambda name: "/bin/false")
     with pytest.raises(ConfideError, match="did not start"):
         ray.run_on_ray(make_config())
 
@@ -64,16 +66,16 @@ def test_a_superlink_that_does_not_start_is_reported(make_config, tmp_path: Path
 def test_missing_commands_are_named(monkeypatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ConfigError, match="needs Flower's command 'flwr'"):
-        ray._tool("flwr")
+    with pytest.raises(ConfigError, match="Flower's command 'flwr' is missing"):
+        tool("flwr")
 
 
 def test_logs_end_in_their_most_telling_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("start\nRoundError: 0 sites answered\nbye\n")
-    assert ray._last_error(log) == "RoundError: 0 sites answered"
+    assert last_error(log) == "RoundError: 0 sites answered"
     log.write_text("")
-    assert ray._last_error(log) == "the log is empty"
+    assert last_error(log) == "the log is empty"
 
 
 def test_sites_side_by_side_give_the_same_bits(make_config, tmp_path: Path) -> None:

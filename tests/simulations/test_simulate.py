@@ -305,7 +305,7 @@ def test_an_update_that_is_not_finite_is_left_out(make_config, monkeypatch) -> N
 
 
 def test_sites_of_another_version_are_refused(make_config, monkeypatch) -> None:
-    monkeypatch.setattr("confide.client.app.__version__", "0.0.1")
+    monkeypatch.setattr("confide.client.handlers.__version__", "0.0.1")
     with pytest.raises(RoundError, match=r"0 sites answered.*version 0\.0\.1 at a site"):
         simulate(make_config())
 

@@ -16,9 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from confide.common.bundle import write_bundle
+from confide.common.processes import free_port, tool, wait_for
+from confide.common.resolve import resolve
 from confide.server.report.render import read_report
-from confide.simulations.ray import _tool, _wait_for, free_port, write_bundle
-from confide.simulations.run import resolve
 
 SITES = 3
 
@@ -104,7 +105,7 @@ def test_distributed_over_tls_and_authenticated_nodes(make_config, local, tmp_pa
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(_tool('flwr')).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{Path(tool('flwr')).parent}{os.pathsep}{os.environ['PATH']}",
     }
     log = tmp_path / "superlink.log"
     tls = ["--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.crt"]
@@ -113,20 +114,20 @@ def test_distributed_over_tls_and_authenticated_nodes(make_config, local, tmp_pa
         link = stack.enter_context(
             running(
                 [
-                    *(_tool("flower-superlink"), *tls, "--enable-supernode-auth"),
+                    *(tool("flower-superlink"), *tls, "--enable-supernode-auth"),
                     *("--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)),
                 ],
                 log,
                 environment,
             )
         )
-        _wait_for(port, link, log)
+        wait_for(port, link, log)
         for number in range(SITES):
             node_key(home, f"node-{number}")
-            register = [_tool("flwr"), "supernode", "register", str(home / f"node-{number}.pub"), "test"]
+            register = [tool("flwr"), "supernode", "register", str(home / f"node-{number}.pub"), "test"]
             subprocess.run(register, env=environment, check=True, capture_output=True)
             node = [
-                *(_tool("flower-supernode"), "--superlink", f"127.0.0.1:{port}"),
+                *(tool("flower-supernode"), "--superlink", f"127.0.0.1:{port}"),
                 *("--root-certificates", str(home / "ca.crt")),
                 *("--auth-supernode-private-key", str(home / f"node-{number}")),
                 *("--node-config", f"partition-id={number} num-partitions={SITES}"),
@@ -134,7 +135,7 @@ def test_distributed_over_tls_and_authenticated_nodes(make_config, local, tmp_pa
             ]
             stack.enter_context(running(node, tmp_path / f"node-{number}.log", environment))
         finished = subprocess.run(
-            [_tool("flwr"), "run", str(home / "app"), "test", "--stream"],
+            [tool("flwr"), "run", str(home / "app"), "test", "--stream"],
             env=environment,
             capture_output=True,
             text=True,

@@ -1,0 +1,258 @@
+"""What a site answers to each kind of message; runs where the model is: in a simulation's process, or in the resident
+worker of a real site.
+
+A failure answers with an error, one line without any content of a record; it never raises through Flower, whose log
+would carry the exception's text.
+"""
+
+import hashlib
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+
+from .. import __version__
+from ..common import wire
+from ..common.errors import BudgetError, ConfideError, KeysLostError, LedgerError, PolicyError, WireError
+from ..common.secagg.facts import from_site
+from .site import Site, SiteAccount
+
+if TYPE_CHECKING:
+    from ..common.secagg.protocol import Site as SecureSite
+    from .worker import Worker
+
+_SECURE = "secure-sum"
+"""where the site's state of secure sums is kept between messages: memory of this site"""
+
+
+class Host(Protocol):
+    """The site that a message is for, as this process holds it."""
+
+    state: RecordDict
+    """kept between the messages of a run"""
+    number: int
+    """which of the worker's sites it is"""
+
+    @property
+    def site(self) -> Site: ...
+
+    def worker(self) -> "Worker":
+        """Model and data, loaded at the first call. Raises PolicyError before anything is read that is not allowed."""
+        ...
+
+    def recall(self, key: str) -> RecordDict | None:
+        """What was answered to this very question before, if it is still known."""
+        ...
+
+    def remember(self, key: str, reply: RecordDict) -> None:
+        """Keeps an answer, so that a server that lost it gets the same again, and nothing is charged twice."""
+        ...
+
+
+def handle(message: Message, host: Host) -> Message:
+    """The reply to one message."""
+    kind = message.metadata.message_type
+    handler = _HANDLERS.get(kind)
+    if handler is None:
+        return _failure(message, wire.REFUSED, f"a message of kind '{kind[:40]}'; this site answers {len(_HANDLERS)}")
+    charges = _Charges()
+    try:
+        return Message(handler(message.content, host, charges), reply_to=message)
+    except ConfideError as failure:
+        code = wire.REFUSED
+        if isinstance(failure, BudgetError | PolicyError | LedgerError):
+            code = wire.DECLINED
+        elif isinstance(failure, KeysLostError):
+            code = wire.KEYS_LOST
+        return _failure(message, wire.FAILED if charges.made else code, str(failure))
+    except Exception as failure:
+        # the text of a foreign exception may quote a record: only its kind and place are told
+        place = traceback.extract_tb(failure.__traceback__)[-1]
+        reason = f"{type(failure).__name__} in {place.filename.rsplit('/', 1)[-1]}, line {place.lineno}"
+        return _failure(message, wire.FAILED if charges.made else wire.REFUSED, reason)
+
+
+def _failure(message: Message, code: int, reason: str) -> Message:
+    return Message(Error(code, reason), reply_to=message)
+
+
+class _Charges:
+    """Whether a message has charged the run, however it ended."""
+
+    def __init__(self) -> None:
+        self._account: SiteAccount | None = None
+        self._before = 0
+
+    def begin(self, account: SiteAccount) -> None:
+        self._account, self._before = account, account.steps
+
+    @property
+    def made(self) -> bool:
+        return self._account is not None and self._account.steps > self._before
+
+
+def _hello(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
+    """Who is here, which version it runs, and where its ledger stands; no data is touched."""
+    site = host.site
+    facts = {"name": site.name, wire.VERSION: __version__}
+    if site.ledger.durable:
+        facts[wire.PUBLIC_KEY] = site.ledger.key.public
+    return _facts({**facts, **wire.head_facts(site.head())})
+
+
+def _ledger(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
+    """Shows that the ledger continues the one that the server has seen: the hash of the entry it asks about, signed."""
+    site, asked = host.site, _asked(content)
+    seq, nonce = int(cast(int, asked["seq"])), str(asked["nonce"])
+    facts = wire.ledger_facts(site.name, nonce, seq, site.ledger.hash_at(seq), site.ledger.head())
+    return _facts({**facts, "signature": site.ledger.key.sign("hello", facts)})
+
+
+def _reveal(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
+    """After an audited run: the seed of the coins that decided which canaries were in."""
+    return _facts({"name": host.site.name, "seed": host.site.coin_seed(host.worker().config)})
+
+
+def _holds(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
+    """To a server that was restarted: which set-up of secure sums this site still holds its part of."""
+    kept = host.state.config_records.get(_SECURE)
+    return _facts({"roster": "" if kept is None else cast(bytes, kept["roster"]).hex()})
+
+
+def _keys(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
+    """Set-up of secure sums, first stage: fresh keys for many rounds, signed by the site."""
+    from . import secagg
+
+    secure, facts = secagg.publish(host.worker(), host.site, _asked(content))
+    _keep(host, secure)
+    return _facts(facts)
+
+
+def _shares(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
+    """Second stage: everybody's keys are checked, and the secrets shared out, sealed for each neighbour."""
+    from . import secagg
+
+    secure = _kept(host)
+    facts = secagg.deal(secure, host.site, _asked(content))
+    _keep(host, secure)
+    return _facts(facts)
+
+
+def _unmask(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
+    """After the masked inputs: the shares that open the sum, for one set of survivors, whoever asks again."""
+    from . import secagg
+
+    secure, asked = _kept(host), _asked(content)
+    key = _key("unmask", secure.roster, repr(sorted(asked.items())).encode())
+    if (known := host.recall(key)) is not None:
+        return known
+    reply = _facts(secagg.unmask(secure, host.site, asked))
+    _keep(host, secure)
+    host.remember(key, reply)
+    return reply
+
+
+def _train(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
+    """One round at this site."""
+    task, asked_before = wire.decode_task(content)
+    from . import secagg  # torch loads here, not where Flower imports the app
+
+    worker = host.worker()
+    config, secure = worker.config, None
+    if not 1 <= task.round <= config.run.rounds:
+        raise WireError(f"round {task.round} received; this run declares rounds 1 to {config.run.rounds}")
+    worker.check(task)
+    if config.secure:
+        secure = _kept(host)
+        if task.dealt is not None and not secure.ready:
+            secure.accept(task.dealt)
+            _keep(host, secure)
+    key = _key("train", b"" if secure is None else secure.roster, wire.task_digest(task))
+    if (known := host.recall(key)) is not None:
+        return known
+    if secure is not None:
+        secure.expect(task.round)  # before anything is charged
+        secagg.claim(secure, host.site, "mask", task.round)
+    account = worker.account(host.site, host.number, asked_before)
+    charges.begin(account)
+    try:
+        update = worker.train(host.number, task, account, secure)
+    finally:
+        if secure is not None:
+            _keep(host, secure)
+    reply = wire.encode_update(update, config.server.wire)
+    host.remember(key, reply)
+    return reply
+
+
+Handler = Callable[[RecordDict, Host, _Charges], RecordDict]
+_HANDLERS: dict[str, Handler] = {
+    MessageType.TRAIN: _train,
+    **{
+        f"{MessageType.QUERY}.{name}": handler
+        for name, handler in {
+            "hello": _hello,
+            "ledger": _ledger,
+            "reveal": _reveal,
+            "holds": _holds,
+            "keys": _keys,
+            "shares": _shares,
+            "unmask": _unmask,
+        }.items()
+    },
+}
+
+
+def _key(kind: str, *parts: bytes) -> str:
+    return kind + hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def _facts(facts: dict[str, Any]) -> RecordDict:
+    return RecordDict({wire.SITE: ConfigRecord(facts)})
+
+
+def _asked(content: RecordDict) -> ConfigRecord:
+    """Raises WireError for a question without its facts."""
+    try:
+        return content.config_records[wire.CONFIG]
+    except KeyError:
+        raise WireError("the question holds no facts") from None
+
+
+def _kept(host: Host) -> "SecureSite":
+    from . import secagg
+
+    return secagg.restored(host.worker(), host.state.config_records.get(_SECURE, {}))
+
+
+def _keep(host: Host, secure: "SecureSite") -> None:
+    host.state[_SECURE] = ConfigRecord(from_site(secure))
+
+
+class NoMemory:
+    """Of a host that forgets its answers: a simulation's server does not lose them."""
+
+    def recall(self, key: str) -> RecordDict | None:
+        return None
+
+    def remember(self, key: str, reply: RecordDict) -> None:
+        pass
+
+
+class SimulatedHost(NoMemory):
+    """One of a simulation's sites; the worker is shared by all of this process."""
+
+    def __init__(self, run_config: dict, number: int, state: RecordDict) -> None:
+        self._run_config, self.number, self.state = run_config, number, state
+
+    @property
+    def site(self) -> Site:
+        from .site import simulated_site
+
+        return simulated_site(self._run_config, self.number)
+
+    def worker(self) -> "Worker":
+        from .worker import worker_for
+
+        return worker_for(self._run_config)

@@ -1,0 +1,32 @@
+"""What is submitted to Flower: a bundle without code, which names our installed apps and carries the configuration."""
+
+from pathlib import Path
+
+import tomli_w
+
+from .. import __version__
+from .config import RunConfig
+
+
+def write_bundle(config: RunConfig, folder: Path) -> None:
+    """A Flower app that holds configuration only: `serverapp` and `clientapp` resolve from the installed package."""
+    nested: dict = {}
+    for key, value in config.to_flat().items():
+        *sections, last = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    components = {"serverapp": "confide.server.app:app", "clientapp": "confide.client.app:app"}
+    content = {
+        "project": {
+            "name": "confide-run",
+            "version": __version__,
+            "description": "configuration of a confide run; no code",
+            "license": {"text": "Apache-2.0"},
+            "dependencies": [],
+        },
+        "tool": {"flwr": {"app": {"publisher": "confide", "components": components, "config": nested}}},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").write_text(tomli_w.dumps(content), encoding="utf-8")

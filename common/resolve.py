@@ -1,0 +1,53 @@
+"""A declared configuration → the one that runs: everything it depends on, stated."""
+
+import uuid
+from pathlib import Path
+
+from .config import RunConfig
+from .data import label_names, read_table
+from .tasks import load_task
+
+
+def public_sources(config: RunConfig) -> list[str]:
+    """What the server evaluates on."""
+    return [source for source in (config.data.test, config.data.validation) if source]
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Everything a run depends on, stated: classes come from the public sets, the number of `natural` clients from its
+    column, paths become absolute, and the run gets its id.
+
+    Raises ConfigError, DataError.
+    """
+    task = load_task(config.model.task)
+    data = config.data
+    changes: dict = {
+        key: _absolute(source) for key in ("train", "validation", "test") if (source := getattr(data, key)) is not None
+    }
+    if task.CLASSES and data.labels is None:
+        changes["labels"] = label_names(public_sources(config), data)
+    if data.partition.kind == "natural" and data.partition.clients is None:
+        values = read_table(data.training, data)
+        column = data.partition.column or ""
+        if column in values.column_names:  # a missing column is reported when the rows are read
+            changes["partition"] = data.partition.model_copy(update={"clients": len(values[column].unique())})
+    backbone = config.model.backbone
+    if Path(backbone).is_dir():
+        backbone = str(Path(backbone).resolve())
+    resolved = config.model_copy(
+        update={
+            "data": data.model_copy(update=changes),
+            "model": config.model.model_copy(update={"backbone": backbone}),
+            "run": config.run.model_copy(
+                update={"output": str(config.output.resolve()), "id": config.run.id or uuid.uuid4().hex}
+            ),
+            "engine": config.engine.model_copy(
+                update={"ledger": str(Path(config.engine.ledger).resolve()) if config.engine.ledger else None}
+            ),
+        }
+    )
+    return RunConfig.parse(resolved.model_dump(), "configuration")
+
+
+def _absolute(source: str) -> str:
+    return str(Path(source).resolve()) if Path(source).is_file() else source
