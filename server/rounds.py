@@ -314,7 +314,9 @@ def run_rounds(
     state.declined = {}  # a resumed run asks everybody again
     summing = _summing(grid, config, plan, sites)
     if state.secure is not None and summing is not None and summing.secure is not None:
-        summing.secure.restore(state.secure, sites)
+        under_way = max(state.asked.values(), default=0) > state.round * config.steps_per_round
+        if not summing.secure.restore(state.secure, sites) and under_way:
+            _give_up_round(state, strategy, watch)
     least = config.secure_parameters.survivors if config.secure else config.server.min_clients
     for number in range(state.round + 1, config.run.rounds + 1):
         cohort = choose(config, sites, number)
@@ -329,6 +331,18 @@ def run_rounds(
                 f"{next(iter(state.declined.values()), '')}"
             )
     return state
+
+
+def _give_up_round(state: Checkpoint, strategy: Strategy, watch: Watch) -> None:
+    """After a restart: sites were asked for this round and charged it, and what they sent cannot be opened any more.
+
+    To ask them again would charge them twice for one round, and with another noise.
+    """
+    number = state.round + 1
+    void = f"round {number} is void: the server was restarted, and too few sites still hold the keys of its set-up"
+    result = RoundResult(number, 0.0, 0, 0, [], [], None, None, state.clip, void)
+    state.round, state.strategy = number, strategy_state(strategy)
+    watch.round_done(result, state)
 
 
 @dataclass(frozen=True)

@@ -109,17 +109,18 @@ class SecureSums:
         content = {"adverts": facts.from_adverts(roster.adverts), "dealt": dealt}
         return {"first": roster.session.first_round, "roster": roster.digest.hex(), **_to_text(content)}
 
-    def restore(self, state: Mapping[str, Any], sites: Iterable[str]) -> None:
+    def restore(self, state: Mapping[str, Any], sites: Iterable[str]) -> bool:
         """Goes on with the set-up of `state`, if enough of the sites still hold their part of it."""
         content = _to_bytes(state)
         roster = Roster(secure_session(self._config, self._plan, state["first"]), facts.to_adverts(content["adverts"]))
         answers, _ = self._exchange("holds", {name: {} for name in sites if name in roster.points})
         held = [name for name, answer in answers.items() if answer.get("roster") == state["roster"]]
         if len(held) < roster.session.parameters.survivors or roster.digest.hex() != state["roster"]:
-            return
+            return False
         for name, sealed in content["dealt"].items():
             roster.dealt(name, facts.to_sealed(sealed))
         self._roster, self._undelivered = roster, set(roster.points)
+        return True
 
     @property
     def sites(self) -> list[str]:
