@@ -105,8 +105,7 @@ def add_peers(folder: Path, lines: list[str]) -> str:
                 "correct the file by hand"
             )
         peers[line.name] = line.identity
-    text = (folder / POLICY).read_text(encoding="utf-8")
-    kept = text if not config.peers else _without_peers(text)
+    kept = _without_peers((folder / POLICY).read_text(encoding="utf-8"))
     write_private(folder / POLICY, (kept.rstrip() + "\n\n" + tomli_w.dumps({"peers": peers})).encode())
     SiteConfig.load(folder / POLICY)
     return fingerprint(peers)

@@ -1,0 +1,158 @@
+"""A federation of real processes: TLS, authentication, three kinds of data sources, crashes. Long form: make soak."""
+
+import shutil
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from confide.client.node import known_to_server
+from confide.client.setup import check_site, init_site
+from confide.common.credentials import issue, make_ca
+from confide.common.errors import DeploymentError
+from confide.server import deployment
+from confide.server.control import Control
+from confide.server.front import FLEET
+from confide.tests.federation import Federation, descendants, run_content, running, write_run
+
+ROUNDS, SITES = 3, 3
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with running(tmp_path_factory.mktemp("federation"), SITES) as federation:
+        yield federation
+
+
+def wait_for_rounds(federation: Federation, run: str, count: int, seconds: float = 90.0) -> None:
+    metrics = federation.server / "runs" / run / "metrics.jsonl"
+    until = time.monotonic() + seconds
+    while not metrics.is_file() or len(metrics.read_text().splitlines()) < count:
+        assert time.monotonic() < until, federation.log("server") + federation.log("site-1")
+        time.sleep(0.2)
+
+
+def test_a_run_survives_the_death_of_its_server_and_charges_each_round_once(federation: Federation) -> None:
+    run = write_run(federation.folder, run_content(ROUNDS, SITES))
+    submitted = federation.command("run", str(run), "--server", str(federation.server), "--detach")
+    assert submitted.returncode == 0, submitted.stderr
+    wait_for_rounds(federation, "tiny", 1)
+    federation.kill("server")
+    federation.start("server")
+    federation.wait_for_server()
+    folder = federation.server / "runs" / "tiny"
+    finished = federation.command("run", "--server", str(federation.server), "--resume", str(folder))
+    assert finished.returncode == 0, finished.stderr + federation.log("site-1")
+    report = federation.report("tiny")
+    assert [len(row["sites"]) for row in report["rounds"]] == [SITES] * ROUNDS
+    assert not any("void" in row for row in report["rounds"])
+    assert {name: run["used"] for name, run in federation.spent().items()} == dict.fromkeys(federation.names, ROUNDS)
+    assert report["privacy"]["epsilon_spent"] == pytest.approx(8.0, abs=0.01)
+    assert (folder / "report.html").is_file()
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    listed = federation.command("runs", "--server", str(federation.server))
+    assert "finished" in listed.stdout
+    assert "tiny" in listed.stdout
+
+
+def test_a_site_killed_in_a_round_comes_back_for_the_next(federation: Federation) -> None:
+    content = run_content(ROUNDS, SITES)
+    content["run"]["name"] = "local"
+    content["privacy"]["mode"] = "local"
+    run = write_run(federation.folder, content)
+    federation.command("run", str(run), "--server", str(federation.server), "--detach")
+    wait_for_rounds(federation, "local", 1)
+    federation.kill("site-2")
+    federation.start("site-2")
+    folder = federation.server / "runs" / "local"
+    until = time.monotonic() + 90
+    while not (folder / "report.json").is_file():
+        assert time.monotonic() < until, federation.log("server")
+        time.sleep(0.5)
+    report = federation.report("local")
+    assert "site-2" in report["rounds"][-1]["sites"]
+    used = federation.spent()
+    assert used["site-1"]["used"] == used["site-3"]["used"] == ROUNDS
+    assert used["site-2"]["used"] <= ROUNDS
+    assert used["site-2"]["steps"] == ROUNDS  # what was reserved stays charged
+
+
+def test_sites_reach_the_fleet_paths_only(federation: Federation) -> None:
+    verify = ssl.create_default_context(cafile=str(federation.server / "ca.crt"))
+    with httpx.Client(base_url=f"https://127.0.0.1:{federation.port}", verify=verify) as client:
+        assert client.get("/health").status_code == 200
+        for path in (
+            *(
+                "/v1/control/start-run",
+                "/v1/control/register-node",
+                "/v1/control/list-runs",
+                "/v1/runtime/pull-messages",
+            ),
+            *("/v1/fleet/register-node", "/v1/fleet/unregister-node", "/docs", "/openapi.json", "/"),
+            *("/v1/fleet/../control/list-runs", "/v1/fleet/%2e%2e/control/list-runs", "/v1/fleet//pull-messages"),
+            "/v1%2fcontrol/list-runs",
+        ):
+            assert client.post(path, content=b"").status_code == 403, path
+        for path in sorted(FLEET):
+            assert client.post(path, content=b"").status_code not in (200, 403), path
+            assert client.get(path).status_code == 403, path
+        assert client.post(sorted(FLEET)[0], content=b"x" * (64 * 2**20 + 1)).status_code == 413
+
+
+def test_whoever_is_not_registered_is_refused(federation: Federation, tmp_path: Path) -> None:
+    ca, address = federation.server / "ca.crt", f"127.0.0.1:{federation.port}"
+    init_site(tmp_path / "stranger", "stranger", address, ca, "default", "x.csv", 1.0)
+    with pytest.raises(DeploymentError, match="add-site"):
+        known_to_server(tmp_path / "stranger")
+    # the key of another site in a registered site's folder
+    shutil.copytree(federation.site("site-1"), tmp_path / "site-1")
+    shutil.copy(tmp_path / "stranger" / "node.key", tmp_path / "site-1" / "node.key")
+    with pytest.raises(DeploymentError, match="add-site"):
+        known_to_server(tmp_path / "site-1")
+    failed = [check.what for check in check_site(tmp_path / "site-1") if not check.passed]
+    assert {"node key", "registration"} <= set(failed)
+
+
+def test_a_server_with_a_foreign_or_expired_certificate_is_refused(federation: Federation, tmp_path: Path) -> None:
+    make_ca(tmp_path)
+    shutil.copytree(federation.site("site-1"), tmp_path / "site-1")
+    shutil.copy(tmp_path / "ca.crt", tmp_path / "site-1" / "ca.crt")
+    with pytest.raises(DeploymentError, match="does not vouch"):
+        known_to_server(tmp_path / "site-1")
+    deployment.init_server(tmp_path / "server", ["127.0.0.1"], 8443)
+    issue(tmp_path / "server", "server", ["127.0.0.1"], days=-1)
+    with pytest.raises(DeploymentError, match="expired"):
+        deployment.run_server(tmp_path / "server")
+
+
+def test_control_is_for_the_loopback_side(federation: Federation) -> None:
+    url = f"https://127.0.0.1:{federation.port}"
+    with Control(url, federation.server / "ca.crt") as control, pytest.raises(DeploymentError, match="HTTP 403"):
+        control.runs()
+
+
+def test_a_bundle_carries_no_code(federation: Federation) -> None:
+    for path in (federation.server / "flwr").rglob("*"):
+        assert path.suffix not in (".py", ".so", ".pyc"), path
+
+
+def test_logs_hold_no_record_and_no_secret(federation: Federation) -> None:
+    texts = [path.read_text(errors="replace") for path in federation.folder.rglob("*.log")]
+    assert texts
+    for text in texts:
+        assert "gloomy" not in text
+        assert "PRIVATE KEY" not in text
+
+
+def test_a_site_stops_cleanly(federation: Federation) -> None:
+    """Last: the federation is one site short afterwards."""
+    children = descendants(federation._processes["site-3"].pid)
+    assert children
+    assert federation.stop("site-3") == 0
+    assert "stopped" in federation.log("site-3")
+    time.sleep(0.5)
+    for pid in children:
+        assert not Path(f"/proc/{pid}").exists()
