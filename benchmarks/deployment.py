@@ -204,7 +204,7 @@ def soak(folder: Path) -> Table:
 
 
 def sh(command: str) -> int:
-    return subprocess.run(command, shell=True, check=False, capture_output=True).returncode
+    return subprocess.run(["/bin/bash", "-c", command], check=False, capture_output=True).returncode
 
 
 @contextmanager
@@ -227,14 +227,10 @@ def namespaces(count: int) -> Iterator[list[list[str]]]:
 
 def hamper(count: int) -> str:
     """50 ms and 1 % loss on every site's link, where the kernel can; says what was done."""
-    if (
-        sh(f"ip netns exec cf-net tc qdisc add dev v1 root netem delay {1000 * DELAY:.0f}ms loss {100 * LOSS:.0f}%")
-        == 0
-    ):
+    rule = f"root netem delay {1000 * DELAY:.0f}ms loss {100 * LOSS:.0f}%"
+    if sh(f"ip netns exec cf-net tc qdisc add dev v1 {rule}") == 0:
         for i in range(2, count + 1):
-            sh(
-                f"ip netns exec cf-net tc qdisc add dev v{i} root netem delay {1000 * DELAY:.0f}ms loss {100 * LOSS:.0f}%"
-            )
+            sh(f"ip netns exec cf-net tc qdisc add dev v{i} {rule}")
         return "50 ms delay and 1 % loss by netem"
     return ""
 

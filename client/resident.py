@@ -125,8 +125,9 @@ def serve(folder: Path, path: Path) -> None:
                 except ConfideError as failure:
                     reply = Message(Error(wire.DECLINED, str(failure)), reply_to=message)
                 _send(channel, b"", message_to_proto(reply).SerializeToString(), section.max_message)
-            except (OSError, ValueError, WorkerError) as error:
-                # the asking side has given up, or sent what is no message; its own error says so
+            except Exception as error:
+                # the asking side has given up, or sent what is no message (protobuf's errors have no common base);
+                # its own error says so
                 logging.getLogger(__name__).warning("worker: %s", type(error).__name__)
 
 

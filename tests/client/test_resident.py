@@ -1,0 +1,113 @@
+"""The resident worker's socket, and the thin side's errors."""
+
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from confide.client.node import Worker
+from confide.client.resident import ask
+from confide.common import wire
+from confide.tests.federation import Federation
+
+
+def a_message(kind: str = "query.hello", **facts: str) -> Message:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    message = Message(RecordDict({wire.CONFIG: ConfigRecord(dict(facts))}), 1, kind)
+    message.metadata.__dict__["_message_id"] = "1"
+    return message
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    federation = Federation(tmp_path_factory.mktemp("site"), 1)
+    federation.make()
+    worker = Worker(federation.site("site-1"))
+    worker.ensure()
+    yield worker
+    worker.close()
+
+
+def test_the_socket_is_for_its_owner_only(worker: Worker) -> None:
+    assert worker.socket.stat().st_mode & 0o777 == 0o600
+    assert worker.socket.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_it_answers(worker: Worker) -> None:
+    reply = ask(str(worker.socket), a_message(), {}, 60.0, 2**20)
+    assert not reply.has_error()
+    assert reply.content.config_records[wire.SITE]["name"] == "site-1"
+
+
+def test_a_message_that_is_too_long_is_not_sent(worker: Worker) -> None:
+    message = a_message()
+    message.content[wire.ARRAYS] = wire.arrays_to_record({"a": np.zeros(10_000, np.float32)})
+    reply = ask(str(worker.socket), message, {}, 60.0, 2**12)
+    assert reply.error.code == wire.REFUSED
+    assert "max_message" in (reply.error.reason or "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 7,
+        struct.pack(">QQ", 2**40, 2**40),
+        struct.pack(">QQ", 2, 5) + b"{}" + b"\x00\xff\x00\xff\x01",
+        struct.pack(">QQ", 3, 0) + b"{}}",
+    ],
+)
+def test_nonsense_on_the_socket_does_not_end_it(worker: Worker, content: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.connect(str(worker.socket))
+        channel.sendall(content)
+    assert not ask(str(worker.socket), a_message(), {}, 60.0, 2**20).has_error()
+
+
+def test_a_worker_that_is_gone_is_reported_and_started_again(worker: Worker) -> None:
+    process = worker._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    reply = ask(str(worker.socket), a_message(), {}, 5.0, 2**20)
+    assert reply.error.code == wire.REFUSED  # it was not sent: nothing was charged
+    assert "worker is gone" in (reply.error.reason or "")
+    worker.ensure()
+    assert worker._process is not None
+    assert worker._process.pid != process.pid
+    assert not ask(str(worker.socket), a_message(), {}, 60.0, 2**20).has_error()
+
+
+def test_a_worker_that_dies_or_hangs_with_the_message_may_have_charged(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+
+    def die() -> None:
+        channel, _ = listener.accept()
+        channel.recv(2**16)
+        channel.close()
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    assert ask(path, a_message(), {}, 5.0, 2**20).error.code == wire.FAILED
+    thread.join()
+    late = ask(path, a_message(), {}, 0.2, 2**20)
+    assert late.error.code == wire.FAILED
+    assert "did not answer within 0.2 s" in (late.error.reason or "")
+    listener.close()
+
+
+def test_the_worker_ends_with_its_parent(worker: Worker) -> None:
+    """It asks for its parent every second, so that a killed site leaves no process behind."""
+    assert worker._process is not None
+    status = Path(f"/proc/{worker._process.pid}/status").read_text()
+    assert f"PPid:\t{os.getpid()}" in status
