@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test slow check bench format
+.PHONY: demo test slow check bench soak format
 
 demo: .venv/demo
 	.venv/bin/confide simulate demo --out runs/demo --overwrite
@@ -28,6 +28,10 @@ bench: .venv/dev
 	.venv/bin/python -m benchmarks.audit
 	.venv/bin/python -m benchmarks.secagg
 	.venv/bin/python -m benchmarks.accuracy
+	.venv/bin/python -m benchmarks.deployment latency accuracy
+
+soak: .venv/dev
+	.venv/bin/python -m benchmarks.deployment network soak
 
 .venv/base:
 	$(PYTHON) -m venv .venv

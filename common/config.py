@@ -369,8 +369,6 @@ class SiteSection(Section, frozen=True):
     """bytes of a message, either way"""
     max_memory: Annotated[int, Field(ge=2**28)] | None = None
     """bytes of address space of the worker; omitted: no cap of its own (systemd and containers set theirs)"""
-    max_runs: Positive = 1000
-    """runs that this site's ledger may come to hold"""
     max_rounds: Positive = 100_000
     """rounds that a run may declare"""
 

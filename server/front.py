@@ -130,6 +130,7 @@ server {{
     proxy_ssl_name localhost;
     proxy_read_timeout 120s;
     location / {{ return 403; }}
+    location = /health {{ limit_except GET {{ deny all; }} proxy_pass {upstream}; }}
 {locations}
 }}
 """
@@ -141,4 +142,6 @@ def nginx(upstream: str, port: int, ca: Path, certificate: Path, key: Path, limi
     locations = "\n".join(
         f"    location = {path} {{ limit_except POST {{ deny all; }} proxy_pass {upstream}; }}" for path in paths
     )
-    return NGINX.format(port=port, certificate=certificate, key=key, ca=ca, limit=limit, locations=locations)
+    return NGINX.format(
+        upstream=upstream, port=port, certificate=certificate, key=key, ca=ca, limit=limit, locations=locations
+    )
