@@ -125,8 +125,7 @@ def run_(
     if resume is not None:
         config, number = deployment.proceed(server, resume)
     else:
-        overrides = [*(sets or []), *(["data.train="] if recipe else [])]
-        config = deployment.declare(server, _load(recipe or "", overrides, out))
+        config = deployment.declare(server, _load(recipe or "", sets, out))
         number = deployment.start(server, config, overwrite=overwrite)
     if detach:
         typer.echo(f"submitted; its folder: {config.output}; see: confide runs --server {server}")
@@ -447,6 +446,7 @@ def doctor(
 @app.command()
 def demo_data(
     folder: Annotated[Path, typer.Argument(help="Where train.csv, validation.csv and test.csv go.")],
+    sites: Annotated[int, typer.Option(min=1, help="Deal train.csv out as train-1.csv, train-2.csv, …")] = 1,
 ) -> None:
     """Write the demonstration's generated messages as csv files."""
     import pyarrow.csv
@@ -454,9 +454,14 @@ def demo_data(
     from .common import demo
 
     folder.mkdir(parents=True, exist_ok=True)
-    for split in demo.SPLITS:
-        pyarrow.csv.write_csv(demo.table(split), folder / f"{split}.csv")
-    typer.echo(f"wrote {', '.join(f'{split}.csv' for split in demo.SPLITS)} to {folder}")
+    tables = {split: demo.table(split) for split in demo.SPLITS}
+    if sites > 1:
+        train = tables.pop("train")
+        for number in range(sites):
+            tables[f"train-{number + 1}"] = train.take(list(range(number, len(train), sites)))
+    for name in sorted(tables):
+        pyarrow.csv.write_csv(tables[name], folder / f"{name}.csv")
+    typer.echo(f"wrote {', '.join(f'{name}.csv' for name in sorted(tables))} to {folder}")
 
 
 def _read_public(path: Path) -> str:

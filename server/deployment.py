@@ -338,16 +338,14 @@ def declare(folder: Path, config: RunConfig) -> RunConfig:
     Raises ConfigError, DeploymentError.
     """
     sites = registered(folder)
-    count = config.data.partition.clients if config.data.train is None else None
-    count = count or len(sites)
-    if len(sites) < 1:
+    if not sites:
         raise DeploymentError(f"{folder}: no site is registered; see confide server add-site")
     if config.audit.planted or config.audit.control:
         raise ConfigError("audit: canaries are for simulations; use confide audit canary")
     content = config.model_dump(mode="json", exclude_none=True)
     content["data"].pop("train", None)
     content["data"].pop("limit", None)
-    content["data"]["partition"] = {"clients": count}
+    content["data"]["partition"] = {"clients": len(sites)}
     content["engine"] = {}
     content["run"].setdefault("output", str(folder.resolve() / "runs" / config.run.name))
     return resolve(RunConfig.parse(content, "configuration"))
