@@ -195,7 +195,7 @@ def server_run(
     from .common.logs import log_to
     from .server.deployment import run_server
 
-    log_to(folder / "logs" / "server.log", as_json=json_logs)
+    log_to(folder / "server.log", as_json=json_logs)
     run_server(folder, front=front)
 
 

@@ -5,6 +5,8 @@ import logging
 import logging.handlers
 from pathlib import Path
 
+from .errors import ConfigError
+
 _BYTES, _FILES = 10 * 2**20, 5
 
 
@@ -17,8 +19,9 @@ class JsonLines(logging.Formatter):
 
 
 def log_to(path: Path, *, as_json: bool = False) -> None:
-    """What confide's own loggers say, from INFO on; of libraries, warnings."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """What confide's own loggers say, from INFO on; of libraries, warnings. Raises ConfigError without the folder."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent}: no such folder; make it with init first")
     formatter = JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handlers: list[logging.Handler] = [
         logging.StreamHandler(),

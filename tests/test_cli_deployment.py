@@ -1,0 +1,155 @@
+"""The commands of a deployment as their operators use them, without a server that runs."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from confide.cli import main
+from confide.common.credentials import expiry, issue
+from confide.common.logs import log_to
+from confide.server.deployment import ServerFile
+
+
+@pytest.fixture
+def confide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    """Runs the command in a folder of its own; returns exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["confide", *line.split()])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def folders(confide) -> None:
+    """A server's and two sites' folders, with data."""
+    assert confide("demo-data data --sites 2")[0] == 0
+    assert confide("server init server --name 127.0.0.1 --port 9")[0] == 0
+    for i in (1, 2):
+        made = confide(
+            f"site init site-{i} --name site-{i} --server 127.0.0.1:9 --ca server/ca.crt --dataset demo "
+            f"--source ../data/train-{i}.csv"
+        )
+        assert made[0] == 0, made
+
+
+def test_the_walk_up_to_the_first_connection(confide, folders, tmp_path: Path) -> None:
+    code, out, _ = confide("site add-peer site-1 site-1/site.pub site-2/site.pub")
+    assert code == 0
+    printed = out.splitlines()[0].removeprefix("fingerprint of the list: ")
+    for i in (1, 2):
+        code, out, err = confide(f"server add-site site-{i} site-{i}/site.pub --server server")
+        assert code == 0, err
+        assert "when the server starts" in out
+    code, out, _ = confide("server status server")
+    assert code == 1
+    assert "SuperLink: not running" in out
+    assert "site site-1: unknown: the server does not run" in out
+    assert printed in out.replace("\n", " ")  # the same fingerprint at the server
+    code, out, _ = confide("site check site-1")
+    assert code == 1
+    assert "passed  data set demo: 8,000 rows" in out
+    assert "failed  server: 127.0.0.1:9: no connection" in out.replace("\n", " ")
+    code, out, _ = confide("site status site-1")
+    assert code == 0
+    assert "site-1: not running" in out
+    code, out, _ = confide("runs --server server")
+    assert code == 0
+    assert confide("server remove-site site-2 --server server")[0] == 0
+    assert set(json.loads((tmp_path / "server" / "sites.json").read_text())) == {"site-1"}
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "what"),
+    [
+        ("server init server --name other", 1, "is not empty"),
+        ("site init site-1 --name a --server h:1 --ca server/ca.crt", 1, "is not empty"),
+        ("site init site-3 --name a/b --server h:1 --ca server/ca.crt", 2, "site.name"),
+        ("site init site-3 --name a --server h --ca server/ca.crt", 2, "site.server"),
+        ("site init site-3 --name a --server h:1 --ca data/test.csv", 1, "not a readable certificate"),
+        ("site init site-3 --name a --server h:1 --ca nowhere", 1, "not a readable certificate"),
+        ("server add-site site-2 site-1/site.pub --server server", 2, "of site 'site-1', not 'site-2'"),
+        ("server add-site site-1 nowhere --server server", 2, "cannot be read"),
+        ("server add-site site-1 site-1/site.toml --server server", 2, "site.pub"),
+        ("server add-site site-1 site-1/site.pub --server nowhere", 1, "confide server init"),
+        ("server remove-site nobody --server server", 2, "no site 'nobody'"),
+        ("server status nowhere", 2, "confide server init"),
+        ("site status nowhere", 2, "site.toml"),
+        ("site run nowhere", 2, "nowhere: no such folder"),
+        ("server run nowhere", 2, "nowhere: no such folder"),
+        ("site approve site-1 nowhere.toml", 2, "no such file"),
+        ("run demo --server server", 1, "no site is registered"),
+        ("run --server server", 2, "give a RECIPE, or --resume RUN"),
+        ("run --resume nowhere --server server", 2, "holds no config.toml"),
+        ("run --resume nowhere --out x --server server", 2, "as it was declared"),
+        ("stop nothing --server server", 2, "no run there"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(confide, folders, line: str, code: int, what: str) -> None:
+    found, out, err = confide(line)
+    assert found == code, out + err
+    assert what in err
+    assert err.startswith("confide: ")
+    assert err.count("\n") == 1
+    assert not Path("site-3").exists()
+    assert not Path("nowhere").exists()
+
+
+def test_a_run_needs_a_server_that_runs_and_writes_nothing_without(confide, folders) -> None:
+    confide("server add-site site-1 site-1/site.pub --server server")
+    confide("server add-site site-2 site-2/site.pub --server server")
+    code, _, err = confide("run demo --server server")
+    assert code == 1
+    assert "confide server run" in err
+    assert not Path("server/runs/demo").exists()
+    code, _, err = confide("run demo --server server --set audit.canaries=10")
+    assert code == 2
+    assert "audit" in err
+
+
+def test_certificates_are_renewed_with_the_same_ca(confide, folders, tmp_path: Path) -> None:
+    ca = (tmp_path / "server" / "ca.crt").read_bytes()
+    issue(tmp_path / "server", "server", ["127.0.0.1"], days=-1)
+    code, _, err = confide("server run server")
+    assert code == 1
+    assert "confide server renew" in err
+    assert confide("server renew server")[0] == 0
+    assert expiry(tmp_path / "server" / "server.crt") > datetime.now(UTC) + timedelta(days=300)
+    assert (tmp_path / "server" / "ca.crt").read_bytes() == ca
+    assert confide("server nginx server")[1].count("location = ") == 11
+
+
+def test_server_toml_is_checked(confide, folders, tmp_path: Path) -> None:
+    path = tmp_path / "server" / "server.toml"
+    path.write_text(path.read_text().replace("port = 9", "prot = 9"))
+    code, _, err = confide("server status server")
+    assert code == 2
+    assert "prot" in err
+    assert ServerFile.model_fields["port"].default == 8443
+
+
+def test_logs_are_private_rotate_and_speak_json(tmp_path: Path) -> None:
+    kept = logging.getLogger().handlers
+    try:
+        log_to(tmp_path / "a.log", as_json=True)
+        logging.getLogger("confide.site").info("hello %s", "there")
+        logging.getLogger("somebody").info("not ours")
+        lines = (tmp_path / "a.log").read_text().splitlines()
+        assert [json.loads(line)["message"] for line in lines] == ["hello there"]
+        assert (tmp_path / "a.log").stat().st_mode & 0o777 == 0o600
+    finally:
+        for handler in logging.getLogger().handlers:
+            handler.close()
+        logging.getLogger().handlers = kept
