@@ -5,6 +5,7 @@ before a run is submitted; here files are written.
 """
 
 import os
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,10 @@ def main(grid: Grid, context: Context) -> None:
         run_server(QuickGrid(grid), config, Path(home))
     except ConfideError as error:
         write_json(config.output / FAILURE, {"reason": str(error)})
+        raise
+    except Exception as error:
+        (config.output / "failure.log").write_text(traceback.format_exc(), encoding="utf-8")
+        write_json(config.output / FAILURE, {"reason": f"{type(error).__name__}; see {config.output / 'failure.log'}"})
         raise
 
 

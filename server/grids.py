@@ -84,13 +84,16 @@ class QuickGrid(Cohort):
         if timeout is not None:
             for message in messages:
                 message.metadata.ttl = timeout
-        open_ids = {message_id for message_id in self.push_messages(messages) if message_id}
+        asked = {i: m.metadata.dst_node_id for i, m in zip(self.push_messages(messages), messages, strict=False) if i}
+        open_ids = set(asked)
         until = time.monotonic() + (timeout if timeout is not None else float("inf"))
         pause = _FIRST_POLL
         while open_ids and time.monotonic() < until:
             replies = list(self.pull_messages(sorted(open_ids)))
             for reply in replies:
                 open_ids.discard(reply.metadata.reply_to_message_id)
+                # the SuperLink answers in its own name for a node that it has lost
+                reply.metadata.__dict__["_src_node_id"] = asked[reply.metadata.reply_to_message_id]
                 yield reply
             pause = _FIRST_POLL if replies else min(_LONGEST_POLL, pause * 1.3)
             if open_ids:

@@ -416,9 +416,8 @@ def _exchange(
     """One stage of secure sums: the answers, and the reasons of errors, by site."""
     names = {sites[name]: name for name in questions}
     answers, failures = ask(grid, {sites[name]: facts for name, facts in questions.items()}, stage, seconds)
-    return {names[node]: facts for node, facts in answers.items()}, {
-        names[n]: _reason(why) for n, why in failures.items()
-    }
+    said = {names[node]: _reason(why) for node, why in failures.items() if node in names and why.code >= wire.REFUSED}
+    return {names[node]: facts for node, facts in answers.items()}, said  # Flower's own errors: not reached
 
 
 def _one_round(

@@ -4,6 +4,7 @@ It passes on what it cannot read and learns one sum a round. Flower is behind `E
 """
 
 import base64
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,14 @@ A site in neither did not answer in time."""
 
 _ATTEMPTS = 3
 """set-ups in a row before a run is given up: each leaves out the sites that failed in the one before"""
+
+
+_PATIENCE_SECONDS, _PAUSE_SECONDS = 900.0, 5.0
+"""how long a set-up waits for sites that cannot be reached, and how often it tries"""
+
+
+class _AwayError(RoundError):
+    """Too few sites, some of which did not answer and may come back."""
 
 
 class SecureSums:
@@ -47,15 +56,30 @@ class SecureSums:
         served = self._roster is not None and self._serves(self._roster, number)
         new = not served or self._stale
         if new:
-            self._roster, reason = None, ""
-            for _ in range(_ATTEMPTS):
-                if self._roster is None:
-                    sites, reason = self._set_up(number, sites)
-            if self._roster is None:
-                raise RoundError(f"no set-up of secure sums in {_ATTEMPTS} attempts: {reason}")
+            self._roster = None
+            self._set_up_with_patience(number, sites)
         if self._roster is not None:
             self._sum = Sum(self._roster, number)
         return new
+
+    def _set_up_with_patience(self, number: int, everybody: list[str]) -> None:
+        """Several attempts; while too few sites can be reached, it waits for them to come back.
+
+        Raises RoundError when too few are willing, or too few have come back in time.
+        """
+        sites, reason, attempts = everybody, "", 0
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while self._roster is None and attempts < _ATTEMPTS:
+            try:
+                sites, reason = self._set_up(number, sites)
+                attempts += 1
+            except _AwayError:
+                if time.monotonic() > until:
+                    raise
+                sites = everybody
+                time.sleep(_PAUSE_SECONDS)
+        if self._roster is None:
+            raise RoundError(f"no set-up of secure sums in {_ATTEMPTS} attempts: {reason}")
 
     def _serves(self, roster: Roster, number: int) -> bool:
         return roster.session.first_round <= number < roster.session.first_round + roster.session.rounds
@@ -80,12 +104,15 @@ class SecureSums:
                 roster.dealt(name, facts.to_sealed(answer))
         except SecureSumError as error:
             first = next(iter(failed.values()), "")
-            raise RoundError(f"{error}{f'; the first problem: {first}' if first else ''}") from None
+            away = [name for name in sites if name not in answers and name not in failed]
+            kind = _AwayError if away else RoundError
+            raise kind(f"{error}{f'; the first problem: {first}' if first else ''}") from None
         if roster.missing:
             reason = failed.get(roster.missing[0], "did not answer in time")
             reason = f"{roster.missing[0]} dealt no shares: {reason}"
             if len(dealt) < session.parameters.survivors:
-                raise RoundError(
+                away = [name for name in roster.missing if name not in failed]
+                raise (_AwayError if away else RoundError)(
                     f"{len(dealt)} sites are left for secure sums, {session.parameters.survivors} are needed; {reason}"
                 )
             return sorted(dealt), reason
