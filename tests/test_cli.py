@@ -105,7 +105,7 @@ def test_demo_data(confide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("confide.common.demo.SPLITS", {"train": (30, 1), "test": (10, 2)})
     code, out, _ = confide("demo-data", tmp_path / "demo")
     assert code == 0
-    assert "wrote train.csv, test.csv" in out
+    assert "wrote test.csv, train.csv" in out
     assert (tmp_path / "demo" / "train.csv").read_text().startswith('"text","label","branch"\n')
 
 

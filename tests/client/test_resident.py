@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from confide.client.node import Worker
-from confide.client.resident import ask
+from confide.client.resident import _receive, ask
 from confide.common import wire
 from confide.tests.federation import Federation
 
@@ -87,23 +87,22 @@ def test_a_worker_that_is_gone_is_reported_and_started_again(worker: Worker) -> 
 
 def test_a_worker_that_dies_or_hangs_with_the_message_may_have_charged(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
 
-    def die() -> None:
-        channel, _ = listener.accept()
-        channel.recv(2**16)
-        channel.close()
+        def die() -> None:
+            channel, _ = listener.accept()
+            with channel:
+                _receive(channel, 2**20)  # all of it: a message that was cut short is never handled
 
-    thread = threading.Thread(target=die)
-    thread.start()
-    assert ask(path, a_message(), {}, 5.0, 2**20).error.code == wire.FAILED
-    thread.join()
-    late = ask(path, a_message(), {}, 0.2, 2**20)
-    assert late.error.code == wire.FAILED
-    assert "did not answer within 0.2 s" in (late.error.reason or "")
-    listener.close()
+        thread = threading.Thread(target=die)
+        thread.start()
+        assert ask(path, a_message(), {}, 20.0, 2**20).error.code == wire.FAILED
+        thread.join()
+        late = ask(path, a_message(), {}, 0.2, 2**20)
+        assert late.error.code == wire.FAILED
+        assert "did not answer within 0.2 s" in (late.error.reason or "")
 
 
 def test_the_worker_ends_with_its_parent(worker: Worker) -> None:
