@@ -10,7 +10,7 @@
     approved/      configurations of runs that were approved by hand, by their hash
     pending/       configurations that were refused for want of approval
     replies/       the last answers of a run, so that a server that lost them gets the same ones
-    site.log       what happened, without any content of a record
+    site.log       what the connection did; worker.log: what the worker could not do. No content of a record in either
 """
 
 import hashlib
@@ -70,7 +70,7 @@ def data_section(folder: Path, dataset: DatasetSection, name: str, labels: list[
 class DeployedHost:
     """The site of this process; the state of secure sums lives as long as the process."""
 
-    number = 0
+    number, discreet = 0, True
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -6,6 +6,7 @@ would carry the exception's text.
 """
 
 import hashlib
+import logging
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -14,7 +15,17 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 
 from .. import __version__
 from ..common import wire
-from ..common.errors import BudgetError, ConfideError, KeysLostError, LedgerError, PolicyError, WireError
+from ..common.errors import (
+    BudgetError,
+    ConfideError,
+    ConfigError,
+    DataError,
+    KeysLostError,
+    LedgerError,
+    ModelError,
+    PolicyError,
+    WireError,
+)
 from ..common.secagg.facts import from_site
 from .site import Site, SiteAccount
 
@@ -22,6 +33,7 @@ if TYPE_CHECKING:
     from ..common.secagg.protocol import Site as SecureSite
     from .worker import Worker
 
+log = logging.getLogger("confide.worker")
 _SECURE = "secure-sum"
 """where the site's state of secure sums is kept between messages: memory of this site"""
 
@@ -33,6 +45,8 @@ class Host(Protocol):
     """kept between the messages of a run"""
     number: int
     """which of the worker's sites it is"""
+    discreet: bool
+    """whether the names of files and columns are kept from the server"""
 
     @property
     def site(self) -> Site: ...
@@ -65,7 +79,12 @@ def handle(message: Message, host: Host) -> Message:
             code = wire.DECLINED
         elif isinstance(failure, KeysLostError):
             code = wire.KEYS_LOST
-        return _failure(message, wire.FAILED if charges.made else code, str(failure))
+        reason = str(failure)
+        if host.discreet and isinstance(failure, ConfigError | DataError | ModelError):
+            log.error("%s: %s", kind, failure)  # names files and columns of the site: not for the server
+            reason = f"{type(failure).__name__} at this site; its worker.log says why"
+            code = wire.DECLINED
+        return _failure(message, wire.FAILED if charges.made else code, reason)
     except Exception as failure:
         # the text of a foreign exception may quote a record: only its kind and place are told
         place = traceback.extract_tb(failure.__traceback__)[-1]
@@ -242,6 +261,8 @@ class NoMemory:
 
 class SimulatedHost(NoMemory):
     """One of a simulation's sites; the worker is shared by all of this process."""
+
+    discreet = False
 
     def __init__(self, run_config: dict, number: int, state: RecordDict) -> None:
         self._run_config, self.number, self.state = run_config, number, state

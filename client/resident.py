@@ -22,6 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from ..common import wire
 from ..common.errors import ConfideError, WorkerError
+from ..common.logs import log_to
 
 _LENGTHS = struct.Struct(">QQ")
 _CONNECT_SECONDS = 5.0
@@ -94,6 +95,7 @@ def serve(folder: Path, path: Path) -> None:
     from .deployed import DeployedHost, load_site
     from .handlers import handle
 
+    log_to(folder / "worker.log")
     _, section = load_site(folder)
     if section.max_memory is not None:
         resource.setrlimit(resource.RLIMIT_AS, (section.max_memory, section.max_memory))
@@ -128,7 +130,7 @@ def serve(folder: Path, path: Path) -> None:
             except Exception as error:
                 # the asking side has given up, or sent what is no message (protobuf's errors have no common base);
                 # its own error says so
-                logging.getLogger(__name__).warning("worker: %s", type(error).__name__)
+                logging.getLogger("confide.worker").warning("no message: %s", type(error).__name__)
 
 
 def _die_with_parent() -> None:

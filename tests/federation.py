@@ -38,7 +38,7 @@ class Federation:
         tiny.save_bert(folder / "bert")
         tiny.save_data(folder)
         self.host = "127.0.0.1"
-        self.port = free_port()
+        self.port, self.operator_port = free_port(), free_port()
         self._count, self._rows = count, rows
 
     def make(self, epsilon: float = 50.0, poll: float = 0.2, **policy: Any) -> None:
@@ -47,6 +47,7 @@ class Federation:
         text = (self.server / "server.toml").read_text()
         text = text.replace("internal_port = 8000", f"internal_port = {free_port()}")
         text = text.replace('host = "0.0.0.0"', f'host = "{self.host}"')
+        text = text.replace("# operator_port = 8444", f"operator_port = {self.operator_port}")
         (self.server / "server.toml").write_text(text + f'[backbones]\n"{BACKBONE}" = "../bert"\n')
         for number, name in enumerate(self.names):
             self._make_site(number, name, epsilon, poll, policy)

@@ -134,6 +134,18 @@ def test_control_is_for_the_loopback_side(federation: Federation) -> None:
         control.runs()
 
 
+def test_operators_at_other_machines_show_a_certificate(federation: Federation) -> None:
+    server, port = federation.server, federation.operator_port
+    url = f"https://127.0.0.1:{port}"
+    with Control(url, server / "ca.crt", (server / "operator.crt", server / "operator.key")) as control:
+        assert control.runs()
+        with pytest.raises(DeploymentError, match="HTTP 403"):
+            control.register(b"", "x")
+    for pair in (None, (server / "server.crt", server / "server.key")):  # the server's is no operator's
+        with Control(url, server / "ca.crt", pair) as control, pytest.raises(DeploymentError, match="no SuperLink"):
+            control.runs()
+
+
 def test_a_bundle_carries_no_code(federation: Federation) -> None:
     for path in (federation.server / "flwr").rglob("*"):
         assert path.suffix not in (".py", ".so", ".pyc"), path

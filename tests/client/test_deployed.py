@@ -94,6 +94,20 @@ def test_the_server_names_no_path_no_data_and_no_limit(federation: Federation, c
     assert why in (reply.error.reason or "")
 
 
+def test_the_server_learns_no_file_and_no_column(federation: Federation, caplog: pytest.LogCaptureFixture) -> None:
+    folder = federation.site("site-2")
+    before = (folder / "site.toml").read_text()
+    (folder / "site.toml").write_text(before.replace('text = "text"', 'text = "secret-column"'))
+    try:
+        host = DeployedHost(folder).enter(local_run(federation, run={"id": "r6"}).to_flat())
+        reply = handle(message("query.reveal", RecordDict()), host)
+    finally:
+        (folder / "site.toml").write_text(before)
+    assert reply.error.code == wire.DECLINED
+    assert reply.error.reason == "DataError at this site; its worker.log says why"
+    assert "secret-column" in caplog.text  # for the site's operator
+
+
 def test_approval_by_hand(federation: Federation) -> None:
     folder = federation.site("site-2")
     before = (folder / "site.toml").read_text()
