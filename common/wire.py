@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 
 from .. import __version__
 from .chain import Head
@@ -32,6 +33,13 @@ DECLINED = 102
 
 KEYS_LOST = 103
 """error code of a site that holds no keys for secure sums, and charged nothing: it comes back with the next set-up"""
+
+_UNREACHABLE = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE)
+
+
+def unreachable(error: Error) -> bool:
+    """Whether Flower says in its own name that a site could not be reached: it may come back."""
+    return error.code in _UNREACHABLE
 
 
 def arrays_to_record(adapter: Adapter, dtype: str = "float32") -> ArrayRecord:

@@ -25,7 +25,7 @@ from .aggregation import ProductMean, ServerStep, make_aggregate
 from .checkpoint import Checkpoint, arrays_of, restore_arrays
 from .grids import Cohort, Pace
 from .heads import Heads
-from .secagg import SecureSums
+from .secagg import Answered, SecureSums
 from .summing import CentralSums, Sums, change_of
 
 _HELLO_SECONDS = 120.0
@@ -218,7 +218,7 @@ def greet(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
     while True:
         nodes = [node for node in grid.get_node_ids() if node not in strangers and node not in sites.values()]
         answers, failures = ask(grid, {node: {} for node in nodes}, "hello", max(1.0, until - time.monotonic()))
-        away = {node for node, error in failures.items() if error.code < wire.REFUSED}
+        away = {node for node, error in failures.items() if wire.unreachable(error)}
         strangers |= {node: _reason(error) for node, error in failures.items() if node not in away}
         for node, answer in answers.items():
             name = str(answer.get("name"))
@@ -412,12 +412,16 @@ def _summing(grid: Grid, config: RunConfig, plan: PrivacyPlan | None, sites: dic
 
 def _exchange(
     grid: Grid, sites: dict[str, int], seconds: float, stage: str, questions: Mapping[str, dict[str, Any]]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """One stage of secure sums: the answers, and the reasons of errors, by site."""
-    names = {sites[name]: name for name in questions}
+) -> Answered:
+    """One stage of secure sums, by the names of sites."""
     answers, failures = ask(grid, {sites[name]: facts for name, facts in questions.items()}, stage, seconds)
-    said = {names[node]: _reason(why) for node, why in failures.items() if node in names and why.code >= wire.REFUSED}
-    return {names[node]: facts for node, facts in answers.items()}, said  # Flower's own errors: not reached
+    failed = {
+        name: _reason(failures[sites[name]]) if sites[name] in failures else f"no answer within {seconds:g} s"
+        for name in questions
+        if sites[name] not in answers
+    }
+    away = {name for name in failed if sites[name] not in failures or wire.unreachable(failures[sites[name]])}
+    return Answered({name: answers[sites[name]] for name in questions if sites[name] in answers}, failed, frozenset(away))
 
 
 def _one_round(

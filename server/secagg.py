@@ -6,6 +6,7 @@ It passes on what it cannot read and learns one sum a round. Flower is behind `E
 import base64
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,22 @@ from ..common.secagg.keys import Advert, Session
 from ..common.secagg.protocol import Answer, Roster, Sum
 from ..common.types import Update
 
-Exchange = Callable[[str, Mapping[str, facts.Facts]], tuple[dict[str, dict[str, Any]], dict[str, str]]]
-"""Sends each site its question of one kind; the answers, and the reasons of those that answered with an error, by site.
-A site in neither did not answer in time."""
+@dataclass(frozen=True)
+class Answered:
+    """What came of one question to each of several sites, by site."""
+
+    answers: dict[str, dict[str, Any]]
+    failed: dict[str, str]
+    """why there is no answer, of every site that gave none"""
+    away: frozenset[str] = frozenset()
+    """those of the failed that could not be reached, and may come back"""
+
+
+Exchange = Callable[[str, Mapping[str, facts.Facts]], Answered]
+"""Sends each site its question of one kind."""
 
 _ATTEMPTS = 3
 """set-ups in a row before a run is given up: each leaves out the sites that failed in the one before"""
-
 
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 900.0, 5.0
 """how long a set-up waits for sites that cannot be reached, and how often it tries"""
@@ -89,43 +99,38 @@ class SecureSums:
         self._stale = False
         session = secure_session(self._config, self._plan, number)
         question: facts.Facts = {"first-round": number}
-        answers, failed = self._ask("keys", dict.fromkeys(sites, question))
+        told = self._ask("keys", dict.fromkeys(sites, question))
+        failed, away = dict(told.failed), set(told.away)
         adverts: list[Advert] = []
-        for name in sorted(answers):
+        for name in sorted(told.answers):
             try:
-                adverts.append(_checked(facts.to_advert(answers[name]), session, name))
+                adverts.append(_checked(facts.to_advert(told.answers[name]), session, name))
             except SecureSumError as error:
                 failed[name] = str(error)
         try:
             roster = Roster(session, adverts)
             columns = facts.from_adverts(roster.adverts)
-            dealt, failed = self._ask("shares", dict.fromkeys(roster.points, columns))
-            for name, answer in dealt.items():
+            dealt = self._ask("shares", dict.fromkeys(roster.points, columns))
+            failed, away = dict(dealt.failed), set(dealt.away)
+            for name, answer in dealt.answers.items():
                 roster.dealt(name, facts.to_sealed(answer))
         except SecureSumError as error:
-            first = next(iter(failed.values()), "")
-            away = [name for name in sites if name not in answers and name not in failed]
-            kind = _AwayError if away else RoundError
-            raise kind(f"{error}{f'; the first problem: {first}' if first else ''}") from None
+            raise _too_few(str(error), failed, away) from None
         if roster.missing:
-            reason = failed.get(roster.missing[0], "did not answer in time")
-            reason = f"{roster.missing[0]} dealt no shares: {reason}"
-            if len(dealt) < session.parameters.survivors:
-                away = [name for name in roster.missing if name not in failed]
-                raise (_AwayError if away else RoundError)(
-                    f"{len(dealt)} sites are left for secure sums, {session.parameters.survivors} are needed; {reason}"
-                )
-            return sorted(dealt), reason
+            first = roster.missing[0]
+            reason = f"{first} dealt no shares: {failed.get(first, '')}"
+            if len(dealt.answers) < session.parameters.survivors:
+                left = f"{len(dealt.answers)} sites are left for secure sums, {session.parameters.survivors} are needed"
+                raise _too_few(f"{left}; {reason}", {}, away)
+            return sorted(dealt.answers), reason
         self._roster, self._undelivered = roster, set(roster.points)
-        return sorted(dealt), ""
+        return sorted(dealt.answers), ""
 
-    def _ask(
-        self, stage: str, questions: Mapping[str, facts.Facts]
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    def _ask(self, stage: str, questions: Mapping[str, facts.Facts]) -> Answered:
         self.bytes_down += sum(facts.size(question) for question in questions.values())
-        answers, failed = self._exchange(stage, questions)
-        self.bytes_up += sum(facts.size(answer) for answer in answers.values())
-        return answers, failed
+        told = self._exchange(stage, questions)
+        self.bytes_up += sum(facts.size(answer) for answer in told.answers.values())
+        return told
 
     def state(self) -> dict[str, Any] | None:
         """The set-up in use, as JSON: what a restarted server needs to go on with it. No secret of a site is in it."""
@@ -140,8 +145,8 @@ class SecureSums:
         """Goes on with the set-up of `state`, if enough of the sites still hold their part of it."""
         content = _to_bytes(state)
         roster = Roster(secure_session(self._config, self._plan, state["first"]), facts.to_adverts(content["adverts"]))
-        answers, _ = self._exchange("holds", {name: {} for name in sites if name in roster.points})
-        held = [name for name, answer in answers.items() if answer.get("roster") == state["roster"]]
+        told = self._exchange("holds", {name: {} for name in sites if name in roster.points})
+        held = [name for name, answer in told.answers.items() if answer.get("roster") == state["roster"]]
         if len(held) < roster.session.parameters.survivors or roster.digest.hex() != state["roster"]:
             return False
         for name, sealed in content["dealt"].items():
@@ -181,17 +186,13 @@ class SecureSums:
         failed: dict[str, str] = {}
         if total.enough():
             question = {"round": number, "survivors": total.survivors}
-            replies, failed = self._ask("unmask", dict.fromkeys(total.survivors, question))
-            for name, reply in replies.items():
+            told = self._ask("unmask", dict.fromkeys(total.survivors, question))
+            failed = dict(told.failed)
+            for name, reply in told.answers.items():
                 try:
                     answers[name] = facts.to_answer(reply)
                 except SecureSumError as error:
                     failed[name] = str(error)
-            failed |= {
-                name: "did not answer the unmasking in time"
-                for name in total.survivors
-                if name not in answers and name not in failed
-            }
         return total.finish(answers), failed
 
     @property
@@ -199,6 +200,11 @@ class SecureSums:
         if self._sum is None:
             raise SecureSumError("secure sum: no round has begun")
         return self._sum
+
+
+def _too_few(what: str, failed: Mapping[str, str], away: set[str]) -> RoundError:
+    first = next(iter(failed.values()), "")
+    return (_AwayError if away else RoundError)(f"{what}{f'; the first problem: {first}' if first else ''}")
 
 
 def _checked(advert: Advert, session: Session, site: str) -> Advert:

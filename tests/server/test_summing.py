@@ -7,7 +7,7 @@ from confide.common.errors import RoundError, SecureSumError, WireError
 from confide.common.mechanism import PrivacyPlan, plan_for
 from confide.common.secagg import facts
 from confide.common.types import WHOLE, Update
-from confide.server.secagg import SecureSums
+from confide.server.secagg import Answered, SecureSums
 from confide.server.summing import CentralSums, change_of
 
 _Z = 5.0  # false alarm below 6e-7
@@ -65,8 +65,11 @@ def test_a_set_up_that_never_ends_is_given_up(make_config, local, plan: PrivacyP
     def exchange(stage, questions):
         session = secure_session(config, plan, 1)
         if stage == "keys":
-            return {n: facts.from_advert(Site.advertise(session, n, identities[n])[1]) for n in questions}, {}
-        return {name: facts.from_sealed({}) for name in sorted(questions)[1:]}, {sorted(questions)[0]: "broken"}
+            return Answered(
+                {n: facts.from_advert(Site.advertise(session, n, identities[n])[1]) for n in questions}, {}
+            )
+        first, *others = sorted(questions)
+        return Answered({name: facts.from_sealed({}) for name in others}, {first: "broken"})
 
     sums = SecureSums(config, plan, exchange)
     with pytest.raises(RoundError, match=r"6 sites in the list; allowed: 7|6 sites are left for secure sums, 7"):
@@ -88,8 +91,10 @@ def test_keys_in_anothers_name_leave_the_site_out(make_config, local, plan: Priv
         session = secure_session(config, plan, 1)
         names = {name: "site-1" if name == "site-2" else name for name in questions}
         if stage == "keys":
-            return {n: facts.from_advert(Site.advertise(session, names[n], SiteKey.new())[1]) for n in questions}, {}
-        return {name: facts.from_sealed({}) for name in questions}, {}
+            return Answered(
+                {n: facts.from_advert(Site.advertise(session, names[n], SiteKey.new())[1]) for n in questions}, {}
+            )
+        return Answered({name: facts.from_sealed({}) for name in questions}, {})
 
     sums = SecureSums(config, plan, exchange)
     sums.prepare(1, [f"site-{i}" for i in range(1, 5)])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.common.constant import ErrorCode
 from safetensors.numpy import load_file
 
 from confide.client.worker import Worker
@@ -48,7 +49,9 @@ def adapter(config: RunConfig) -> dict[str, np.ndarray]:
     return load_file(simulate(config) / "adapter" / "adapter_model.safetensors")
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, action: str, failing: dict[int, set[int]], rounds: int) -> None:
+def fails(
+    monkeypatch: pytest.MonkeyPatch, action: str, failing: dict[int, set[int]], code: int = ErrorCode.UNKNOWN
+) -> None:
     """Sites (by number) whose `action` fails in the named rounds: the node's message is answered with an error."""
     real = LocalGrid._handle
     seen: dict[int, int] = {}
@@ -61,7 +64,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, action: str, failing: dict[int, set[i
             seen[number] = seen.get(number, 0) + 1
             if seen[number] in failing and number in failing[seen[number]]:
                 message.metadata.__dict__["_message_id"] = "x"
-                return Message(Error(0, "vanished"), reply_to=message)
+                return Message(Error(code, "vanished"), reply_to=message)
         return real(self, message)
 
     monkeypatch.setattr(LocalGrid, "_handle", handle)
@@ -116,8 +119,8 @@ def test_the_noise_of_the_sum_is_what_was_promised(distributed, monkeypatch) -> 
 
 
 def test_sites_that_vanish_at_each_stage(distributed, monkeypatch) -> None:
-    fails(monkeypatch, "train", {2: {0}}, 3)
-    fails(monkeypatch, "query.unmask", {3: {2}}, 3)
+    fails(monkeypatch, "train", {2: {0}})
+    fails(monkeypatch, "query.unmask", {3: {2}})
     report = run(distributed())
     assert [len(row["sites"]) for row in report["rounds"]] == [4, 3, 4]
     assert [failure["site"] for failure in report["rounds"][1]["failed"]] == ["site-1"]
@@ -129,7 +132,7 @@ def test_sites_that_vanish_at_each_stage(distributed, monkeypatch) -> None:
 
 @pytest.mark.parametrize("action", ["train", "query.unmask"])
 def test_below_the_threshold_a_round_is_void_and_charged(distributed, monkeypatch, action: str) -> None:
-    fails(monkeypatch, action, {2: {0, 3}}, 3)
+    fails(monkeypatch, action, {2: {0, 3}})
     report = run(distributed())
     second = report["rounds"][1]
     assert "round 2 is void" in second["void"]
@@ -163,14 +166,30 @@ def test_a_run_that_has_lost_its_sites_stops_charging(distributed, monkeypatch) 
 
 @pytest.mark.parametrize("stage", ["query.keys", "query.shares"])
 def test_a_site_that_vanishes_in_the_set_up_is_left_out(distributed, monkeypatch, stage: str) -> None:
-    fails(monkeypatch, stage, {1: {1}}, 3)
+    fails(monkeypatch, stage, {1: {1}})
     report = run(distributed())
     assert [row["sites"] for row in report["rounds"]] == [["site-1", "site-3", "site-4"]] * 3
 
 
 def test_no_set_up_without_enough_sites(distributed, monkeypatch) -> None:
-    fails(monkeypatch, "query.keys", {1: {1, 2}}, 3)
+    fails(monkeypatch, "query.keys", {1: {1, 2}})
     with pytest.raises(RoundError, match=r"2 sites in the list.*the first problem: vanished"):
+        simulate(distributed())
+
+
+def test_a_set_up_waits_for_sites_that_cannot_be_reached(distributed, monkeypatch) -> None:
+    """The node of two sites is away for three attempts; nobody is left out once they are back."""
+    monkeypatch.setattr("confide.server.secagg._PAUSE_SECONDS", 0.01)
+    fails(monkeypatch, "query.keys", dict.fromkeys((1, 2, 3), {1, 2}), ErrorCode.NODE_UNAVAILABLE)
+    report = run(distributed())
+    assert [len(row["sites"]) for row in report["rounds"]] == [4] * 3
+
+
+def test_a_set_up_does_not_wait_for_ever(distributed, monkeypatch) -> None:
+    monkeypatch.setattr("confide.server.secagg._PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("confide.server.secagg._PATIENCE_SECONDS", 0.05)
+    fails(monkeypatch, "query.shares", dict.fromkeys(range(100), {1, 2}), ErrorCode.NODE_UNAVAILABLE)
+    with pytest.raises(RoundError, match=r"2 sites are left for secure sums, 3 are needed; site-2 dealt no shares"):
         simulate(distributed())
 
 
@@ -225,7 +244,7 @@ def test_nothing_secret_is_written_or_logged(distributed, monkeypatch, caplog, c
     monkeypatch.setattr(protocol.RoundSecrets, "new", new)
     monkeypatch.setattr(protocol, "pair_seed", kept(real_seed))
     monkeypatch.setattr(protocol, "derive", kept(real_derive))
-    fails(monkeypatch, "train", {2: {0}}, 3)  # errors are told, too
+    fails(monkeypatch, "train", {2: {0}})  # errors are told, too
     with caplog.at_level(logging.DEBUG):
         folder = simulate(distributed())
     assert len(secrets) > 20
