@@ -11,6 +11,7 @@ from . import __version__
 
 if TYPE_CHECKING:
     from .common.config import RunConfig
+    from .server.runs import Runs
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
@@ -29,6 +30,12 @@ app.add_typer(site_app, name="site")
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. privacy.epsilon=3; empty unsets."),
+]
+Server = Annotated[
+    str, typer.Option(metavar="DIR|URL", help="The server's folder, or the operators' front, https://HOST:PORT.")
+]
+Credentials = Annotated[
+    Path, typer.Option(metavar="DIR", help="With a URL: the folder of ca.crt, operator.crt and operator.key.")
 ]
 
 
@@ -103,10 +110,11 @@ def explain(
 @app.command("run")
 def run_(
     recipe: Annotated[str | None, typer.Argument(help="A .toml file, or a shipped recipe.")] = None,
-    server: Annotated[Path, typer.Option(metavar="DIR", help="The server's folder, on its machine.")] = Path("server"),
+    server: Server = "server",
+    credentials: Credentials = Path("operator"),
     sets: Sets = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; otherwise runs/NAME in the server's.")
+        Path | None, typer.Option(help="Folder of the results; otherwise runs/NAME, beside a server in its folder.")
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue the interrupted run in RUN.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")] = False,
@@ -119,48 +127,63 @@ def run_(
         raise ConfigError("run: give a RECIPE, or --resume RUN; not both")
     if resume is not None and (sets or out or overwrite):
         raise ConfigError("--resume: takes no --set, --out or --overwrite; a run goes on as it was declared")
-    from .server import deployment
     from .simulations.progress import print_summary, watch
 
+    federation = _runs(server, credentials)
     if resume is not None:
-        config, number = deployment.proceed(server, resume)
+        submitted = federation.proceed(resume)
     else:
-        config = deployment.declare(server, _load(recipe or "", sets, out))
-        number = deployment.start(server, config, overwrite=overwrite)
+        submitted = federation.start(_load(recipe or "", sets, out), overwrite=overwrite)
     if detach:
-        typer.echo(f"submitted; its folder: {config.output}; see: confide runs --server {server}")
+        typer.echo(f"submitted; its folder: {submitted.folder}; see: confide runs --server {server}")
         return
     try:
-        with watch(config.output):
-            deployment.follow(server, config, number)
+        with watch(submitted.folder):
+            federation.follow(submitted)
     except KeyboardInterrupt:
         raise StoppedError(
-            f"no longer followed, the run goes on; end it with: confide stop {config.output.name} --server {server}"
+            f"no longer followed, the run goes on; end it with: confide stop {submitted.name} --server {server}"
         ) from None
-    print_summary(config.output)
+    print_summary(submitted.folder)
 
 
 @app.command()
-def runs(
-    server: Annotated[Path, typer.Option(metavar="DIR", help="The server's folder.")] = Path("server"),
-) -> None:
+def runs(server: Server = "server", credentials: Credentials = Path("operator")) -> None:
     """List the runs of a federation."""
-    from .server.deployment import list_runs
     from .simulations.tables import print_runs
 
-    print_runs(list_runs(server))
+    print_runs(_runs(server, credentials).rows())
 
 
 @app.command()
 def stop(
     name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as confide runs shows it.")],
-    server: Annotated[Path, typer.Option(metavar="DIR", help="The server's folder.")] = Path("server"),
+    server: Server = "server",
+    credentials: Credentials = Path("operator"),
 ) -> None:
     """End a run; what it has charged stays charged, and --resume continues it."""
-    from .server.deployment import stop_run
+    _runs(server, credentials).stop(name)
+    folder = Path("runs") / name if _is_url(server) else Path(server) / "runs" / name
+    typer.echo(f"stopped; go on with: confide run --server {server} --resume {folder}")
 
-    stop_run(server, name)
-    typer.echo(f"stopped; go on with: confide run --server {server} --resume {server / 'runs' / name}")
+
+def _is_url(server: str) -> bool:
+    return server.startswith("https://")
+
+
+def _runs(server: str, credentials: Path) -> "Runs":
+    """A federation's runs, beside the server or from another machine."""
+    from .common.errors import ConfigError
+
+    if _is_url(server):
+        from .server.remote import RemoteRuns
+
+        return RemoteRuns(server, credentials)
+    if "://" in server:
+        raise ConfigError(f"--server: received '{server}'; allowed: a server's folder, or https://HOST:PORT")
+    from .server.runs import LocalRuns
+
+    return LocalRuns(Path(server))
 
 
 ServerDir = Annotated[Path, typer.Argument(metavar="DIR", help="The server's folder.")]
@@ -193,7 +216,7 @@ def server_run(
 ) -> None:
     """Run the server until it is stopped: the SuperLink on loopback, and the front that sites connect to."""
     from .common.logs import log_to
-    from .server.deployment import run_server
+    from .server.serving import run_server
 
     log_to(folder / "server.log", as_json=json_logs)
     run_server(folder, front=front)

@@ -24,7 +24,7 @@ from confide.client.resident import ask
 from confide.common import wire
 from confide.common.bundle import write_bundle
 from confide.common.config import load
-from confide.server.deployment import declare
+from confide.server.runs import declare
 from confide.simulations.run import simulate
 from confide.tests.federation import Federation, run_content, write_run
 from confide.tests.tiny import merged, sentences, write_csv

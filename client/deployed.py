@@ -1,21 +1,6 @@
-"""A real site's folder: site.toml, ledger, keys, and what it keeps between messages.
-
-::
-
-    site.toml      data, limits, policy, peers: everything the server cannot name
-    ca.crt         whom the connection trusts
-    node.key       P-384, proves the connection to the server (mode 0600)
-    site.pub       the line that the server registers and other sites list as a peer
-    ledger/        the account of spent privacy, with the site's identity key
-    approved/      configurations of runs that were approved by hand, by their hash
-    pending/       configurations that were refused for want of approval
-    replies/       the last answers of a run, so that a server that lost them gets the same ones
-    site.log       what the connection did; worker.log: what the worker could not do. No content of a record in either
-"""
+"""A real site as its worker's handlers see it: the run's model and data, loaded once, and what was answered before."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,46 +10,19 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from ..common import models
-from ..common.config import DataSection, DatasetSection, RunConfig, SiteConfig, SiteSection
+from ..common.config import RunConfig
 from ..common.data import read_rows
-from ..common.errors import ConfigError, PolicyError
+from ..common.errors import PolicyError
 from ..common.ledger import Ledger
 from ..common.models import FineTuneModel
-from .site import POLICY, Site
+from ..common.resolve import is_path
+from .folder import APPROVED, LEDGER, PENDING, data_section, load_site, local_path, write_private
+from .site import Site
 from .worker import SimulatedData, Worker
 
-LEDGER, NODE_KEY, PUBLIC, CA = "ledger", "node.key", "site.pub", "ca.crt"
 _REPLIES_KEPT = 8
 """files: two a run"""
 _PENDING_KEPT = 20
-
-
-def load_site(folder: Path) -> tuple[SiteConfig, SiteSection]:
-    """site.toml of a deployment. Raises ConfigError."""
-    config = SiteConfig.load(folder / POLICY)
-    if config.site is None:
-        raise ConfigError(
-            f"{folder / POLICY}: no [site]; a deployment needs its name and server; see confide site init"
-        )
-    return config, config.site
-
-
-def local_path(folder: Path, source: str) -> str:
-    """A path of site.toml, relative to it; URLs and absolute paths as they are."""
-    if "://" in source:
-        scheme, _, rest = source.partition(":///")
-        relative = scheme == "sqlite" and rest and not rest.startswith("/")
-        return f"sqlite:///{(folder / rest).resolve()}" if relative else source
-    return str((folder / source).resolve())
-
-
-def data_section(folder: Path, dataset: DatasetSection, name: str, labels: list[str] | None) -> DataSection:
-    """Where a data set's rows are, in the words of a run. Raises ConfigError without a source."""
-    if dataset.source is None:
-        raise ConfigError(f"{folder / POLICY}: [datasets.{name}] has no source; name a file or an SQL url")
-    source = local_path(folder, dataset.source)
-    columns = dataset.model_dump(include={"text", "label", "prompt", "response"})
-    return DataSection(name=name, train=source, test=source, labels=labels, **columns)
 
 
 class DeployedHost:
@@ -129,23 +87,23 @@ class DeployedHost:
         """The server names a backbone, never a path."""
         name, folders = run.model.backbone, site.config.backbones
         models.FOLDERS.update({key: local_path(self._folder, value) for key, value in folders.items()})
-        if name not in folders and (name.startswith((".", "/", "~")) or Path(name).exists()):
+        if name not in folders and is_path(name):
             raise PolicyError(
                 f"site {site.name}: backbone '{name[:80]}' is a path; allowed: a hub id, or a name under [backbones]"
             )
 
     def _require_approval(self, site: Site, run: RunConfig) -> None:
         digest = run.digest()
-        if (self._folder / "approved" / f"{digest}.toml").is_file():
+        if (self._folder / APPROVED / f"{digest}.toml").is_file():
             return
-        pending = self._folder / "pending"
+        pending = self._folder / PENDING
         pending.mkdir(mode=0o700, exist_ok=True)
         path = pending / f"{digest[:16]}.toml"
         if not path.exists() and len(list(pending.iterdir())) < _PENDING_KEPT:
             path.write_text(run.to_toml(), encoding="utf-8")
         raise PolicyError(
             f"site {site.name}: run configuration {digest[:16]} is not approved here; its operator reads "
-            f"pending/{path.name} and runs: confide site approve"
+            f"{PENDING}/{path.name} and runs: confide site approve"
         )
 
     def _reply_path(self, key: str) -> Path:
@@ -166,27 +124,3 @@ class DeployedHost:
         write_private(path, key.encode() + b"\n" + recorddict_to_proto(reply).SerializeToString())
         for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-_REPLIES_KEPT]:
             old.unlink(missing_ok=True)
-
-
-def approve(folder: Path, run: RunConfig) -> str:
-    """Allows the exact configuration; returns its hash."""
-    digest = run.digest()
-    place = folder / "approved"
-    place.mkdir(mode=0o700, exist_ok=True)
-    write_private(place / f"{digest}.toml", run.to_toml().encode())
-    (folder / "pending" / f"{digest[:16]}.toml").unlink(missing_ok=True)
-    return digest
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Whole or not at all, mode 0600, on disk when it returns."""
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise

@@ -63,7 +63,7 @@ from ..common.chain import write_json
 from ..common.config import SiteSection
 from ..common.errors import DeploymentError, WireError, WorkerError
 from .app import DEADLINE, LIMIT, SOCKET, app
-from .deployed import CA, NODE_KEY, load_site
+from .folder import CA, NODE_KEY, load_site
 
 HEARTBEAT_SECONDS = 30.0
 """after twice as long without one, the server holds the site to be away"""

@@ -92,7 +92,8 @@ def _exactly(channel: socket.socket, count: int) -> bytes:
 
 def serve(folder: Path, path: Path) -> None:
     """Answers messages one after the other until it is told to stop, or its parent is gone."""
-    from .deployed import DeployedHost, load_site
+    from .deployed import DeployedHost
+    from .folder import load_site
     from .handlers import handle
 
     log_to(folder / "worker.log")

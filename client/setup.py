@@ -15,13 +15,12 @@ import httpx
 import tomli_w
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ..common.config import SiteConfig, read_toml
+from ..common.config import RunConfig, SiteConfig, read_toml
 from ..common.credentials import SiteLine, expiry, fingerprint, new_node_key, parse_line
 from ..common.data import label_names, read_rows, read_table
 from ..common.errors import ConfideError, ConfigError, DeploymentError
 from ..common.ledger import Ledger
-from .deployed import CA, LEDGER, NODE_KEY, PUBLIC, data_section, load_site, write_private
-from .site import POLICY
+from .folder import CA, LEDGER, NODE_KEY, POLICY, PUBLIC, approve, data_section, load_site, write_private
 
 _CLOCK_SECONDS = 30.0
 """further from the server's clock, its authentication refuses"""
@@ -294,8 +293,5 @@ def site_status(folder: Path) -> SiteStatus:
 
 def approve_file(folder: Path, path: Path) -> str:
     """Approves the run whose resolved configuration is in a file (config.toml of the run, or one of pending/)."""
-    from ..common.config import RunConfig
-    from .deployed import approve
-
     load_site(folder)
     return approve(folder, RunConfig.parse(read_toml(path, "give the run's config.toml"), str(path)))

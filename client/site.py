@@ -19,8 +19,7 @@ from ..common.errors import PolicyError, PrivacyError
 from ..common.ledger import Ledger, Limit, Request, Reservation
 from ..common.mechanism import PrivacyPlan
 from ..common.plan import declared_steps, step_of
-
-POLICY = "site.toml"
+from .folder import POLICY
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,8 @@ class Section(BaseModel, frozen=True, extra="forbid"):
 
 
 class RunSection(Section, frozen=True):
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
-    """letters, digits, '.', '_' and '-'"""
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")] = "run"
+    """letters, digits, '.', '_' and '-'; no '.' in front"""
     rounds: Positive = 10
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """partitions, initialisation, batch order without privacy; never noise or sampling under privacy"""
@@ -394,13 +394,21 @@ class SiteConfig(Section, frozen=True):
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Raises ConfigError; `what` ends the sentence when there is no such file."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; {what}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Raises ConfigError that names `source`."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
 
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:

@@ -20,6 +20,8 @@ from .errors import DataError
 from .types import Rows
 
 _URL = re.compile(r"^[a-z][a-z0-9+]*://")
+_DEMO = "demo:"
+_FILES = (".csv", ".jsonl", ".parquet")
 
 
 def read_rows(source: str, data: DataSection, labels: list[str] | None, *, group: bool = False) -> Rows:
@@ -90,14 +92,19 @@ def reference_draw(count: int, data: DataSection, seed: int) -> tuple[np.ndarray
 
 def read_table(source: str, data: DataSection) -> pa.Table:
     """The raw columns of a source. Raises DataError."""
-    if source.startswith("demo:"):
-        return demo.table(source.removeprefix("demo:"))
+    if source.startswith(_DEMO):
+        return demo.table(source.removeprefix(_DEMO))
     if _URL.match(source):
         return _from_sql(source)
     suffix = Path(source).suffix.lower()
-    if suffix in (".csv", ".jsonl", ".parquet"):
+    if suffix in _FILES:
         return _from_file(Path(source), suffix)
     return _from_hub(source)
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source is of the hub, or the demonstration's: the same wherever it is read."""
+    return source.startswith(_DEMO) or not (_URL.match(source) or Path(source).suffix.lower() in _FILES)
 
 
 def _from_file(path: Path, suffix: str) -> pa.Table:

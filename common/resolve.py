@@ -4,7 +4,7 @@ import uuid
 from pathlib import Path
 
 from .config import RunConfig
-from .data import label_names, read_table
+from .data import is_hub_id, label_names, read_table
 from .tasks import load_task
 
 
@@ -47,6 +47,11 @@ def resolve(config: RunConfig) -> RunConfig:
         }
     )
     return RunConfig.parse(resolved.model_dump(), "configuration")
+
+
+def is_path(name: str) -> bool:
+    """Whether the name of a backbone or a source means something of this machine: a file, a folder, a database."""
+    return name.startswith((".", "/", "~")) or Path(name).exists() or not is_hub_id(name)
 
 
 def _absolute(source: str) -> str:

@@ -44,14 +44,11 @@ class RunState:
 class Control:
     """A connection to a SuperLink's control interface."""
 
-    def __init__(self, url: str, ca: Path, client: tuple[Path, Path] | None = None) -> None:
-        """client: certificate and key of an operator at another machine."""
+    def __init__(self, url: str, ca: Path) -> None:
         try:
             context = ssl.create_default_context(cafile=str(ca))
-            if client is not None:
-                context.load_cert_chain(*client)
         except OSError as error:
-            raise DeploymentError(f"{ca}: certificates cannot be read: {error.strerror}") from None
+            raise DeploymentError(f"{ca}: cannot be read: {error.strerror}") from None
         interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
         self._url = url
         self._client = ControlHttpClient(url, interceptors=interceptors, verify=context, timeout=30.0)

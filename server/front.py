@@ -1,8 +1,8 @@
 """What faces the sites: a TLS front that passes the fleet interface on to the SuperLink on loopback, and nothing else.
 
 In Flower 1.41 one port carries the interfaces of sites, operators and processes, and that of operators asks for no
-proof of identity. So the SuperLink is not reachable from outside, and this front knows ten paths. A second front, for
-operators at other machines, asks for a client certificate and passes the operators' paths.
+proof of identity. So the SuperLink is not reachable from outside, and this front knows ten paths. Operators at other
+machines have a front of their own (`operators.py`) that asks for a client certificate and takes configurations only.
 """
 
 import ssl
@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from starlette.applications import Starlette
 
 FLEET = frozenset(
     f"/v1/fleet/{name}"
@@ -21,7 +22,6 @@ FLEET = frozenset(
     )
 )
 """What a site's connection needs; registering is the operator's"""
-CONTROL = frozenset(f"/v1/control/{name}" for name in ("start-run", "list-runs", "stop-run", "list-nodes"))
 HEALTH = "/health"
 _PASSED_ON = ("content-type", "accept")
 _UPSTREAM_SECONDS = 120.0
@@ -95,7 +95,7 @@ def _refused(status: int, reason: str) -> tuple[int, bytes, bytes]:
 
 
 def front_server(
-    app: Front, host: str, port: int, certificate: Path, key: Path, operators_ca: Path | None = None
+    app: Front | Starlette, host: str, port: int, certificate: Path, key: Path, operators_ca: Path | None = None
 ) -> uvicorn.Server:
     """operators_ca: who signs the client certificates that are required; None: sites, which show none."""
     return uvicorn.Server(

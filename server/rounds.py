@@ -421,7 +421,9 @@ def _exchange(
         if sites[name] not in answers
     }
     away = {name for name in failed if sites[name] not in failures or wire.unreachable(failures[sites[name]])}
-    return Answered({name: answers[sites[name]] for name in questions if sites[name] in answers}, failed, frozenset(away))
+    return Answered(
+        {name: answers[sites[name]] for name in questions if sites[name] in answers}, failed, frozenset(away)
+    )
 
 
 def _one_round(

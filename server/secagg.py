@@ -20,6 +20,7 @@ from ..common.secagg.keys import Advert, Session
 from ..common.secagg.protocol import Answer, Roster, Sum
 from ..common.types import Update
 
+
 @dataclass(frozen=True)
 class Answered:
     """What came of one question to each of several sites, by site."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,9 @@ import torch
 from ..client.site import make_ledgers
 from ..client.worker import Worker, worker_for
 from ..common.config import RunConfig, load
-from ..common.errors import ConfigError
 from ..common.models import model_of
 from ..common.resolve import public_sources, resolve
+from ..common.run_folder import CONFIG, make_room, require_room, require_run
 from ..server.evaluation import read_public
 from ..server.rounds import make_strategy
 
@@ -38,17 +37,9 @@ def simulate(config: RunConfig, *, overwrite: bool = False) -> Path:
     """
     resolved, worker = prepare(config)
     folder = resolved.output
-    if folder.exists() and any(folder.iterdir()):
-        if not overwrite:
-            raise ConfigError(
-                f"run.output: {folder} is not empty; allowed: a new folder; choose --out, continue it with --resume, "
-                "or replace it with --overwrite"
-            )
-        if not (folder / "config.toml").is_file():
-            raise ConfigError(f"run.output: {folder} holds no run of confide; --overwrite will not remove it")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    (folder / "config.toml").write_text(resolved.to_toml(), encoding="utf-8")
+    require_room(folder, overwrite=overwrite)
+    make_room(folder)
+    (folder / CONFIG).write_text(resolved.to_toml(), encoding="utf-8")
     (folder / "partition.json").write_text(json.dumps(_partition_facts(resolved, worker)), encoding="utf-8")
     _start(resolved)
     return folder
@@ -59,9 +50,7 @@ def resume(folder: Path) -> Path:
 
     Raises ConfigError when the folder holds no run.
     """
-    if not (folder / "config.toml").is_file():
-        raise ConfigError(f"--resume: {folder} holds no config.toml; give the folder of an interrupted run")
-    config = load(folder / "config.toml", [f"run.output={json.dumps(str(folder.resolve()))}"])
+    config = load(require_run(folder), [f"run.output={json.dumps(str(folder.resolve()))}"])
     resolved, _ = prepare(config)
     _start(resolved)
     return folder

@@ -13,6 +13,7 @@ from ..common.ledger_audit import LedgerAudit
 from ..server.deployment import ServerStatus
 from ..server.report import read_report
 from ..server.report.plots import ATTACKS, AUDIT_KINDS
+from ..server.runs import RunRow
 
 
 def print_explanation(words: list[str], choices: list[Alternative]) -> None:
@@ -172,11 +173,11 @@ def _print(what: Any) -> None:
         Console(width=160).print(what, soft_wrap=isinstance(what, str))
 
 
-def print_runs(rows: list[dict[str, Any]]) -> None:
+def print_runs(rows: list[RunRow]) -> None:
     """The runs of a federation."""
     table = _table("runs", "name", "status", ">rounds done", "folder")
     for row in rows:
-        table.add_row(row["name"], row["status"], str(row["rounds"]), row["folder"])
+        table.add_row(row.name, row.status, str(row.rounds), row.folder)
     _print(table)
 
 

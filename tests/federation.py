@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import tomli_w
 
-from confide.client.deployed import load_site
+from confide.client.folder import load_site
 from confide.client.setup import add_peers, init_site
 from confide.common.ledger_audit import audit
 from confide.common.processes import end_group, free_port

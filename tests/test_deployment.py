@@ -1,5 +1,6 @@
 """A federation of real processes: TLS, authentication, three kinds of data sources, crashes. Long form: make soak."""
 
+import json
 import shutil
 import ssl
 import time
@@ -11,12 +12,16 @@ import pytest
 
 from confide.client.node import known_to_server
 from confide.client.setup import check_site, init_site
+from confide.common.config import RunConfig
 from confide.common.credentials import issue, make_ca
-from confide.common.errors import DeploymentError
+from confide.common.errors import ConfigError, DeploymentError
 from confide.server import deployment
 from confide.server.control import Control
 from confide.server.front import FLEET
+from confide.server.remote import RemoteRuns
+from confide.server.serving import run_server
 from confide.tests.federation import Federation, descendants, run_content, running, write_run
+from confide.tests.tiny import merged
 
 ROUNDS, SITES = 3, 3
 
@@ -27,7 +32,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         yield federation
 
 
-def wait_for_rounds(federation: Federation, run: str, count: int, seconds: float = 90.0) -> None:
+def wait_for_rounds(federation: Federation, run: str, count: int, seconds: float = 180.0) -> None:
     metrics = federation.server / "runs" / run / "metrics.jsonl"
     until = time.monotonic() + seconds
     while not metrics.is_file() or len(metrics.read_text().splitlines()) < count:
@@ -62,13 +67,14 @@ def test_a_site_killed_in_a_round_comes_back_for_the_next(federation: Federation
     content = run_content(ROUNDS, SITES)
     content["run"]["name"] = "local"
     content["privacy"]["mode"] = "local"
+    content["server"]["deadline"] = 30.0  # how long a round waits for what was killed in it
     run = write_run(federation.folder, content)
     federation.command("run", str(run), "--server", str(federation.server), "--detach")
     wait_for_rounds(federation, "local", 1)
     federation.kill("site-2")
     federation.start("site-2")
     folder = federation.server / "runs" / "local"
-    until = time.monotonic() + 90
+    until = time.monotonic() + 180
     while not (folder / "report.json").is_file():
         assert time.monotonic() < until, federation.log("server")
         time.sleep(0.5)
@@ -125,7 +131,7 @@ def test_a_server_with_a_foreign_or_expired_certificate_is_refused(federation: F
     deployment.init_server(tmp_path / "server", ["127.0.0.1"], 8443)
     issue(tmp_path / "server", "server", ["127.0.0.1"], days=-1)
     with pytest.raises(DeploymentError, match="expired"):
-        deployment.run_server(tmp_path / "server")
+        run_server(tmp_path / "server")
 
 
 def test_control_is_for_the_loopback_side(federation: Federation) -> None:
@@ -134,16 +140,81 @@ def test_control_is_for_the_loopback_side(federation: Federation) -> None:
         control.runs()
 
 
-def test_operators_at_other_machines_show_a_certificate(federation: Federation) -> None:
-    server, port = federation.server, federation.operator_port
-    url = f"https://127.0.0.1:{port}"
-    with Control(url, server / "ca.crt", (server / "operator.crt", server / "operator.key")) as control:
-        assert control.runs()
-        with pytest.raises(DeploymentError, match="HTTP 403"):
-            control.register(b"", "x")
-    for pair in (None, (server / "server.crt", server / "server.key")):  # the server's is no operator's
-        with Control(url, server / "ca.crt", pair) as control, pytest.raises(DeploymentError, match="no SuperLink"):
-            control.runs()
+def operator(federation: Federation, folder: Path, certificate: str = "operator") -> Path:
+    """An operator's credentials on another machine."""
+    folder.mkdir()
+    shutil.copy(federation.server / "ca.crt", folder / "ca.crt")
+    for kind in ("crt", "key"):
+        shutil.copy(federation.server / f"{certificate}.{kind}", folder / f"operator.{kind}")
+    return folder
+
+
+def test_a_run_from_another_machine(federation: Federation, tmp_path: Path) -> None:
+    """The whole way with a URL: submitted with its test set, followed, its results fetched, listed, stopped."""
+    url, mine = f"https://127.0.0.1:{federation.operator_port}", operator(federation, tmp_path / "operator")
+    content = run_content(2, SITES)
+    content["run"]["name"] = "remote"
+    content["privacy"]["mode"] = "local"
+    path = write_run(federation.folder, content)
+    to = ["--server", url, "--credentials", str(mine)]
+    done = federation.command("run", str(path), *to, "--out", str(tmp_path / "results"))
+    assert done.returncode == 0, done.stderr + federation.log("server")
+    assert "after" in done.stdout
+    at_the_server = federation.report("remote")
+    fetched = json.loads((tmp_path / "results" / "report.json").read_text())
+    assert fetched == at_the_server
+    assert (tmp_path / "results" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "results" / "progress.json").exists()
+    assert fetched["config"]["data"]["test"].startswith(str(federation.server.resolve() / "public"))
+    listed = federation.command("runs", *to)
+    assert "remote" in listed.stdout
+    assert "finished" in listed.stdout
+    ended = federation.command("run", "--resume", str(tmp_path / "remote"), *to)
+    assert ended.returncode == 2
+    assert "has ended" in ended.stderr
+    assert "no run 'nobody'" in federation.command("stop", "nobody", *to).stderr
+
+
+def test_an_operator_elsewhere_names_no_path_and_brings_no_code(federation: Federation, tmp_path: Path) -> None:
+    url, mine = f"https://127.0.0.1:{federation.operator_port}", operator(federation, tmp_path / "operator")
+    runs = RemoteRuns(url, mine)
+    content = run_content(2, SITES)
+    content["run"] |= {"name": "paths", "output": str(tmp_path / "results")}
+    for changes, why in (
+        ({"data": {"test": "/etc/passwd.csv"}}, "which is no file of yours"),
+        ({"data": {"test": "sqlite:////etc/x.db#t"}}, "which is no file of yours"),
+        ({"model": {"backbone": "/etc"}}, "a path"),
+        ({"model": {"backbone": "../bert"}}, "a path"),
+    ):
+        config = RunConfig.parse(merged(content, changes), "test")
+        with pytest.raises(ConfigError, match=why):
+            runs.start(config)
+        assert not (tmp_path / "results").exists()
+    for path in (
+        "/runs/..%2f..",
+        "/runs/../server.toml",
+        "/runs/tiny/results/../../../ca.key",
+        "/v1/control/start-run",
+    ):
+        with pytest.raises((ConfigError, DeploymentError)):
+            runs._request("GET", path)
+
+
+def test_operators_show_a_certificate_of_their_own(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"https://127.0.0.1:{federation.operator_port}"
+    with pytest.raises(DeploymentError, match="does not answer"):  # the server's certificate is no operator's
+        RemoteRuns(url, operator(federation, tmp_path / "server's", "server")).rows()
+    with pytest.raises(DeploymentError, match="credentials cannot be read"):
+        RemoteRuns(url, tmp_path / "nowhere")
+    verify = ssl.create_default_context(cafile=str(federation.server / "ca.crt"))
+    with httpx.Client(base_url=url, verify=verify) as client, pytest.raises(httpx.HTTPError):
+        client.get("/runs")
+    runs = RemoteRuns(url, operator(federation, tmp_path / "operator"))
+    monkeypatch.setattr("confide.server.remote.__version__", "0.0")
+    with pytest.raises(ConfigError, match="install the same version"):
+        runs.rows()
 
 
 def test_a_bundle_carries_no_code(federation: Federation) -> None:

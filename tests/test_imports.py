@@ -49,7 +49,7 @@ def test_the_import_law_holds(path: Path) -> None:
         assert not (parts[0] == "confide" and parts[1:2] == ["cli"]), f"{where} imports the command line"
 
 
-@pytest.mark.parametrize("module", ["confide", "confide.cli", "confide.client.app"])
+@pytest.mark.parametrize("module", ["confide", "confide.cli", "confide.client.app", "confide.client.node"])
 def test_torch_is_not_imported(module: str) -> None:
     """The command answers at once, and a site's thin app does not load a framework for each message."""
     script = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -65,9 +65,7 @@ def test_a_set_up_that_never_ends_is_given_up(make_config, local, plan: PrivacyP
     def exchange(stage, questions):
         session = secure_session(config, plan, 1)
         if stage == "keys":
-            return Answered(
-                {n: facts.from_advert(Site.advertise(session, n, identities[n])[1]) for n in questions}, {}
-            )
+            return Answered({n: facts.from_advert(Site.advertise(session, n, identities[n])[1]) for n in questions}, {})
         first, *others = sorted(questions)
         return Answered({name: facts.from_sealed({}) for name in others}, {first: "broken"})
 

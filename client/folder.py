@@ -1,0 +1,77 @@
+"""A real site's folder: site.toml, ledger, keys, and what it keeps between messages.
+
+::
+
+    site.toml      data, limits, policy, peers: everything the server cannot name
+    ca.crt         whom the connection trusts
+    node.key       P-384, proves the connection to the server (mode 0600)
+    site.pub       the line that the server registers and other sites list as a peer
+    ledger/        the account of spent privacy, with the site's identity key
+    approved/      configurations of runs that were approved by hand, by their hash
+    pending/       configurations that were refused for want of approval
+    replies/       the last answers of a run, so that a server that lost them gets the same ones
+    site.log       what the connection did; worker.log: what the worker could not do. No content of a record in either
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from ..common.config import DataSection, DatasetSection, RunConfig, SiteConfig, SiteSection
+from ..common.errors import ConfigError
+
+POLICY = "site.toml"
+LEDGER, NODE_KEY, PUBLIC, CA = "ledger", "node.key", "site.pub", "ca.crt"
+APPROVED, PENDING = "approved", "pending"
+
+
+def load_site(folder: Path) -> tuple[SiteConfig, SiteSection]:
+    """site.toml of a deployment. Raises ConfigError."""
+    config = SiteConfig.load(folder / POLICY)
+    if config.site is None:
+        raise ConfigError(
+            f"{folder / POLICY}: no [site]; a deployment needs its name and server; see confide site init"
+        )
+    return config, config.site
+
+
+def local_path(folder: Path, source: str) -> str:
+    """A path of site.toml, relative to it; URLs and absolute paths as they are."""
+    if "://" in source:
+        scheme, _, rest = source.partition(":///")
+        relative = scheme == "sqlite" and rest and not rest.startswith("/")
+        return f"sqlite:///{(folder / rest).resolve()}" if relative else source
+    return str((folder / source).resolve())
+
+
+def data_section(folder: Path, dataset: DatasetSection, name: str, labels: list[str] | None) -> DataSection:
+    """Where a data set's rows are, in the words of a run. Raises ConfigError without a source."""
+    if dataset.source is None:
+        raise ConfigError(f"{folder / POLICY}: [datasets.{name}] has no source; name a file or an SQL url")
+    source = local_path(folder, dataset.source)
+    columns = dataset.model_dump(include={"text", "label", "prompt", "response"})
+    return DataSection(name=name, train=source, test=source, labels=labels, **columns)
+
+
+def approve(folder: Path, run: RunConfig) -> str:
+    """Allows the exact configuration; returns its hash."""
+    digest = run.digest()
+    place = folder / APPROVED
+    place.mkdir(mode=0o700, exist_ok=True)
+    write_private(place / f"{digest}.toml", run.to_toml().encode())
+    (folder / PENDING / f"{digest[:16]}.toml").unlink(missing_ok=True)
+    return digest
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Whole or not at all, mode 0600, on disk when it returns."""
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,35 @@
+"""The folder of a run: made once, continued, replaced only when it is a run's and the user says so."""
+
+import shutil
+from pathlib import Path
+
+from .errors import ConfigError
+
+CONFIG = "config.toml"
+
+
+def require_room(folder: Path, *, overwrite: bool) -> None:
+    """Raises ConfigError for a folder that holds something, unless it is a run's that may be replaced."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise ConfigError(
+            f"run.output: {folder} is not empty; allowed: a new folder; choose --out, continue it with --resume, "
+            "or replace it with --overwrite"
+        )
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"run.output: {folder} holds no run of confide; --overwrite will not remove it")
+
+
+def make_room(folder: Path) -> None:
+    """An empty folder, after `require_room`."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def require_run(folder: Path) -> Path:
+    """The configuration of the run in a folder. Raises ConfigError when it holds none."""
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"--resume: {folder} holds no {CONFIG}; give the folder of an interrupted run")
+    return folder / CONFIG
