@@ -6,6 +6,7 @@
 from typing import TYPE_CHECKING
 
 from .errors import SecureSumError
+from .robustness.limits import most_liars
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -21,6 +22,7 @@ def check_combinations(config: "RunConfig") -> None:
         _check_clipping,
         _check_partition,
         _check_server,
+        _check_robust,
         _check_task,
         _check_audit,
     ):
@@ -152,6 +154,30 @@ def _check_server(config: "RunConfig") -> None:
     _require(
         config.server.aggregation != "qfedavg" or "client_learning_rate" in config.server.options,
         "server.options: 'qfedavg' needs client_learning_rate; set server.options.client_learning_rate",
+    )
+
+
+def _check_robust(config: "RunConfig") -> None:
+    server, clients = config.server, config.data.partition.clients
+    for key in ("liars", "mixing"):
+        _require(
+            server.robust or getattr(server, key) is None,
+            f"server.{key}: received for '{server.aggregation}', which bears no lying site; choose trimmedmean, or "
+            "remove it",
+        )
+    _require(
+        server.max_norm is None or config.privacy.mode in ("none", "local"),
+        f"server.max_norm: received for mode '{config.privacy.mode}'; its sums are bounded by privacy.clip at the "
+        "sites; remove it",
+    )
+    if not server.robust or clients is None:
+        return
+    sites = min(server.cohort or clients, clients)
+    most = most_liars(server.aggregation, sites)
+    _require(
+        most >= max(1, config.liars),
+        f"server.liars: {config.liars} received for '{server.aggregation}' with {sites} sites in a round; it bears "
+        f"{'none' if most < 1 else f'at most {most}'}; lower it, ask more sites, or choose trimmedmean",
     )
 
 

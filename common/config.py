@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from .combinations import check_combinations
 from .errors import ConfigError
+from .robustness.limits import ROBUST, default_liars
 from .secagg.params import Parameters
 
 OUR_AGGREGATIONS = ("fedavg", "ffa", "exact")
@@ -24,11 +25,6 @@ FLOWER_STRATEGIES = {
     "fedadam": "FedAdam",
     "fedyogi": "FedYogi",
     "fedadagrad": "FedAdagrad",
-    "fedmedian": "FedMedian",
-    "fedtrimmedavg": "FedTrimmedAvg",
-    "krum": "Krum",
-    "multikrum": "MultiKrum",
-    "bulyan": "Bulyan",
     "qfedavg": "QFedAvg",
 }
 
@@ -41,8 +37,9 @@ Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 def _known_aggregation(name: str) -> str:
-    if name not in (*OUR_AGGREGATIONS, *FLOWER_STRATEGIES):
-        raise ValueError(f"one of {', '.join((*OUR_AGGREGATIONS, *FLOWER_STRATEGIES))}")
+    known = (*OUR_AGGREGATIONS, *ROBUST, *FLOWER_STRATEGIES)
+    if name not in known:
+        raise ValueError(f"one of {', '.join(known)}")
     return name
 
 
@@ -173,7 +170,14 @@ class TrainingSection(Section, frozen=True):
 
 class ServerSection(Section, frozen=True):
     aggregation: Annotated[str, AfterValidator(_known_aggregation)] = "fedavg"
-    """fedavg, ffa (A frozen), exact (mean of the products B·A), or a Flower strategy by its name in lower case"""
+    """fedavg, ffa (A frozen), exact (mean of the products B·A); trimmedmean, median, geometricmedian, krum, multikrum,
+    bulyan, centredclipping (they bear lying sites); or a Flower strategy by its name in lower case"""
+    liars: Annotated[int, Field(ge=0)] | None = None
+    """f: lying sites among those of a round that a robust aggregation bears; omitted: one in five"""
+    mixing: bool | None = None
+    """nearest-neighbour mixing before a robust aggregation; omitted: yes"""
+    max_norm: PositiveFloat | None = None
+    """L2 norm that an update is shortened to before it is aggregated; omitted: any finite one is taken"""
     options: dict[str, float | int] = {}
     """arguments of a Flower strategy, e.g. {eta = 0.01, tau = 1e-8}"""
     min_clients: Positive = 2
@@ -198,6 +202,15 @@ class ServerSection(Section, frozen=True):
     def flower(self) -> bool:
         """Whether the aggregation is one of Flower's strategies."""
         return self.aggregation in FLOWER_STRATEGIES
+
+    @property
+    def robust(self) -> bool:
+        """Whether the aggregation bears lying sites."""
+        return self.aggregation in ROBUST
+
+    @property
+    def mixes(self) -> bool:
+        return self.robust if self.mixing is None else self.mixing
 
 
 class EngineSection(Section, frozen=True):
@@ -248,7 +261,7 @@ class RunConfig(Section, frozen=True):
     @property
     def server_steps(self) -> bool:
         """Whether sites send mean gradients and the server holds the optimizer."""
-        averages = self.server.aggregation in ("fedavg", "ffa")
+        averages = self.server.aggregation in ("fedavg", "ffa") or self.server.robust
         return self.privacy.mode != "client" and self.training.local_steps == 1 and averages
 
     @property
@@ -261,6 +274,13 @@ class RunConfig(Section, frozen=True):
         if self.data.partition.clients is None:
             raise ConfigError("data.partition.clients: not set; a simulation needs the number of sites")
         return self.data.partition.clients
+
+    @property
+    def liars(self) -> int:
+        """f, of the sites of a round."""
+        if self.server.liars is not None:
+            return self.server.liars
+        return default_liars(self.server.aggregation, self.server.cohort or self.clients)
 
     @property
     def steps_per_round(self) -> int:

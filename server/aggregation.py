@@ -2,9 +2,14 @@
 
 `Mean` is FedAvg (McMahan et al. 2017) and, with the A factors frozen, FFA-LoRA (Sun et al. 2024). `ProductMean`
 averages the products B·A, which the mean of the factors is not (FLoRA, Wang et al. 2024; FedEx-LoRA,
-Singhal et al. 2024). Sums are kept in float64, so the order of replies does not show in float32.
+Singhal et al. 2024). Sums are kept in float64, so the order of replies does not show in float32. `Robust` keeps all
+updates of a round: what bears liars compares them.
+
+A site's weight is its own claim: none counts for more than about ten sites of the median weight (`weight_cap`).
 """
 
+import math
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +19,8 @@ from ..common.config import RunConfig
 from ..common.errors import RoundError
 from ..common.models import lora_pairs
 from ..common.optimizer import make_optimizer
-from ..common.types import Adapter
+from ..common.types import Adapter, joined, split
+from . import robust
 
 
 class Aggregate(Protocol):
@@ -29,24 +35,52 @@ class Aggregate(Protocol):
         ...
 
 
+_CAP = 8.0
+
+
+def weight_cap(weights: Iterable[float]) -> float:
+    """What the weight of one site may be at most: the power of two from eight times the median weight on."""
+    middle = float(np.median(list(weights)))
+    return 2.0 ** math.ceil(math.log2(_CAP * middle)) if middle > 0 else 0.0
+
+
 class Mean:
-    """Weighted mean of the deltas."""
+    """Mean of the deltas, weighted by what the sites claim, up to `weight_cap`.
+
+    The cap is known when all weights are. So sums are kept apart by the power of two of their weight: those above the
+    cap count as plain sums times the cap.
+    """
 
     def __init__(self) -> None:
-        self._sum: Adapter = {}
-        self._weight = 0.0
+        self._sums: dict[int, tuple[Adapter, Adapter]] = {}
+        """power of two that the weights are just below → weighted sum, plain sum"""
+        self._weights: list[float] = []
 
     def add(self, delta: Adapter, weight: float) -> None:
+        power = math.frexp(weight)[1]
+        if power not in self._sums:
+            self._sums[power] = ({}, {})
         for name, array in delta.items():
-            if name not in self._sum:
-                self._sum[name] = np.zeros(array.shape)
-            self._sum[name] += weight * array.astype(np.float64)
-        self._weight += weight
+            for sums, factor in zip(self._sums[power], (weight, 1.0), strict=True):
+                if name not in sums:
+                    sums[name] = np.zeros(array.shape)
+                sums[name] += factor * array.astype(np.float64)
+        self._weights.append(weight)
 
     def finish(self) -> Adapter:
-        if not self._weight:
+        if not self._weights:
             raise RoundError("no update to aggregate")
-        return {name: array / self._weight for name, array in self._sum.items()}
+        cap = weight_cap(self._weights)
+        total = sum(min(weight, cap) for weight in self._weights)
+        if not total:
+            raise RoundError("no update has a weight")
+        change: Adapter = {}
+        for power, (weighted, plain) in self._sums.items():
+            above = 2.0**power > cap
+            for name in weighted:
+                part = cap * plain[name] if above else weighted[name]
+                change[name] = change.get(name, 0.0) + part / total
+        return change
 
 
 class ProductMean:
@@ -63,9 +97,14 @@ class ProductMean:
         self._rest = Mean()
         self._factors: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._weight = 0.0
+        self._kept: list[tuple[Adapter, float]] = []
         self.residual = 0.0
 
     def add(self, delta: Adapter, weight: float) -> None:
+        """Kept until the cap on weights is known: a product cannot be taken apart again."""
+        self._kept.append((delta, weight))
+
+    def _take(self, delta: Adapter, weight: float) -> None:
         self._rest.add({name: array for name, array in delta.items() if name not in self._in_pairs}, weight)
         for name_a, name_b in self._pairs:
             a = (self._adapter[name_a] + delta[name_a]).astype(np.float64)  # (r, d_in)
@@ -79,6 +118,9 @@ class ProductMean:
         self._weight += weight
 
     def finish(self) -> Adapter:
+        cap = weight_cap(weight for _, weight in self._kept) if self._kept else 0.0
+        for delta, weight in self._kept:
+            self._take(delta, min(weight, cap))
         if not self._weight:
             raise RoundError("no update to aggregate")
         change = self._rest.finish() if len(self._in_pairs) < len(self._adapter) else {}
@@ -116,8 +158,33 @@ def _truncate(b: np.ndarray, a: np.ndarray, rank: int) -> tuple[np.ndarray, np.n
     return new_b, new_a, singular
 
 
-def make_aggregate(config: RunConfig, adapter: Adapter) -> Aggregate:
-    """A fresh accumulator for one round of `fedavg`, `ffa` or `exact`."""
+class Robust:
+    """An aggregate that bears `server.liars` lying sites; every site counts the same, whatever weight it claims."""
+
+    def __init__(self, config: RunConfig, trained: Adapter, centre: np.ndarray, liars: int) -> None:
+        """centre: (d,) the last round's aggregate."""
+        self._name, self._mixing, self._liars = config.server.aggregation, config.server.mixes, liars
+        self._trained, self.centre = trained, centre
+        self._rows: list[np.ndarray] = []
+        self.outliers = np.zeros(0, dtype=bool)
+        """(n,) the updates, in the order in which they were added, that lie far from the aggregate"""
+
+    def add(self, delta: Adapter, weight: float) -> None:
+        self._rows.append(joined(delta))
+
+    def finish(self) -> Adapter:
+        if not self._rows:
+            raise RoundError("no update to aggregate")
+        rows = np.stack(self._rows)
+        self.centre = robust.aggregate(self._name, rows, self._liars, mixing=self._mixing, centre=self.centre)
+        self.outliers = robust.outliers(rows, self.centre)
+        return split(self.centre, self._trained)
+
+
+def make_aggregate(config: RunConfig, adapter: Adapter, trained: Adapter, centre: np.ndarray) -> Aggregate:
+    """A fresh accumulator for one round of `fedavg`, `ffa`, `exact` or a robust aggregation."""
+    if config.server.robust:
+        return Robust(config, trained, centre, config.liars)
     return ProductMean(adapter) if config.server.aggregation == "exact" else Mean()
 
 

@@ -5,27 +5,27 @@ Flower's own `Strategy.start` cannot resume and voids a round on one error reply
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-import flwr.serverapp.strategy as flower_strategies
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from ..common import wire
-from ..common.config import FLOWER_STRATEGIES, RunConfig
-from ..common.errors import ConfigError, LedgerError, RoundError, SecureSumError, WireError
+from ..common.config import RunConfig
+from ..common.errors import LedgerError, RoundError, SecureSumError, WireError
 from ..common.mechanism import PrivacyPlan
-from ..common.types import Adapter, Update, split
-from .aggregation import ProductMean, ServerStep, make_aggregate
-from .checkpoint import Checkpoint, arrays_of, restore_arrays
+from ..common.types import Update
+from .checkpoint import Checkpoint
 from .grids import Cohort, Pace
 from .heads import Heads
+from .replies import Replies, capped, reason_of
 from .secagg import Answered, SecureSums
+from .strategy import StreamingStrategy, aggregate_with_flower, make_strategy, restore_strategy, strategy_state
 from .summing import CentralSums, Sums, change_of
 
 _HELLO_SECONDS = 120.0
@@ -49,6 +49,10 @@ class RoundResult:
     """weighted mean over sites; mode `none` only, elsewhere it would be a release"""
     residual: float | None
     """`exact`: what the truncation to rank r lost, relative"""
+    outliers: list[str] | None = None
+    """robust aggregations: sites whose updates lay far from the aggregate"""
+    capped: list[str] | None = None
+    """sites that claimed too large a weight"""
     clip: float | None = None
     """the clip norm, where it adapts"""
     void: str | None = None
@@ -79,131 +83,6 @@ class Watch(Protocol):
         ...
 
 
-@dataclass
-class Replies:
-    """Replies of one round, checked as they come; errors are noted and left out."""
-
-    names: dict[int, str]
-    expected: Adapter | None
-    """the arrays of an update; None: masked inputs"""
-    on_reply: Callable[[], None]
-    on_update: Callable[[str, Update], None]
-    sites: list[str] = field(default_factory=list)
-    failed: list[dict[str, str]] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    """said that they charged nothing"""
-    declined: dict[str, str] = field(default_factory=dict)
-    """and will not take part in this run, with the reason"""
-    steps: dict[str, int] = field(default_factory=dict)
-    """what each site says it has charged in all"""
-    losses: list[tuple[float, float]] = field(default_factory=list)
-    keys_lost: bool = False
-    """a site holds no keys of the set-up of secure sums"""
-    bytes_up: int = 0
-
-    def accept(self, messages: Iterable[Message]) -> Iterator[tuple[str, Update, Message]]:
-        """Site (by its node, whatever the update says), update and message of each good reply."""
-        for message in messages:
-            site = self.names.pop(message.metadata.src_node_id, None)
-            if site is None:
-                continue  # not asked, or a second answer
-            self.on_reply()
-            if message.has_error():
-                self.failed.append({"site": site, "reason": _reason(message.error)})
-                if message.error.code in (wire.REFUSED, wire.DECLINED, wire.KEYS_LOST):
-                    self.refused.append(site)
-                self.keys_lost |= message.error.code == wire.KEYS_LOST
-                if message.error.code == wire.DECLINED:
-                    self.declined[site] = _reason(message.error)
-                continue
-            try:
-                update = wire.decode_update(message.content, self.expected)
-            except WireError as error:
-                self.failed.append({"site": site, "reason": str(error)})
-                continue
-            self.sites.append(site)
-            self.steps[site] = update.steps
-            self.on_update(site, update)
-            self.bytes_up += wire.byte_count(message.content)
-            if "loss" in update.metrics:
-                self.losses.append((update.weight, update.metrics["loss"]))
-            yield site, update, message
-
-    def close(self) -> None:
-        """Notes the sites that gave no answer."""
-        self.failed += [{"site": site, "reason": "no reply within the deadline"} for site in self.names.values()]
-        self.names = {}
-
-
-class StreamingStrategy(Strategy):
-    """`fedavg`, `ffa` and `exact`: each reply is folded into the aggregate and forgotten."""
-
-    def __init__(self, config: RunConfig, trained: Adapter) -> None:
-        self._config = config
-        self._adapter: Adapter = {}
-        self._trained = trained
-        self.step = ServerStep(config, trained)
-        self.residual: float | None = None
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        self._adapter = wire.record_to_arrays(arrays)
-        config[wire.ROUND] = server_round
-        content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
-        return [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        aggregate = make_aggregate(self._config, self._adapter)
-        count = 0
-        for message in replies:
-            update = wire.decode_update(message.content, self._trained)
-            aggregate.add(update.delta, update.weight)
-            count += 1
-        if count < self._config.server.min_clients:
-            return None, None
-        change = aggregate.finish()
-        self.residual = aggregate.residual if isinstance(aggregate, ProductMean) else None
-        return wire.arrays_to_record(self.step.apply(self._adapter, change)), None
-
-    def summed(self, change: np.ndarray) -> ArrayRecord:
-        """The next adapter, for modes that release a sum. change: (d,) of the trained numbers."""
-        return wire.arrays_to_record(self.step.apply(self._adapter, split(change, self._trained)))
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        return []  # the server evaluates, on public data
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        return None
-
-    def summary(self) -> None:
-        """Nothing to add to the report."""
-
-
-def make_strategy(config: RunConfig, trained: Adapter) -> Strategy:
-    """Ours, or Flower's by name. Raises ConfigError for options that the strategy does not take."""
-    name = config.server.aggregation
-    if name not in FLOWER_STRATEGIES:
-        return StreamingStrategy(config, trained)
-    kind = getattr(flower_strategies, FLOWER_STRATEGIES[name])
-    sampling = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
-    least = {"min_train_nodes": config.server.min_clients, "min_available_nodes": config.server.min_clients}
-    options = dict(config.server.options)
-    named = {"train_loss_key": "loss"} if name == "qfedavg" else {}
-    try:
-        return kind(**sampling, **least, **named, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"server.options: received {options} for '{name}': {error}; correct them") from None
-
-
-def strategy_state(strategy: Strategy) -> Adapter:
-    return strategy.step.state() if isinstance(strategy, StreamingStrategy) else arrays_of(strategy)
-
-
 def greet(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
     """Site name → node id of every site that answers in our version, by name, its ledger continuing the one seen last.
 
@@ -219,7 +98,7 @@ def greet(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
         nodes = [node for node in grid.get_node_ids() if node not in strangers and node not in sites.values()]
         answers, failures = ask(grid, {node: {} for node in nodes}, "hello", max(1.0, until - time.monotonic()))
         away = {node for node, error in failures.items() if wire.unreachable(error)}
-        strangers |= {node: _reason(error) for node, error in failures.items() if node not in away}
+        strangers |= {node: reason_of(error) for node, error in failures.items() if node not in away}
         for node, answer in answers.items():
             name = str(answer.get("name"))
             try:
@@ -235,7 +114,7 @@ def greet(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
             break
         time.sleep(_AGAIN_SECONDS)  # a node that the SuperLink lost sight of comes back, or is seen to be gone
     if len(sites) < config.server.min_clients:
-        first = next(iter([*strangers.values(), *(_reason(failures[node]) for node in away)]), "")
+        first = next(iter([*strangers.values(), *(reason_of(failures[node]) for node in away)]), "")
         reason = f"; the first problem: {first}" if first else ""
         raise RoundError(f"{len(sites)} sites answered, server.min_clients is {config.server.min_clients}{reason}")
     return dict(sorted(sites.items()))
@@ -261,14 +140,10 @@ def ask(
     return answers, failures
 
 
-def _reason(error: Error) -> str:
-    return error.reason or "no reason given"
-
-
 def _ask_ledger(grid: Grid, site: str, node: int, facts: dict[str, Any]) -> dict[str, Any]:
     answers, failures = ask(grid, {node: facts}, "ledger", _HELLO_SECONDS)
     if node not in answers:
-        why = _reason(failures[node]) if node in failures else "did not show its ledger in time"
+        why = reason_of(failures[node]) if node in failures else "did not show its ledger in time"
         raise LedgerError(f"{site}: {why}")
     return answers[node]
 
@@ -306,10 +181,7 @@ def run_rounds(
     raises RoundError when too few are left.
     """
     strategy = make_strategy(config, {name: state.adapter[name] for name in trained})
-    if isinstance(strategy, StreamingStrategy):
-        strategy.step.restore(state.strategy)
-    else:
-        restore_arrays(strategy, state.strategy)
+    restore_strategy(strategy, state.strategy)
     pace = Pace(config.server.deadline)
     state.declined = {}  # a resumed run asks everybody again
     summing = _summing(grid, config, plan, sites)
@@ -340,7 +212,7 @@ def _give_up_round(state: Checkpoint, strategy: Strategy, watch: Watch) -> None:
     """
     number = state.round + 1
     void = f"round {number} is void: the server was restarted, and too few sites still hold the keys of its set-up"
-    result = RoundResult(number, 0.0, 0, 0, [], [], None, None, state.clip, void)
+    result = RoundResult(number, 0.0, 0, 0, [], [], None, None, clip=state.clip, void=void)
     state.round, state.strategy = number, strategy_state(strategy)
     watch.round_done(result, state)
 
@@ -416,7 +288,7 @@ def _exchange(
     """One stage of secure sums, by the names of sites."""
     answers, failures = ask(grid, {sites[name]: facts for name, facts in questions.items()}, stage, seconds)
     failed = {
-        name: _reason(failures[sites[name]]) if sites[name] in failures else f"no answer within {seconds:g} s"
+        name: reason_of(failures[sites[name]]) if sites[name] in failures else f"no answer within {seconds:g} s"
         for name in questions
         if sites[name] not in answers
     }
@@ -458,7 +330,13 @@ def _one_round(
     asked = len(messages)
     bytes_down = sum(wire.byte_count(message.content) for message in messages)
     expected = None if config.secure else {name: state.adapter[name] for name in trained}
-    replies = Replies(names, expected, lambda: watch.replied(number, asked - len(replies.names), asked), watch.received)
+    replies = Replies(
+        names,
+        expected,
+        lambda: watch.replied(number, asked - len(replies.names), asked),
+        watch.received,
+        config.server.max_norm,
+    )
     arriving = replies.accept(_timed(view.send_and_receive(messages, timeout=pace.seconds), pace))
     new_arrays: ArrayRecord | None = None
     if summing is not None and isinstance(strategy, StreamingStrategy):
@@ -469,9 +347,12 @@ def _one_round(
             if summing.secure is not None:
                 summing.secure.lost()  # a set-up shows who is left, before anything more is charged
     elif isinstance(strategy, StreamingStrategy):
-        new_arrays, _ = strategy.aggregate_train(number, (message for _, _, message in arriving))
+        try:
+            new_arrays = strategy.aggregate((site, update) for site, update, _ in arriving)
+        except RoundError as error:
+            void = f"round {number} is void: {error}"
     else:
-        new_arrays = _aggregate_with_flower(strategy, config, state.adapter, number, arriving)
+        new_arrays = aggregate_with_flower(strategy, config, state.adapter, number, arriving)
     replies.close()
     for site in replies.refused:  # it said that it charged nothing
         state.asked[site] -= config.steps_per_round
@@ -489,6 +370,8 @@ def _one_round(
         failed=sorted(replies.failed, key=lambda failure: failure["site"]),
         train_loss=sum(w * loss for w, loss in replies.losses) / weight if weight else None,
         residual=strategy.residual if isinstance(strategy, StreamingStrategy) else None,
+        outliers=strategy.outliers if isinstance(strategy, StreamingStrategy) else None,
+        capped=capped(replies.weights),
         clip=clip if config.privacy.clip_quantile is not None else None,
         void=void,
     )
@@ -507,33 +390,6 @@ def _with_steps(content: RecordDict, steps: int) -> RecordDict:
     """The same arrays, and a config of its own: a strategy shares one record among all messages."""
     config = ConfigRecord({**content.config_records[wire.CONFIG], wire.STEPS_BEFORE: steps})
     return RecordDict({wire.ARRAYS: content.array_records[wire.ARRAYS], wire.CONFIG: config})
-
-
-def _aggregate_with_flower(
-    strategy: Strategy,
-    config: RunConfig,
-    adapter: Adapter,
-    number: int,
-    arriving: Iterator[tuple[str, Update, Message]],
-) -> ArrayRecord | None:
-    """Flower's strategies take whole adapters, not deltas, and all at once; sorted, so that sums have one order."""
-    messages: dict[str, Message] = {}
-    for site, update, message in arriving:
-        whole = {name: adapter[name] + delta for name, delta in update.delta.items()}
-        message.content = RecordDict(
-            {
-                wire.ARRAYS: wire.arrays_to_record(whole),
-                wire.METRICS: MetricRecord({wire.WEIGHT: update.weight, **update.metrics}),
-            }
-        )
-        messages[site] = message
-    if len(messages) < config.server.min_clients:
-        return None
-    arrays, _ = strategy.aggregate_train(number, [messages[site] for site in sorted(messages)])
-    if arrays is None:
-        return None
-    # some strategies answer in float64
-    return wire.arrays_to_record({name: array.numpy().astype(np.float32) for name, array in arrays.items()})
 
 
 def result_row(result: RoundResult) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..common.models import model_of
 from ..common.resolve import public_sources, resolve
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
 from ..server.evaluation import read_public
-from ..server.rounds import make_strategy
+from ..server.strategy import make_strategy
 
 
 def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:

@@ -110,7 +110,7 @@ def test_losses_are_not_weights_under_privacy(toml: Path) -> None:
         ("distributed", ["data.partition.clients=1", "server.min_clients=1"], ["1 sites hides nothing"]),
         ("distributed", ["privacy.clip_quantile=0.5"], ["mode client"]),
         ("client", ["privacy.clip_count_noise=0.5"], ["without privacy.clip_quantile"]),
-        ("client", ["server.aggregation=fedmedian", "server.secure_aggregation=false"], ["made for their sum"]),
+        ("client", ["server.aggregation=median", "server.secure_aggregation=false"], ["made for their sum"]),
         ("client", ["server.secure_aggregation=false", "server.min_survivors=3"], ["use server.min_clients"]),
         ("client", ["audit.canaries=10"], ["canaries are records"]),
         ("client", ["privacy.sampling_rate="], ["site takes part in a round"]),

@@ -1,0 +1,176 @@
+"""Aggregates that bear liars: a contract that all keep, and references written the slow way."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.stats import trim_mean
+
+from confide.common.errors import RoundError
+from confide.common.robustness.limits import ROBUST, default_liars, most_liars
+from confide.server import robust
+from confide.server.aggregation import Mean, Robust, make_aggregate, weight_cap
+from confide.tests.tiny import merged
+
+N, F, D = 15, 3, 40
+
+
+def honest(seed: int = 0, n: int = N) -> np.ndarray:
+    return 5 + np.random.default_rng(seed).normal(size=(n, D))
+
+
+def aggregate(name: str, rows: np.ndarray, liars: int = F, mixing: bool = False, centre: float = 5.0) -> np.ndarray:
+    return robust.aggregate(name, rows, liars, mixing=mixing, centre=np.full(rows.shape[1], centre))
+
+
+every = pytest.mark.parametrize("name", ROBUST)
+both = pytest.mark.parametrize("mixing", [False, True])
+
+
+@every
+@both
+def test_the_order_of_sites_does_not_matter(name: str, mixing: bool) -> None:
+    rows = honest()
+    shuffled = rows[np.random.default_rng(1).permutation(N)]
+    np.testing.assert_allclose(aggregate(name, rows, mixing=mixing), aggregate(name, shuffled, mixing=mixing))
+
+
+@every
+@both
+def test_it_moves_and_grows_with_the_rows(name: str, mixing: bool) -> None:
+    rows, shift = honest(), np.random.default_rng(2).normal(size=D) * 100
+    plain = robust.aggregate(name, rows, F, mixing=mixing, centre=np.full(D, 5.0))
+    moved = robust.aggregate(name, 3 * rows + shift, F, mixing=mixing, centre=3 * np.full(D, 5.0) + shift)
+    np.testing.assert_allclose(moved, 3 * plain + shift, rtol=1e-6)
+
+
+@every
+@both
+@pytest.mark.parametrize("lie", [1e3, -1e30, "spread"])
+def test_where_the_mean_fails_it_does_not(name: str, mixing: bool, lie: float | str) -> None:
+    rows = honest()
+    truth = rows[F:].mean(0)
+    rows[:F] = lie if isinstance(lie, float) else np.random.default_rng(3).normal(size=(F, D)) * 1e6
+    found = aggregate(name, rows, mixing=mixing)
+    spread = np.linalg.norm(rows[F:] - truth, axis=1).max()
+    assert np.linalg.norm(found - truth) <= spread
+    assert np.linalg.norm(rows.mean(0) - truth) > 10 * spread
+
+
+@every
+def test_equal_rows_give_that_row(name: str) -> None:
+    np.testing.assert_allclose(aggregate(name, np.tile(honest(n=1), (N, 1))), honest(n=1)[0])
+
+
+@every
+def test_what_is_not_finite_or_too_few_is_refused(name: str) -> None:
+    rows = honest()
+    rows[0, 0] = np.nan
+    with pytest.raises(RoundError, match="not finite"):
+        aggregate(name, rows)
+    most = most_liars(name, N)
+    assert aggregate(name, honest(), most).shape == (D,)
+    with pytest.raises(RoundError, match=f"bears {most} liars among {N} sites"):
+        aggregate(name, honest(), most + 1)
+
+
+def slow_krum_order(rows: np.ndarray, liars: int) -> list[int]:
+    scores = []
+    for i in range(len(rows)):
+        others = sorted(float(((rows[i] - rows[j]) ** 2).sum()) for j in range(len(rows)) if j != i)
+        scores.append(sum(others[: max(1, len(rows) - liars - 2)]))
+    return sorted(range(len(rows)), key=scores.__getitem__)
+
+
+def test_against_slow_references() -> None:
+    rows = honest(4)
+    order = slow_krum_order(rows, F)
+    np.testing.assert_allclose(robust.krum(rows, F), rows[order[0]])
+    np.testing.assert_allclose(robust.multi_krum(rows, F), rows[order[: N - F]].mean(0))
+    np.testing.assert_allclose(robust.trimmed_mean(rows, F), trim_mean(rows, F / N, axis=0))
+    left, chosen = list(range(N)), []
+    while len(chosen) < N - 2 * F:
+        chosen.append(left.pop(slow_krum_order(rows[left], F)[0]))
+    kept, slow = rows[chosen], []
+    for column in kept.T:
+        nearest = sorted(column, key=lambda value, column=column: abs(value - np.median(column)))
+        slow.append(np.mean(nearest[: N - 4 * F]))
+    np.testing.assert_allclose(robust.bulyan(rows, F), slow)
+    mixed = [np.mean(sorted(rows, key=lambda other, row=row: ((row - other) ** 2).sum())[: N - F], 0) for row in rows]
+    np.testing.assert_allclose(robust.mixed(rows, F), mixed)
+
+
+def test_the_geometric_median_is_the_minimum() -> None:
+    rows = honest(5)[:, :4]
+    found = robust.geometric_median(rows, F)
+    reference = minimize(lambda x: np.linalg.norm(rows - x, axis=1).sum(), rows.mean(0), tol=1e-10).x
+    np.testing.assert_allclose(found, reference, atol=1e-4)
+
+
+def test_updates_are_shortened_to_the_bound() -> None:
+    rows = np.array([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    np.testing.assert_allclose(robust.bounded(rows, 1.0), [[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]])
+
+
+def test_outliers_are_named() -> None:
+    rows = honest()
+    assert not robust.outliers(rows, rows.mean(0)).any()
+    rows[[2, 7]] += 50
+    np.testing.assert_array_equal(np.flatnonzero(robust.outliers(rows, robust.median(rows, F))), [2, 7])
+
+
+@pytest.mark.parametrize(
+    ("name", "sites", "most"), [("krum", 7, 2), ("bulyan", 11, 2), ("median", 5, 2), ("trimmedmean", 3, 1)]
+)
+def test_how_many_liars_are_borne(name: str, sites: int, most: int) -> None:
+    assert most_liars(name, sites) == most
+    assert most_liars(name, sites - 1) < most
+    assert default_liars(name, 10) == min(2, most_liars(name, 10))
+
+
+def test_no_site_counts_for_much_more_than_the_others() -> None:
+    """One that claims 10⁹ examples replaces the mean where claims are trusted."""
+    mean = Mean()
+    for value in (1.0, 1.0, 1.0, 1.0):
+        mean.add({"x": np.array([value], np.float32)}, 100.0)
+    mean.add({"x": np.array([-100.0], np.float32)}, 1e9)
+    assert weight_cap([100.0] * 4 + [1e9]) == 1024.0
+    assert mean.finish()["x"][0] == pytest.approx((400 * 1.0 - 1024 * 100) / 1424)
+    alike = Mean()
+    weights = [100.0, 250.0, 60.0, 700.0]  # honest ones are not touched
+    for i, weight in enumerate(weights):
+        alike.add({"x": np.array([float(i)], np.float32)}, weight)
+    assert alike.finish()["x"][0] == pytest.approx(np.average(range(4), weights=weights))
+
+
+def test_the_centre_outlives_a_checkpoint(make_config) -> None:
+    from confide.server.strategy import StreamingStrategy
+
+    trained = {"x": np.zeros(3, np.float32)}
+    config = make_config(server={"aggregation": "centredclipping"})
+    first = StreamingStrategy(config, trained)
+    first._centre = np.arange(3.0)
+    second = StreamingStrategy(config, trained)
+    second.restore(first.state())
+    np.testing.assert_array_equal(second._centre, first._centre)
+    assert isinstance(make_aggregate(config, trained, trained, second._centre), Robust)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"server": {"aggregation": "bulyan"}}, ["'bulyan' with 4 sites", "bears none", "choose trimmedmean"]),
+        ({"server": {"aggregation": "krum", "liars": 1}}, ["bears none"]),
+        ({"server": {"aggregation": "median", "liars": 2}}, ["2 received for 'median'", "at most 1"]),
+        ({"server": {"liars": 1}}, ["bears no lying site", "choose trimmedmean"]),
+        ({"server": {"mixing": True}}, ["server.mixing"]),
+    ],
+)
+def test_settings_that_cannot_bear_the_liars_are_refused(make_config, settings: dict, parts: list[str]) -> None:
+    from confide.common.config import RunConfig
+    from confide.common.errors import ConfigError
+
+    content = make_config().model_dump(mode="json", exclude_none=True)
+    with pytest.raises(ConfigError) as refused:
+        RunConfig.parse(merged(content, settings), "run.toml")
+    for part in parts:
+        assert part in str(refused.value)
