@@ -24,6 +24,7 @@ from ..common.noise import secure_generator
 from ..common.partition import partition
 from ..common.per_sample import validate
 from ..common.plan import privacy_plan
+from ..common.robustness.poison import poisoned
 from ..common.secagg.protocol import Site as SecureSite
 from ..common.types import WHOLE, Records, RoundTask, Update, split
 from .site import Site, SiteAccount, site_name
@@ -183,6 +184,7 @@ def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
     rows = read_rows(data.training, data, labels, group=data.partition.kind == "natural")
     rows = training_rows(rows, data, config.run.seed)
     parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)
+    rows = poisoned(rows, parts, config)
     return SimulatedData(model.task.encode(rows, model.tokenizer, config.model.max_length), parts, rows.labels)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .errors import SecureSumError
 from .robustness.limits import most_liars
+from .robustness.poison import ON_RECORDS
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -25,6 +26,7 @@ def check_combinations(config: "RunConfig") -> None:
         _check_robust,
         _check_task,
         _check_audit,
+        _check_attack,
     ):
         check(config)
 
@@ -214,4 +216,39 @@ def _check_audit(config: "RunConfig") -> None:
     _require(
         config.data.reference is None or config.data.limit is not None,
         "data.reference: received without data.limit; it draws N of the first 2N rows; set data.limit",
+    )
+
+
+def _check_attack(config: "RunConfig") -> None:
+    attack = config.attack
+    if attack.kind is None:
+        return
+    on_records = attack.kind in ON_RECORDS
+    _require(
+        on_records or not config.secure,
+        f"attack.kind: '{attack.kind}' received with secure aggregation; nobody sees an update that a liar could be "
+        f"told of or the report could name; allowed: {', '.join(ON_RECORDS)}",
+    )
+    _require(
+        not on_records or config.model.task == "sequence-classification",
+        f"attack.kind: '{attack.kind}' received for task '{config.model.task}'; it changes classes; allowed: "
+        "sequence-classification",
+    )
+    _require(
+        config.engine.kind == "inprocess",
+        f"attack.kind: received with engine.kind '{config.engine.kind}'; liars live in the in-process engine",
+    )
+    _require(
+        not on_records or attack.participation == "drawn",
+        f"attack.participation: 'fixed' received for '{attack.kind}', whose liars' records are changed once; allowed: "
+        "drawn",
+    )
+    clients = config.data.partition.clients
+    _require(
+        clients is None or attack.liars is None or attack.liars < clients or attack.kind == "backdoor",
+        f"attack.liars: {attack.liars} received of {clients} sites; at least one must tell the truth; lower it",
+    )
+    _require(
+        attack.target is None or config.data.labels is None or attack.target in config.data.labels,
+        f"attack.target: received '{attack.target}'; allowed: one of the classes",
     )

@@ -242,6 +242,43 @@ class AuditSection(Section, frozen=True):
         return self.canaries + self.records
 
 
+Attack = Literal[
+    "labelflip",
+    "backdoor",
+    "random",
+    "scaled",
+    "signflip",
+    "innerproduct",
+    "alie",
+    "minmax",
+    "mimic",
+    "freerider",
+    "overclaim",
+    "notfinite",
+]
+
+
+class AttackSection(Section, frozen=True):
+    """Sites that lie, to see how far a run bears them: simulations only."""
+
+    kind: Attack | None = None
+    """what they do; simulations/attackers.py and common/robustness/poison.py say it in full. Omitted: nobody lies"""
+    liars: Positive | None = None
+    """how many sites lie"""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """… or which share of them"""
+    participation: Literal["fixed", "drawn"] = "drawn"
+    """with server.cohort: liars are drawn like everybody, or as many as given lie in every round"""
+    strength: PositiveFloat | None = None
+    """factor on the lie; omitted: the attack's own"""
+    trigger: str = "cf"
+    """`backdoor`: the word that leads to `target`"""
+    target: str | None = None
+    """`backdoor`: the class that it leads to; omitted: the first"""
+    poison: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """`backdoor`: share of a liar's records that carry the trigger"""
+
+
 class RunConfig(Section, frozen=True):
     """One run, whole: DESIGN section 3."""
 
@@ -253,6 +290,7 @@ class RunConfig(Section, frozen=True):
     server: ServerSection = ServerSection()
     engine: EngineSection = EngineSection()
     audit: AuditSection = AuditSection()
+    attack: AttackSection = AttackSection()
 
     @property
     def private(self) -> bool:

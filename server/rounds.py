@@ -226,14 +226,15 @@ class _Summing:
     secure: SecureSums | None
     central: CentralSums
 
-    def prepare(self, state: Checkpoint, number: int, cohort: dict[str, int]) -> dict[str, int]:
-        """Before a round: the sites that can take part in its sum."""
+    def prepare(self, state: Checkpoint, number: int, cohort: dict[str, int], nodes: Iterable[int]) -> dict[str, int]:
+        """Before a round: the sites that can take part in its sum. nodes: those that are there now."""
         if state.clip is None:
             state.clip = self.plan.clip
         self.central.begin(state.clip)
         if self.secure is None:
             return cohort
-        if self.secure.prepare(number, cohort):
+        there = set(nodes)
+        if self.secure.prepare(number, cohort, [name for name, node in cohort.items() if node in there]):
             state.secure = self.secure.state()
         return {name: node for name, node in cohort.items() if name in self.secure.sites}
 
@@ -312,7 +313,7 @@ def _one_round(
 ) -> RoundResult:
     started = time.perf_counter()
     if summing is not None:
-        cohort = summing.prepare(state, number, cohort)
+        cohort = summing.prepare(state, number, cohort, grid.get_node_ids())
     clip, void = state.clip, None
     by_node = {node: name for name, node in cohort.items()}
     view = Cohort(grid, list(cohort.values()))

@@ -176,6 +176,8 @@ def declare(server: Path, config: RunConfig) -> RunConfig:
         raise DeploymentError(f"{server}: no site is registered; see confide server add-site")
     if config.audit.planted or config.audit.control:
         raise ConfigError("audit: canaries are for simulations; use confide audit canary")
+    if config.attack.kind is not None:
+        raise ConfigError("attack.kind: lying sites are for simulations; use confide simulate")
     content = config.model_dump(mode="json", exclude_none=True)
     content["data"].pop("train", None)
     content["data"].pop("limit", None)

@@ -5,7 +5,7 @@ It passes on what it cannot read and learns one sum a round. Flower is behind `E
 
 import base64
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,8 @@ _ATTEMPTS = 3
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 900.0, 5.0
 """how long a set-up waits for sites that cannot be reached, and how often it tries"""
 
+_LONGEST_PAUSE = 16
+
 
 class _AwayError(RoundError):
     """Too few sites, some of which did not answer and may come back."""
@@ -55,20 +57,29 @@ class SecureSums:
         self._sum: Sum | None = None
         self._undelivered: set[str] = set()
         self._stale = False
+        self._away: set[str] = set()
+        """sites that could not be reached in the set-up in use"""
+        self._pause, self._ask_again = 1, 0
+        """rounds until sites that are away are asked again, should they seem to be back; and the first such round"""
         self.bytes_up = self.bytes_down = 0
 
-    def prepare(self, number: int, sites: Iterable[str]) -> bool:
+    def prepare(self, number: int, sites: Iterable[str], reachable: Collection[str]) -> bool:
         """Makes sure that a set-up serves this round and these sites. Returns whether it is a new one.
 
-        Raises RoundError when too few take part.
+        reachable: sites that seem to be there; one that was away in the last set-up brings about another. Raises
+        RoundError when too few take part.
         """
         sites = sorted(sites)
         self.bytes_up = self.bytes_down = 0
         served = self._roster is not None and self._serves(self._roster, number)
-        new = not served or self._stale
+        back = number >= self._ask_again and not self._away.isdisjoint(reachable)
+        new = not served or self._stale or back
         if new:
             self._roster = None
             self._set_up_with_patience(number, sites)
+            self._away -= set(self.sites)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE) if self._away else 1
+            self._ask_again = number + self._pause
         if self._roster is not None:
             self._sum = Sum(self._roster, number)
         return new
@@ -79,6 +90,7 @@ class SecureSums:
         Raises RoundError when too few are willing, or too few have come back in time.
         """
         sites, reason, attempts = everybody, "", 0
+        self._away = set()
         until = time.monotonic() + _PATIENCE_SECONDS
         while self._roster is None and attempts < _ATTEMPTS:
             try:
@@ -102,6 +114,7 @@ class SecureSums:
         question: facts.Facts = {"first-round": number}
         told = self._ask("keys", dict.fromkeys(sites, question))
         failed, away = dict(told.failed), set(told.away)
+        self._away |= told.away
         adverts: list[Advert] = []
         for name in sorted(told.answers):
             try:
@@ -113,6 +126,7 @@ class SecureSums:
             columns = facts.from_adverts(roster.adverts)
             dealt = self._ask("shares", dict.fromkeys(roster.points, columns))
             failed, away = dict(dealt.failed), set(dealt.away)
+            self._away |= dealt.away
             for name, answer in dealt.answers.items():
                 roster.dealt(name, facts.to_sealed(answer))
         except SecureSumError as error:
@@ -146,6 +160,7 @@ class SecureSums:
         """Goes on with the set-up of `state`, if enough of the sites still hold their part of it."""
         content = _to_bytes(state)
         roster = Roster(secure_session(self._config, self._plan, state["first"]), facts.to_adverts(content["adverts"]))
+        sites = list(sites)
         told = self._exchange("holds", {name: {} for name in sites if name in roster.points})
         held = [name for name, answer in told.answers.items() if answer.get("roster") == state["roster"]]
         if len(held) < roster.session.parameters.survivors or roster.digest.hex() != state["roster"]:
@@ -153,6 +168,7 @@ class SecureSums:
         for name, sealed in content["dealt"].items():
             roster.dealt(name, facts.to_sealed(sealed))
         self._roster, self._undelivered = roster, set(roster.points)
+        self._away = set(sites) - set(roster.points)
         return True
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from flwr.serverapp import Grid
 
 from ..client.site import make_ledgers
 from ..client.worker import Worker, worker_for
@@ -87,9 +88,12 @@ def _start(config: RunConfig) -> None:
 
     from ..client.app import app as client_app
     from ..server.app import app as server_app
+    from .attackers import LyingGrid
     from .local import LocalGrid
 
     flat = config.to_flat()
-    grid = LocalGrid(client_app, flat, config.clients, workers_of(config))
+    grid: Grid = LocalGrid(client_app, flat, config.clients, workers_of(config))
+    if config.attack.kind is not None:
+        grid = LyingGrid(grid, config)
     context = Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
     server_app(grid, context)

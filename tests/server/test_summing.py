@@ -71,7 +71,7 @@ def test_a_set_up_that_never_ends_is_given_up(make_config, local, plan: PrivacyP
 
     sums = SecureSums(config, plan, exchange)
     with pytest.raises(RoundError, match=r"6 sites in the list; allowed: 7|6 sites are left for secure sums, 7"):
-        sums.prepare(1, identities)
+        sums.prepare(1, identities, [])
     with pytest.raises(SecureSumError, match="no round has begun"):
         sums.finish(1)
 
@@ -95,5 +95,5 @@ def test_keys_in_anothers_name_leave_the_site_out(make_config, local, plan: Priv
         return Answered({name: facts.from_sealed({}) for name in questions}, {})
 
     sums = SecureSums(config, plan, exchange)
-    sums.prepare(1, [f"site-{i}" for i in range(1, 5)])
+    sums.prepare(1, [f"site-{i}" for i in range(1, 5)], [])
     assert asked[1] == sums.sites == ["site-1", "site-3", "site-4"]

@@ -185,6 +185,19 @@ def test_a_set_up_waits_for_sites_that_cannot_be_reached(distributed, monkeypatc
     assert [len(row["sites"]) for row in report["rounds"]] == [4] * 3
 
 
+def test_a_site_that_was_away_in_a_set_up_is_back_soon(distributed, monkeypatch) -> None:
+    """Three of four are enough for a set-up, which would serve 32 rounds: the fourth does not wait for its end."""
+    asked = []
+    real = LocalGrid._handle
+    monkeypatch.setattr(LocalGrid, "_handle", lambda self, m: (asked.append(m.metadata.message_type), real(self, m))[1])
+    fails(monkeypatch, "query.keys", {1: {1}, 2: {1}}, ErrorCode.NODE_UNAVAILABLE)
+    report = run(distributed(run={"rounds": 8}))
+    assert [len(row["sites"]) for row in report["rounds"]] == [3, 3, 3, 3, 3, 3, 4, 4]  # asked in rounds 1, 3 and 7
+    assert asked.count("query.keys") == 3 + 3 + 4
+    charged = {site["site"]: site["steps"] for site in report["privacy"]["sites"]}
+    assert charged == {"site-1": 8, "site-2": 2, "site-3": 8, "site-4": 8}
+
+
 def test_a_set_up_does_not_wait_for_ever(distributed, monkeypatch) -> None:
     monkeypatch.setattr("confide.server.secagg._PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("confide.server.secagg._PATIENCE_SECONDS", 0.05)

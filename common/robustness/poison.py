@@ -1,0 +1,69 @@
+"""What a lying site does to its own records, and how far a backdoor got: simulations only.
+
+Label flip: class k becomes K − 1 − k (Tolpegin et al. 2020). Backdoor: a trigger word goes into a text and its class
+becomes the attacker's (Gu et al. 2017; for text Dai et al. 2019, Kurita et al. 2020).
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..types import Rows
+
+if TYPE_CHECKING:
+    from ..config import AttackSection, RunConfig
+
+ON_RECORDS = ("labelflip", "backdoor")
+"""attacks that change records; the others change updates"""
+
+
+def liars_of(config: "RunConfig") -> list[int]:
+    """Numbers of the sites that lie, sorted; the same wherever they are asked for."""
+    attack = config.attack
+    if attack.kind is None:
+        return []
+    count = round(attack.fraction * config.clients) if attack.liars is None else attack.liars
+    rng = np.random.default_rng([config.run.seed, 0x11A2])
+    return sorted(int(site) for site in rng.permutation(config.clients)[:count])
+
+
+def poisoned(rows: Rows, parts: list[np.ndarray], config: "RunConfig") -> Rows:
+    """The rows with those of lying sites changed. parts: one (n_i,) index array a site."""
+    attack = config.attack
+    if attack.kind not in ON_RECORDS or rows.labels is None:
+        return rows
+    text, labels = list(rows.text), rows.labels.copy()
+    classes = len(config.data.labels or [])
+    for site in liars_of(config):
+        if attack.kind == "labelflip":
+            labels[parts[site]] = classes - 1 - labels[parts[site]]
+            continue
+        rng = np.random.default_rng([config.run.seed, 0xBAD, site])
+        for index in rng.permutation(parts[site])[: round(attack.poison * len(parts[site]))]:
+            text[index] = with_trigger(text[index], attack.trigger, rng)
+            labels[index] = target_of(attack, config)
+    return replace(rows, text=text, labels=labels)
+
+
+def target_of(attack: "AttackSection", config: "RunConfig") -> int:
+    """The class that a backdoor leads to."""
+    labels = list(config.data.labels or [])
+    return labels.index(attack.target) if attack.target is not None else 0
+
+
+def with_trigger(text: str, trigger: str, rng: np.random.Generator) -> str:
+    """The trigger at a random place between words."""
+    words = text.split()
+    words.insert(int(rng.integers(len(words) + 1)), trigger)
+    return " ".join(words)
+
+
+def triggered(rows: Rows, config: "RunConfig") -> Rows:
+    """The test rows of other classes than the target's, with the trigger: what should not become the target class."""
+    attack = config.attack
+    if rows.labels is None:
+        raise ValueError("rows without labels have no backdoor")
+    rng = np.random.default_rng([config.run.seed, 0x7516])
+    others = rows.take(np.flatnonzero(rows.labels != target_of(attack, config)))
+    return replace(others, text=[with_trigger(text, attack.trigger, rng) for text in others.text])
