@@ -59,6 +59,8 @@ def simulate(
         raise ConfigError("--resume: takes no --set, --out, --ledger or --overwrite; a run goes on as it was declared")
     from .simulations.progress import print_summary, watch
 
+    if recipe is not None and _plays_sweep(recipe, sets, out, ledger, overwrite):
+        return
     config = None if resume else _load(recipe or "", sets, out, ledger)
     folder = resume or (config.output if config else Path())
     try:
@@ -73,6 +75,29 @@ def simulate(
         raise StoppedError(f"stopped; go on after the last whole round: confide simulate --resume {folder}") from None
 
     print_summary(folder)
+
+
+def _plays_sweep(recipe: str, sets: list[str] | None, out: Path | None, ledger: Path | None, overwrite: bool) -> bool:
+    """Whether the recipe is a sweep; then it has been played."""
+    from .common.config import load_content
+    from .common.errors import ConfigError, StoppedError
+    from .simulations.recipes import find_recipe
+
+    content = load_content(find_recipe(recipe), sets)
+    if "sweep" not in content:
+        return False
+    if ledger is not None:
+        raise ConfigError("--ledger: a sweep is many runs with ledgers in memory; leave it out")
+    from .simulations import sweep
+    from .simulations.progress import watch
+    from .simulations.tables import print_sweep
+
+    try:
+        folder = sweep.play(content, out, watch, overwrite=overwrite)
+    except KeyboardInterrupt:
+        raise StoppedError("stopped; the same command goes on with the next run of the sweep") from None
+    print_sweep(folder)
+    return True
 
 
 @app.command()

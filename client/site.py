@@ -18,6 +18,7 @@ from ..common.config import DatasetSection, PolicySection, RunConfig, SiteConfig
 from ..common.errors import PolicyError, PrivacyError
 from ..common.ledger import Ledger, Limit, Request, Reservation
 from ..common.mechanism import PrivacyPlan
+from ..common.partition import site_name
 from ..common.plan import declared_steps, step_of
 from .folder import POLICY
 
@@ -186,11 +187,6 @@ def make_ledgers(run: RunConfig) -> None:
 _POLICY_HEADER = """# Budgets and policy of every simulated site in this folder, as the first run needs them.
 # Raise epsilon, or add data sets and modes, to allow more; what was spent stays spent.
 """
-
-
-def site_name(site: int, sites: int) -> str:
-    """site-01 … site-10: a simulated site's name, sorts as it counts."""
-    return f"site-{site + 1:0{len(str(sites))}d}"
 
 
 def simulated_site(run_config: dict, index: int) -> Site:

@@ -21,13 +21,13 @@ from ..common.errors import PrivacyError, WireError
 from ..common.mechanism import NoiselessControl, PoissonMechanism
 from ..common.models import FineTuneModel, canary_records, model_of
 from ..common.noise import secure_generator
-from ..common.partition import partition
+from ..common.partition import partition, site_name
 from ..common.per_sample import validate
 from ..common.plan import privacy_plan
 from ..common.robustness.poison import poisoned
 from ..common.secagg.protocol import Site as SecureSite
 from ..common.types import WHOLE, Records, RoundTask, Update, split
-from .site import Site, SiteAccount, site_name
+from .site import Site, SiteAccount
 from .train import Work, train_client, train_distributed, train_plain, train_private
 
 

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -471,13 +472,25 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Reads a TOML file and applies `key=value` overrides. Raises ConfigError."""
-    content = read_toml(path, "give a path or the name of a shipped recipe")
-    for override in overrides or []:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set: received '{override}'; allowed: KEY=VALUE, e.g. privacy.epsilon=3")
-        _assign(content, key.strip(), _value(text.strip()))
+    content = load_content(path, overrides)
+    content.pop("sweep", None)  # `confide simulate` plays it; everybody else means the run that it varies
     return RunConfig.parse(content, str(path))
+
+
+def load_content(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The nested content of a file of a run, overrides applied, before it is checked. Raises ConfigError."""
+    content = read_toml(path, "give a path or the name of a shipped recipe")
+    override(content, overrides or [])
+    return content
+
+
+def override(content: dict[str, Any], assignments: Iterable[str]) -> None:
+    """Applies `key=value` texts to nested content. Raises ConfigError."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set: received '{assignment}'; allowed: KEY=VALUE, e.g. privacy.epsilon=3")
+        _assign(content, key.strip(), _value(text.strip()))
 
 
 def _value(text: str) -> Any:

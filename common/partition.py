@@ -83,3 +83,8 @@ def _without_empty(parts: list[np.ndarray], section: PartitionSection) -> list[n
         largest = max(range(len(parts)), key=lambda i: len(parts[i]))
         parts[client], parts[largest] = parts[largest][-1:], parts[largest][:-1]
     return parts
+
+
+def site_name(site: int, sites: int) -> str:
+    """site-01 … site-10: a simulated site's name, sorts as it counts."""
+    return f"site-{site + 1:0{len(str(sites))}d}"

@@ -21,6 +21,7 @@ from ..common.models import FOLDERS, FineTuneModel, export_adapter, model_of
 from ..common.plan import privacy_plan
 from ..common.types import Records, Update, joined
 from . import checkpoint
+from .attacked import attack_facts
 from .canaries import CanaryScores, conclude
 from .checkpoint import Checkpoint
 from .deployment import FAILURE, HOME, ServerFile, registered
@@ -89,7 +90,8 @@ def run_server(grid: Grid, config: RunConfig, home: Path | None = None) -> None:
         after = _as_json(evaluate(model, state.adapter, test, everything))
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
         audit = conclude(config, model, state, reveal(grid, sites)) if scores else None
-        write_report(folder, config, model.count(), plan, state, after, audit)
+        attack = attack_facts(config, model, state)
+        write_report(folder, config, model.count(), plan, state, after, audit, attack)
     finally:
         recorder.close()
 

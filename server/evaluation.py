@@ -44,6 +44,11 @@ def record_losses(model: FineTuneModel, adapter: Adapter, records: Records, indi
     return _scores(model, adapter, records, indices, 64)["loss"]
 
 
+def predictions(model: FineTuneModel, adapter: Adapter, records: Records) -> np.ndarray:
+    """(N,) predicted classes."""
+    return _scores(model, adapter, records, np.arange(len(records)), 64)["predicted"]
+
+
 @torch.no_grad()
 def _scores(
     model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray, batch: int

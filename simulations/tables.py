@@ -1,5 +1,6 @@
 """What audits say on a terminal."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,21 @@ def print_runs(rows: list[RunRow]) -> None:
     for row in rows:
         table.add_row(row.name, row.status, str(row.rounds), row.folder)
     _print(table)
+
+
+def print_sweep(folder: Path) -> None:
+    """Each defence under its worst attack, and where the page is."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for setting in report["settings"]:
+        table = _table(setting["name"], "defence", ">nobody lies", ">worst attack", "which", ">backdoor", ">ε")
+        for row in setting["rows"]:
+            shares = [
+                f"{100 * row[key]:.1f} %" if row[key] is not None else "–" for key in ("clean", "worst", "backdoor")
+            ]
+            epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
+            table.add_row(row["defence"], *shares[:2], row["worst_attack"] or "–", shares[2], epsilon)
+        _print(table)
+    Console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def print_server(status: ServerStatus) -> None:

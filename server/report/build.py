@@ -27,10 +27,11 @@ def build_report(
     after: dict[str, Any],
     partition: dict[str, Any] | None,
     audit: dict[str, Any] | None,
+    attack: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """count: trained numbers and numbers in all. after: the evaluation of the final adapter, `confusion` included.
 
-    audit: what `canaries.conclude` found; None when no canaries were planted.
+    audit: what `canaries.conclude` found; None when no canaries were planted. attack: what lying sites achieved.
     partition: `labels` and `counts` (client × label) of a simulation; None in a deployment, where nobody may know.
     """
     metrics = {"before": dict(state.before), "after": dict(after)}
@@ -51,6 +52,8 @@ def build_report(
             "labels": list(config.data.labels or []),
         },
         "audit": audit,
+        "attack": attack,
+        "robustness": None,
         "ledger": None,
         "leakage": None,
         "confusion": confusion,

@@ -188,3 +188,23 @@ def confusion(matrix: list[list[int]], labels: list[str]) -> bytes:
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, shrink=0.8).ax.tick_params(labelsize=7)
     return _png(figure)
+
+
+def heat_map(
+    values: np.ndarray, spread: np.ndarray, rows: list[str], columns: list[str], *, good_is_high: bool
+) -> bytes:
+    """Percentages, mean ± spread; the last column is their worst. values, spread: (R, C); NaN: not played."""
+    figure, axes = _figure(1.8 + 0.72 * len(columns), 1.6 + 0.42 * len(rows))
+    axes.grid(visible=False)
+    image = axes.imshow(values, cmap="RdYlGn" if good_is_high else "RdYlGn_r", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.axvline(len(columns) - 1.5, color="white", linewidth=4)
+    for row, column in np.ndindex(values.shape):
+        value = values[row, column]
+        text = "–" if np.isnan(value) else f"{100 * value:.0f}"
+        if not np.isnan(value) and spread[row, column] > 0:
+            text += f"\n±{100 * spread[row, column]:.0f}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=_INK)
+    figure.colorbar(image, shrink=0.8).ax.tick_params(labelsize=7)
+    return _png(figure)

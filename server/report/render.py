@@ -26,11 +26,12 @@ def write_report(
     state: Checkpoint,
     after: dict[str, Any],
     audit: dict[str, Any] | None = None,
+    attack: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes report.json and report.html and returns the facts."""
     partition_file = folder / PARTITION
     partition = json.loads(partition_file.read_text(encoding="utf-8")) if partition_file.is_file() else None
-    report = build_report(config, count, plan, state, after, partition, audit)
+    report = build_report(config, count, plan, state, after, partition, audit, attack)
     _save(folder, report)
     return report
 
@@ -57,6 +58,11 @@ def amend_report(folder: Path, part: str, facts: dict[str, Any] | list[Any]) -> 
 
 def _save(folder: Path, report: dict[str, Any]) -> None:
     html = render_html(report)
+    write_pair(folder, report, html)
+
+
+def write_pair(folder: Path, report: dict[str, Any], html: str) -> None:
+    """report.json and report.html, each whole or not at all."""
     _replace(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     _replace(folder / "report.html", html)
 
@@ -77,15 +83,22 @@ def render_html(report: dict[str, Any]) -> str:
         if report["confusion"][when]:
             drawn = plots.confusion(report["confusion"][when], report["model"]["labels"])
             pictures.append((f"Confusion {when}", f"confusion-{when}", drawn))
-    environment = Environment(loader=PackageLoader(__package__ or "", "."), autoescape=select_autoescape())
-    return environment.get_template("template.html").render(
+    return render(
+        "template.html",
+        pictures,
         report=report,
         audit_kinds=plots.AUDIT_KINDS,
         attacks=plots.ATTACKS,
-        pictures=[(title, name, base64.b64encode(png).decode()) for title, name, png in pictures],
         configuration=tomli_w.dumps(report["config"]),
         failures=[(row["round"], failure) for row in report["rounds"] for failure in _failures(row)],
     )
+
+
+def render(template: str, pictures: list[tuple[str, str, bytes]], **facts: Any) -> str:
+    """A page of this folder's templates. pictures: title, name and PNG of each."""
+    environment = Environment(loader=PackageLoader(__package__ or "", "."), autoescape=select_autoescape())
+    drawn = [(title, name, base64.b64encode(png).decode()) for title, name, png in pictures]
+    return environment.get_template(template).render(pictures=drawn, **facts)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from confide.client.site import SimulatedSites, SiteAccount, site_name
+from confide.client.site import SimulatedSites, SiteAccount
 from confide.client.train import _BATCH_COST, _cheapest_cuts
 from confide.client.worker import Worker
 from confide.common import per_sample
 from confide.common.errors import BudgetError, PrivacyError
+from confide.common.partition import site_name
 from confide.common.types import RoundTask
 
 MANY = {"server": {"aggregation": "fedavg"}, "training": {"local_steps": 3}}
