@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 audit_app = typer.Typer(no_args_is_help=True, help="Check what was promised: ledgers, canaries, attacks.")
 app.add_typer(audit_app, name="audit")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Look at a finished run's model from other sides.")
+app.add_typer(evaluate_app, name="evaluate")
 server_app = typer.Typer(no_args_is_help=True, help="Run the server of a federation.")
 app.add_typer(server_app, name="server")
 site_app = typer.Typer(no_args_is_help=True, help="Join a federation with a data site.")
@@ -477,6 +479,25 @@ def audit_verify(
     from .simulations.tables import print_account
 
     print_account(verify_account(read_json(account), read_public_key(public_key), str(account)))
+
+
+@evaluate_app.command("robustness")
+def evaluate_robustness_(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    rows: Annotated[int, typer.Option(min=1, help="Test texts for noise and checks.")] = 500,
+    attacked: Annotated[int, typer.Option(min=1, help="Of these, how many are attacked.")] = 100,
+    budget: Annotated[int, typer.Option(min=1, help="Questions an attacker may ask the model about one text.")] = 200,
+    seeds: Annotated[int, typer.Option(min=1, help="Times that noise is drawn.")] = 3,
+) -> None:
+    """Accuracy under noise, checks that should (not) matter, attacks by queries and on embeddings."""
+    from .simulations.progress import bar
+    from .simulations.robustness import evaluate_robustness
+    from .simulations.tables import print_robustness
+
+    with bar() as tell:
+        facts = evaluate_robustness(run, tell, rows=rows, attacked=attacked, budget=budget, seeds=seeds)
+    print_robustness(facts)
+    typer.echo(f"report: {run / 'report.html'}")
 
 
 @app.command()

@@ -49,6 +49,11 @@ def predictions(model: FineTuneModel, adapter: Adapter, records: Records) -> np.
     return _scores(model, adapter, records, np.arange(len(records)), 64)["predicted"]
 
 
+def probabilities(model: FineTuneModel, adapter: Adapter, records: Records) -> np.ndarray:
+    """(N, K) of the classes."""
+    return _scores(model, adapter, records, np.arange(len(records)), 64)["probabilities"]
+
+
 @torch.no_grad()
 def _scores(
     model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray, batch: int

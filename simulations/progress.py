@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,15 +26,7 @@ def watch(folder: Path, title: str = "") -> Iterator[None]:
     Quiets the libraries meanwhile.
     """
     _quiet_libraries()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with _progress() as progress:
         end = threading.Event()
         thread = threading.Thread(target=_follow, args=(progress, folder, title, end), daemon=True)
         thread.start()
@@ -43,6 +35,32 @@ def watch(folder: Path, title: str = "") -> Iterator[None]:
         finally:
             end.set()
             thread.join()
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar for work in this process: called with stage, done, and of how many."""
+    _quiet_libraries()
+    with _progress() as progress:
+        task = progress.add_task("loading", total=None)
+
+        def tell(stage: str, done: int, total: int) -> None:
+            progress.update(task, description=stage, completed=done, total=total)
+
+        yield tell
+
+
+def _progress() -> Progress:
+    """Shown on a terminal only."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
 def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) -> None:

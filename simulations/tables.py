@@ -197,6 +197,32 @@ def print_sweep(folder: Path) -> None:
     Console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
+def print_robustness(facts: dict[str, Any]) -> None:
+    """Accuracy under noise by strength, then checks and attacks."""
+    strengths = sorted({row["strength"] for row in facts["perturbations"]})
+    table = _table(
+        f"accuracy on {facts['rows']} test texts, {facts['seeds']} draws",
+        "noise",
+        ">none",
+        *(f">{100 * strength:g} %" for strength in strengths),
+    )
+    for name in dict.fromkeys(row["name"] for row in facts["perturbations"]):
+        found = {row["strength"]: row for row in facts["perturbations"] if row["name"] == name}
+        shown = [f"{100 * found[s]['accuracy']:.1f} ± {100 * found[s]['spread']:.1f}" for s in strengths]
+        table.add_row(name, f"{100 * facts['clean']:.1f}", *shown)
+    _print(table)
+    for check in facts["checks"]:
+        wanted = "should" if check["should"] else "should not"
+        _print(f"{check['name']}: {100 * check['changed']:.1f} % of {check['rows']} answers change; they {wanted}")
+    queries = facts["blackbox"]
+    _print(
+        f"attack by queries: {100 * queries['success']:.1f} % of {queries['attacked']} texts turned, "
+        f"{queries['queries']:.0f} queries a text of {queries['budget']} allowed"
+    )
+    for found in facts["embeddings"]:
+        _print(f"attack on embeddings, radius {found['radius']:g} of a token's norm: {100 * found['success']:.1f} %")
+
+
 def print_server(status: ServerStatus) -> None:
     _print(f"SuperLink: {'running' if status.running else 'not running'}")
     _print(f"front: {'healthy' if status.healthy_front else 'does not answer'}")

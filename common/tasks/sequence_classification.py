@@ -72,6 +72,7 @@ def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
     return {
         "loss": F.cross_entropy(logits, batch["targets"], reduction="none").cpu().numpy(),
         "predicted": logits.argmax(1).cpu().numpy(),
+        "probabilities": logits.softmax(1).cpu().numpy(),
         "true": batch["targets"].cpu().numpy(),
     }
 

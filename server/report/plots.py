@@ -190,6 +190,26 @@ def confusion(matrix: list[list[int]], labels: list[str]) -> bytes:
     return _png(figure)
 
 
+def noise(facts: dict[str, Any]) -> bytes:
+    """Accuracy against the share of letters or words that are touched, a line a kind of noise."""
+    figure, axes = _figure(6.4, 4.0)
+    colors = mpl.colormaps["tab10"]
+    for index, name in enumerate(dict.fromkeys(row["name"] for row in facts["perturbations"])):
+        rows = [row for row in facts["perturbations"] if row["name"] == name]
+        axes.errorbar(
+            [0, *(100 * row["strength"] for row in rows)],
+            [facts["clean"], *(row["accuracy"] for row in rows)],
+            yerr=[0, *(row["spread"] for row in rows)],
+            color=colors(index % 10),
+            label=name,
+            linewidth=2.2 if index == 0 else 1.1,
+            capsize=2,
+        )
+    axes.set(xlabel="touched, %", ylabel="accuracy", ylim=(0, 1))
+    axes.legend(fontsize=7, frameon=False, ncols=2, loc="lower left")
+    return _png(figure)
+
+
 def heat_map(
     values: np.ndarray, spread: np.ndarray, rows: list[str], columns: list[str], *, good_is_high: bool
 ) -> bytes:

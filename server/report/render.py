@@ -76,6 +76,8 @@ def render_html(report: dict[str, Any]) -> str:
         pictures.append(("What an attack could measure", "audit", plots.audit(report)))
     if report["leakage"]:
         pictures.append(("Who was in the training data?", "leakage", plots.leakage(report)))
+    if report["robustness"]:
+        pictures.append(("Accuracy under noise", "noise", plots.noise(report["robustness"])))
     pictures.append(("Time and traffic", "traffic", plots.traffic(report)))
     if report["partition"]:
         pictures.append(("Who holds what (simulated)", "partition", plots.partition(report["partition"])))

@@ -1,0 +1,147 @@
+"""`confide evaluate robustness`: how far a finished run's model falls under noise, checks and attackers.
+
+Reads the run's public test set, nobody's data. The outcome becomes part of the run's report.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from ..common.config import RunConfig, load
+from ..common.data import read_rows, shuffled_limit
+from ..common.errors import ConfigError
+from ..common.models import FineTuneModel, model_of
+from ..common.robustness import blackbox
+from ..common.robustness.embeddings import ascended, embedding_layer, moved
+from ..common.robustness.perturbations import PERTURBATIONS, STRENGTHS, names_swapped, negated
+from ..common.run_folder import CONFIG
+from ..common.tasks import collate
+from ..common.types import Rows
+from ..server.evaluation import probabilities
+from ..server.report import amend_report, read_report
+
+RADII = (0.01, 0.02, 0.05, 0.1)
+"""of PGD on embeddings, relative to each token's norm"""
+_PGD_STEPS, _EXAMPLES = 10, 6
+Tell = Callable[[str, int, int], None]
+"""stage, done, of how many"""
+
+
+class Subject:
+    """A finished run's model, asked about texts."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ConfigError for a folder without a finished run, or a task without classes."""
+        read_report(folder)
+        self.config: RunConfig = load(folder / CONFIG)
+        self.model: FineTuneModel = model_of(self.config)
+        if not self.model.task.CLASSES:
+            raise ConfigError(f"{folder}: task '{self.config.model.task}' has no classes; robustness needs them")
+        self.adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+
+    def ask(self, texts: list[str]) -> np.ndarray:
+        """(N, K) probabilities."""
+        rows = Rows("texts", texts, labels=np.zeros(len(texts), dtype=np.int64))
+        records = self.model.task.encode(rows, self.model.tokenizer, self.config.model.max_length)
+        return probabilities(self.model, self.adapter, records)
+
+    def rows(self, limit: int) -> Rows:
+        """Of the public test set; the same ones each time."""
+        rows = read_rows(self.config.data.test, self.config.data, list(self.config.data.labels or []))
+        return shuffled_limit(rows, limit, self.config.run.seed)
+
+
+def evaluate_robustness(
+    folder: Path, tell: Tell, *, rows: int = 500, attacked: int = 100, budget: int = 200, seeds: int = 3
+) -> dict[str, Any]:
+    """rows: of the test set, for noise and checks. attacked: of these, for attackers. budget: queries a text."""
+    subject = Subject(folder)
+    sample = subject.rows(rows)
+    labels = np.asarray(sample.labels)
+    clean = subject.ask(sample.text)
+    right = np.flatnonzero(clean.argmax(1) == labels)[:attacked]
+    facts = {
+        "rows": len(sample),
+        "seeds": seeds,
+        "clean": float((clean.argmax(1) == labels).mean()),
+        "perturbations": _perturbations(subject, sample, labels, seeds, tell),
+        "checks": _checks(subject, sample, clean.argmax(1)),
+        "blackbox": _black_box(subject, sample, labels, right, budget, tell),
+        "embeddings": _white_box(subject, sample, right, tell),
+    }
+    amend_report(folder, "robustness", facts)
+    return facts
+
+
+def _perturbations(subject: Subject, sample: Rows, labels: np.ndarray, seeds: int, tell: Tell) -> list[dict[str, Any]]:
+    found = []
+    for done, (name, perturb) in enumerate(PERTURBATIONS.items()):
+        for strength in STRENGTHS:
+            tell(f"noise: {name}", done, len(PERTURBATIONS))
+            accuracies = []
+            for seed in range(seeds):
+                rng = np.random.default_rng([seed, 0x9E7])
+                texts = [perturb(text, strength, rng) for text in sample.text]
+                accuracies.append(float((subject.ask(texts).argmax(1) == labels).mean()))
+            mean, spread = float(np.mean(accuracies)), (max(accuracies) - min(accuracies)) / 2
+            found.append({"name": name, "strength": strength, "accuracy": mean, "spread": spread})
+    return found
+
+
+def _checks(subject: Subject, sample: Rows, predicted: np.ndarray) -> list[dict[str, Any]]:
+    """Share of predictions that change: by another name they should not, by "not" an opinion's should."""
+    rng = np.random.default_rng(0xC4EC)
+    pairs = [names_swapped(text, rng) for text in sample.text]
+    one, other = (subject.ask([pair[side] for pair in pairs]).argmax(1) for side in (0, 1))
+    found = [{"name": "another name", "rows": len(pairs), "changed": float((one != other).mean()), "should": False}]
+    with_verb = [(i, text) for i, original in enumerate(sample.text) if (text := negated(original)) is not None]
+    if with_verb:
+        indices = np.array([i for i, _ in with_verb])
+        answers = subject.ask([text for _, text in with_verb]).argmax(1)
+        changed = float((answers != predicted[indices]).mean())
+        found.append({"name": "negation", "rows": len(with_verb), "changed": changed, "should": True})
+    return found
+
+
+def _black_box(
+    subject: Subject, sample: Rows, labels: np.ndarray, right: np.ndarray, budget: int, tell: Tell
+) -> dict[str, Any]:
+    attempts = []
+    for done, index in enumerate(right):
+        tell("attack by queries", done, len(right))
+        rng = np.random.default_rng([int(index), 0xDEE9])
+        attempts.append(blackbox.attack(sample.text[index], int(labels[index]), subject.ask, budget, rng))
+    won = [attempt for attempt in attempts if attempt.success]
+    return {
+        "attacked": len(attempts),
+        "budget": budget,
+        "success": len(won) / len(attempts) if attempts else 0.0,
+        "queries": float(np.mean([attempt.queries for attempt in attempts])) if attempts else 0.0,
+        "examples": [blackbox.marked(attempt.text, attempt.changed) for attempt in won[:_EXAMPLES]],
+    }
+
+
+def _white_box(subject: Subject, sample: Rows, right: np.ndarray, tell: Tell) -> list[dict[str, Any]]:
+    """Success of PGD on embeddings among texts that are classified right."""
+    model = subject.model
+    records = model.task.encode(sample, model.tokenizer, subject.config.model.max_length)
+    model.set(subject.adapter)
+    layer = embedding_layer(model)
+    found = []
+    for done, radius in enumerate(RADII):
+        tell("attack on embeddings", done, len(RADII))
+        fooled = 0
+        for part in np.array_split(right, max(1, -(-len(right) // 32))):
+            if not len(part):
+                continue
+            batch = collate(model.task, records, part, model.pad, model.device)
+            delta = ascended(model, batch, radius, _PGD_STEPS)[-1]
+            with torch.no_grad(), moved(layer, delta):
+                predicted = model.task.score(model.module, batch)["predicted"]
+            fooled += int((predicted != records.targets[part]).sum())
+        found.append({"radius": radius, "steps": _PGD_STEPS, "success": fooled / max(1, len(right))})
+    return found

@@ -1,0 +1,53 @@
+"""`confide evaluate robustness` on a finished run."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confide.cli import main
+from confide.common.errors import ConfigError
+from confide.simulations.robustness import Subject, evaluate_robustness
+from confide.simulations.run import simulate
+
+
+@pytest.fixture
+def finished(make_config) -> Path:
+    return simulate(make_config(run={"rounds": 15}))
+
+
+def test_the_command_adds_to_the_report(finished: Path, monkeypatch, capsys) -> None:
+    options = ["--rows", "40", "--attacked", "10", "--budget", "60", "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", ["confide", "evaluate", "robustness", str(finished), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    report = json.loads((finished / "report.json").read_text())
+    facts = report["robustness"]
+    assert facts["rows"] == 40
+    assert {row["name"] for row in facts["perturbations"]} >= {"characters", "homoglyph", "word drop", "casing"}
+    spoiled = {row["strength"]: row["accuracy"] for row in facts["perturbations"] if row["name"] == "characters"}
+    assert spoiled[0.2] < facts["clean"]  # unknown words tell nothing
+    assert 0 < facts["blackbox"]["success"] <= 1
+    assert facts["blackbox"]["queries"] <= 60
+    successes = [row["success"] for row in facts["embeddings"]]
+    assert successes == sorted(successes)  # a larger radius holds the smaller
+    html = (finished / "report.html").read_text()
+    assert "Inputs that lie" in html
+    assert "<mark>" in html
+    assert "attack by queries" in out
+
+
+def test_the_model_is_the_one_of_the_report(finished: Path) -> None:
+    subject = Subject(finished)
+    rows = subject.rows(1000)
+    accuracy = (subject.ask(rows.text).argmax(1) == np.asarray(rows.labels)).mean()
+    assert accuracy == pytest.approx(json.loads((finished / "report.json").read_text())["after"]["accuracy"])
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="finished run"):
+        evaluate_robustness(tmp_path, lambda *_: None)
