@@ -10,6 +10,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from ..common import models
+from ..common.augmentation import encode_with_copies
 from ..common.config import RunConfig
 from ..common.data import read_rows
 from ..common.errors import PolicyError
@@ -76,8 +77,7 @@ class DeployedHost:
 
         def load(config: RunConfig, model: FineTuneModel) -> SimulatedData:
             rows = read_rows(data.training, data, config.data.labels)
-            records = model.task.encode(rows, model.tokenizer, config.model.max_length)
-            return SimulatedData(records, [np.arange(len(records))], None)
+            return SimulatedData(encode_with_copies(config, model, rows), [np.arange(len(rows))], None)
 
         worker = Worker(run, load)
         self._workers[self._key] = worker

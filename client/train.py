@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..common.audit import NO_CANARIES, GradientCanaries
+from ..common.augmentation import view_losses
 from ..common.clipping import Contribution, clipped
 from ..common.config import RunConfig
 from ..common.errors import PrivacyError
@@ -43,6 +44,10 @@ class Work:
         """Physical batches of the named records."""
         return _by_length(self.records, drawn, self.config.training.physical_batch, self.model.device)
 
+    def losses(self, part: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """(V, B) losses of the views of the named records; gradients flow."""
+        return view_losses(self.config, self.model, self.records, part, self.task.round, rng)
+
 
 Step = Callable[[], tuple[torch.Tensor, float]]
 """One step's mean gradient (d,) and, without privacy, its mean loss."""
@@ -51,9 +56,9 @@ Step = Callable[[], tuple[torch.Tensor, float]]
 def train_plain(work: Work, rng: np.random.Generator) -> tuple[Adapter, float]:
     """Mode `none`: shuffled batches of `physical_batch` records. Returns the delta and the mean training loss.
 
-    rng: decides the batch order.
+    rng: decides the batch order, and which copies of augmented records are taken.
     """
-    model, records = work.model, work.records
+    model = work.model
     batches = _shuffled_batches(work.indices, work.config.training.physical_batch, rng)
 
     def step() -> tuple[torch.Tensor, float]:
@@ -61,7 +66,7 @@ def train_plain(work: Work, rng: np.random.Generator) -> tuple[Adapter, float]:
         parameters = list(model.trained.values())
         gradient, total = torch.zeros(sum(p.numel() for p in parameters), device=model.device), 0.0
         for part in work.batches(batch):
-            loss = model.losses(records, part).sum() / len(batch)
+            loss = work.losses(part, rng).mean(0).sum() / len(batch)
             gradient += torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
             total += float(loss.detach())
         return gradient, total
@@ -113,9 +118,10 @@ def _drawn_sum(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
     """(d,) sum of the clipped gradients of a Poisson draw; the model is hooked."""
     indices, canaries = work.indices, work.canaries
     drawn = mechanism.draw(len(indices) + len(canaries))
+    copies = np.random.default_rng()  # which spoiled copy is taken matters to accuracy only
     total = np.zeros(mechanism.plan.coordinates)
     for batch in work.batches(indices[drawn[drawn < len(indices)]]):
-        losses = work.model.losses(work.records, batch)
+        losses = work.losses(batch, copies)
         total += clipped_sum(work.model, losses, mechanism.plan.clip)[0].double().cpu().numpy()
     canaries.add(total, drawn[drawn >= len(indices)] - len(indices), mechanism.plan.clip)
     return total

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..common.audit import NO_CANARIES, GradientCanaries, coins
+from ..common.augmentation import encode_with_copies
 from ..common.clipping import to_vector
 from ..common.config import RunConfig
 from ..common.data import label_names, read_rows, training_rows
@@ -185,7 +186,7 @@ def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
     rows = training_rows(rows, data, config.run.seed)
     parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)
     rows = poisoned(rows, parts, config)
-    return SimulatedData(model.task.encode(rows, model.tokenizer, config.model.max_length), parts, rows.labels)
+    return SimulatedData(encode_with_copies(config, model, rows), parts, rows.labels)
 
 
 _loading = threading.Lock()

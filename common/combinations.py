@@ -24,6 +24,7 @@ def check_combinations(config: "RunConfig") -> None:
         _check_partition,
         _check_server,
         _check_robust,
+        _check_views,
         _check_task,
         _check_audit,
         _check_attack,
@@ -180,6 +181,23 @@ def _check_robust(config: "RunConfig") -> None:
         most >= max(1, config.liars),
         f"server.liars: {config.liars} received for '{server.aggregation}' with {sites} sites in a round; it bears "
         f"{'none' if most < 1 else f'at most {most}'}; lower it, ask more sites, or choose trimmedmean",
+    )
+
+
+def _check_views(config: "RunConfig") -> None:
+    training = config.training
+    _require(
+        training.augmentation is None or training.adversarial is None,
+        "training.adversarial: received with training.augmentation; both make views of a record; choose one",
+    )
+    _require(
+        training.augmentation is None or config.model.task == "sequence-classification",
+        f"training.augmentation: received for task '{config.model.task}'; spoiled text would be learned as text; "
+        "allowed: sequence-classification",
+    )
+    _require(
+        training.augmentation is None or not config.audit.records,
+        "training.augmentation: received with audit.records; a canary's copies are not made; remove one",
     )
 
 

@@ -167,6 +167,17 @@ class TrainingSection(Section, frozen=True):
     server takes the step: one round is one step over all sites' data"""
     physical_batch: Positive = 64
     """records in memory at once; without privacy also the batch of a step"""
+    augmentation: Rate | None = None
+    """share of letters spoiled in copies of each text, which are trained on beside it; omitted: none"""
+    views: Annotated[int, Field(ge=2)] = 2
+    """with augmentation: copies of a record in a step, the first as it is; averaged before the gradient is clipped"""
+    adversarial: PositiveFloat | None = None
+    """radius, relative to a token's norm, in which embeddings are pushed up the loss before they are trained on"""
+    adversarial_kind: Literal["pgd", "freelb"] = "pgd"
+    """the last step of the ascent, or all of them, beside the record as it is"""
+    adversarial_steps: Positive = 3
+    adversarial_warmup: Annotated[int, Field(ge=0)] = 0
+    """rounds of plain training before"""
 
 
 class ServerSection(Section, frozen=True):

@@ -47,6 +47,25 @@ def hooked(model: FineTuneModel) -> Iterator[None]:
             p._forward_counter = 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@contextmanager
+def unhooked(model: FineTuneModel) -> Iterator[None]:
+    """Within `hooked`, a stretch whose passes through the model are nobody's gradient; elsewhere nothing."""
+    owners, hooks = _attached.get(model, ([], None))
+    active = hooks is not None and hooks.hooks_enabled
+    if hooks is None or not active:
+        yield
+        return
+    hooks.disable_hooks()
+    for owner in owners:
+        owner.eval()
+    try:
+        yield
+    finally:
+        for owner in owners:
+            owner.train()
+        hooks.enable_hooks()
+
+
 def _attach(model: FineTuneModel) -> tuple[list[nn.Module], GradSampleHooks]:
     """Once a model: hooks cost milliseconds to attach and nothing while they are disabled."""
     if model not in _attached:
@@ -81,21 +100,23 @@ def validate(model: FineTuneModel) -> None:
 def clipped_sum(model: FineTuneModel, losses: torch.Tensor, clip: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Backward of per-record losses, each record's gradient clipped, all added up.
 
-    losses: (B,), from a forward pass inside `hooked`. clip: C, the L2 bound over all trained arrays together.
+    losses: (B,), or (V, B) of V views of each record whose gradients are averaged before they are clipped; from a
+    forward pass inside `hooked`. clip: C, the L2 bound over all trained arrays together.
     Returns the flat sum (d,) float32 and the norms before clipping (B,). f_i = min(1, C / ‖g_i‖); a gradient that is
     not finite counts as 0. Raises PrivacyError when a trained parameter received no per-sample gradient.
     """
     torch.where(torch.isfinite(losses), losses, 0.0).sum().backward()
+    views = losses if losses.dim() == 2 else losses[None]  # (V, B)
     parts: list[torch.Tensor] = []
     for name, p in model.trained.items():
         sample = getattr(p, "grad_sample", None)
-        if not isinstance(sample, torch.Tensor) or sample.shape[0] != len(losses):
+        if not isinstance(sample, torch.Tensor) or sample.shape[0] != views.numel():
             raise PrivacyError(f"no per-sample gradient for {name}: its clipping could not be bounded")
-        parts.append(sample.reshape(len(losses), -1))  # (B, d_p)
+        parts.append(sample.reshape(*views.shape, -1).mean(0))  # (B, d_p)
         p.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]  # Opacus' attribute
         p.grad = None
     norms = torch.stack([part.float().norm(dim=1) for part in parts], dim=1).norm(dim=1)  # (B,)
-    finite = torch.isfinite(norms) & torch.isfinite(losses)
+    finite = torch.isfinite(norms) & torch.isfinite(views).all(0)
     factors = torch.where(finite, (clip * _SLACK / norms.clamp(min=1e-12)).clamp(max=1.0), 0.0)
     if not finite.all():  # 0 · NaN is NaN: such rows are replaced, not scaled
         parts = [torch.where(finite[:, None], part, 0.0) for part in parts]

@@ -13,6 +13,7 @@ from . import Batch, ragged
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES = True
+_BINS = 15
 
 
 class PooledClassifier(nn.Module):
@@ -84,8 +85,23 @@ def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.nd
     # F1 of a class = 2·hits / (true + predicted); classes that occur in neither do not count
     occurrences = confusion.sum(0) + confusion.sum(1)
     f1 = 2 * hits[occurrences > 0] / occurrences[occurrences > 0]
+    there = confusion.sum(1) > 0
     return {
         "accuracy": float(hits.sum() / confusion.sum()),
         "macro_f1": float(f1.mean()),
         "loss": float(scores["loss"].mean()),
+        "worst_class": float((hits[there] / confusion.sum(1)[there]).min()),
+        "calibration_error": calibration_error(scores["probabilities"], scores["true"]),
     }, confusion
+
+
+def calibration_error(probabilities: np.ndarray, true: np.ndarray) -> float:
+    """Expected calibration error (Naeini et al. 2015): |accuracy − confidence| over bins of confidence, weighted.
+
+    probabilities: (N, K). true: (N,).
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == true
+    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    counts = np.bincount(bins, minlength=_BINS)
+    apart = np.abs(np.bincount(bins, right, _BINS) - np.bincount(bins, confidence, _BINS))
+    return float(apart[counts > 0].sum() / len(true))

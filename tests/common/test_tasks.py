@@ -47,9 +47,13 @@ def test_classification_metrics_by_hand() -> None:
         "predicted": np.array([0, 1, 1, 1, 0]),
         "loss": np.array([1.0, 2.0, 3.0, 4.0, 5.0]),
     }
+    scores["probabilities"] = np.zeros((5, 4))
+    scores["probabilities"][np.arange(5), scores["predicted"]] = [0.8, 0.61, 0.61, 0.9, 0.5]
     metrics, confusion = sequence_classification.metrics(scores, 4)
     # F1: class 0: 2·1/(2+2), class 1: 2·2/(2+3), class 2: 0; class 3 does not occur
-    assert metrics == pytest.approx({"accuracy": 0.6, "macro_f1": (0.5 + 0.8 + 0) / 3, "loss": 3.0})
+    # bins of confidence: |1 − 0.8|, |(0 + 1) − 2 · 0.61|, |1 − 0.9|, |0 − 0.5|, each over 5 records
+    by_hand = {"worst_class": 0.0, "calibration_error": (0.2 + 0.22 + 0.1 + 0.5) / 5}
+    assert metrics == pytest.approx({"accuracy": 0.6, "macro_f1": (0.5 + 0.8 + 0) / 3, "loss": 3.0, **by_hand})
     assert confusion is not None
     assert confusion.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
 

@@ -1,0 +1,60 @@
+"""Views of a record for training: spoiled copies of its text, or its embeddings pushed up its own loss.
+
+A record's views are averaged *before* its gradient is clipped (augmentation multiplicity, De et al. 2022), so under
+differential privacy a record counts once however many views it has, and ε does not change.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from .config import RunConfig
+from .models import FineTuneModel
+from .per_sample import unhooked
+from .robustness.embeddings import ascended, embedding_layer, moved
+from .robustness.perturbations import characters
+from .tasks import collate
+from .types import Records, Rows
+
+POOL = 4
+"""spoiled copies that are tokenised of each record; a step draws from them"""
+
+
+def encode_with_copies(config: RunConfig, model: FineTuneModel, rows: Rows) -> Records:
+    """The records as they are, and behind them `POOL` spoiled copies of all, where the run augments."""
+    length, strength = config.model.max_length, config.training.augmentation
+    records = model.task.encode(rows, model.tokenizer, length)
+    if strength is None:
+        return records
+    for copy in range(POOL):
+        rng = np.random.default_rng([config.run.seed, 0xA06, copy])
+        spoiled = replace(rows, text=[characters(text, strength, rng) for text in rows.text])
+        records = records.joined(model.task.encode(spoiled, model.tokenizer, length))
+    return records
+
+
+def view_losses(
+    config: RunConfig, model: FineTuneModel, records: Records, part: np.ndarray, number: int, rng: np.random.Generator
+) -> torch.Tensor:
+    """(V, B) losses of the views of the named records; gradients flow.
+
+    part: (B,) numbers of records as they are. number: of the round. rng: decides which copies.
+    """
+    training = config.training
+    if training.augmentation is not None:
+        size = len(records) // (1 + POOL)
+        copies = [part + size * (1 + rng.integers(POOL, size=len(part))) for _ in range(training.views - 1)]
+        losses = model.losses(records, np.concatenate([part, *copies]))
+        return losses.view(training.views, len(part))
+    if training.adversarial is None or number <= training.adversarial_warmup:
+        return model.losses(records, part)[None]
+    batch = collate(model.task, records, part, model.pad, model.device)
+    with unhooked(model):
+        climbed = ascended(model, batch, training.adversarial, training.adversarial_steps)
+    deltas = climbed if training.adversarial_kind == "freelb" else climbed[-1:]
+    views = 1 + len(deltas)
+    repeated = {name: torch.cat([value] * views) for name, value in batch.items()}
+    with moved(embedding_layer(model), torch.cat([torch.zeros_like(deltas[0]), *deltas])):
+        losses = model.task.record_losses(model.module, repeated)
+    return losses.view(views, len(part))

@@ -1,0 +1,142 @@
+"""Views of a record: averaged before clipping, so that a record counts once; privacy is what it was."""
+
+import numpy as np
+import pytest
+import torch
+
+from confide.client.site import SimulatedSites
+from confide.client.worker import Worker
+from confide.common.augmentation import POOL, encode_with_copies, view_losses
+from confide.common.config import RunConfig
+from confide.common.errors import ConfigError
+from confide.common.models import FineTuneModel, model_of
+from confide.common.per_sample import clipped_sum, hooked
+from confide.common.plan import privacy_plan
+from confide.common.robustness.embeddings import ascended, embedding_layer, moved
+from confide.common.tasks import collate
+from confide.common.types import Records, RoundTask, Rows
+from confide.server.report.render import read_report
+from confide.simulations.run import simulate
+
+TEXTS = ["the film was good and warm", "a gloomy story", "quite a bad actor and a dark film", "lovely"]
+LABELS = np.array([1, 0, 0, 1])
+ROWS = Rows("test", TEXTS, labels=LABELS)
+AUGMENTED = {"augmentation": 0.3, "views": 3}
+PGD = {"adversarial": 0.2}
+FREELB = {"adversarial": 0.2, "adversarial_kind": "freelb", "adversarial_steps": 2}
+options = pytest.mark.parametrize("training", [AUGMENTED, PGD, FREELB])
+ALL = np.arange(len(TEXTS))
+
+
+@pytest.fixture
+def prepared(make_config):
+    def make(training: dict, **changes) -> tuple[RunConfig, FineTuneModel, Records]:
+        config = make_config(data={"labels": ["negative", "positive"]}, training=training, **changes)
+        model = model_of(config)
+        model.set(model.initial)
+        return config, model, encode_with_copies(config, model, ROWS)
+
+    return make
+
+
+def gradient(model: FineTuneModel, loss: torch.Tensor) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.trained.values()))])
+
+
+def test_copies_stand_behind_the_records_as_they_are(prepared) -> None:
+    _, model, records = prepared(AUGMENTED)
+    plain = model.task.encode(ROWS, model.tokenizer, 32)
+    assert len(records) == len(TEXTS) * (1 + POOL)
+    assert records.digest(ALL) == plain.digest(ALL)
+    np.testing.assert_array_equal(records.targets.reshape(1 + POOL, -1), np.tile(LABELS, (1 + POOL, 1)))
+    copies = {records.digest(ALL + len(TEXTS) * (1 + copy)) for copy in range(POOL)}
+    assert len(copies) > 1
+    assert plain.digest(ALL) not in copies
+
+
+@options
+def test_a_records_views_are_averaged_before_clipping(prepared, training: dict) -> None:
+    """Against each record alone, without Opacus: mean over views, then clipped."""
+    config, model, records = prepared(training)
+    clip = 0.05
+    with hooked(model):
+        together, norms = clipped_sum(
+            model, view_losses(config, model, records, ALL, 1, np.random.default_rng(5)), clip
+        )
+    expected = torch.zeros_like(together)
+    for i in range(len(TEXTS)):
+        if "augmentation" in training:
+            drawn = np.random.default_rng(5)
+            copies = [ALL[i] + 4 * (1 + drawn.integers(POOL, size=4)[i]) for _ in range(2)]
+            losses = [model.losses(records, np.array([index]))[0] for index in (i, *copies)]
+            mean = torch.stack([gradient(model, loss) for loss in losses]).mean(0)
+        else:
+            batch = collate(model.task, records, np.array([i]), model.pad, model.device)
+            climbed = ascended(model, batch, 0.2, config.training.adversarial_steps)
+            deltas = climbed if training is FREELB else climbed[-1:]
+            parts = [gradient(model, model.task.record_losses(model.module, batch).sum())]
+            for delta in deltas:
+                with moved(embedding_layer(model), delta):
+                    parts.append(gradient(model, model.task.record_losses(model.module, batch).sum()))
+            mean = torch.stack(parts).mean(0)
+        assert float(norms[i]) == pytest.approx(float(mean.norm()), rel=1e-2)
+        expected += mean * min(1.0, clip / float(mean.norm()))
+    torch.testing.assert_close(together, expected, rtol=2e-2, atol=2e-4)
+
+
+@options
+def test_privacy_is_unchanged(prepared, local, training: dict) -> None:
+    """One record changes the clipped sum by at most C, whatever its views; noise and ε are those of the plain run."""
+    config, model, records = prepared(training, privacy=local)
+    plain, _, _ = prepared({}, privacy=local)
+    assert privacy_plan(config, 100) == privacy_plan(plain, 100)
+    clip = 0.05
+    for i in range(len(TEXTS)):
+        with hooked(model):
+            losses = view_losses(config, model, records, ALL[i : i + 1], 1, np.random.default_rng(i))
+            alone, norms = clipped_sum(model, losses, clip)
+        assert float(norms[0]) > clip
+        assert float(alone.norm()) <= clip
+
+
+def test_plain_training_until_the_warm_up_is_over(prepared) -> None:
+    config, model, records = prepared({**PGD, "adversarial_warmup": 2})
+    rng = np.random.default_rng(0)
+    assert len(view_losses(config, model, records, ALL, 2, rng)) == 1
+    assert len(view_losses(config, model, records, ALL, 3, rng)) == 2
+
+
+@options
+@pytest.mark.parametrize("mode", ["none", "local", "distributed", "client"])
+def test_whole_runs_in_every_mode(make_config, local, training: dict, mode: str) -> None:
+    privacy = {} if mode == "none" else {**local, "mode": mode}
+    report = read_report(simulate(make_config(run={"rounds": 2}, privacy=privacy, training=training)))
+    assert all("void" not in row for row in report["rounds"])
+    assert report["privacy"]["epsilon_spent"] == (None if mode == "none" else pytest.approx(8.0, abs=0.05))
+
+
+@options
+def test_a_site_trains_on_its_own_records_only(make_config, training: dict) -> None:
+    """Views come from the site's records: another site's data does not change its update."""
+    config = make_config(run={"id": "r"}, data={"labels": ["negative", "positive"]}, training=training)
+    w = Worker(config)
+    task = RoundTask(1, w.model.initial)
+    first = w.train(0, task, w.account(SimulatedSites(config).site(0), 0, 0))
+    records = w.data.records
+    blind = records.tokens.copy()
+    size = records.targets.size // (1 + POOL) if "augmentation" in training else records.targets.size
+    for other in w.data.parts[1]:
+        for copy in range(records.targets.size // size):
+            index = other + size * copy
+            blind[records.offsets[index] : records.offsets[index + 1]] = 1
+    w._records = Records(blind, records.offsets, records.targets)
+    again = w.train(0, task, w.account(SimulatedSites(config).site(0), 0, 0))
+    for name, array in first.delta.items():
+        np.testing.assert_array_equal(array, again.delta[name])
+
+
+def test_two_kinds_of_views_at_once_are_refused(make_config) -> None:
+    with pytest.raises(ConfigError, match="choose one"):
+        make_config(training={**AUGMENTED, **PGD})
+    with pytest.raises(ConfigError, match="spoiled text would be learned"):
+        make_config(training=AUGMENTED, model={"task": "causal-lm"})
