@@ -3,6 +3,7 @@
 import json
 import shutil
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from confide.client.node import known_to_server
+from confide.client.node import Node, known_to_server
 from confide.client.setup import check_site, init_site
 from confide.common.config import RunConfig
 from confide.common.credentials import issue, make_ca
@@ -231,7 +232,7 @@ def test_logs_hold_no_record_and_no_secret(federation: Federation) -> None:
 
 
 def test_a_site_stops_cleanly(federation: Federation) -> None:
-    """Last: the federation is one site short afterwards."""
+    """The federation is one site short afterwards."""
     children = descendants(federation._processes["site-3"].pid)
     assert children
     assert federation.stop("site-3") == 0
@@ -239,3 +240,33 @@ def test_a_site_stops_cleanly(federation: Federation) -> None:
     time.sleep(0.5)
     for pid in children:
         assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_reply_counts_once_however_often_it_is_sent(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Site 3, which has stopped, comes back as one that sends every answer twice, and all its old ones again."""
+    real, sent = Node._push, []
+
+    def again(self, client, node, reply, seconds):
+        sent.append(reply)
+        for old in [*sent, reply]:
+            real(self, client, node, old, seconds)
+
+    monkeypatch.setattr(Node, "_push", again)
+    node = Node(federation.site("site-3"))
+    thread = threading.Thread(target=node.run)
+    thread.start()
+    try:
+        content = run_content(2, SITES)
+        content["run"]["name"] = "replayed"
+        content["privacy"]["mode"] = "local"
+        run = write_run(federation.folder, content)
+        done = federation.command("run", str(run), "--server", str(federation.server))
+        assert done.returncode == 0, done.stderr
+    finally:
+        node.stop()
+        thread.join(timeout=60)
+    assert len(sent) >= 4  # hello, ledger, two rounds
+    report = federation.report("replayed")
+    assert [row["sites"] for row in report["rounds"]] == [federation.names] * 2
+    assert not any(row["failed"] for row in report["rounds"])
+    assert {name: run["used"] for name, run in federation.spent().items()} == dict.fromkeys(federation.names, 2)
