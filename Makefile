@@ -29,6 +29,7 @@ bench: .venv/dev
 	.venv/bin/python -m benchmarks.secagg
 	.venv/bin/python -m benchmarks.accuracy
 	.venv/bin/python -m benchmarks.deployment latency accuracy
+	.venv/bin/python -m benchmarks.robustness aggregators training
 
 soak: .venv/dev
 	.venv/bin/python -m benchmarks.deployment network soak

@@ -1,0 +1,144 @@
+"""Sites and inputs that lie: `python -m benchmarks.robustness [aggregators] [training] [byzantine]`.
+
+`training` and `byzantine` need SST-2 under ../shared/data; `byzantine` plays the shipped recipe (SEEDS=3).
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.run import Table, write_part
+from confide.common.config import load, load_content
+from confide.common.robustness.embeddings import ascended, embedding_layer, moved
+from confide.common.robustness.limits import ROBUST, default_liars
+from confide.common.robustness.perturbations import characters
+from confide.common.tasks import collate
+from confide.server import robust
+from confide.simulations import sweep
+from confide.simulations.progress import watch
+from confide.simulations.recipes import find_recipe
+from confide.simulations.robustness import Subject
+from confide.simulations.run import simulate
+
+SITES, COORDINATES = 100, 75_000
+SEEDS = int(os.environ.get("SEEDS", "3"))
+RADIUS = 0.02
+KINDS = {
+    "plain": [],
+    "spoiled copies, 20 % of letters": ["training.augmentation=0.2"],
+    f"PGD on embeddings, radius {RADIUS:g}": [f"training.adversarial={RADIUS}"],
+}
+
+
+def aggregators(scratch: Path) -> Table:
+    """Seconds for 100 sites."""
+    rows = np.random.default_rng(0).normal(size=(SITES, COORDINATES)).astype(np.float32)
+    table: Table = []
+    for name in ROBUST:
+        liars = default_liars(name, SITES)
+        found = []
+        for mixing in (False, True):
+            times = []
+            for _ in range(3):
+                started = time.perf_counter()
+                robust.aggregate(name, rows, liars, mixing=mixing, centre=np.zeros(COORDINATES))
+                times.append(time.perf_counter() - started)
+            found.append(min(times))
+        target = "≤ 5 s" if name == "bulyan" else "≤ 1 s"
+        what = f"{name}, f = {liars}: {SITES} sites × {COORDINATES:,} numbers, without / with mixing"
+        table.append((what, f"{found[0]:.2f} / {found[1]:.2f} s", target))
+    return table
+
+
+def training(scratch: Path) -> Table:
+    """What training on views gains, and what it costs."""
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in KINDS}
+    for seed in range(SEEDS):
+        for index, (name, settings) in enumerate(KINDS.items()):
+            folder = scratch / f"{index}-{seed}"
+            base = ["data.limit=4000", "run.rounds=24", f"run.seed={seed}", f"run.output={folder}"]
+            config = load(find_recipe("sst2"), ["privacy.mode=none", "model.max_length=48", *base, *settings])
+            simulate(config)
+            found[name].append(_measured(folder))
+            print(name, seed, found[name][-1], flush=True)
+    table: Table = []
+    for name, values in found.items():
+        clean, noisy, fooled = np.mean(values, axis=0)
+        low, high = np.min(values, axis=0), np.max(values, axis=0)
+        spread = [f"{a:.3f} ({b:.3f} to {c:.3f})" for a, b, c in zip((clean, noisy, fooled), low, high, strict=True)]
+        table.append((f"{name}: clean; 20 % of letters spoiled; turned by PGD", "; ".join(spread), ""))
+    plain, spoiled, pushed = (np.mean(values, axis=0) for values in found.values())
+    lost = [values[0] - values[1] for values in (plain, spoiled)]
+    table.append(("points lost to noise, plain → spoiled copies", f"{100 * lost[0]:.1f} → {100 * lost[1]:.1f}", "half"))
+    table.append(
+        (
+            "turned by PGD, plain → PGD training; clean accuracy",
+            f"{100 * plain[2]:.0f} → {100 * pushed[2]:.0f} %; {100 * (pushed[0] - plain[0]):+.1f} points",
+            "half, at ≤ 2 points",
+        )
+    )
+    return table
+
+
+def _measured(folder: Path) -> tuple[float, float, float]:
+    """Clean accuracy, accuracy with 20 % of letters spoiled, share of right answers that PGD turns."""
+    subject = Subject(folder)
+    rows = subject.rows(500)
+    labels = np.asarray(rows.labels)
+    clean = subject.ask(rows.text).argmax(1) == labels
+    rng = np.random.default_rng(1)
+    noisy = subject.ask([characters(text, 0.2, rng) for text in rows.text]).argmax(1) == labels
+    model = subject.model
+    records = model.task.encode(rows, model.tokenizer, subject.config.model.max_length)
+    right = np.flatnonzero(clean)[:128]
+    layer, turned = embedding_layer(model), 0
+    model.set(subject.adapter)
+    for part in np.array_split(right, 4):
+        batch = collate(model.task, records, part, model.pad, model.device)
+        delta = ascended(model, batch, RADIUS, 10)[-1]
+        with torch.no_grad(), moved(layer, delta):
+            turned += int((model.task.score(model.module, batch)["predicted"] != records.targets[part]).sum())
+    return float(clean.mean()), float(noisy.mean()), turned / len(right)
+
+
+def byzantine(scratch: Path) -> Table:
+    """The shipped recipe, every defence under its worst attack."""
+    folder = Path(os.environ.get("BYZANTINE", scratch / "byzantine"))
+    content = load_content(find_recipe("byzantine"), [f"sweep.seeds={SEEDS}"])
+    sweep.play(content, folder, watch)
+    report = json.loads((folder / "report.json").read_text())
+    table: Table = []
+    for setting in report["settings"]:
+        for row in setting["rows"]:
+            each = ", ".join(f"{a} {100 * v:.1f}" for a, v in row["accuracy"].items() if v is not None)
+            table.append((f"{setting['name']}, {row['defence']}: accuracy under each attack, %", each, ""))
+            lost = 100 * (row["clean"] - row["worst"])
+            table.append(
+                (f"… points lost to the worst ({row['worst_attack']})", f"{lost:.1f}", "≤ 3 (default defence)")
+            )
+            if row["backdoor"] is not None:
+                table.append(("… texts that the trigger turns, most of any run", f"{100 * row['backdoor']:.0f} %", ""))
+    return table
+
+
+PARTS: dict[str, Callable[[Path], Table]] = {"aggregators": aggregators, "training": training, "byzantine": byzantine}
+
+
+def main(wanted: list[str]) -> None:
+    for part in wanted or list(PARTS):
+        with tempfile.TemporaryDirectory(prefix="confide-bench-") as scratch:
+            rows = PARTS[part](Path(scratch))
+        lines = [f"`python -m benchmarks.robustness {part}`, {os.cpu_count()} cores, {SEEDS} seeds.", ""]
+        lines += ["| what | measured | target |", "|---|---|---|"]
+        write_part(f"# Robustness: {part}", [*lines, *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
