@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 
-CONFIG = "config.toml"
+CONFIG, PROGRESS = "config.toml", "progress.json"
 
 
 def require_room(folder: Path, *, overwrite: bool) -> None:

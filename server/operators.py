@@ -24,13 +24,13 @@ from .. import __version__
 from ..common.config import RunConfig, Section, parse_toml
 from ..common.errors import ConfideError, ConfigError
 from ..common.resolve import is_path
+from ..common.run_folder import CONFIG, PROGRESS
 from .runs import LocalRuns, rounds_done
 
 VERSION = "x-confide-version"
-RESULTS = ("report.html", "report.json", "config.toml", "metrics.jsonl")
+RESULTS = ("report.html", "report.json", CONFIG, "metrics.jsonl")
 RESULT_FOLDERS = ("adapter", "tensorboard")
 """what an operator gets of a finished run; checkpoints stay"""
-_PROGRESS = "progress.json"
 
 
 class PublicFile(Section, frozen=True):
@@ -141,7 +141,7 @@ def _json(body: bytes) -> dict[str, Any]:
 def _run(folder: Path, request: Request) -> Path:
     name = request.path_params["name"]
     run = folder / "runs" / name
-    if not re.fullmatch(r"[\w-][\w.-]*", name) or not (run / "config.toml").is_file():
+    if not re.fullmatch(r"[\w-][\w.-]*", name) or not (run / CONFIG).is_file():
         raise ConfigError(f"no run '{name[:80]}' at the server; see confide runs")
     return run
 
@@ -187,7 +187,7 @@ def _kept(folder: Path, file: PublicFile, key: str) -> Path:
 
 def _progress(run: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((run / _PROGRESS).read_text(encoding="utf-8"))
+        return json.loads((run / PROGRESS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

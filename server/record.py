@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-PROGRESS = "progress.json"
+from ..common.run_folder import PROGRESS
 
 
 class Recorder:

@@ -15,9 +15,8 @@ import httpx
 from .. import __version__
 from ..common.config import RunConfig
 from ..common.errors import ConfideError, ConfigError, DeploymentError
-from ..common.run_folder import make_room, require_room
+from ..common.run_folder import PROGRESS, make_room, require_room
 from .operators import VERSION
-from .record import PROGRESS
 from .runs import RunRow, Submitted
 
 _POLL_SECONDS, _CALL_SECONDS = 1.0, 60.0

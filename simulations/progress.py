@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..common.run_folder import PROGRESS
 from ..server.report import read_report
 
-_PROGRESS = "progress.json"
 _INTERVAL = 0.2
 
 
@@ -69,7 +69,7 @@ def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) 
     sites = progress.add_task("sites", total=None, visible=False)
     while not end.wait(_INTERVAL):
         try:
-            state = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+            state = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             continue  # not there yet
         text = "rounds" if state["stage"] == "training" else state["stage"]
@@ -83,7 +83,7 @@ def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) 
 
 def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLEPROGRESS_BARS", "1")
     logging.getLogger("flwr").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)
