@@ -1,6 +1,8 @@
 """What a real site refuses, whatever the server says, and what it keeps between messages."""
 
+import gc
 import io
+import resource
 import zipfile
 from pathlib import Path
 
@@ -52,6 +54,10 @@ def a_task(host: DeployedHost, config: RunConfig, number: int = 1) -> Message:
     facts = wire.task_config()
     facts[wire.ROUND] = number
     return message("train", RecordDict({wire.ARRAYS: arrays, wire.CONFIG: facts}))
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def used(host: DeployedHost, run: str) -> int:
@@ -138,8 +144,11 @@ def test_a_thousand_mutated_messages_charge_nothing_they_should_not_and_crash_no
     good = message_to_proto(task).SerializeToString()
     head = good[:600], good[-1500:]  # numbers in the middle are only numbers
     rng = np.random.default_rng(7)
-    handled = 0
-    for _ in range(1000):
+    handled, memory = 0, []
+    for number in range(1000):
+        if number % 100 == 0:
+            gc.collect()
+            memory.append(resident_bytes())
         content = bytearray(good)
         for _ in range(int(rng.integers(1, 4))):
             near = int(rng.integers(0, len(head[0]))) if rng.random() < 0.5 else len(good) - int(rng.integers(1, 1500))
@@ -163,6 +172,7 @@ def test_a_thousand_mutated_messages_charge_nothing_they_should_not_and_crash_no
             assert isinstance(reply.error, Error)
             assert "\n" not in (reply.error.reason or "")
     assert handled > 100
+    assert memory[-1] - memory[2] < 32 * 2**20  # flat once everything has been used
     assert used(host, "r5") <= config.run.rounds
     assert not handle(message("query.hello", RecordDict()), host).has_error()
 
