@@ -1,6 +1,7 @@
-"""`confide evaluate robustness`: how far a finished run's model falls under noise, checks and attackers.
+"""`confide evaluate robustness`: how far a finished run's model falls under noise, checks, attackers, and from site to
+site.
 
-Reads the run's public test set, nobody's data. The outcome becomes part of the run's report.
+Reads the run's public test set and, of a simulation, each site's records. The outcome becomes part of the run's report.
 """
 
 from collections.abc import Callable
@@ -11,22 +12,25 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from ..common.config import RunConfig, load
+from ..client.worker import load_simulated
+from ..common.config import AttackSection, RunConfig, load
 from ..common.data import read_rows, shuffled_limit
 from ..common.errors import ConfigError
 from ..common.models import FineTuneModel, model_of
+from ..common.partition import site_name
 from ..common.robustness import blackbox
 from ..common.robustness.embeddings import ascended, embedding_layer, moved
 from ..common.robustness.perturbations import PERTURBATIONS, STRENGTHS, names_swapped, negated
 from ..common.run_folder import CONFIG
 from ..common.tasks import collate
+from ..common.tasks.sequence_classification import calibration_error
 from ..common.types import Rows
-from ..server.evaluation import probabilities
+from ..server.evaluation import evaluate, probabilities
 from ..server.report import amend_report, read_report
 
 RADII = (0.01, 0.02, 0.05, 0.1)
 """of PGD on embeddings, relative to each token's norm"""
-_PGD_STEPS, _EXAMPLES = 10, 6
+_PGD_STEPS, _EXAMPLES, _ROWS_OF_A_SITE = 10, 6, 200
 Tell = Callable[[str, int, int], None]
 """stage, done, of how many"""
 
@@ -70,6 +74,8 @@ def evaluate_robustness(
         "clean": float((clean.argmax(1) == labels).mean()),
         "perturbations": _perturbations(subject, sample, labels, seeds, tell),
         "checks": _checks(subject, sample, clean.argmax(1)),
+        "slices": _slices(subject, sample, labels, clean),
+        "sites": _sites(subject),
         "blackbox": _black_box(subject, sample, labels, right, budget, tell),
         "embeddings": _white_box(subject, sample, right, tell),
     }
@@ -104,6 +110,39 @@ def _checks(subject: Subject, sample: Rows, predicted: np.ndarray) -> list[dict[
         answers = subject.ask([text for _, text in with_verb]).argmax(1)
         changed = float((answers != predicted[indices]).mean())
         found.append({"name": "negation", "rows": len(with_verb), "changed": changed, "should": True})
+    return found
+
+
+def _slices(subject: Subject, sample: Rows, labels: np.ndarray, clean: np.ndarray) -> list[dict[str, Any]]:
+    """Parts of the test set: each class, and the shortest and longest texts; how sure the model is beside how right."""
+    lengths = np.array([len(text.split()) for text in sample.text])
+    low, high = np.quantile(lengths, (0.25, 0.75))
+    parts = {f"class {name}": labels == number for number, name in enumerate(subject.config.data.labels or [])}
+    parts |= {f"{low:.0f} words and fewer": lengths <= low, f"{high:.0f} words and more": lengths >= high}
+    return [
+        {
+            "name": name,
+            "rows": int(part.sum()),
+            "accuracy": float((clean[part].argmax(1) == labels[part]).mean()),
+            "calibration_error": calibration_error(clean[part], labels[part]),
+        }
+        for name, part in parts.items()
+        if part.any()
+    ]
+
+
+def _sites(subject: Subject) -> list[dict[str, Any]] | None:
+    """Of a simulation, which knows all records: accuracy on each site's own. A deployment would have to release it."""
+    if subject.config.data.train is None:
+        return None
+    honest = subject.config.model_copy(update={"attack": AttackSection()})
+    data = load_simulated(honest, subject.model)
+    found = []
+    for number, part in enumerate(data.parts):
+        rows = np.random.default_rng([number, 0x517E]).permutation(part)[:_ROWS_OF_A_SITE]
+        metrics = evaluate(subject.model, subject.adapter, data.records, np.sort(rows)).metrics
+        name = site_name(number, len(data.parts))
+        found.append({"name": name, "rows": len(rows), "records": len(part), "accuracy": metrics["accuracy"]})
     return found
 
 

@@ -214,6 +214,10 @@ def print_robustness(facts: dict[str, Any]) -> None:
     for check in facts["checks"]:
         wanted = "should" if check["should"] else "should not"
         _print(f"{check['name']}: {100 * check['changed']:.1f} % of {check['rows']} answers change; they {wanted}")
+    for what, rows in (("part of the test set", facts["slices"]), ("simulated site", facts["sites"] or [])):
+        if rows:
+            worst = min(rows, key=lambda row: row["accuracy"])
+            _print(f"worst {what}: {worst['name']}, {100 * worst['accuracy']:.1f} % of {worst['rows']} right")
     queries = facts["blackbox"]
     _print(
         f"attack by queries: {100 * queries['success']:.1f} % of {queries['attacked']} texts turned, "

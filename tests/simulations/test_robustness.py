@@ -35,6 +35,12 @@ def test_the_command_adds_to_the_report(finished: Path, monkeypatch, capsys) -> 
     assert facts["blackbox"]["queries"] <= 60
     successes = [row["success"] for row in facts["embeddings"]]
     assert successes == sorted(successes)  # a larger radius holds the smaller
+    assert [row["name"] for row in facts["sites"]] == ["site-1", "site-2", "site-3", "site-4"]
+    assert sum(row["records"] for row in facts["sites"]) == 240
+    classes = {row["name"]: row for row in facts["slices"] if row["name"].startswith("class")}
+    assert sum(row["rows"] for row in classes.values()) == 40
+    right = sum(row["accuracy"] * row["rows"] for row in classes.values())
+    assert right / 40 == pytest.approx(facts["clean"])
     html = (finished / "report.html").read_text()
     assert "Inputs that lie" in html
     assert "<mark>" in html
