@@ -138,7 +138,7 @@ def check_site(folder: Path) -> Iterator[Check]:
     except ConfideError as error:
         yield Check("site.toml", False, str(error))
         return
-    yield Check("site.toml", True, f"site {section.name}, {len(config.datasets)} data sets")
+    yield Check("site.toml", True, f"site {section.name}; data sets: {', '.join(config.datasets)}")
     yield _checked("node key", lambda: _node_key(folder, section.name))
     yield _checked("ledger", lambda: _ledger(folder, section.name))
     yield _checked("CA certificate", lambda: _certificate(folder / CA))
