@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 from flwr.app import Error, Message
 
 from ..common import wire
 from ..common.errors import WireError
-from ..common.types import Adapter, Update, joined
+from ..common.types import Adapter, Update, joined, split
 from .aggregation import weight_cap
+from .robust import bounded
 
 
 @dataclass
@@ -81,10 +81,8 @@ def _shortened(update: Update, norm: float | None) -> Update:
     """An update no longer than `norm`, in L2 over all its arrays."""
     if norm is None or not update.delta:
         return update
-    length = float(np.linalg.norm(joined(update.delta)))
-    if length <= norm:
-        return update
-    return replace(update, delta={name: array * np.float32(norm / length) for name, array in update.delta.items()})
+    (vector,) = bounded(joined(update.delta)[None], norm)
+    return replace(update, delta=split(vector, update.delta))
 
 
 def capped(weights: Mapping[str, float]) -> list[str] | None:

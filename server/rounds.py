@@ -1,7 +1,7 @@
 """The loop over rounds, on any Flower Grid: ask, aggregate, checkpoint, evaluate.
 
 Flower's own `Strategy.start` cannot resume and voids a round on one error reply, so the loop is ours; it calls
-`configure_train` and `aggregate_train` of any Flower `Strategy`. `fedavg`, `ffa` and `exact` are `StreamingStrategy`.
+`configure_train` and `aggregate_train` of any Flower `Strategy`. Our own is `StreamingStrategy`.
 """
 
 import time
