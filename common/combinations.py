@@ -162,7 +162,7 @@ def _check_server(config: "RunConfig") -> None:
 
 def _check_robust(config: "RunConfig") -> None:
     server, clients = config.server, config.data.partition.clients
-    for key in ("liars", "mixing"):
+    for key in ("liars", "mixing", "memory"):
         _require(
             server.robust or getattr(server, key) is None,
             f"server.{key}: received for '{server.aggregation}', which bears no lying site; choose trimmedmean, or "
@@ -181,6 +181,12 @@ def _check_robust(config: "RunConfig") -> None:
         most >= max(1, config.liars),
         f"server.liars: {config.liars} received for '{server.aggregation}' with {sites} sites in a round; it bears "
         f"{'none' if most < 1 else f'at most {most}'}; lower it, ask more sites, or choose trimmedmean",
+    )
+    left = most_liars(server.aggregation, sites - config.liars)
+    _require(
+        not server.memory or left >= config.liars,
+        f"server.memory: {server.memory} received; without the {config.liars} sites that it leaves out of {sites}, "
+        f"'{server.aggregation}' bears {max(left, 0)} liars; set it to 0, lower server.liars, or ask more sites",
     )
 
 

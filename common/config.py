@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from .combinations import check_combinations
 from .errors import ConfigError
-from .robustness.limits import ROBUST, default_liars
+from .robustness.limits import ROBUST, default_liars, most_liars
 from .secagg.params import Parameters
 
 OUR_AGGREGATIONS = ("fedavg", "ffa", "exact")
@@ -28,6 +28,8 @@ FLOWER_STRATEGIES = {
     "fedadagrad": "FedAdagrad",
     "qfedavg": "QFedAvg",
 }
+
+_MEMORY = 0.8
 
 _JSON = "json:"
 """marks a value of the flat run-config that is no scalar"""
@@ -188,6 +190,10 @@ class ServerSection(Section, frozen=True):
     """f: lying sites among those of a round that a robust aggregation bears; omitted: one in five"""
     mixing: bool | None = None
     """nearest-neighbour mixing before a robust aggregation; omitted: yes"""
+    memory: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """weight of the past in the running mean of a site's updates, by which a robust aggregation leaves out the f sites
+    that lie farthest from the others; 0: it leaves out none; omitted: 0.8 where so many sites are left that they bear f
+    liars still"""
     max_norm: PositiveFloat | None = None
     """L2 norm that an update is shortened to before it is aggregated; omitted: any finite one is taken"""
     options: dict[str, float | int] = {}
@@ -331,6 +337,15 @@ class RunConfig(Section, frozen=True):
         if self.server.liars is not None:
             return self.server.liars
         return default_liars(self.server.aggregation, self.server.cohort or self.clients)
+
+    @property
+    def memory(self) -> float:
+        """`server.memory`, with its default."""
+        server = self.server
+        if server.memory is not None or not server.robust:
+            return server.memory or 0.0
+        left = (server.cohort or self.clients) - self.liars
+        return _MEMORY if most_liars(server.aggregation, left) >= self.liars else 0.0
 
     @property
     def steps_per_round(self) -> int:

@@ -26,7 +26,7 @@ from . import robust
 class Aggregate(Protocol):
     """One round's accumulator."""
 
-    def add(self, delta: Adapter, weight: float) -> None:
+    def add(self, delta: Adapter, weight: float, site: str = "") -> None:
         """Takes one site's update in."""
         ...
 
@@ -56,7 +56,7 @@ class Mean:
         """power of two that the weights are just below → weighted sum, plain sum"""
         self._weights: list[float] = []
 
-    def add(self, delta: Adapter, weight: float) -> None:
+    def add(self, delta: Adapter, weight: float, site: str = "") -> None:
         power = math.frexp(weight)[1]
         if power not in self._sums:
             self._sums[power] = ({}, {})
@@ -100,7 +100,7 @@ class ProductMean:
         self._kept: list[tuple[Adapter, float]] = []
         self.residual = 0.0
 
-    def add(self, delta: Adapter, weight: float) -> None:
+    def add(self, delta: Adapter, weight: float, site: str = "") -> None:
         """Kept until the cap on weights is known: a product cannot be taken apart again."""
         self._kept.append((delta, weight))
 
@@ -158,33 +158,66 @@ def _truncate(b: np.ndarray, a: np.ndarray, rank: int) -> tuple[np.ndarray, np.n
     return new_b, new_a, singular
 
 
+class RobustState:
+    """What a robust aggregation keeps from round to round."""
+
+    def __init__(self, config: RunConfig, coordinates: int) -> None:
+        self.centre = np.zeros(coordinates)
+        """(d,) the last aggregate"""
+        self.memory = robust.Memory(config.memory) if config.memory else None
+
+    def arrays(self) -> Adapter:
+        """For a checkpoint."""
+        past = {} if self.memory is None else self.memory.state()
+        return {_CENTRE: self.centre, **{_PAST + site: array for site, array in past.items()}}
+
+    def restore(self, arrays: Adapter) -> None:
+        self.centre = arrays.get(_CENTRE, self.centre)
+        if self.memory is not None:
+            past = {name.removeprefix(_PAST): array for name, array in arrays.items() if name.startswith(_PAST)}
+            self.memory.restore(past)
+
+
+_CENTRE, _PAST = "centre", "past/"
+
+
 class Robust:
     """An aggregate that bears `server.liars` lying sites; every site counts the same, whatever weight it claims."""
 
-    def __init__(self, config: RunConfig, trained: Adapter, centre: np.ndarray, liars: int) -> None:
-        """centre: (d,) the last round's aggregate."""
-        self._name, self._mixing, self._liars = config.server.aggregation, config.server.mixes, liars
-        self._trained, self.centre = trained, centre
+    def __init__(self, config: RunConfig, trained: Adapter, state: RobustState) -> None:
+        self._name, self._mixing, self._liars = config.server.aggregation, config.server.mixes, config.liars
+        self._trained, self._state = trained, state
         self._rows: list[np.ndarray] = []
-        self.outliers = np.zeros(0, dtype=bool)
-        """(n,) the updates, in the order in which they were added, that lie far from the aggregate"""
+        self._sites: list[str] = []
+        self.outliers: list[str] = []
+        """sites whose updates lie far from the aggregate"""
+        self.left_out: list[str] | None = None
+        """sites that the memory of their updates told apart; None: without memory"""
 
-    def add(self, delta: Adapter, weight: float) -> None:
+    def add(self, delta: Adapter, weight: float, site: str = "") -> None:
         self._rows.append(joined(delta))
+        self._sites.append(site)
 
     def finish(self) -> Adapter:
         if not self._rows:
             raise RoundError("no update to aggregate")
-        rows = np.stack(self._rows)
-        self.centre = robust.aggregate(self._name, rows, self._liars, mixing=self._mixing, centre=self.centre)
-        self.outliers = robust.outliers(rows, self.centre)
-        return split(self.centre, self._trained)
+        rows, state = np.stack(self._rows).astype(np.float64), self._state
+        kept = np.ones(len(rows), dtype=bool)
+        if state.memory is not None and self._liars:
+            kept = robust.trusted(state.memory.take(self._sites, rows), self._liars)
+            self.left_out = self._named(~kept)
+        state.centre = robust.aggregate(self._name, rows[kept], self._liars, mixing=self._mixing, centre=state.centre)
+        self.outliers = self._named(robust.outliers(rows, state.centre))
+        return split(state.centre, self._trained)
+
+    def _named(self, chosen: np.ndarray) -> list[str]:
+        return sorted(site for site, one in zip(self._sites, chosen, strict=True) if one)
 
 
-def make_aggregate(config: RunConfig, adapter: Adapter, trained: Adapter, centre: np.ndarray) -> Aggregate:
-    """A fresh accumulator for one round of `fedavg`, `ffa`, `exact` or a robust aggregation."""
-    if config.server.robust:
-        return Robust(config, trained, centre, config.liars)
+def make_aggregate(config: RunConfig, adapter: Adapter, trained: Adapter, state: RobustState | None) -> Aggregate:
+    """A fresh accumulator for one round of `fedavg`, `ffa`, `exact` or a robust aggregation, which needs its state."""
+    if state is not None:
+        return Robust(config, trained, state)
     return ProductMean(adapter) if config.server.aggregation == "exact" else Mean()
 
 

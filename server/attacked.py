@@ -30,24 +30,30 @@ def attack_facts(config: RunConfig, model: FineTuneModel, state: Checkpoint) -> 
 
 
 def backdoor(config: RunConfig, model: FineTuneModel, adapter: Adapter) -> dict[str, float]:
-    """Share of test texts of other classes that become the target's with the trigger, and without it."""
+    """Over test texts of other classes than the target's. success: of those that are not taken for the target's, the
+    share that the trigger turns into it. without_trigger: the share that is taken for it anyhow."""
     rows = read_rows(config.data.test, config.data, list(config.data.labels or []))
     target = target_of(config.attack, config)
-    with_it = triggered(rows, config)
     others = rows.take(np.flatnonzero(np.asarray(rows.labels) != target))
-    shares = {}
-    for name, changed in (("success", with_it), ("without_trigger", others)):
-        records = model.task.encode(changed, model.tokenizer, config.model.max_length)
-        shares[name] = float((predictions(model, adapter, records) == target).mean())
-    return shares
+    called = []
+    for texts in (others, triggered(rows, config)):
+        records = model.task.encode(texts, model.tokenizer, config.model.max_length)
+        called.append(predictions(model, adapter, records) == target)
+    plain, with_it = called
+    return {
+        "success": float(with_it[~plain].mean()) if not plain.all() else 0.0,
+        "without_trigger": float(plain.mean()),
+    }
 
 
 def detection(liars: list[str], history: list[dict[str, Any]]) -> dict[str, float | None] | None:
-    """Precision and recall of the outliers that a robust aggregation named, over all rounds; None: it names nobody."""
-    named = [(row["outliers"], row["sites"]) for row in history if row.get("outliers") is not None]
+    """Precision and recall of the sites that a robust aggregation left out, or without memory called outliers, over all
+    rounds; None: it names nobody."""
+    rows = [(row.get("left_out", row.get("outliers")), row["sites"]) for row in history]
+    named = [(suspects, sites) for suspects, sites in rows if suspects is not None]
     if not named:
         return None
-    hits = sum(len(set(outliers) & set(liars)) for outliers, _ in named)
-    told = sum(len(outliers) for outliers, _ in named)
+    hits = sum(len(set(suspects) & set(liars)) for suspects, _ in named)
+    told = sum(len(suspects) for suspects, _ in named)
     there = sum(len(set(sites) & set(liars)) for _, sites in named)
     return {"precision": hits / told if told else None, "recall": hits / there if there else None}

@@ -12,6 +12,9 @@ of rows and equivariant under translation and scaling of X (but for `centred_cli
 | `centred_clipping` | f < n/2 | Karimireddy et al. 2021 |
 | `mixed`, before any of them | f < n/2 | nearest-neighbour mixing, Allouah et al. 2023 |
 
+Over rounds, honest noise averages out and what liars want every time does not (Karimireddy et al. 2021). `Memory` keeps
+the running mean of each site's updates; `trusted` leaves out the f sites whose means lie farthest from the others'.
+
 Nothing here knows who lies, or how.
 """
 
@@ -136,6 +139,39 @@ def outliers(rows: np.ndarray, aggregate: np.ndarray) -> np.ndarray:
     if spread == 0:
         return distances > middle * (1 + 1e-6)
     return (distances - middle) / spread > _OUTLYING
+
+
+class Memory:
+    """The running mean of each site's updates, without the bias of its first rounds (as Kingma and Ba 2015 do)."""
+
+    def __init__(self, decay: float) -> None:
+        """decay: weight of the past, in [0, 1)."""
+        self._decay = decay
+        self._sums: dict[str, np.ndarray] = {}
+        """(1 + d,) sum of the weights, and the weighted sum of the updates"""
+
+    def take(self, sites: list[str], rows: np.ndarray) -> np.ndarray:
+        """(n, d) means with this round's rows in them."""
+        means = np.empty(rows.shape)
+        for i, (site, row) in enumerate(zip(sites, rows, strict=True)):
+            now = (1 - self._decay) * np.concatenate([[1.0], row])
+            self._sums[site] = self._decay * self._sums[site] + now if site in self._sums else now
+            means[i] = self._sums[site][1:] / self._sums[site][0]
+        return means
+
+    def state(self) -> dict[str, np.ndarray]:
+        """For a checkpoint, by site."""
+        return dict(self._sums)
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        self._sums = dict(state)
+
+
+def trusted(means: np.ndarray, liars: int) -> np.ndarray:
+    """(n,) bool: all but the f rows with the worst Krum scores."""
+    kept = np.zeros(len(means), dtype=bool)
+    kept[np.argsort(_krum_scores(_squared_distances(means), liars), kind="stable")[: len(means) - liars]] = True
+    return kept
 
 
 Rule = Callable[[np.ndarray, int], np.ndarray]

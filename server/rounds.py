@@ -51,6 +51,8 @@ class RoundResult:
     """`exact`: what the truncation to rank r lost, relative"""
     outliers: list[str] | None = None
     """robust aggregations: sites whose updates lay far from the aggregate"""
+    left_out: list[str] | None = None
+    """… and those left out because their updates so far lie apart"""
     capped: list[str] | None = None
     """sites that claimed too large a weight"""
     clip: float | None = None
@@ -372,6 +374,7 @@ def _one_round(
         train_loss=sum(w * loss for w, loss in replies.losses) / weight if weight else None,
         residual=strategy.residual if isinstance(strategy, StreamingStrategy) else None,
         outliers=strategy.outliers if isinstance(strategy, StreamingStrategy) else None,
+        left_out=strategy.left_out if isinstance(strategy, StreamingStrategy) else None,
         capped=capped(replies.weights),
         clip=clip if config.privacy.clip_quantile is not None else None,
         void=void,

@@ -12,11 +12,11 @@ from ..common import wire
 from ..common.config import FLOWER_STRATEGIES, RunConfig
 from ..common.errors import ConfigError
 from ..common.types import Adapter, Update, split
-from .aggregation import ProductMean, Robust, ServerStep, make_aggregate, weight_cap
+from .aggregation import ProductMean, Robust, RobustState, ServerStep, make_aggregate, weight_cap
 from .checkpoint import arrays_of, restore_arrays
 
-_CENTRE = "robust-centre"
-"""the last aggregate, in a checkpoint"""
+_ROBUST = "robust/"
+"""arrays of `RobustState` in a checkpoint"""
 
 
 class StreamingStrategy(Strategy):
@@ -26,11 +26,12 @@ class StreamingStrategy(Strategy):
         self._config = config
         self._adapter: Adapter = {}
         self._trained = trained
-        self._centre = np.zeros(sum(array.size for array in trained.values()))
-        """(d,) the last aggregate of a robust aggregation"""
+        coordinates = sum(array.size for array in trained.values())
+        self._robust = RobustState(config, coordinates) if config.server.robust else None
         self.step = ServerStep(config, trained)
         self.residual: float | None = None
         self.outliers: list[str] | None = None
+        self.left_out: list[str] | None = None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -52,28 +53,30 @@ class StreamingStrategy(Strategy):
 
         Raises RoundError when too few came for the liars that a robust aggregation is to bear.
         """
-        aggregate = make_aggregate(self._config, self._adapter, self._trained, self._centre)
-        sites: list[str] = []
+        aggregate = make_aggregate(self._config, self._adapter, self._trained, self._robust)
+        count = 0
         for site, update in updates:
-            aggregate.add(update.delta, update.weight)
-            sites.append(site)
-        self.outliers = None
-        if len(sites) < self._config.server.min_clients:
+            aggregate.add(update.delta, update.weight, site)
+            count += 1
+        self.outliers = self.left_out = None
+        if count < self._config.server.min_clients:
             return None
         change = aggregate.finish()
         self.residual = aggregate.residual if isinstance(aggregate, ProductMean) else None
         if isinstance(aggregate, Robust):
-            self._centre = aggregate.centre
-            self.outliers = sorted(site for site, far in zip(sites, aggregate.outliers, strict=True) if far)
+            self.outliers, self.left_out = aggregate.outliers, aggregate.left_out
         return wire.arrays_to_record(self.step.apply(self._adapter, change))
 
     def state(self) -> Adapter:
         """For a checkpoint."""
-        return {**self.step.state(), **({_CENTRE: self._centre} if self._config.server.robust else {})}
+        kept = {} if self._robust is None else self._robust.arrays()
+        return {**self.step.state(), **{_ROBUST + name: array for name, array in kept.items()}}
 
     def restore(self, state: Adapter) -> None:
-        self._centre = state.get(_CENTRE, self._centre)
-        self.step.restore({name: array for name, array in state.items() if name != _CENTRE})
+        if self._robust is not None:
+            kept = {name.removeprefix(_ROBUST): array for name, array in state.items() if name.startswith(_ROBUST)}
+            self._robust.restore(kept)
+        self.step.restore({name: array for name, array in state.items() if not name.startswith(_ROBUST)})
 
     def summed(self, change: np.ndarray) -> ArrayRecord:
         """The next adapter, for modes that release a sum. change: (d,) of the trained numbers."""

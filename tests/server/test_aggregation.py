@@ -8,7 +8,6 @@ from confide.common.errors import RoundError
 from confide.server.aggregation import Mean, ProductMean, ServerStep, make_aggregate
 
 RNG = np.random.default_rng(0)
-NOWHERE = np.zeros(0)
 A, B, HEAD = "m.lora_A.weight", "m.lora_B.weight", "head.weight"
 
 
@@ -127,5 +126,5 @@ def test_trained_adapters_are_added(make_config) -> None:
 
 
 def test_names_choose_the_aggregate(make_config) -> None:
-    assert isinstance(make_aggregate(make_config(server={"aggregation": "ffa"}), {}, {}, NOWHERE), Mean)
-    assert isinstance(make_aggregate(make_config(server={"aggregation": "exact"}), {}, {}, NOWHERE), ProductMean)
+    assert isinstance(make_aggregate(make_config(server={"aggregation": "ffa"}), {}, {}, None), Mean)
+    assert isinstance(make_aggregate(make_config(server={"aggregation": "exact"}), {}, {}, None), ProductMean)

@@ -5,10 +5,16 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import trim_mean
 
+from confide.client.app import app
+from confide.common import wire
 from confide.common.errors import RoundError
 from confide.common.robustness.limits import ROBUST, default_liars, most_liars
+from confide.common.types import Update
 from confide.server import robust
-from confide.server.aggregation import Mean, Robust, make_aggregate, weight_cap
+from confide.server.aggregation import Mean, weight_cap
+from confide.server.grids import Cohort
+from confide.server.strategy import StreamingStrategy
+from confide.simulations.local import LocalGrid
 from confide.tests.tiny import merged
 
 N, F, D = 15, 3, 40
@@ -142,17 +148,81 @@ def test_no_site_counts_for_much_more_than_the_others() -> None:
     assert alike.finish()["x"][0] == pytest.approx(np.average(range(4), weights=weights))
 
 
-def test_the_centre_outlives_a_checkpoint(make_config) -> None:
-    from confide.server.strategy import StreamingStrategy
+def one_round(rng: np.random.Generator) -> np.ndarray:
+    """(10, 1000) updates; what two liars add to the first tenth of the numbers is half of the others' noise."""
+    rows = rng.normal(size=(10, 1000))
+    rows[:2, :100] += 0.5
+    return rows
 
-    trained = {"x": np.zeros(3, np.float32)}
-    config = make_config(server={"aggregation": "centredclipping"})
-    first = StreamingStrategy(config, trained)
-    first._centre = np.arange(3.0)
-    second = StreamingStrategy(config, trained)
+
+def test_memory_tells_liars_apart_that_one_round_does_not() -> None:
+    """What they add is 5 long; two honest updates are about 45 apart, their means over some 60 rounds about 6."""
+    rng, memory = np.random.default_rng(6), robust.Memory(0.97)
+    assert any(robust.trusted(one_round(rng), 2)[:2].any() for _ in range(20))
+    means = np.zeros(0)
+    for _ in range(100):
+        means = memory.take([f"s{i}" for i in range(10)], one_round(rng))
+    np.testing.assert_array_equal(np.flatnonzero(~robust.trusted(means, 2)), [0, 1])
+
+
+def test_memory_is_a_weighted_mean_of_the_rounds_in_which_a_site_took_part() -> None:
+    memory = robust.Memory(0.5)
+    memory.take(["a", "b"], np.array([[1.0], [10.0]]))
+    memory.take(["b"], np.array([[40.0]]))
+    means = memory.take(["b", "a", "c"], np.array([[100.0], [4.0], [7.0]]))
+    b = np.average([10.0, 40.0, 100.0], weights=[1, 2, 4])
+    np.testing.assert_allclose(means, [[b], [np.average([1.0, 4.0], weights=[1, 2])], [7.0]])
+
+
+def strategy_for(make_config, server: dict, coordinates: int, sites: int = 10) -> StreamingStrategy:
+    trained = {"x": np.zeros(coordinates, np.float32)}
+    config = make_config(data={"partition": {"kind": "iid", "clients": sites}}, server=server, training=STEPS)
+    strategy = StreamingStrategy(config, trained)
+    strategy.configure_train(1, wire.arrays_to_record(trained), wire.task_config(), Cohort(LocalGrid(app, {}, 0), []))
+    return strategy
+
+
+THREE = {"partition": {"clients": 3}}
+STEPS = {"local_steps": 2}  # so that the server adds what comes
+
+
+def played(strategy: StreamingStrategy, rows: np.ndarray) -> np.ndarray:
+    """(d,) the aggregate of (n, d) updates."""
+    updates = [Update(f"s{i}", {"x": row.astype(np.float32)}, 1.0, 0, None) for i, row in enumerate(rows)]
+    record = strategy.aggregate((update.site, update) for update in updates)
+    assert record is not None
+    return wire.record_to_arrays(record)["x"]
+
+
+def test_what_hides_in_each_round_stays_out_of_the_aggregate_with_memory(make_config) -> None:
+    """100 numbers × 50 rounds × 6 and more sites: the honest part of the mean has a standard deviation below 0.006."""
+    shifts = {}
+    for decay in (0.0, 0.97):
+        server = {"aggregation": "trimmedmean", "liars": 2, "memory": decay}
+        strategy, rng = strategy_for(make_config, server, 1000), np.random.default_rng(7)
+        got = [played(strategy, one_round(rng)) for _ in range(100)]
+        shifts[decay] = float(np.mean(got[50:], axis=0)[:100].mean())
+        assert strategy.left_out == (["s0", "s1"] if decay else None)
+    assert shifts[0.0] > 0.05
+    assert abs(shifts[0.97]) < 0.03
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"aggregation": "centredclipping", "liars": 1, "memory": 0.0},
+        {"aggregation": "trimmedmean", "liars": 1, "memory": 0.5, "mixing": False},
+    ],
+)
+def test_the_state_outlives_a_checkpoint(make_config, server: dict) -> None:
+    rows = np.random.default_rng(8).normal(size=(3, 6, 3))
+    whole, first, second = (strategy_for(make_config, server, 3, sites=6) for _ in range(3))
+    expected = [played(whole, one) for one in rows][-1]
+    for one in rows[:2]:
+        played(first, one)
+    assert not np.array_equal(played(strategy_for(make_config, server, 3, sites=6), rows[2]), expected)
     second.restore(first.state())
-    np.testing.assert_array_equal(second._centre, first._centre)
-    assert isinstance(make_aggregate(config, trained, trained, second._centre), Robust)
+    np.testing.assert_array_equal(played(second, rows[2]), expected)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +233,11 @@ def test_the_centre_outlives_a_checkpoint(make_config) -> None:
         ({"server": {"aggregation": "median", "liars": 2}}, ["2 received for 'median'", "at most 1"]),
         ({"server": {"liars": 1}}, ["bears no lying site", "choose trimmedmean"]),
         ({"server": {"mixing": True}}, ["server.mixing"]),
+        ({"server": {"memory": 0.5}}, ["server.memory"]),
+        (
+            {"server": {"aggregation": "median", "liars": 1, "memory": 0.5}, "data": THREE},
+            ["leaves out of 3", "bears 0 liars"],
+        ),
     ],
 )
 def test_settings_that_cannot_bear_the_liars_are_refused(make_config, settings: dict, parts: list[str]) -> None:

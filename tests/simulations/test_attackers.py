@@ -177,6 +177,8 @@ def test_detection_counts_what_was_there() -> None:
     assert detection(["a"], history) == {"precision": pytest.approx(2 / 3), "recall": 1.0}
     assert detection(["c"], history) == {"precision": 0.0, "recall": 0.0}
     assert detection(["a"], [{"sites": ["a"]}]) is None
+    left_out = [{"outliers": ["b"], "left_out": ["a"], "sites": ["a", "b"]}]
+    assert detection(["a"], left_out) == {"precision": 1.0, "recall": 1.0}
 
 
 @pytest.mark.parametrize(
