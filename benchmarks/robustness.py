@@ -1,8 +1,9 @@
-"""Sites and inputs that lie: `python -m benchmarks.robustness [aggregators] [training] [byzantine]`.
+"""Sites and inputs that lie: `python -m benchmarks.robustness [aggregators] [training] [byzantine] [byzantine-banking77]`.
 
-`training` and `byzantine` need SST-2 under ../shared/data; `byzantine` plays the shipped recipe (SEEDS=3).
+All but the first need ../shared/data. SEEDS=3. SWEEPS=folder: where sweeps are kept, and continued.
 """
 
+import csv
 import json
 import os
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoModel, AutoTokenizer
 
-from benchmarks.run import Table, write_part
+from benchmarks.run import DATA, Table, write_part
 from confide.common.config import load, load_content
+from confide.common.models import DEMO_BACKBONE, resolve_backbone
 from confide.common.robustness.embeddings import ascended, embedding_layer, moved
 from confide.common.robustness.limits import ROBUST, default_liars
 from confide.common.robustness.perturbations import characters
@@ -28,6 +31,7 @@ from confide.simulations.robustness import Subject
 from confide.simulations.run import simulate
 
 SITES, COORDINATES = 100, 75_000
+LAYERS = 3
 SEEDS = int(os.environ.get("SEEDS", "3"))
 RADIUS = 0.02
 KINDS = {
@@ -109,26 +113,67 @@ def _measured(folder: Path) -> tuple[float, float, float]:
 
 
 def byzantine(scratch: Path) -> Table:
-    """The shipped recipe, every defence under its worst attack."""
-    folder = Path(os.environ.get("BYZANTINE", scratch / "byzantine"))
-    content = load_content(find_recipe("byzantine"), [f"sweep.seeds={SEEDS}"])
-    sweep.play(content, folder, watch)
+    """The shipped recipe on film reviews, with the first three layers of its backbone: that halves the time."""
+    return _swept("byzantine", scratch, _short(scratch))
+
+
+def byzantine_banking77(scratch: Path) -> Table:
+    """The same on banking questions, 77 classes, with more steps; accuracy on 1,000 test rows."""
+    data = DATA / "banking77"
+    test = scratch / "test.csv"
+    with (data / "test.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    with test.open("w", newline="", encoding="utf-8") as file:
+        chosen = np.random.default_rng(0).permutation(len(rows))[:1000]
+        csv.writer(file).writerows([header, *(rows[i] for i in chosen)])
+    train = ["data.name=banking77", f"data.train={data / 'train.csv'}", f"data.test={test}"]
+    more = ["training.local_steps=12", "training.physical_batch=16", "training.learning_rate=0.01"]
+    return _swept("byzantine-banking77", scratch, [*_short(scratch), *train, *more])
+
+
+def _short(scratch: Path) -> list[str]:
+    """Settings of a backbone of the demo's first three layers."""
+    folder = scratch / "three-layers"
+    source = resolve_backbone(DEMO_BACKBONE)
+    model = AutoModel.from_pretrained(source)
+    model.encoder.layer = model.encoder.layer[:LAYERS]
+    model.config.num_hidden_layers = LAYERS
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    names = [f"layer.{LAYERS - 1}.attention.self.{part}" for part in ("query", "value")]
+    return [f"model.backbone={folder}", f"model.lora.targets={json.dumps(names)}"]
+
+
+def _swept(name: str, scratch: Path, settings: list[str]) -> Table:
+    """Every defence under every attack."""
+    folder = Path(os.environ["SWEEPS"]) / name if "SWEEPS" in os.environ else scratch / name
+    sweep.play(load_content(find_recipe("byzantine"), [*settings, f"sweep.seeds={SEEDS}"]), folder, watch)
     report = json.loads((folder / "report.json").read_text())
     table: Table = []
     for setting in report["settings"]:
         for row in setting["rows"]:
-            each = ", ".join(f"{a} {100 * v:.1f}" for a, v in row["accuracy"].items() if v is not None)
+            each = ", ".join(
+                f"{attack} {100 * value:.1f} ± {100 * (row['spread'][attack] or 0):.1f}"
+                for attack, value in row["accuracy"].items()
+                if value is not None
+            )
             table.append((f"{setting['name']}, {row['defence']}: accuracy under each attack, %", each, ""))
             lost = 100 * (row["clean"] - row["worst"])
             table.append(
                 (f"… points lost to the worst ({row['worst_attack']})", f"{lost:.1f}", "≤ 3 (default defence)")
             )
             if row["backdoor"] is not None:
-                table.append(("… texts that the trigger turns, most of any run", f"{100 * row['backdoor']:.0f} %", ""))
+                turned = f"{100 * row['backdoor']:.0f} %"
+                table.append(("… texts that the trigger turns, most of any run", turned, "≤ 10 % (default defence)"))
     return table
 
 
-PARTS: dict[str, Callable[[Path], Table]] = {"aggregators": aggregators, "training": training, "byzantine": byzantine}
+PARTS: dict[str, Callable[[Path], Table]] = {
+    "aggregators": aggregators,
+    "training": training,
+    "byzantine": byzantine,
+    "byzantine-banking77": byzantine_banking77,
+}
 
 
 def main(wanted: list[str]) -> None:

@@ -22,7 +22,9 @@ def adversary(config: RunConfig) -> str:
     colluders = config.privacy.colluders
     sites = "one site that works" if colluders == 1 else f"up to {colluders} sites that work"
     helped = f"the server and {sites} for it" if colluders else "the server alone"
-    return f"{helped}, who see only the sum over at least {config.secure_parameters.survivors} sites in every round"
+    of_groups = f" of each of the {config.server.groups} groups" if config.server.groups else ""
+    least = config.secure_parameters.survivors
+    return f"{helped}, who see only the sum over at least {least} sites{of_groups} in every round"
 
 
 def sampling(config: RunConfig) -> str:

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING
 
 from .errors import SecureSumError
-from .robustness.limits import most_liars
+from .robustness.limits import most_left_out, most_liars
 from .robustness.poison import ON_RECORDS
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def check_combinations(config: "RunConfig") -> None:
         _check_partition,
         _check_server,
         _check_robust,
+        _check_groups,
         _check_views,
         _check_task,
         _check_audit,
@@ -79,9 +80,10 @@ def _check_sums(config: "RunConfig") -> None:
         "server, and a sum of full noise wastes accuracy; choose mode distributed",
     )
     _require(
-        not summed or server.aggregation in _MEANS,
+        not summed or server.aggregation in _MEANS or server.groups is not None,
         f"server.aggregation: '{server.aggregation}' received for mode '{mode}'; it needs each site's update, and "
-        f"{'a secure sum hides them' if config.secure else 'the noise is made for their sum'}; allowed: fedavg, ffa",
+        f"{'a secure sum hides them' if config.secure else 'the noise is made for their sum'}; allowed: fedavg, ffa, "
+        "or with secure aggregation a robust one over server.groups",
     )
     _require(
         mode != "distributed" or config.training.local_steps == 1,
@@ -175,18 +177,41 @@ def _check_robust(config: "RunConfig") -> None:
     )
     if not server.robust or clients is None:
         return
-    sites = min(server.cohort or clients, clients)
+    sites = server.groups or min(server.cohort or clients, clients)
+    what = "groups" if server.groups else "sites"
     most = most_liars(server.aggregation, sites)
     _require(
         most >= max(1, config.liars),
-        f"server.liars: {config.liars} received for '{server.aggregation}' with {sites} sites in a round; it bears "
-        f"{'none' if most < 1 else f'at most {most}'}; lower it, ask more sites, or choose trimmedmean",
+        f"server.liars: {config.liars} received for '{server.aggregation}' with {sites} {what} in a round; it bears "
+        f"{'none' if most < 1 else f'at most {most}'}; lower it, ask more {what}, or choose trimmedmean",
     )
-    left = most_liars(server.aggregation, sites - config.liars)
     _require(
-        not server.memory or left >= config.liars,
-        f"server.memory: {server.memory} received; without the {config.liars} sites that it leaves out of {sites}, "
-        f"'{server.aggregation}' bears {max(left, 0)} liars; set it to 0, lower server.liars, or ask more sites",
+        not server.memory or most_left_out(server.aggregation, sites, config.liars) > 0,
+        f"server.memory: {server.memory} received; with one of {sites} {what} left out, '{server.aggregation}' would "
+        f"not bear {config.liars} liars; set it to 0, lower server.liars, or ask more {what}",
+    )
+
+
+def _check_groups(config: "RunConfig") -> None:
+    groups, clients = config.server.groups, config.data.partition.clients
+    if groups is None:
+        return
+    _require(
+        config.secure and config.server.robust,
+        f"server.groups: {groups} received; sums of groups are for secure aggregation (modes distributed and client) "
+        "with a robust aggregation, e.g. trimmedmean; remove it, or set both",
+    )
+    _require(
+        clients is None or clients % groups == 0,
+        f"server.groups: {groups} received for {clients} sites; groups are of one size; choose a divisor of {clients}",
+    )
+    _require(
+        config.privacy.clip_quantile is None,
+        "server.groups: received with privacy.clip_quantile; the count of whole updates is of one sum; remove one",
+    )
+    _require(
+        not config.audit.planted,
+        "server.groups: received with audit; canaries are scored on the sum over all sites; remove one",
     )
 
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from .combinations import check_combinations
 from .errors import ConfigError
-from .robustness.limits import ROBUST, default_liars, most_liars
+from .robustness.limits import ROBUST, default_liars
 from .secagg.params import Parameters
 
 OUR_AGGREGATIONS = ("fedavg", "ffa", "exact")
@@ -192,8 +192,7 @@ class ServerSection(Section, frozen=True):
     """nearest-neighbour mixing before a robust aggregation; omitted: yes"""
     memory: Annotated[float, Field(ge=0, lt=1)] | None = None
     """weight of the past in the running mean of a site's updates, by which a robust aggregation leaves out the f sites
-    that lie farthest from the others; 0: it leaves out none; omitted: 0.8 where so many sites are left that they bear f
-    liars still"""
+    that lie farthest from the others, or as many as leave it enough to bear f liars; 0: none; omitted: 0.8"""
     max_norm: PositiveFloat | None = None
     """L2 norm that an update is shortened to before it is aggregated; omitted: any finite one is taken"""
     options: dict[str, float | int] = {}
@@ -209,6 +208,9 @@ class ServerSection(Section, frozen=True):
     min_survivors: Positive | None = None
     """t: with secure aggregation, inputs without which a round is void and for which the noise is calibrated; omitted:
     one site in ten may vanish (none of fewer than four)"""
+    groups: Annotated[int, Field(ge=3)] | None = None
+    """with secure aggregation and a robust aggregation: groups of sites that are summed apart and then compared; each
+    needs its noise whole and hides its sites among fewer; omitted: one sum over all"""
     setup_rounds: Positive = 32
     """with secure aggregation: rounds that one exchange of keys and shares serves"""
     wire: Literal["float32", "float16"] = "float32"
@@ -336,16 +338,17 @@ class RunConfig(Section, frozen=True):
         """f, of the sites of a round."""
         if self.server.liars is not None:
             return self.server.liars
-        return default_liars(self.server.aggregation, self.server.cohort or self.clients)
+        return default_liars(self.server.aggregation, self.compared)
+
+    @property
+    def compared(self) -> int:
+        """n: updates, or sums of groups, that a robust aggregation compares in a round."""
+        return self.server.groups or self.server.cohort or self.clients
 
     @property
     def memory(self) -> float:
         """`server.memory`, with its default."""
-        server = self.server
-        if server.memory is not None or not server.robust:
-            return server.memory or 0.0
-        left = (server.cohort or self.clients) - self.liars
-        return _MEMORY if most_liars(server.aggregation, left) >= self.liars else 0.0
+        return (_MEMORY if self.server.memory is None else self.server.memory) if self.server.robust else 0.0
 
     @property
     def steps_per_round(self) -> int:
@@ -360,10 +363,10 @@ class RunConfig(Section, frozen=True):
 
     @property
     def secure_parameters(self) -> Parameters:
-        """(n, t, c) of the secure sums. Raises SecureSumError for numbers that cannot hold."""
-        n, c = self.clients, self.privacy.colluders
+        """(n, t, c) of a secure sum, over all sites or a group's. Raises SecureSumError for numbers that cannot be."""
+        n, c = self.clients // (self.server.groups or 1), self.privacy.colluders
         may_vanish = max(1, n // 10) if n >= 4 else 0
-        least = max(n - may_vanish, self.server.min_clients, (n + c) // 2 + 1)
+        least = max(n - may_vanish, min(n, self.server.min_clients), (n + c) // 2 + 1)
         return Parameters(n, self.server.min_survivors or min(least, n), c)
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from ..common.config import RunConfig
 from ..common.errors import RoundError
 from ..common.models import lora_pairs
 from ..common.optimizer import make_optimizer
+from ..common.robustness.limits import most_left_out
 from ..common.types import Adapter, joined, split
 from . import robust
 
@@ -204,7 +205,8 @@ class Robust:
         rows, state = np.stack(self._rows).astype(np.float64), self._state
         kept = np.ones(len(rows), dtype=bool)
         if state.memory is not None and self._liars:
-            kept = robust.trusted(state.memory.take(self._sites, rows), self._liars)
+            means = state.memory.take(self._sites, rows)
+            kept = robust.trusted(means, self._liars, len(rows) - most_left_out(self._name, len(rows), self._liars))
             self.left_out = self._named(~kept)
         state.centre = robust.aggregate(self._name, rows[kept], self._liars, mixing=self._mixing, centre=state.centre)
         self.outliers = self._named(robust.outliers(rows, state.centre))

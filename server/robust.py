@@ -13,7 +13,7 @@ of rows and equivariant under translation and scaling of X (but for `centred_cli
 | `mixed`, before any of them | f < n/2 | nearest-neighbour mixing, Allouah et al. 2023 |
 
 Over rounds, honest noise averages out and what liars want every time does not (Karimireddy et al. 2021). `Memory` keeps
-the running mean of each site's updates; `trusted` leaves out the f sites whose means lie farthest from the others'.
+the running mean of each site's updates; `trusted` leaves out sites whose means lie farthest from the others'.
 
 Nothing here knows who lies, or how.
 """
@@ -167,10 +167,10 @@ class Memory:
         self._sums = dict(state)
 
 
-def trusted(means: np.ndarray, liars: int) -> np.ndarray:
-    """(n,) bool: all but the f rows with the worst Krum scores."""
+def trusted(means: np.ndarray, liars: int, count: int) -> np.ndarray:
+    """(n,) bool: the `count` rows with the best Krum scores."""
     kept = np.zeros(len(means), dtype=bool)
-    kept[np.argsort(_krum_scores(_squared_distances(means), liars), kind="stable")[: len(means) - liars]] = True
+    kept[np.argsort(_krum_scores(_squared_distances(means), liars), kind="stable")[:count]] = True
     return kept
 
 

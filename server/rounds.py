@@ -22,11 +22,12 @@ from ..common.mechanism import PrivacyPlan
 from ..common.types import Update
 from .checkpoint import Checkpoint
 from .grids import Cohort, Pace
+from .groups import GroupedSums
 from .heads import Heads
 from .replies import Replies, capped, reason_of
 from .secagg import Answered, SecureSums
 from .strategy import StreamingStrategy, aggregate_with_flower, make_strategy, restore_strategy, strategy_state
-from .summing import CentralSums, Sums, change_of
+from .summing import CentralSums, change_of
 
 _HELLO_SECONDS = 120.0
 """for sites to appear and answer before the first round"""
@@ -191,7 +192,9 @@ def run_rounds(
         under_way = max(state.asked.values(), default=0) > state.round * config.steps_per_round
         if not summing.secure.restore(state.secure, sites) and under_way:
             _give_up_round(state, strategy, watch)
-    least = config.secure_parameters.survivors if config.secure else config.server.min_clients
+    least = config.server.min_clients
+    if config.secure:  # of each group, where there are groups, and of as many groups as bear the liars
+        least = config.secure_parameters.survivors * (2 * config.liars + 1 if config.server.groups else 1)
     for number in range(state.round + 1, config.run.rounds + 1):
         cohort = choose(config, sites, number)
         result = _one_round(grid, config, state, trained, strategy, summing, cohort, number, watch, pace)
@@ -225,7 +228,7 @@ class _Summing:
 
     config: RunConfig
     plan: PrivacyPlan
-    secure: SecureSums | None
+    secure: SecureSums | GroupedSums | None
     central: CentralSums
 
     def prepare(self, state: Checkpoint, number: int, cohort: dict[str, int], nodes: Iterable[int]) -> dict[str, int]:
@@ -256,7 +259,7 @@ class _Summing:
         watch: Watch,
     ) -> ArrayRecord:
         """The next adapter. Raises SecureSumError or RoundError when the round is void."""
-        sums: Sums = self.central if self.secure is None else self.secure
+        sums = self.central if self.secure is None else self.secure
         updates: dict[str, Update] = {}
         for site, update, _ in arriving:
             try:
@@ -270,9 +273,14 @@ class _Summing:
             self.secure.lost()
         if len(updates) < self.config.server.min_clients:
             raise RoundError(f"{len(updates)} sites took part, server.min_clients is {self.config.server.min_clients}")
-        total, failed = sums.finish(number)
+        opened, failed = sums.finish(number)
         replies.failed += [{"site": site, "reason": f"unmasking: {reason}"} for site, reason in failed.items()]
         clip = state.clip or self.plan.clip
+        if isinstance(opened, dict):
+            groups = self.config.server.groups or 1  # a group has its share of the declared units
+            changes = {group: change_of(self.config, self.plan, total, clip)[0] for group, total in opened.items()}
+            return strategy.combined({group: groups * change for group, change in changes.items()})
+        total = opened
         change, state.clip = change_of(self.config, self.plan, total, clip)
         watch.summed(change, updates)
         return strategy.summed(change)
@@ -282,7 +290,11 @@ def _summing(grid: Grid, config: RunConfig, plan: PrivacyPlan | None, sites: dic
     if plan is None or config.privacy.mode == "local":
         return None
     exchange = partial(_exchange, grid, sites, min(config.server.deadline, _STAGE_SECONDS))
-    return _Summing(config, plan, SecureSums(config, plan, exchange) if config.secure else None, CentralSums(plan))
+    secure: SecureSums | GroupedSums | None = None
+    if config.secure:
+        grouped = config.server.groups is not None
+        secure = GroupedSums(config, plan, exchange, sites) if grouped else SecureSums(config, plan, exchange)
+    return _Summing(config, plan, secure, CentralSums(plan))
 
 
 def _exchange(

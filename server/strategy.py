@@ -1,6 +1,6 @@
 """How a round's updates become the next adapter: our own strategy, or one of Flower's by its name."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import flwr.serverapp.strategy as flower_strategies
 import numpy as np
@@ -12,7 +12,7 @@ from ..common import wire
 from ..common.config import FLOWER_STRATEGIES, RunConfig
 from ..common.errors import ConfigError
 from ..common.types import Adapter, Update, split
-from .aggregation import ProductMean, Robust, RobustState, ServerStep, make_aggregate, weight_cap
+from .aggregation import Aggregate, ProductMean, Robust, RobustState, ServerStep, make_aggregate, weight_cap
 from .checkpoint import arrays_of, restore_arrays
 
 _ROBUST = "robust/"
@@ -61,6 +61,20 @@ class StreamingStrategy(Strategy):
         self.outliers = self.left_out = None
         if count < self._config.server.min_clients:
             return None
+        return self._applied(aggregate)
+
+    def combined(self, changes: Mapping[str, np.ndarray]) -> ArrayRecord:
+        """The next adapter from secure sums of groups, by a robust aggregation. changes: (d,) by group.
+
+        Raises RoundError when too few groups came for the liars that it is to bear.
+        """
+        aggregate = make_aggregate(self._config, self._adapter, self._trained, self._robust)
+        for group, change in changes.items():
+            aggregate.add(split(change, self._trained), 1.0, group)
+        self.outliers = self.left_out = None
+        return self._applied(aggregate)
+
+    def _applied(self, aggregate: Aggregate) -> ArrayRecord:
         change = aggregate.finish()
         self.residual = aggregate.residual if isinstance(aggregate, ProductMean) else None
         if isinstance(aggregate, Robust):

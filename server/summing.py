@@ -4,8 +4,6 @@
 secure aggregation): there the sites send clipped updates and the server adds the noise before anything is used.
 """
 
-from typing import Protocol
-
 import numpy as np
 
 from ..common import clipping
@@ -14,18 +12,6 @@ from ..common.errors import WireError
 from ..common.mechanism import PoissonMechanism, PrivacyPlan
 from ..common.noise import from_grid, secure_generator
 from ..common.types import WHOLE, Update, joined
-
-
-class Sums(Protocol):
-    """One sum a round."""
-
-    def add(self, site: str, update: Update) -> None:
-        """Takes a site's part in. Raises WireError or SecureSumError for one that cannot be."""
-        ...
-
-    def finish(self, number: int) -> tuple[np.ndarray, dict[str, str]]:
-        """The noised total (d,) int64, and sites that failed on the way. Raises SecureSumError for a void round."""
-        ...
 
 
 class CentralSums:

@@ -8,7 +8,7 @@ from scipy.stats import trim_mean
 from confide.client.app import app
 from confide.common import wire
 from confide.common.errors import RoundError
-from confide.common.robustness.limits import ROBUST, default_liars, most_liars
+from confide.common.robustness.limits import ROBUST, default_liars, most_left_out, most_liars
 from confide.common.types import Update
 from confide.server import robust
 from confide.server.aggregation import Mean, weight_cap
@@ -131,6 +131,7 @@ def test_how_many_liars_are_borne(name: str, sites: int, most: int) -> None:
     assert most_liars(name, sites) == most
     assert most_liars(name, sites - 1) < most
     assert default_liars(name, 10) == min(2, most_liars(name, 10))
+    assert [most_left_out(name, sites + extra, most) for extra in range(4)] == [min(most, extra) for extra in range(4)]
 
 
 def test_no_site_counts_for_much_more_than_the_others() -> None:
@@ -158,11 +159,11 @@ def one_round(rng: np.random.Generator) -> np.ndarray:
 def test_memory_tells_liars_apart_that_one_round_does_not() -> None:
     """What they add is 5 long; two honest updates are about 45 apart, their means over some 60 rounds about 6."""
     rng, memory = np.random.default_rng(6), robust.Memory(0.97)
-    assert any(robust.trusted(one_round(rng), 2)[:2].any() for _ in range(20))
+    assert any(robust.trusted(one_round(rng), 2, 8)[:2].any() for _ in range(20))
     means = np.zeros(0)
     for _ in range(100):
         means = memory.take([f"s{i}" for i in range(10)], one_round(rng))
-    np.testing.assert_array_equal(np.flatnonzero(~robust.trusted(means, 2)), [0, 1])
+    np.testing.assert_array_equal(np.flatnonzero(~robust.trusted(means, 2, 8)), [0, 1])
 
 
 def test_memory_is_a_weighted_mean_of_the_rounds_in_which_a_site_took_part() -> None:
@@ -236,7 +237,7 @@ def test_the_state_outlives_a_checkpoint(make_config, server: dict) -> None:
         ({"server": {"memory": 0.5}}, ["server.memory"]),
         (
             {"server": {"aggregation": "median", "liars": 1, "memory": 0.5}, "data": THREE},
-            ["leaves out of 3", "bears 0 liars"],
+            ["one of 3 sites left out", "would not bear 1"],
         ),
     ],
 )

@@ -1,0 +1,224 @@
+"""Secure sums of groups, combined by a robust aggregation: whole simulations, exact where noise is off."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from confide.client.worker import load_simulated
+from confide.common.config import RunConfig
+from confide.common.errors import ConfigError, RoundError
+from confide.common.models import model_of
+from confide.common.plan import privacy_plan
+from confide.common.resolve import resolve
+from confide.common.secagg import protocol
+from confide.server.groups import grouped
+from confide.server.report import read_report
+from confide.simulations.local import _SERVER_NODE, LocalGrid
+from confide.simulations.run import resume, simulate
+from confide.tests.tiny import merged
+
+SITES, GROUPS = 9, 3
+_Z = 5.0  # false alarm below 6e-7
+
+
+@pytest.fixture
+def in_groups(make_config, local):
+    def make(**changes) -> RunConfig:
+        own = {
+            "privacy": {**local, "mode": "distributed"},
+            "data": {"partition": {"kind": "iid", "clients": SITES}},
+            "server": {"groups": GROUPS, "aggregation": "trimmedmean"},
+        }
+        return make_config(**merged(own, changes))
+
+    return make
+
+
+def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confide.common.mechanism.skellam", lambda variance, size, rng: np.zeros(size, dtype=np.int64))
+
+
+def test_every_site_is_in_one_group_and_the_same_one_each_time() -> None:
+    names = [f"s{i}" for i in range(10)]
+    groups = grouped(names, 3, 7)
+    assert sorted(site for members in groups.values() for site in members) == names
+    assert sorted(map(len, groups.values())) == [3, 3, 4]
+    assert grouped(reversed(names), 3, 7) == groups != grouped(names, 3, 8)
+    assert all(group == "+".join(members) for group, members in groups.items())
+
+
+def test_without_noise_and_liars_to_trim_groups_give_what_one_sum_gives(in_groups, monkeypatch, tmp_path) -> None:
+    """The mean of three groups' means is the mean: a median of equals would not be."""
+    no_noise(monkeypatch)
+    monkeypatch.setattr("confide.server.robust.trimmed_mean", lambda rows, liars: rows.mean(0))
+    monkeypatch.setitem(
+        __import__("confide.server.robust", fromlist=["RULES"]).RULES, "trimmedmean", lambda r, f: r.mean(0)
+    )
+    full = {"sampling_rate": 1.0, "clip": 100.0}
+    changes = {
+        "run": {"rounds": 2},
+        "privacy": full,
+        "training": {"optimizer": "sgd", "learning_rate": 0.1},
+        "server": {"mixing": False},
+    }
+    of_groups = adapter(in_groups(**changes))
+    one = {
+        "server": {"groups": None, "aggregation": "fedavg", "mixing": None},
+        "run": {"output": str(tmp_path / "one")},
+    }
+    of_all = adapter(in_groups(**merged(changes, one)))
+    for name, array in of_groups.items():
+        np.testing.assert_allclose(array, of_all[name], atol=2e-5)
+
+
+def adapter(config: RunConfig) -> dict[str, np.ndarray]:
+    return load_file(simulate(config) / "adapter" / "adapter_model.safetensors")
+
+
+def test_the_noise_of_each_group_is_whole(in_groups, monkeypatch) -> None:
+    """No record is drawn: each opened sum is the noise of three shares of μ/(t − c) = μ/2."""
+    totals = []
+    real = protocol.Sum.finish
+    monkeypatch.setattr(protocol.Sum, "finish", lambda self, a: (totals.append(real(self, a)), totals[-1])[1])
+    config = in_groups(run={"rounds": 4}, privacy={"sampling_rate": 1e-6, "declared_examples": 10**7})
+    report = read_report(simulate(config))
+    assert len(totals) == 4 * GROUPS
+    plan = privacy_plan(config, totals[0].size)
+    assert plan is not None
+    found = np.concatenate(totals) / plan.variance**0.5
+    assert plan.shares == 2
+    assert found.var() == pytest.approx(3 / 2, rel=_Z * (2 / found.size) ** 0.5)
+    assert "only the sum over at least 3 sites of each of the 3 groups" in report["privacy"]["adversary"]
+
+
+def test_a_hostile_group_is_borne(in_groups, monkeypatch, tmp_path) -> None:
+    """One site adds a huge vector under its mask: it spoils the plain sum, and not the trimmed mean of the groups'."""
+    from confide.client import worker
+
+    real = worker.train_distributed
+
+    def lies(work, mechanism):
+        share = real(work, mechanism)
+        return share + 2**20 if set(work.indices) == of_site_3 else share
+
+    config = in_groups(run={"rounds": 4})
+    simulate(config)  # honest
+    honest = read_report(config.output)["after"]["accuracy"]
+    of_site_3 = set(load_simulated(resolved := resolve(config), model_of(resolved)).parts[2])
+    monkeypatch.setattr(worker, "train_distributed", lies)
+    borne = read_report(simulate(in_groups(run={"rounds": 4, "output": str(tmp_path / "groups")})))
+    plain = {"groups": None, "aggregation": "fedavg"}
+    spoiled = in_groups(run={"rounds": 4, "output": str(tmp_path / "one")}, server=plain)
+    assert borne["after"]["accuracy"] >= honest - 0.15
+    assert read_report(simulate(spoiled))["after"]["accuracy"] <= honest - 0.2
+    assert all("site-3" in row["outliers"][0] for row in borne["rounds"])
+
+
+def test_a_group_that_cannot_be_opened_is_missed_and_comes_back(in_groups, monkeypatch) -> None:
+    config = in_groups(server={"liars": 1}, data={"partition": {"clients": 12}}, run={"rounds": 3})
+    config = RunConfig.parse(merged(config.model_dump(mode="json", exclude_none=True), {"server": {"groups": 4}}), "x")
+    groups = grouped([f"site-{i:02d}" for i in range(1, 13)], 4, config.run.seed)
+    lost = next(iter(groups))
+    vanish(monkeypatch, {int(site[-2:]) - 1 for site in groups[lost][:1]}, calls={2})
+    report = read_report(simulate(config))
+    second = report["rounds"][1]
+    assert "void" not in second, second["void"]
+    assert any(failure["site"] == lost and "nothing was revealed" in failure["reason"] for failure in second["failed"])
+    assert len(report["rounds"][2]["sites"]) == 12
+    losses = [row["loss"] for row in report["rounds"]]
+    assert len(set(losses)) == 3
+
+
+def test_too_few_groups_void_the_round(in_groups, monkeypatch) -> None:
+    vanish(monkeypatch, {0}, calls={2})
+    report = read_report(simulate(in_groups()))
+    assert "'trimmedmean' bears 0 liars among 2 sites" in report["rounds"][1]["void"]
+    assert [len(row["sites"]) for row in report["rounds"]] == [9, 8, 9]
+
+
+def vanish(monkeypatch: pytest.MonkeyPatch, numbers: set[int], calls: set[int]) -> None:
+    """Sites (by number) do not answer the named training calls."""
+    from flwr.app import Error, Message
+
+    real, seen = LocalGrid._handle, {}
+
+    def handle(self, message):
+        number = message.metadata.dst_node_id - _SERVER_NODE - 1
+        if message.metadata.message_type == "train" and number in numbers:
+            seen[number] = seen.get(number, 0) + 1
+            if seen[number] in calls:
+                message.metadata.__dict__["_message_id"] = "x"
+                return Message(Error(0, "vanished"), reply_to=message)
+        return real(self, message)
+
+    monkeypatch.setattr(LocalGrid, "_handle", handle)
+
+
+def test_it_resumes(in_groups, monkeypatch) -> None:
+    from confide.client.worker import Worker
+
+    real = Worker.train
+
+    def dies(self, number, task, account, secure):
+        if task.round == 3:
+            raise KeyboardInterrupt
+        return real(self, number, task, account, secure)
+
+    config = in_groups()
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "train", dies)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(config)
+    kept = json.loads((Path(config.output) / "checkpoints" / "secure.json").read_text())
+    assert len(kept["groups"]) == GROUPS
+    report = read_report(resume(config.output))
+    assert [row["round"] for row in report["rounds"]] == [1, 2, 3]
+
+
+def test_client_level(in_groups) -> None:
+    privacy = {"mode": "client", "epsilon": 100.0, "sampling_rate": 0.8, "clip": 0.5, "declared_examples": None}
+    report = read_report(simulate(in_groups(privacy=privacy, training={"local_steps": 2})))
+    assert report["privacy"]["unit"].startswith("client")
+    assert report["privacy"]["epsilon_spent"] <= 100.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"server": {"groups": 4}}, "choose a divisor of 9"),
+        ({"server": {"aggregation": "fedavg"}}, "with a robust aggregation, e.g. trimmedmean"),
+        ({"server": {"liars": 2}}, "with 3 groups in a round; it bears at most 1"),
+        ({"server": {"groups": None}}, "a robust one over server.groups"),
+        ({"server": {"groups": 2}}, "greater than or equal to 3"),
+        ({"audit": {"canaries": 4}}, "canaries are scored on the sum over all sites"),
+        ({"privacy": {"mode": "local"}}, "sums of groups are for secure aggregation"),
+        ({"server": {"groups": 9}}, "a secure sum of 1 sites hides nothing"),
+    ],
+)
+def test_settings_that_cannot_hold(in_groups, changes: dict, part: str) -> None:
+    content = in_groups().model_dump(mode="json", exclude_none=True)
+    if changes.get("server", {}).get("groups", 0) is None:
+        del content["server"]["groups"]
+        changes = {}
+    with pytest.raises(ConfigError, match=part):
+        RunConfig.parse(merged(content, changes), "run.toml")
+
+
+def test_a_set_up_of_too_few_groups_ends_the_run(in_groups, monkeypatch) -> None:
+    from flwr.app import Error, Message
+
+    real = LocalGrid._handle
+
+    def handle(self, message):
+        number = message.metadata.dst_node_id - _SERVER_NODE - 1
+        if message.metadata.message_type == "query.keys" and number == 0:
+            message.metadata.__dict__["_message_id"] = "x"
+            return Message(Error(0, "unwilling"), reply_to=message)
+        return real(self, message)
+
+    monkeypatch.setattr(LocalGrid, "_handle", handle)
+    with pytest.raises(RoundError, match="2 groups have a set-up of secure sums, 3 are needed for 1 liars"):
+        simulate(in_groups())
