@@ -372,6 +372,25 @@ def site_status_(folder: SiteDir) -> None:
     print_site(site_status(folder))
 
 
+@site_app.command("personalize")
+def site_personalize(
+    folder: SiteDir,
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The adapter folder of a finished run.")],
+    dataset: Annotated[str, typer.Option(help="The data set of site.toml that the head is fitted to.")] = "default",
+) -> None:
+    """Fit a head of the site's own on a finished model, and keep it here: nothing leaves the site."""
+    from .client.personal import personalize_site
+
+    head = personalize_site(folder, adapter, dataset)
+    if head.found.strength is None:
+        typer.echo(f"on {head.records} records no head of its own beats the shared one, which is kept: {head.path}")
+        return
+    typer.echo(
+        f"{head.records} records: the shared head has {100 * head.found.shared:.1f} % right, the site's own "
+        f"{100 * head.found.validated:.1f} % of records that were left out of the fit: {head.path}"
+    )
+
+
 @site_app.command("approve")
 def site_approve(
     folder: SiteDir,
@@ -479,6 +498,21 @@ def audit_verify(
     from .simulations.tables import print_account
 
     print_account(verify_account(read_json(account), read_public_key(public_key), str(account)))
+
+
+@app.command()
+def personalize(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished simulation.")],
+) -> None:
+    """For each simulated site a head of its own, which stays there, compared with the shared one."""
+    from .simulations.personal import personalize as personalize_
+    from .simulations.progress import bar
+    from .simulations.tables import print_personal
+
+    with bar() as tell:
+        facts = personalize_(run, lambda done, total: tell("heads of the sites", done, total))
+    print_personal(facts)
+    typer.echo(f"report: {run / 'report.html'}")
 
 
 @evaluate_app.command("robustness")

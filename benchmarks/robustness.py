@@ -1,4 +1,4 @@
-"""Sites and inputs that lie: `python -m benchmarks.robustness [aggregators] [training] [byzantine] [byzantine-banking77]`.
+"""Sites and inputs that lie: `python -m benchmarks.robustness [PART …]`, the parts being those of `PARTS`.
 
 All but the first need ../shared/data. SEEDS=3. SWEEPS=folder: where sweeps are kept, and continued.
 """

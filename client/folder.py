@@ -10,6 +10,7 @@
     approved/      configurations of runs that were approved by hand, by their hash
     pending/       configurations that were refused for want of approval
     replies/       the last answers of a run, so that a server that lost them gets the same ones
+    heads/         heads of the site's own, by data set: they never leave
     site.log       what the connection did; worker.log: what the worker could not do. No content of a record in either
 """
 

@@ -197,6 +197,16 @@ def print_sweep(folder: Path) -> None:
     Console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
+def print_personal(facts: dict[str, Any]) -> None:
+    """Each site's accuracy with the shared head and with its own."""
+    table = _table("public test set, in each site's mix of classes", "site", ">records", ">shared head", ">its own")
+    for row in facts["sites"]:
+        own = "shared is better" if row["strength"] is None else f"{100 * row['personal']:.1f} %"
+        table.add_row(row["name"], f"{row['records']}", f"{100 * row['shared']:.1f} %", own)
+    table.add_row("mean", "", f"{100 * facts['shared']:.1f} %", f"{100 * facts['personal']:.1f} %")
+    _print(table)
+
+
 def print_robustness(facts: dict[str, Any]) -> None:
     """Accuracy under noise by strength, then checks and attacks."""
     strengths = sorted({row["strength"] for row in facts["perturbations"]})

@@ -54,6 +54,7 @@ def build_report(
         "audit": audit,
         "attack": attack,
         "robustness": None,
+        "personal": None,
         "ledger": None,
         "leakage": None,
         "confusion": confusion,

@@ -13,6 +13,7 @@ from ...common.robustness.membership import largest_rate
 
 _INK, _ACCENT, _SECOND, _SOFT = "#1f2933", "#0b6e99", "#c2410c", "#9aa5b1"
 _MAX_TICKS = 24
+_SITES_SHOWN = 30
 
 
 def _figure(width: float = 6.4, height: float = 3.4) -> tuple[Figure, Any]:
@@ -207,6 +208,24 @@ def noise(facts: dict[str, Any]) -> bytes:
         )
     axes.set(xlabel="touched, %", ylabel="accuracy", ylim=(0, 1))
     axes.legend(fontsize=7, frameon=False, ncols=2, loc="lower left")
+    return _png(figure)
+
+
+def personal(facts: dict[str, Any]) -> bytes:
+    """Each site's accuracy with the shared head and with its own, the site that gains most on top."""
+    rows = sorted(facts["sites"], key=lambda row: row["personal"] - row["shared"])
+    if len(rows) > _SITES_SHOWN:
+        rows = [rows[i] for i in np.linspace(0, len(rows) - 1, _SITES_SHOWN).round().astype(int)]
+    figure, axes = _figure(6.4, 1.4 + 0.22 * len(rows))
+    places = np.arange(len(rows))
+    shared, own = ([row[key] for row in rows] for key in ("shared", "personal"))
+    axes.xaxis.set_major_locator(MaxNLocator())
+    axes.hlines(places, shared, own, color=_SOFT, linewidth=1.5)
+    axes.scatter(shared, places, color=_SOFT, s=26, label="shared head")
+    axes.scatter(own, places, color=_ACCENT, s=26, label="its own")
+    axes.set_yticks(places, [row["name"] for row in rows])
+    axes.set(xlabel="accuracy on the public test set, in the site's mix of classes")
+    axes.legend(fontsize=7, frameon=False, loc="best")
     return _png(figure)
 
 

@@ -78,6 +78,8 @@ def render_html(report: dict[str, Any]) -> str:
         pictures.append(("Who was in the training data?", "leakage", plots.leakage(report)))
     if report["robustness"]:
         pictures.append(("Accuracy under noise", "noise", plots.noise(report["robustness"])))
+    if report.get("personal"):
+        pictures.append(("Shared head and heads of the sites", "personal", plots.personal(report["personal"])))
     pictures.append(("Time and traffic", "traffic", plots.traffic(report)))
     if report["partition"]:
         pictures.append(("Who holds what (simulated)", "partition", plots.partition(report["partition"])))

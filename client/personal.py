@@ -1,0 +1,53 @@
+"""`confide site personalize`: a head of the site's own on a finished model. Nothing leaves the site."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from ..common import models
+from ..common.config import ModelSection
+from ..common.data import read_rows
+from ..common.errors import ConfigError
+from ..common.models import CARD, load_model
+from ..common.personal import PersonalHead, personal_head
+from .folder import data_section, load_site, local_path, write_private
+
+HEADS = "heads"
+
+
+@dataclass(frozen=True)
+class SiteHead:
+    found: PersonalHead
+    records: int
+    path: Path
+
+
+def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
+    """Fits a head to the site's records and keeps it in heads/DATASET.safetensors, mode 0600.
+
+    adapter: the adapter folder of a finished run. Raises ConfigError, DataError, ModelError.
+    """
+    config, _ = load_site(folder)
+    if dataset not in config.datasets:
+        known = ", ".join(config.datasets)
+        raise ConfigError(f"{folder}: no data set '{dataset}' in site.toml; allowed: {known}")
+    try:
+        card = json.loads((adapter / CARD).read_text(encoding="utf-8"))
+        arrays = load_file(adapter / "adapter_model.safetensors")
+        section, labels = ModelSection.parse(card["model"], str(adapter / CARD)), list(card["labels"])
+    except (OSError, ValueError, KeyError, SafetensorError):
+        raise ConfigError(f"{adapter}: no adapter of confide; give the adapter folder of a finished run") from None
+    models.FOLDERS.update({key: local_path(folder, value) for key, value in config.backbones.items()})
+    model = load_model(section, len(labels), 0)
+    data = data_section(folder, config.datasets[dataset], dataset, labels)
+    rows = read_rows(data.training, data, labels)
+    records = model.task.encode(rows, model.tokenizer, section.max_length)
+    found = personal_head(model, arrays, records, np.arange(len(records)), 0)
+    path = folder / HEADS / f"{dataset}.safetensors"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    write_private(path, save(found.arrays))
+    return SiteHead(found, len(records), path)
