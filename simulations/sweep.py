@@ -176,6 +176,8 @@ def _write(folder: Path, name: str, sweep: SweepSection, cells: list[Cell], text
                 }
             )
         settings.append({"name": setting, "rows": rows})
+        if lies:
+            pictures.append((f"{setting}: privacy, robustness, accuracy", f"trade-{index}", plots.trade(rows)))
         last = np.array([[np.nan if row["worst"] is None else row["worst"]] for row in rows])
         drawn = plots.heat_map(
             np.hstack([mean, last]),

@@ -229,6 +229,32 @@ def personal(facts: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
+def trade(rows: list[dict[str, Any]]) -> bytes:
+    """Accuracy when nobody lies against accuracy under the worst attack, a point a defence with its ε: privacy,
+    robustness and accuracy are paid for with one another (Allouah et al. 2023). On the diagonal lies cost nothing."""
+    rows = [row for row in rows if row["clean"] is not None and row["worst"] is not None]
+    figure, axes = _figure(6.4, 4.4)
+    axes.xaxis.set_major_locator(MaxNLocator())
+    least = min((row["worst"] for row in rows), default=0.0)
+    most = max((row["clean"] for row in rows), default=1.0)
+    ends = [max(0.0, least - 0.05), min(1.0, most + 0.05)]
+    axes.plot(ends, ends, color=_SOFT, linewidth=0.8, linestyle=":")
+    for index, row in enumerate(rows):
+        private = row["epsilon"] is not None
+        price = f"ε = {row['epsilon']:.3g}" if private else "no privacy"
+        axes.scatter(
+            row["clean"],
+            row["worst"],
+            s=46,
+            marker="o" if private else "s",
+            color=mpl.colormaps["tab10"](index % 10),
+            label=f"{row['defence']} ({price})",
+        )
+    axes.set(xlabel="accuracy, nobody lies", ylabel="accuracy, worst attack", xlim=ends, ylim=ends)
+    axes.legend(fontsize=7, frameon=False, loc="upper left")
+    return _png(figure)
+
+
 def heat_map(
     values: np.ndarray, spread: np.ndarray, rows: list[str], columns: list[str], *, good_is_high: bool
 ) -> bytes:
