@@ -76,7 +76,7 @@ class DeployedHost:
         data = data_section(self._folder, dataset, run.data.name, run.data.labels)
 
         def load(config: RunConfig, model: FineTuneModel) -> SimulatedData:
-            rows = read_rows(data.training, data, config.data.labels)
+            rows = read_rows(data.training, data, config.data.labels, per_word=model.task.PER_WORD)
             return SimulatedData(encode_with_copies(config, model, rows), [np.arange(len(rows))], None)
 
         worker = Worker(run, load)

@@ -44,7 +44,7 @@ def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
     models.FOLDERS.update({key: local_path(folder, value) for key, value in config.backbones.items()})
     model = load_model(section, len(labels), 0)
     data = data_section(folder, config.datasets[dataset], dataset, labels)
-    rows = read_rows(data.training, data, labels)
+    rows = read_rows(data.training, data, labels, per_word=model.task.PER_WORD)
     records = model.task.encode(rows, model.tokenizer, section.max_length)
     found = personal_head(model, arrays, records, np.arange(len(records)), 0)
     path = folder / HEADS / f"{dataset}.safetensors"

@@ -182,7 +182,8 @@ def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
     labels = list(data.labels) if data.labels else None
     if labels is None and data.partition.kind in ("dirichlet", "shards"):
         labels = label_names([data.training], data)  # a task without classes, dealt out by the values of a column
-    rows = read_rows(data.training, data, labels, group=data.partition.kind == "natural")
+    natural = data.partition.kind == "natural"
+    rows = read_rows(data.training, data, labels, group=natural, per_word=model.task.PER_WORD)
     rows = training_rows(rows, data, config.run.seed)
     parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)
     rows = poisoned(rows, parts, config)

@@ -22,9 +22,12 @@ POOL = 4
 
 
 def encode_with_copies(config: RunConfig, model: FineTuneModel, rows: Rows) -> Records:
-    """The records as they are, and behind them `POOL` spoiled copies of all, where the run augments."""
+    """The records as they are; behind them all their other variants, where the task has some, or `POOL` spoiled copies,
+    where the run augments."""
     length, strength = config.model.max_length, config.training.augmentation
     records = model.task.encode(rows, model.tokenizer, length)
+    for variant in range(1, model.task.VARIANTS):
+        records = records.joined(model.task.encode(rows, model.tokenizer, length, variant))
     if strength is None:
         return records
     for copy in range(POOL):
@@ -42,6 +45,8 @@ def view_losses(
     part: (B,) numbers of records as they are. number: of the round. rng: decides which copies.
     """
     training = config.training
+    if (variants := model.task.VARIANTS) > 1:
+        part = part + len(records) // variants * rng.integers(variants, size=len(part))
     if training.augmentation is not None:
         size = len(records) // (1 + POOL)
         copies = [part + size * (1 + rng.integers(POOL, size=len(part))) for _ in range(training.views - 1)]

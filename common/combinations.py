@@ -242,6 +242,17 @@ def _check_task(config: "RunConfig") -> None:
         config.model.task == "causal-lm" or data.prompt is None,
         f"data.prompt: received, but task '{config.model.task}' reads data.text; remove it",
     )
+    kind = data.partition.kind
+    _require(
+        config.model.task != "token-classification" or kind in ("iid", "natural"),
+        f"data.partition.kind: '{kind}' received for task 'token-classification', whose records have many classes; "
+        "allowed: iid, natural",
+    )
+    _require(
+        config.model.task in ("sequence-classification", "causal-lm") or not config.audit.records,
+        f"audit.records: received for task '{config.model.task}', for which no canary records are made; use "
+        "audit.canaries",
+    )
 
 
 def _check_audit(config: "RunConfig") -> None:

@@ -87,6 +87,9 @@ class ModelSection(Section, frozen=True):
     """a file of common/tasks/"""
     max_length: Annotated[int, Field(ge=2)] = 64
     """tokens a record is cut to"""
+    init_from: str | None = None
+    """folder of a finished run with the same backbone and LoRA, from whose adapter training starts: e.g. of `masked-lm`
+    on text without labels"""
     pooling: Literal["mean", "first", "last", "model"] = "mean"
     """how tokens become one vector for the head; `model`: the backbone's own head"""
     lora: LoraSection = LoraSection()

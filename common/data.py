@@ -6,6 +6,7 @@ Rows are counted from 1 and the header of a csv is row 1, as an editor shows the
 
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,17 @@ from .types import Rows
 
 _URL = re.compile(r"^[a-z][a-z0-9+]*://")
 _DEMO = "demo:"
-_FILES = (".csv", ".jsonl", ".parquet")
+_FILES = (".csv", ".jsonl", ".parquet", ".conll")
 
 
-def read_rows(source: str, data: DataSection, labels: list[str] | None, *, group: bool = False) -> Rows:
+def read_rows(
+    source: str, data: DataSection, labels: list[str] | None, *, group: bool = False, per_word: bool = False
+) -> Rows:
     """Reads and checks a source.
 
     labels: the class names in order; None where the task has no classes. group: also read the column of a `natural`
-    partition. Raises DataError: source missing or unreadable, column missing, no rows, empty field, unknown label.
+    partition. per_word: the label column holds a tag for each word of the text. Raises DataError: source missing or
+    unreadable, column missing, no rows, empty field, unknown label.
     """
     table = read_table(source, data)
     first = 2 if source.lower().endswith(".csv") else 1
@@ -37,20 +41,38 @@ def read_rows(source: str, data: DataSection, labels: list[str] | None, *, group
         source=source,
         text=_strings(table, column, source, first),
         response=_strings(table, data.response, source, first) if data.response else None,
-        labels=None if labels is None else _classes(table, data.label, source, first, labels),
+        labels=None if labels is None or per_word else _classes(table, data.label, source, first, labels),
+        tags=_tags(table, data, source, first, labels) if labels is not None and per_word else None,
         group=np.asarray(_strings(table, data.partition.column or "", source, first), dtype=object) if group else None,
     )
 
 
-def label_names(sources: list[str], data: DataSection) -> list[str]:
-    """The classes that occur in public sources, numbers in numeric order, names in alphabetical order."""
+def label_names(sources: list[str], data: DataSection, *, per_word: bool = False) -> list[str]:
+    """The classes that occur in public sources, numbers in numeric order, names in alphabetical order.
+
+    per_word: B-x and I-x for every type x of entity that occurs, and O.
+    """
     names: set[str] = set()
     for source in sources:
         table = read_table(source, data)
-        names.update(_strings(table, data.label, source, 2 if source.lower().endswith(".csv") else 1))
+        found = _strings(table, data.label, source, 2 if source.lower().endswith(".csv") else 1)
+        names.update(tag for tags in found for tag in tags.split()) if per_word else names.update(found)
+    if per_word:
+        return bio_names(names, ", ".join(sources))
     if all(name.lstrip("-").isdigit() for name in names):
         return sorted(names, key=int)
     return sorted(names)
+
+
+def bio_names(names: Iterable[str], source: str) -> list[str]:
+    """All tags of the types in `names`, in the order that `token-classification` needs. Raises DataError."""
+    kinds = set()
+    for name in names:
+        if name != "O" and not re.match(r"^[BI]-.", name):
+            raise DataError(f"{source}: tag '{name[:40]}' received; allowed: B-TYPE, I-TYPE and O; convert the tags")
+        kinds.add(name[2:])
+    kinds.discard("")
+    return [*(f"B-{kind}" for kind in sorted(kinds)), *(f"I-{kind}" for kind in sorted(kinds)), "O"]
 
 
 def shuffled_limit(rows: Rows, limit: int | None, seed: int) -> Rows:
@@ -109,10 +131,12 @@ def is_hub_id(source: str) -> bool:
 
 def _from_file(path: Path, suffix: str) -> pa.Table:
     if not path.is_file():
-        raise DataError(f"{path}: no such file; give the path of a csv, jsonl or parquet file")
+        raise DataError(f"{path}: no such file; give the path of a csv, jsonl, parquet or conll file")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; expected a header and rows")
     try:
+        if suffix == ".conll":
+            return _from_conll(path)
         if suffix == ".parquet":
             return _utf8(pyarrow.parquet.read_table(path), path)
         if suffix == ".jsonl":
@@ -124,6 +148,28 @@ def _from_file(path: Path, suffix: str) -> pa.Table:
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         # pyarrow quotes the offending bytes in its message, so none of it is passed on
         raise DataError(_why_unreadable(path, suffix, error)) from None
+
+
+def _from_conll(path: Path) -> pa.Table:
+    """Columns text and label: the words of a sentence and their tags, joined by spaces.
+
+    Each line holds a word and, last, its tag, separated by tabs or spaces; an empty line ends a sentence.
+    """
+    texts, labels, words, tags = [], [], [], []
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate([*lines, ""], start=1):
+            parts = line.split()
+            if not parts:
+                if words:
+                    texts.append(" ".join(words))
+                    labels.append(" ".join(tags))
+                words, tags = [], []
+            elif len(parts) == 1:
+                raise DataError(f"{path}: line {number}: a word without a tag; expected WORD TAB TAG")
+            elif not parts[0].startswith("-DOCSTART-"):
+                words.append(parts[0])
+                tags.append(parts[-1])
+    return pa.table({"text": pa.array(texts, pa.string()), "label": pa.array(labels, pa.string())})
 
 
 def _utf8(table: pa.Table, path: Path) -> pa.Table:
@@ -253,6 +299,27 @@ def _classes(table: pa.Table, column: str, source: str, first: int, labels: list
             )
         classes[row] = index[name]
     return classes
+
+
+def _tags(table: pa.Table, data: DataSection, source: str, first: int, labels: list[str]) -> list[np.ndarray]:
+    """One (W,) array of class indices a row, a tag a word."""
+    index = {name: i for i, name in enumerate(labels)}
+    texts, columns = (_strings(table, column, source, first) for column in (data.text, data.label))
+    result = []
+    for row, (text, tags) in enumerate(zip(texts, columns, strict=True), start=first):
+        words, names = text.split(), tags.split()
+        if len(words) != len(names):
+            raise DataError(
+                f"{source}: row {row}, column '{data.label}': {len(names)} tags for {len(words)} words; each word "
+                "needs one, separated by spaces"
+            )
+        if not index.keys() >= set(names):
+            raise DataError(
+                f"{source}: row {row}, column '{data.label}': a tag that is not one of the {len(labels)} of this run; "
+                f"allowed: {_shorten(labels)}; correct the row, or state all classes in data.labels"
+            )
+        result.append(np.array([index[name] for name in names], dtype=np.int32))
+    return result
 
 
 def _shorten(names: list[str]) -> str:

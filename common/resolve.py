@@ -4,7 +4,7 @@ import uuid
 from pathlib import Path
 
 from .config import RunConfig
-from .data import is_hub_id, label_names, read_table
+from .data import bio_names, is_hub_id, label_names, read_table
 from .tasks import load_task
 
 
@@ -25,7 +25,9 @@ def resolve(config: RunConfig) -> RunConfig:
         key: _absolute(source) for key in ("train", "validation", "test") if (source := getattr(data, key)) is not None
     }
     if task.CLASSES and data.labels is None:
-        changes["labels"] = label_names(public_sources(config), data)
+        changes["labels"] = label_names(public_sources(config), data, per_word=task.PER_WORD)
+    elif task.PER_WORD and data.labels is not None:
+        changes["labels"] = bio_names(data.labels, "data.labels")
     if data.partition.kind == "natural" and data.partition.clients is None:
         values = read_table(data.training, data)
         column = data.partition.column or ""
@@ -34,10 +36,13 @@ def resolve(config: RunConfig) -> RunConfig:
     backbone = config.model.backbone
     if Path(backbone).is_dir():
         backbone = str(Path(backbone).resolve())
+    start = config.model.init_from
+    if start is not None and Path(start).is_dir():
+        start = str(Path(start).resolve())
     resolved = config.model_copy(
         update={
             "data": data.model_copy(update=changes),
-            "model": config.model.model_copy(update={"backbone": backbone}),
+            "model": config.model.model_copy(update={"backbone": backbone, "init_from": start}),
             "run": config.run.model_copy(
                 update={"output": str(config.output.resolve()), "id": config.run.id or uuid.uuid4().hex}
             ),

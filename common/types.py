@@ -16,6 +16,9 @@ Adapter = dict[str, np.ndarray]
 Metrics = dict[str, float]
 """accuracy, macro_f1, loss, … of one evaluation."""
 
+IGNORED = -100
+"""a token that the loss does not count"""
+
 WHOLE = "whole"
 """a metric of mode `client` without secure aggregation: whether the clip left the update whole, for a trusted server"""
 
@@ -46,6 +49,8 @@ class Rows:
     """the answer of an instruction (`causal-lm`)"""
     labels: np.ndarray | None = None
     """(N,) int64 class indices"""
+    tags: list[np.ndarray] | None = None
+    """one class index a word of the text (`token-classification`)"""
     group: np.ndarray | None = None
     """(N,) strings of the column of a `natural` partition"""
 
@@ -59,6 +64,7 @@ class Rows:
             [self.text[i] for i in keep],
             None if self.response is None else [self.response[i] for i in keep],
             None if self.labels is None else self.labels[keep],
+            None if self.tags is None else [self.tags[i] for i in keep],
             None if self.group is None else self.group[keep],
         )
 
@@ -72,7 +78,9 @@ class Records:
     offsets: np.ndarray
     """(N + 1,) int64"""
     targets: np.ndarray
-    """(N,) int64: the class index, or the first position that counts in the loss (`causal-lm`)"""
+    """(N,) int64: the class index, the first position that counts in the loss (`causal-lm`), or 0"""
+    wanted: np.ndarray | None = None
+    """(Σ T_i,) int32, where every token has a target: `IGNORED` where it does not count"""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -83,14 +91,18 @@ class Records:
             np.concatenate([self.tokens, other.tokens]),
             np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
             np.concatenate([self.targets, other.targets]),
+            None if self.wanted is None or other.wanted is None else np.concatenate([self.wanted, other.wanted]),
         )
 
     def digest(self, indices: np.ndarray) -> bytes:
         """SHA-256 of the named records' tokens and targets, in their order."""
         total = hashlib.sha256()
         for index in indices:
-            total.update(self.tokens[self.offsets[index] : self.offsets[index + 1]].tobytes())
+            part = slice(self.offsets[index], self.offsets[index + 1])
+            total.update(self.tokens[part].tobytes())
             total.update(self.targets[index : index + 1].tobytes())
+            if self.wanted is not None:
+                total.update(self.wanted[part].tobytes())
         return total.digest()
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:

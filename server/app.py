@@ -31,6 +31,7 @@ from .heads import Heads
 from .record import Recorder
 from .report import write_report
 from .rounds import RoundResult, greet, result_row, reveal, run_rounds
+from .start import initial_adapter
 
 app = ServerApp()
 _HEADS = "server.json"
@@ -142,8 +143,7 @@ def _start_or_continue(folder: Path, config: RunConfig, model: FineTuneModel) ->
     checkpoints = folder / "checkpoints"
     if any(checkpoints.glob("round-*.safetensors")):
         return checkpoint.load_latest(checkpoints, config.digest())
-    # not `model.get()`: whoever shares this process' model may have trained it
-    initial = {name: array.copy() for name, array in model.initial.items()}
+    initial = initial_adapter(config, model)
     asked, secure = checkpoint.load_asked(checkpoints), checkpoint.load_secure(checkpoints)
     return Checkpoint(0, config.digest(), initial, asked=asked, secure=secure)
 

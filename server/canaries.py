@@ -13,6 +13,7 @@ from ..common.mechanism import PrivacyPlan
 from ..common.models import FineTuneModel, canary_records
 from .checkpoint import Checkpoint
 from .evaluation import record_losses
+from .start import initial_adapter
 
 _ONE_IN = 20
 """guesses unless declared: one canary in twenty"""
@@ -93,6 +94,6 @@ def _record_scores(
         records = canary_records(config, model, site)
         if len(records):
             everything = np.arange(len(records))
-            before = record_losses(model, model.initial, records, everything)
+            before = record_losses(model, initial_adapter(config, model), records, everything)
             scores[site] = before - record_losses(model, state.adapter, records, everything)
     return scores

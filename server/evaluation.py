@@ -22,7 +22,7 @@ class Evaluation:
 def read_public(config: RunConfig, model: FineTuneModel, source: str) -> Records:
     """Tokenised rows of a public set. Raises DataError."""
     labels = list(config.data.labels or []) if model.task.CLASSES else None
-    rows = read_rows(source, config.data, labels)
+    rows = read_rows(source, config.data, labels, per_word=model.task.PER_WORD)
     return model.task.encode(rows, model.tokenizer, config.model.max_length)
 
 

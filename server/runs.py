@@ -183,6 +183,13 @@ def declare(server: Path, config: RunConfig) -> RunConfig:
     content["data"].pop("limit", None)
     content["data"]["partition"] = {"clients": len(sites)}
     content["engine"] = {}
+    if (start := config.model.init_from) is not None:  # a name, never a path: who submits a run reads no file here
+        folder = server.resolve() / "runs" / Path(start).name
+        if start != folder.name or not (folder / "adapter").is_dir():
+            raise ConfigError(
+                f"model.init_from: '{start}' received; allowed: the name of a finished run of this server"
+            )
+        content["model"]["init_from"] = str(folder)
     content["run"].setdefault("output", str(server.resolve() / "runs" / config.run.name))
     return resolve(RunConfig.parse(content, "configuration"))
 

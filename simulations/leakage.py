@@ -63,7 +63,7 @@ def audit_leakage(folder: Path, references: int, watch: Watch) -> dict[str, Any]
 def _pool(config: RunConfig, model: FineTuneModel, references: int) -> tuple[Records, list[np.ndarray]]:
     """The run's records, as many others after them, and who of them each reference model is trained on."""
     labels = list(config.data.labels or []) if model.task.CLASSES else None
-    rows = read_rows(config.data.training, config.data, labels)
+    rows = read_rows(config.data.training, config.data, labels, per_word=model.task.PER_WORD)
     draws = [
         reference_draw(len(rows), _reference(config, number).data, config.run.seed) for number in range(references)
     ]

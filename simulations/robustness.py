@@ -43,8 +43,8 @@ class Subject:
         read_report(folder)
         self.config: RunConfig = load(folder / CONFIG)
         self.model: FineTuneModel = model_of(self.config)
-        if not self.model.task.CLASSES:
-            raise ConfigError(f"{folder}: task '{self.config.model.task}' has no classes; robustness needs them")
+        if not self.model.task.CLASSES or self.model.task.PER_WORD:
+            raise ConfigError(f"{folder}: task '{self.config.model.task}' has no class for a whole text")
         self.adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
 
     def ask(self, texts: list[str]) -> np.ndarray:

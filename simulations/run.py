@@ -15,6 +15,7 @@ from ..common.models import model_of
 from ..common.resolve import public_sources, resolve
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
 from ..server.evaluation import read_public
+from ..server.start import initial_adapter
 from ..server.strategy import make_strategy
 
 
@@ -28,6 +29,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
     for source in public_sources(resolved):
         read_public(resolved, model, source)
     make_strategy(resolved, model.trained_initial)
+    initial_adapter(resolved, model)
     return resolved, worker_for(resolved.to_flat())
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from confide.common.config import RunConfig
-from confide.tests.tiny import LOCAL, VOCABULARY, merged, run_content, save, save_bert, save_data
+from confide.tests.tiny import LOCAL, VOCABULARY, merged, run_content, save, save_bert, save_data, save_wordpiece
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start; this one has read it already
 huggingface_hub.constants.HF_HUB_OFFLINE = True
@@ -27,6 +27,11 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_wordpiece(tmp_path_factory.mktemp("wordpiece"))
 
 
 @pytest.fixture(scope="session")

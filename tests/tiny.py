@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 GOOD = ["good", "fine", "lovely", "bright", "warm", "happy"]
 BAD = ["bad", "awful", "gloomy", "dark", "cold", "sad"]
@@ -41,6 +41,45 @@ def save_bert(folder: Path) -> Path:
         max_position_embeddings=64,
     )
     return save(BertModel(config), folder)
+
+
+PLACES, PEOPLE, OTHER = ["york", "rome", "oslo"], ["ann", "bob", "eve"], ["sees", "in", "it", "from", "goes", "to"]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "new", "##er", "##s", *PLACES, *PEOPLE, *OTHER]
+
+
+def save_wordpiece(folder: Path) -> Path:
+    """A BERT of two layers whose tokenizer splits words and has a mask, random weights, saved to a folder."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(PIECES), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(PIECES)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    ends = [("[CLS]", PIECES.index("[CLS]")), ("[SEP]", PIECES.index("[SEP]"))]
+    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="[CLS] $A [SEP]", special_tokens=ends
+    )
+    special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return folder
+
+
+def write_conll(path: Path, count: int, seed: int) -> Path:
+    """Sentences in which people and places (of one word or two) are tagged."""
+    rng, lines = np.random.default_rng(seed), []
+    for _ in range(count):
+        for kind in rng.choice(["person", "place", "other", "other"], rng.integers(3, 8)):
+            if kind == "other":
+                lines.append(f"{rng.choice(OTHER)}\tO")
+            elif kind == "person":
+                lines.append(f"{rng.choice(PEOPLE)}\tB-per")
+            else:
+                two = rng.random() < 0.5
+                lines += ["new\tB-loc"] * two + [f"{rng.choice(PLACES)}\t{'I' if two else 'B'}-loc"]
+        lines.append("")
+    path.write_text("\n".join(lines))
+    return path
 
 
 def sentences(count: int, seed: int) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ A task is a module here that offers the members of `Task`; its name in a configu
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..config import ModelSection
 from ..errors import ConfigError
-from ..types import Metrics, Records, Rows
+from ..types import IGNORED, Metrics, Records, Rows
 
 Batch = dict[str, torch.Tensor]
 """input_ids and attention_mask (B, T); targets (B,) or labels (B, T)."""
@@ -25,14 +26,18 @@ class Task(Protocol):
     HEAD: list[str]
     """names of modules that are trained whole, beside LoRA; PEFT's modules_to_save"""
     CLASSES: bool
-    """whether rows carry one of a fixed set of classes"""
+    """whether rows, or their words, carry one of a fixed set of classes"""
+    PER_WORD: bool
+    """whether it is each word that carries one"""
+    VARIANTS: int
+    """encodings of a record, of which a training step draws one; mostly 1"""
 
     def build(self, path: str, model: ModelSection, classes: int) -> nn.Module:
         """The base model with its head, weights of the backbone loaded in float32; `path` is a local folder or id."""
         ...
 
-    def encode(self, rows: Rows, tokenizer, max_length: int) -> Records:
-        """Tokenises once; nothing is padded."""
+    def encode(self, rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
+        """Tokenises once; nothing is padded. variant: below VARIANTS."""
         ...
 
     def targets(self, records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
@@ -79,8 +84,21 @@ def collate(task: Task, records: Records, indices: np.ndarray, pad: int, device:
     }
 
 
-def ragged(token_lists: list[list[int]], targets: np.ndarray) -> Records:
-    """Records from one list of token ids each."""
+def token_targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
+    """(B, T) of `records.wanted`, padded with `IGNORED`."""
+    result = np.full((len(indices), length), IGNORED, dtype=np.int64)
+    for row, index in enumerate(indices):
+        start, end = records.offsets[index], records.offsets[index + 1]
+        if records.wanted is not None:
+            result[row, : end - start] = records.wanted[start:end]
+    return torch.from_numpy(result)
+
+
+def ragged(
+    token_lists: Sequence[Sequence[int] | np.ndarray], targets: np.ndarray, wanted: list[np.ndarray] | None = None
+) -> Records:
+    """Records from one list of token ids each; wanted: as many targets each."""
     lengths = np.fromiter((len(ids) for ids in token_lists), dtype=np.int64, count=len(token_lists))
     tokens = np.fromiter((t for ids in token_lists for t in ids), dtype=np.int32, count=int(lengths.sum()))
-    return Records(tokens, np.concatenate([[0], np.cumsum(lengths)]), targets)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Records(tokens, offsets, targets, None if wanted is None else np.concatenate(wanted).astype(np.int32))

@@ -11,19 +11,18 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ..config import ModelSection
-from ..types import Metrics, Records, Rows
+from ..types import IGNORED, Metrics, Records, Rows
 from . import Batch, ragged
 
 HEAD: list[str] = []
-CLASSES = False
-_IGNORED = -100
+CLASSES, PER_WORD, VARIANTS = False, False, 1
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def encode(rows: Rows, tokenizer, max_length: int) -> Records:
+def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     """Text, or prompt and response joined; an end token closes each. The loss counts from the response on."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     prompts = tokenizer(rows.text, truncation=False, padding=False, add_special_tokens=True)["input_ids"]
@@ -43,7 +42,7 @@ def encode(rows: Rows, tokenizer, max_length: int) -> Records:
 
 def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
     """(B, T): the token itself where it counts, −100 elsewhere; position t is predicted from those before it."""
-    result = np.full((len(indices), length), _IGNORED, dtype=np.int64)
+    result = np.full((len(indices), length), IGNORED, dtype=np.int64)
     for row, index in enumerate(indices):
         ids = records.tokens[records.offsets[index] : records.offsets[index + 1]]
         first = records.targets[index]
@@ -55,8 +54,8 @@ def _token_losses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.
     """Losses, logits and a mask of the supervised positions: (B, T−1), (B, T−1, V), (B, T−1)."""
     logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
     wanted = batch["targets"][:, 1:]
-    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=_IGNORED)
-    return losses, logits, wanted != _IGNORED
+    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED)
+    return losses, logits, wanted != IGNORED
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:

@@ -12,7 +12,7 @@ from ..types import Metrics, Records, Rows
 from . import Batch, ragged
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
-CLASSES = True
+CLASSES, PER_WORD, VARIANTS = True, False, 1
 _BINS = 15
 
 
@@ -52,7 +52,7 @@ def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     return PooledClassifier(backbone, model.pooling, classes)
 
 
-def encode(rows: Rows, tokenizer, max_length: int) -> Records:
+def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     if rows.labels is None:
         raise ValueError("rows without labels cannot be classified")
     ids = tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]

@@ -14,6 +14,7 @@ from ...common.config import RunConfig
 from ...common.mechanism import PrivacyPlan, gaussian_epsilon
 from ...common.plan import declared_steps
 from ..checkpoint import Checkpoint
+from ..start import start_facts
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "flwr", "datasets", "numpy", "randomgen")
@@ -50,6 +51,7 @@ def build_report(
             "trainable": count[0],
             "total": count[1],
             "labels": list(config.data.labels or []),
+            "init_from": start_facts(config),
         },
         "audit": audit,
         "attack": attack,

@@ -1,0 +1,89 @@
+"""Self-supervised pre-training of encoders: words are hidden and guessed (Devlin et al. 2019). Needs no labels.
+
+A record's loss is the mean over its own hidden tokens. Each record has `VARIANTS` maskings, which its own text decides;
+a training step draws one, and evaluation always uses the first.
+"""
+
+import zlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForMaskedLM
+
+from ..config import ModelSection
+from ..errors import ModelError
+from ..types import IGNORED, Metrics, Records, Rows
+from . import Batch, ragged, token_targets
+
+HEAD: list[str] = []
+CLASSES, PER_WORD, VARIANTS = False, False, 4
+_HIDDEN, _AS_MASK, _AS_OTHER = 0.15, 0.8, 0.1
+"""share of tokens that are guessed; of these, replaced by the mask, and by another token"""
+
+
+def build(path: str, model: ModelSection, classes: int) -> nn.Module:
+    return AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32)
+
+
+def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
+    """Raises ModelError for a tokenizer without a mask."""
+    if tokenizer.mask_token_id is None:
+        raise ModelError("model.backbone: its tokenizer has no mask token; masked-lm needs one, such as a BERT has")
+    lists = tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
+    special, size = set(tokenizer.all_special_ids), len(tokenizer)
+    hidden, wanted = [], []
+    for ids in lists:
+        tokens = np.asarray(ids, dtype=np.int32)
+        rng = np.random.default_rng([zlib.crc32(tokens.tobytes()), variant])
+        places = np.flatnonzero(~np.isin(tokens, list(special)))
+        count = min(len(places), max(1, round(_HIDDEN * len(places))))
+        chosen = rng.permutation(places)[:count]
+        target = np.full(len(tokens), IGNORED, dtype=np.int32)
+        target[chosen] = tokens[chosen]
+        lots = rng.random(count)
+        tokens[chosen[lots < _AS_MASK]] = tokenizer.mask_token_id
+        others = chosen[(lots >= _AS_MASK) & (lots < _AS_MASK + _AS_OTHER)]
+        tokens[others] = rng.integers(0, size, len(others))
+        hidden.append(tokens)
+        wanted.append(target)
+    return ragged(hidden, np.zeros(len(lists), dtype=np.int64), wanted)
+
+
+def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
+    """(B, T): the token where one is hidden, −100 elsewhere."""
+    return token_targets(records, indices, length)
+
+
+def _token_losses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses, logits and a mask of the guessed positions: (B, T), (B, T, V), (B, T)."""
+    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    losses = F.cross_entropy(logits.transpose(1, 2), batch["targets"], reduction="none", ignore_index=IGNORED)
+    return losses, logits, batch["targets"] != IGNORED
+
+
+def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
+    losses, _, counted = _token_losses(module, batch)
+    return losses.sum(1) / counted.sum(1).clamp(min=1)
+
+
+def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    losses, logits, counted = _token_losses(module, batch)
+    hits = (logits.argmax(-1) == batch["targets"]) & counted
+    return {
+        "loss": (losses.sum(1) / counted.sum(1).clamp(min=1)).cpu().numpy(),
+        "token_loss": losses.sum(1).double().cpu().numpy(),
+        "hits": hits.sum(1).cpu().numpy(),
+        "tokens": counted.sum(1).cpu().numpy(),
+    }
+
+
+def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
+    """accuracy: share of hidden tokens guessed; perplexity over them."""
+    tokens = max(1, int(scores["tokens"].sum()))
+    return {
+        "accuracy": float(scores["hits"].sum() / tokens),
+        "loss": float(scores["loss"].mean()),
+        "perplexity": float(np.exp(scores["token_loss"].sum() / tokens)),
+    }, None

@@ -1,0 +1,134 @@
+"""A tag for every word (named entities): cross-entropy on a linear head over the first piece of each word.
+
+Tags are BIO; `data.labels` holds B-x of every type, then I-x, then O, which is their alphabetical order. Words beyond
+`model.max_length` are neither learned nor counted.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import TokenClassifierOutput
+
+from ..config import ModelSection
+from ..types import IGNORED, Metrics, Records, Rows
+from . import Batch, ragged, token_targets
+
+HEAD = ["head"]
+CLASSES, PER_WORD, VARIANTS = True, True, 1
+
+
+class WordClassifier(nn.Module):
+    """A backbone and a linear head over every position."""
+
+    def __init__(self, backbone: PreTrainedModel, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = backbone.config
+        self.head = nn.Linear(int(backbone.config.hidden_size), classes)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object
+    ) -> TokenClassifierOutput:
+        """input_ids, attention_mask: (B, T). Returns logits (B, T, K)."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, T, h)
+        return TokenClassifierOutput(logits=self.head(hidden))
+
+
+def build(path: str, model: ModelSection, classes: int) -> nn.Module:
+    return WordClassifier(AutoModel.from_pretrained(path, dtype=torch.float32), classes)
+
+
+def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
+    """Words are split into pieces; the first piece of each carries its tag."""
+    if rows.tags is None:
+        raise ValueError("rows without tags cannot be learned word by word")
+    words = [text.split() for text in rows.text]
+    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length, padding=False)
+    targets = []
+    for number, tags in enumerate(rows.tags):
+        pieces, before = np.full(len(encoded["input_ids"][number]), IGNORED, dtype=np.int32), None
+        for position, word in enumerate(encoded.word_ids(number)):
+            if word is not None and word != before:
+                pieces[position] = tags[word]
+            before = word
+        targets.append(pieces)
+    return ragged(encoded["input_ids"], np.zeros(len(targets), dtype=np.int64), targets)
+
+
+def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
+    """(B, T): the tag's index on the first piece of a word, −100 elsewhere."""
+    return token_targets(records, indices, length)
+
+
+def _losses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean losses over each record's words (B,), logits (B, T, K), and a mask of the words (B, T)."""
+    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    wanted = batch["targets"]
+    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED)
+    counted = wanted != IGNORED
+    return losses.sum(1) / counted.sum(1).clamp(min=1), logits, counted
+
+
+def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
+    return _losses(module, batch)[0]
+
+
+def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    losses, logits, counted = _losses(module, batch)
+    predicted, true = logits.argmax(-1).cpu().numpy(), batch["targets"].cpu().numpy()
+    return {
+        "loss": losses.cpu().numpy(),
+        "predicted": _ragged(predicted, counted.cpu().numpy()),
+        "true": _ragged(true, counted.cpu().numpy()),
+    }
+
+
+def _ragged(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(B,) of objects: the values of each row where the mask is set."""
+    rows = np.empty(len(values), dtype=object)
+    for i, (row, there) in enumerate(zip(values, mask, strict=True)):
+        rows[i] = row[there]
+    return rows
+
+
+def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
+    """accuracy over words; precision, recall and F1 over spans: right only with the same borders and type."""
+    words = hits = 0
+    right: int = 0
+    found = there = 0
+    for predicted, true in zip(scores["predicted"], scores["true"], strict=True):
+        words += len(true)
+        hits += int((predicted == true).sum())
+        guessed, wanted = spans(predicted, classes), spans(true, classes)
+        right += len(guessed & wanted)
+        found += len(guessed)
+        there += len(wanted)
+    precision, recall = right / found if found else 0.0, right / there if there else 0.0
+    return {
+        "accuracy": hits / max(1, words),
+        "span_f1": 2 * precision * recall / (precision + recall) if right else 0.0,
+        "span_precision": precision,
+        "span_recall": recall,
+        "loss": float(scores["loss"].mean()),
+    }, None
+
+
+def spans(tags: np.ndarray, classes: int) -> set[tuple[int, int, int]]:
+    """(first word, word after the last, type) of each entity, as conlleval reads BIO (Tjong Kim Sang 2002): I-x after
+    another type or after O begins one, too.
+
+    tags: (W,) indices among B-x of every type, I-x of every type, O.
+    """
+    types = (classes - 1) // 2
+    result, start, kind = set(), 0, -1
+    for place, tag in enumerate([*tags.tolist(), 2 * types]):
+        inside = tag < 2 * types
+        if kind >= 0 and not (inside and tag >= types and tag - types == kind):
+            result.add((start, place, kind))
+            kind = -1
+        if inside and kind < 0:
+            start, kind = place, tag % types
+    return result
