@@ -1,5 +1,8 @@
 """Self-supervised pre-training of encoders: words are hidden and guessed (Devlin et al. 2019). Needs no labels.
 
+Checkpoints for sentences or classes carry no head that guesses words, so it is ours: a linear map, at first the
+identity, whose result is compared with the embeddings of all words. `model.pooling = "model"`: the checkpoint's own.
+
 A record's loss is the mean over its own hidden tokens. Each record has `VARIANTS` maskings, which its own text decides;
 a training step draws one, and evaluation always uses the first.
 """
@@ -10,21 +13,46 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
 
 from ..config import ModelSection
 from ..errors import ModelError
 from ..types import IGNORED, Metrics, Records, Rows
 from . import Batch, ragged, token_targets
 
-HEAD: list[str] = []
+HEAD = ["head"]
 CLASSES, PER_WORD, VARIANTS = False, False, 4
 _HIDDEN, _AS_MASK, _AS_OTHER = 0.15, 0.8, 0.1
 """share of tokens that are guessed; of these, replaced by the mask, and by another token"""
 
 
+class WordGuesser(nn.Module):
+    """A backbone, a linear head, and the frozen embeddings as the last layer."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = backbone.config
+        size = int(backbone.config.hidden_size)
+        self.head = nn.Linear(size, size)
+        nn.init.eye_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object
+    ) -> MaskedLMOutput:
+        """input_ids, attention_mask: (B, T). Returns logits (B, T, V)."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, T, h)
+        words = self.backbone.get_input_embeddings().weight  # (V, h)
+        return MaskedLMOutput(logits=self.head(hidden) @ words.T)
+
+
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
-    return AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32)
+    if model.pooling == "model":
+        return AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32)
+    return WordGuesser(AutoModel.from_pretrained(path, dtype=torch.float32))
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:

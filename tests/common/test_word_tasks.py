@@ -141,7 +141,8 @@ def test_tags_that_do_not_fit_are_named_by_row_and_not_shown(tmp_path: Path) -> 
 
 @pytest.fixture
 def guesser(wordpiece: Path) -> FineTuneModel:
-    return load_model(ModelSection(backbone=str(wordpiece), task="masked-lm", lora=LORA), 0, 0)
+    section = ModelSection(backbone=str(wordpiece), task="masked-lm", pooling="model", lora=LORA)
+    return load_model(section, 0, 0)
 
 
 def test_hidden_tokens_are_guessed_and_nothing_else(guesser: FineTuneModel) -> None:
@@ -176,6 +177,17 @@ def test_masked_loss_is_transformers_own(guesser: FineTuneModel) -> None:
         batch = collate(guesser.task, records, np.array([index]), guesser.pad, guesser.device)
         reference = guesser.module(input_ids=batch["input_ids"], labels=batch["targets"]).loss
         torch.testing.assert_close(both[index], reference, rtol=1e-4, atol=1e-5)
+
+
+def test_our_own_head_begins_as_likeness_to_the_embeddings(wordpiece: Path) -> None:
+    model = load_model(ModelSection(backbone=str(wordpiece), task="masked-lm", lora=LORA), 0, 0)
+    batch = torch.tensor([[2, 9, 10, 3]])
+    with torch.no_grad():
+        logits = model.module(input_ids=batch).logits
+        backbone = model.module.get_submodule("base_model.model.backbone")
+        hidden = backbone(input_ids=batch).last_hidden_state
+        torch.testing.assert_close(logits, hidden @ backbone.get_input_embeddings().weight.T)  # pyright: ignore
+    assert any(name.endswith("head.weight") for name in model.trained)
 
 
 def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path) -> None:
