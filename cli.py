@@ -25,6 +25,8 @@ audit_app = typer.Typer(no_args_is_help=True, help="Check what was promised: led
 app.add_typer(audit_app, name="audit")
 evaluate_app = typer.Typer(no_args_is_help=True, help="Look at a finished run's model from other sides.")
 app.add_typer(evaluate_app, name="evaluate")
+data_app = typer.Typer(no_args_is_help=True, help="Look at a site's rows before a run.")
+app.add_typer(data_app, name="data")
 server_app = typer.Typer(no_args_is_help=True, help="Run the server of a federation.")
 app.add_typer(server_app, name="server")
 site_app = typer.Typer(no_args_is_help=True, help="Join a federation with a data site.")
@@ -513,6 +515,56 @@ def personalize(
         facts = personalize_(run, lambda done, total: tell("heads of the sites", done, total))
     print_personal(facts)
     typer.echo(f"report: {run / 'report.html'}")
+
+
+@data_app.command("check")
+def data_check(
+    source: Annotated[
+        str, typer.Argument(help="csv, jsonl, parquet or conll file, SQL url#table, or a site's folder.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the page, the cleaned copy and the log; stays here.")] = Path(
+        "data-check"
+    ),
+    text: Annotated[str, typer.Option(help="Column of the texts (a site's folder: as in site.toml).")] = "text",
+    label: Annotated[str, typer.Option(help="Column of the classes; empty: there are none.")] = "label",
+    test: Annotated[str | None, typer.Option(help="The public test set: rows must not stand in both.")] = None,
+    dataset: Annotated[str, typer.Option(help="With a site's folder: which data set.")] = "default",
+    backbone: Annotated[
+        str, typer.Option(help="Hub id or folder: embeddings help to judge labels and find outliers; empty: without.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    drop_labels: Annotated[
+        bool, typer.Option("--drop-labels", help="Leave out rows with doubtful labels, too.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Empty rows, copies, leaks, doubtful labels, outliers, personal details: a page and a cleaned copy, both local."""
+    from .common.errors import ConfigError
+
+    try:
+        from .client.check.run import check_source
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"data check needs {error.name}; pip install 'confide[data]'") from None
+    from .client.check.page import cards
+    from .simulations.progress import bar
+
+    with bar() as tell:
+        outcome = check_source(
+            source,
+            out,
+            text=text,
+            label=label or None,
+            test=test,
+            dataset=dataset,
+            backbone=backbone or None,
+            drop_labels=drop_labels,
+            overwrite=overwrite,
+            tell=lambda stage: tell(stage, 0, 1),
+        )
+    typer.echo(f"{len(outcome.checked.texts):,} rows in {outcome.seconds:.0f} s")
+    for name, count in cards(outcome.checked):
+        typer.echo(f"{count:>9,}  {name}")
+    typer.echo(f"left out of {out / 'cleaned.csv'}: {len(outcome.left_out):,} rows (dropped.csv says why)")
+    typer.echo(f"page: {outcome.page}; it quotes records and stays here")
 
 
 @evaluate_app.command("robustness")

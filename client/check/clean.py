@@ -1,0 +1,61 @@
+"""The cleaned copy of a table, and the log of what was left out and why."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from .look import Checked
+
+CLEANED, DROPPED, DOUBTFUL = "cleaned.csv", "dropped.csv", "doubtful.csv"
+
+
+def reasons(checked: Checked, *, drop_labels: bool) -> dict[int, str]:
+    """Row → why it is left out; the first reason that holds."""
+    found: dict[int, str] = {}
+    for row in checked.empty:
+        found.setdefault(int(row), "empty")
+    for row in checked.leaked:
+        found.setdefault(int(row), "in the test set")
+    for row, other in checked.copies.items():
+        found.setdefault(row, f"copy of row {other + 1}")
+    for row, other in checked.near.items():
+        found.setdefault(row, f"nearly a copy of row {other + 1}")
+    if drop_labels:
+        for row in checked.conflicts:
+            found.setdefault(int(row), "another label than a copy of it")
+        for row, rather in zip(checked.wrong, checked.rather, strict=True):
+            found.setdefault(int(row), f"label looks wrong, rather {rather}")
+    return dict(sorted(found.items()))
+
+
+def write_clean(folder: Path, table: pa.Table, checked: Checked, *, drop_labels: bool) -> dict[int, str]:
+    """cleaned.csv, dropped.csv (row, reason) and doubtful.csv (row, label, rather, doubt), mode 0600.
+
+    Rows are counted from 1, without a header. Returns what was left out. Raises OSError.
+    """
+    left_out = reasons(checked, drop_labels=drop_labels)
+    keep = np.ones(table.num_rows, dtype=bool)
+    keep[list(left_out)] = False
+    partial = folder / f".{CLEANED}.partial"
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        pyarrow.csv.write_csv(table.filter(pa.array(keep)), file)
+    partial.replace(folder / CLEANED)
+    _write(folder / DROPPED, ["row", "reason"], [[row + 1, reason] for row, reason in left_out.items()])
+    if checked.judged and checked.names is not None and checked.doubt is not None:
+        doubtful = [
+            [row + 1, checked.names[row], rather, f"{checked.doubt[row]:.4f}"]
+            for row, rather in zip(checked.wrong, checked.rather, strict=True)
+        ]
+        _write(folder / DOUBTFUL, ["row", "label", "rather", "doubt"], doubtful)
+    return left_out
+
+
+def _write(path: Path, header: list[str], rows: list[list]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    partial.replace(path)

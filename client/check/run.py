@@ -1,0 +1,111 @@
+"""`confide data check`, whole: reads, looks, and writes a folder that stays at the site."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ...common.config import DataSection
+from ...common.data import read_table
+from ...common.errors import ConfigError, DataError
+from ...common.models import resolve_backbone
+from ..folder import POLICY, data_section, load_site
+from .clean import write_clean
+from .look import Checked, Tell, check_rows
+from .page import write_page
+
+_LENGTH, _BATCH = 48, 128
+"""tokens that an embedding reads, and texts at a time"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    checked: Checked
+    left_out: dict[int, str]
+    page: Path
+    seconds: float
+
+
+def check_source(
+    source: str,
+    out: Path,
+    *,
+    text: str = "text",
+    label: str | None = "label",
+    test: str | None = None,
+    dataset: str = "default",
+    backbone: str | None = None,
+    drop_labels: bool = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    tell: Tell = lambda _: None,
+) -> Outcome:
+    """source: a file, an SQL url, or the folder of a site, whose `dataset` is looked at (its columns are in site.toml).
+
+    Raises ConfigError, DataError, ModelError; nothing is written then.
+    """
+    started = time.monotonic()
+    data = DataSection(test=source, text=text)
+    if (Path(source) / POLICY).is_file():
+        config, _ = load_site(Path(source))
+        if dataset not in config.datasets:
+            raise ConfigError(f"{source}: no data set '{dataset}'; allowed: {', '.join(config.datasets)}")
+        data = data_section(Path(source), config.datasets[dataset], dataset, None)
+        text, label = data.text, label and data.label
+    if out.exists() and not overwrite and any(out.iterdir()):
+        raise ConfigError(f"{out}: is not empty; give another folder with --out, or --overwrite")
+    tell("reading")
+    table, tests = read_table(data.test, data), read_table(test, data) if test else None
+    embed = None if backbone is None else Embedder(backbone)
+    try:
+        checked = check_rows(table, text, label, tests, embed, seed, tell)
+    except DataError as error:
+        raise DataError(f"{data.test}: {error}") from None
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    left_out = write_clean(out, _as_text(table), checked, drop_labels=drop_labels)
+    seconds = time.monotonic() - started
+    return Outcome(checked, left_out, write_page(out, data.test, checked, left_out, seconds), seconds)
+
+
+def _as_text(table: pa.Table) -> pa.Table:
+    """Columns that a csv can hold."""
+    columns = {
+        name: table[name] if pa.types.is_primitive(table[name].type) or pa.types.is_string(table[name].type)
+        else pa.array([str(value) for value in table[name].to_pylist()])
+        for name in table.column_names
+    }  # fmt: skip
+    return pa.table(columns)
+
+
+class Embedder:
+    """Texts → mean of the backbone's last hidden states."""
+
+    def __init__(self, backbone: str) -> None:
+        """Raises ModelError."""
+        from transformers import AutoModel, AutoTokenizer
+
+        path = resolve_backbone(backbone)
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._model = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+        pad = self._tokenizer.pad_token or self._tokenizer.eos_token
+        self._tokenizer.pad_token = pad
+
+    @torch.inference_mode()
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """(N, h) float32, batched by length."""
+        ids = self._tokenizer(texts, truncation=True, max_length=_LENGTH, padding=False)["input_ids"]
+        order = np.argsort([len(one) for one in ids], kind="stable")
+        result: np.ndarray | None = None
+        for start in range(0, len(order), _BATCH):
+            part = order[start : start + _BATCH]
+            batch = self._tokenizer.pad({"input_ids": [ids[i] for i in part]}, return_tensors="pt")
+            hidden = self._model(**batch).last_hidden_state
+            weights = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+            pooled = ((hidden * weights).sum(1) / weights.sum(1).clamp(min=1)).numpy()
+            if result is None:
+                result = np.empty((len(texts), pooled.shape[1]), dtype=np.float32)
+            result[part] = pooled
+        return np.zeros((0, 1), dtype=np.float32) if result is None else result
