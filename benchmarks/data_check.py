@@ -1,4 +1,4 @@
-"""What `confide data check` finds of faults planted in all of SST-2, and how fast: `python -m benchmarks.data_check`."""
+"""What `confide data check` finds of faults planted in SST-2, and how fast: `python -m benchmarks.data_check`."""
 
 import os
 import time
