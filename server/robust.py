@@ -27,6 +27,8 @@ from ..common.robustness.limits import most_liars
 
 _WEISZFELD_STEPS, _CLIPPING_STEPS = 100, 5
 _TOLERANCE = 1e-9
+_SHORT = 0.1
+"""of the median length, below which an update is as good as none"""
 _OUTLYING = 3.5
 """modified z-score above which a row is called an outlier (Iglewicz and Hoaglin 1993)"""
 
@@ -168,9 +170,13 @@ class Memory:
 
 
 def trusted(means: np.ndarray, liars: int, count: int) -> np.ndarray:
-    """(n,) bool: the `count` rows with the best Krum scores."""
+    """(n,) bool: the `count` rows with the best Krum scores. Those that hardly move come last: nothing is near
+    everything, so sites that send nothing would look trustworthy, and hold the others back."""
+    scores = _krum_scores(_squared_distances(means), liars)
+    lengths = np.linalg.norm(means, axis=1)
+    scores[lengths < _SHORT * np.median(lengths)] = np.inf
     kept = np.zeros(len(means), dtype=bool)
-    kept[np.argsort(_krum_scores(_squared_distances(means), liars), kind="stable")[:count]] = True
+    kept[np.argsort(scores, kind="stable")[:count]] = True
     return kept
 
 

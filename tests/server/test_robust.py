@@ -166,6 +166,15 @@ def test_memory_tells_liars_apart_that_one_round_does_not() -> None:
     np.testing.assert_array_equal(np.flatnonzero(~robust.trusted(means, 2, 8)), [0, 1])
 
 
+def test_sites_that_send_nothing_are_left_out_first() -> None:
+    """By their distances alone they would be kept: the origin is nearer to honest rows than these to one another."""
+    rows = np.random.default_rng(9).normal(size=(10, 200)) + 0.3
+    rows[[4, 7]] = 0
+    rows[7, 0] = 1e-3
+    assert robust._krum_scores(robust._squared_distances(rows), 2).argsort()[:2].tolist() in ([4, 7], [7, 4])
+    np.testing.assert_array_equal(np.flatnonzero(~robust.trusted(rows, 2, 8)), [4, 7])
+
+
 def test_memory_is_a_weighted_mean_of_the_rounds_in_which_a_site_took_part() -> None:
     memory = robust.Memory(0.5)
     memory.take(["a", "b"], np.array([[1.0], [10.0]]))
