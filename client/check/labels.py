@@ -13,8 +13,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 FOLDS = 5
-_SURE = 0.75
-"""doubt from which a label is named: the models give another class three times the weight, or more"""
+_SURE = 0.7
+"""doubt from which a label is named: the models give the other classes more than twice its weight"""
 
 
 def suspects(

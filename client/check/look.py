@@ -89,10 +89,11 @@ def check_rows(
     vectors = None
     if embed is not None:
         tell("embeddings")
-        vectors = np.zeros((len(texts), 0))
-        of_there = embed([texts[i] for i in there])
-        vectors = np.zeros((len(texts), of_there.shape[1]))
-        vectors[there] = of_there
+        once = embed([texts[i] for i in singles])  # copies mean the same
+        place = np.zeros(len(texts), dtype=int)
+        place[singles] = np.arange(len(singles))
+        vectors = np.zeros((len(texts), once.shape[1]), dtype=np.float32)
+        vectors[there] = once[place[first[there]]]
     if names is not None:
         tell("labels")
         _judge(checked, there, vectors, seed)
