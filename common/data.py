@@ -158,7 +158,7 @@ def _from_conll(path: Path) -> pa.Table:
     texts, labels, words, tags = [], [], [], []
     with path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate([*lines, ""], start=1):
-            parts = line.split()
+            parts = line.strip("\ufeff\uffff\n").split()  # marks that some tools leave at the ends of a file
             if not parts:
                 if words:
                     texts.append(" ".join(words))

@@ -96,11 +96,11 @@ def test_span_scores_by_hand() -> None:
     assert nothing["span_f1"] == nothing["span_precision"] == 0.0
 
 
-CONLL = "Ann\tB-per\nsees\tO\n\t\nNew\tB-loc\nYork\tI-loc\n\n\nit O\n"
+CONLL = "\ufeffAnn\tB-per\nsees\tO\n\t\nNew\tB-loc\nYork\tI-loc\n\n\nit O\n\uffff\n"
 
 
 def test_conll_files_and_tables_hold_the_same(tmp_path: Path) -> None:
-    (tmp_path / "a.conll").write_text(CONLL)
+    (tmp_path / "a.conll").write_text(CONLL, encoding="utf-8")
     (tmp_path / "a.csv").write_text("text,label\nAnn sees,B-per O\nNew York,B-loc I-loc\nit,O\n")
     data = DataSection(test="x")
     for name in ("a.conll", "a.csv"):
