@@ -92,6 +92,18 @@ class FineTuneModel:
         """(B,) losses of the named records, each a function of its own record; gradients flow."""
         return self.task.record_losses(self.module, collate(self.task, records, batch, self.pad, self.device))
 
+    def check_reached(self, records: Records) -> None:
+        """Raises ModelError when the loss does not depend on a trained array: nothing could be trained then."""
+        if not len(records):
+            return
+        loss = self.losses(records, np.array([0])).sum()
+        found = torch.autograd.grad(loss, list(self.trained.values()), allow_unused=True)
+        if lost := [name for name, g in zip(self.trained, found, strict=True) if g is None]:
+            raise ModelError(
+                f"model.lora.targets: the loss does not depend on {lost[0]} (and {len(lost) - 1} more); name targets "
+                "that the task uses"
+            )
+
     def count(self) -> tuple[int, int]:
         """Numbers that are trained, and numbers in all."""
         return sum(p.numel() for p in self.trained.values()), sum(p.numel() for p in self.module.parameters())

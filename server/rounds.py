@@ -32,6 +32,8 @@ from .summing import CentralSums, change_of
 _HELLO_SECONDS = 120.0
 """for sites to appear and answer before the first round"""
 _AGAIN_SECONDS = 2.0
+_SILENT_ROUNDS = 3
+"""in a row, after which a run stops rather than charge its sites for nothing"""
 _STAGE_SECONDS = 300.0
 """for the stages of secure sums beside training, which take a site less than a second"""
 
@@ -195,11 +197,18 @@ def run_rounds(
     least = config.server.min_clients
     if config.secure:  # of each group, where there are groups, and of as many groups as bear the liars
         least = config.secure_parameters.survivors * (2 * config.liars + 1 if config.server.groups else 1)
+    silent = 0
     for number in range(state.round + 1, config.run.rounds + 1):
         cohort = choose(config, sites, number)
         result = _one_round(grid, config, state, trained, strategy, summing, cohort, number, watch, pace)
         state.round, state.strategy = number, strategy_state(strategy)
         watch.round_done(result, state)
+        silent = 0 if result.sites else silent + 1
+        if silent == _SILENT_ROUNDS and number < config.run.rounds:
+            reason = next((failure["reason"] for failure in result.failed), "no site was asked")
+            raise RoundError(
+                f"{silent} rounds in a row without an update of any site; the first reason: {reason}; --resume goes on"
+            )
         sites = {name: node for name, node in sites.items() if name not in state.declined}
         if len(sites) < least and number < config.run.rounds:
             raise RoundError(

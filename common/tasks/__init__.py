@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import numpy as np
 import torch
 from torch import nn
+from transformers import AutoModel, PreTrainedModel
 
 from ..config import ModelSection
 from ..errors import ConfigError
@@ -82,6 +83,14 @@ def collate(task: Task, records: Records, indices: np.ndarray, pad: int, device:
         "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(device),
         "targets": task.targets(records, indices, longest).to(device),
     }
+
+
+def load_backbone(path: str) -> PreTrainedModel:
+    """A backbone in float32, without the pooler that no task here reads: LoRA must not be put where no loss reaches."""
+    backbone = AutoModel.from_pretrained(path, dtype=torch.float32)
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    return backbone
 
 
 def token_targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:

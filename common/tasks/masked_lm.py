@@ -13,13 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from ..config import ModelSection
 from ..errors import ModelError
 from ..types import IGNORED, Metrics, Records, Rows
-from . import Batch, ragged, token_targets
+from . import Batch, load_backbone, ragged, token_targets
 
 HEAD = ["head"]
 CLASSES, PER_WORD, VARIANTS = False, False, 4
@@ -52,7 +52,7 @@ class WordGuesser(nn.Module):
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     if model.pooling == "model":
         return AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32)
-    return WordGuesser(AutoModel.from_pretrained(path, dtype=torch.float32))
+    return WordGuesser(load_backbone(path))
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..config import ModelSection
 from ..types import Metrics, Records, Rows
-from . import Batch, ragged
+from . import Batch, load_backbone, ragged
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, PER_WORD, VARIANTS = True, False, 1
@@ -48,8 +48,7 @@ class PooledClassifier(nn.Module):
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     if model.pooling == "model":
         return AutoModelForSequenceClassification.from_pretrained(path, num_labels=classes, dtype=torch.float32)
-    backbone = AutoModel.from_pretrained(path, dtype=torch.float32)
-    return PooledClassifier(backbone, model.pooling, classes)
+    return PooledClassifier(load_backbone(path), model.pooling, classes)
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from ..config import ModelSection
 from ..types import IGNORED, Metrics, Records, Rows
-from . import Batch, ragged, token_targets
+from . import Batch, load_backbone, ragged, token_targets
 
 HEAD = ["head"]
 CLASSES, PER_WORD, VARIANTS = True, True, 1
@@ -38,7 +38,7 @@ class WordClassifier(nn.Module):
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
-    return WordClassifier(AutoModel.from_pretrained(path, dtype=torch.float32), classes)
+    return WordClassifier(load_backbone(path), classes)
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:

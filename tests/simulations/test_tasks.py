@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from peft import PeftModel
 from safetensors.numpy import load_file
+from transformers import AutoModel
 
 import confide
 from confide.cli import main
+from confide.client.worker import Worker
 from confide.common.config import RunConfig
-from confide.common.errors import ConfigError
+from confide.common.errors import ConfigError, ModelError, RoundError
 from confide.common.models import model_of
 from confide.common.resolve import resolve
 from confide.server.report import read_report
@@ -66,6 +68,39 @@ def test_hidden_words_are_guessed_in_every_mode(tagging, local, mode: str) -> No
         assert report["after"]["perplexity"] < 0.97 * report["before"]["perplexity"]
     else:
         assert 0 < report["privacy"]["epsilon_spent"] <= 8.0
+
+
+def test_lora_in_every_linear_layer_leaves_out_the_unused_pooler(tagging) -> None:
+    """ "dense" names the pooler, too, which no task reads: a trained array without a gradient fails every site."""
+    report = read_report(
+        simulate(tagging(model={"lora": {"rank": 2, "targets": ["query", "dense"]}}, run={"rounds": 1}))
+    )
+    assert report["rounds"][0]["failed"] == []
+
+
+def test_targets_that_the_loss_does_not_reach_are_refused_first(make_config, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "confide.common.tasks.sequence_classification.load_backbone", lambda path: AutoModel.from_pretrained(path)
+    )
+    config = make_config(model={"lora": {"rank": 3, "targets": ["dense"]}})
+    with pytest.raises(ModelError, match=r"does not depend on .*pooler.* name targets that the task uses"):
+        simulate(config)
+    assert not config.output.exists()
+
+
+def test_a_run_in_which_no_site_can_train_stops(make_config, monkeypatch) -> None:
+    def fails(self, number, task, account, secure):
+        raise RuntimeError("secret record")
+
+    monkeypatch.setattr(Worker, "train", fails)
+    config = make_config(run={"rounds": 50})
+    with pytest.raises(
+        RoundError, match="3 rounds in a row without an update of any site; the first reason: RuntimeError"
+    ):
+        simulate(config)
+    lines = (config.output / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    assert "secret" not in "".join(lines)
 
 
 def test_a_masked_run_resumes_to_the_same_bits(tagging, monkeypatch, tmp_path: Path) -> None:
