@@ -1,18 +1,16 @@
 """`confide site personalize`: a head of the site's own on a finished model. Nothing leaves the site."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from ..common import models
 from ..common.config import ModelSection
 from ..common.data import read_rows
-from ..common.errors import ConfigError
-from ..common.models import CARD, load_model
+from ..common.errors import ConfigError, ModelError
+from ..common.models import CARD, load_model, read_adapter
 from ..common.personal import PersonalHead, personal_head
 from .folder import data_section, load_site, local_path, write_private
 
@@ -36,11 +34,10 @@ def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
         known = ", ".join(config.datasets)
         raise ConfigError(f"{folder}: no data set '{dataset}' in site.toml; allowed: {known}")
     try:
-        card = json.loads((adapter / CARD).read_text(encoding="utf-8"))
-        arrays = load_file(adapter / "adapter_model.safetensors")
-        section, labels = ModelSection.parse(card["model"], str(adapter / CARD)), list(card["labels"])
-    except (OSError, ValueError, KeyError, SafetensorError):
-        raise ConfigError(f"{adapter}: no adapter of confide; give the adapter folder of a finished run") from None
+        content, labels, arrays = read_adapter(adapter)
+    except ModelError as error:
+        raise ConfigError(f"{error}; give the adapter folder of a finished run") from None
+    section = ModelSection.parse(content, str(adapter / CARD))
     models.FOLDERS.update({key: local_path(folder, value) for key, value in config.backbones.items()})
     model = load_model(section, len(labels), 0)
     data = data_section(folder, config.datasets[dataset], dataset, labels)

@@ -177,7 +177,7 @@ def _check_robust(config: "RunConfig") -> None:
     )
     if not server.robust or clients is None:
         return
-    sites = server.groups or min(server.cohort or clients, clients)
+    sites = config.compared
     what = "groups" if server.groups else "sites"
     most = most_liars(server.aggregation, sites)
     _require(

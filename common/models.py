@@ -13,10 +13,13 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -260,6 +263,15 @@ def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str
     card = {"model": section.model_dump(mode="json"), "labels": labels}
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_ADAPTER_README, encoding="utf-8")
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], list[str], Adapter]:
+    """What `export_adapter` wrote: the content of [model], the classes, and the arrays. Raises ModelError."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return dict(card["model"]), list(card["labels"]), load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        raise ModelError(f"{folder}: no adapter of confide") from None
 
 
 _ADAPTER_README = """# LoRA adapter and head, trained with confide

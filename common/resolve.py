@@ -33,16 +33,11 @@ def resolve(config: RunConfig) -> RunConfig:
         column = data.partition.column or ""
         if column in values.column_names:  # a missing column is reported when the rows are read
             changes["partition"] = data.partition.model_copy(update={"clients": len(values[column].unique())})
-    backbone = config.model.backbone
-    if Path(backbone).is_dir():
-        backbone = str(Path(backbone).resolve())
-    start = config.model.init_from
-    if start is not None and Path(start).is_dir():
-        start = str(Path(start).resolve())
+    folders = {key: _absolute_folder(name) for key in ("backbone", "init_from") if (name := getattr(config.model, key))}
     resolved = config.model_copy(
         update={
             "data": data.model_copy(update=changes),
-            "model": config.model.model_copy(update={"backbone": backbone, "init_from": start}),
+            "model": config.model.model_copy(update=folders),
             "run": config.run.model_copy(
                 update={"output": str(config.output.resolve()), "id": config.run.id or uuid.uuid4().hex}
             ),
@@ -61,3 +56,7 @@ def is_path(name: str) -> bool:
 
 def _absolute(source: str) -> str:
     return str(Path(source).resolve()) if Path(source).is_file() else source
+
+
+def _absolute_folder(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -90,10 +90,11 @@ def _record_scores(
 ) -> dict[str, np.ndarray]:
     """How much the loss of each canary record fell from the initial to the final model: black box."""
     scores: dict[str, np.ndarray] = {}
+    start = initial_adapter(config, model)
     for site in sites:
         records = canary_records(config, model, site)
         if len(records):
             everything = np.arange(len(records))
-            before = record_losses(model, initial_adapter(config, model), records, everything)
+            before = record_losses(model, start, records, everything)
             scores[site] = before - record_losses(model, state.adapter, records, everything)
     return scores

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from ..common.config import RunConfig
-from ..common.errors import ConfigError
-from ..common.models import CARD, FineTuneModel
+from ..common.errors import ConfigError, ModelError
+from ..common.models import FineTuneModel, read_adapter
 from ..common.types import Adapter
 
 _SAME = ("backbone", "lora")
@@ -28,10 +26,8 @@ def initial_adapter(config: RunConfig, model: FineTuneModel) -> Adapter:
         return adapter
     folder = Path(config.model.init_from) / "adapter"
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        old = load_file(folder / "adapter_model.safetensors")
-        section, labels = dict(card["model"]), list(card["labels"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        section, labels, old = read_adapter(folder)
+    except ModelError:
         raise ConfigError(f"model.init_from: {folder} holds no adapter; give the folder of a finished run") from None
     now = config.model.model_dump(mode="json")
     for key in _SAME:

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from ..client.worker import load_simulated
-from ..common.config import AttackSection
 from ..common.errors import ConfigError
 from ..common.partition import site_name
 from ..common.personal import personal_head
@@ -32,9 +30,9 @@ def personalize(folder: Path, tell: Callable[[int, int], None]) -> dict[str, Any
     """
     subject = Subject(folder)
     config, model, adapter = subject.config, subject.model, subject.adapter
-    if config.data.train is None:
+    data = subject.of_sites()
+    if data is None:
         raise ConfigError(f"{folder}: a deployment's run holds no site's records; run confide site personalize there")
-    data = load_simulated(config.model_copy(update={"attack": AttackSection()}), model)
     public = read_public(config, model, config.data.test)
     shared = _by_class(adapter, subject, public)
     (folder / HEADS).mkdir(exist_ok=True)

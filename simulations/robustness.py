@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from ..client.worker import load_simulated
+from ..client.worker import SimulatedData, load_simulated
 from ..common.config import AttackSection, RunConfig, load
 from ..common.data import read_rows, shuffled_limit
 from ..common.errors import ConfigError
@@ -52,6 +52,12 @@ class Subject:
         rows = Rows("texts", texts, labels=np.zeros(len(texts), dtype=np.int64))
         records = self.model.task.encode(rows, self.model.tokenizer, self.config.model.max_length)
         return probabilities(self.model, self.adapter, records)
+
+    def of_sites(self) -> SimulatedData | None:
+        """A simulation's records as they were before anybody lied, and who holds which; None: of a deployment."""
+        if self.config.data.train is None:
+            return None
+        return load_simulated(self.config.model_copy(update={"attack": AttackSection()}), self.model)
 
     def rows(self, limit: int) -> Rows:
         """Of the public test set; the same ones each time."""
@@ -133,10 +139,9 @@ def _slices(subject: Subject, sample: Rows, labels: np.ndarray, clean: np.ndarra
 
 def _sites(subject: Subject) -> list[dict[str, Any]] | None:
     """Of a simulation, which knows all records: accuracy on each site's own. A deployment would have to release it."""
-    if subject.config.data.train is None:
+    data = subject.of_sites()
+    if data is None:
         return None
-    honest = subject.config.model_copy(update={"attack": AttackSection()})
-    data = load_simulated(honest, subject.model)
     found = []
     for number, part in enumerate(data.parts):
         rows = np.random.default_rng([number, 0x517E]).permutation(part)[:_ROWS_OF_A_SITE]

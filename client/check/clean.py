@@ -1,13 +1,14 @@
 """The cleaned copy of a table, and the log of what was left out and why."""
 
 import csv
-import os
+import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from ..folder import write_private
 from .look import Checked
 
 CLEANED, DROPPED, DOUBTFUL = "cleaned.csv", "dropped.csv", "doubtful.csv"
@@ -40,12 +41,11 @@ def write_clean(folder: Path, table: pa.Table, checked: Checked, *, drop_labels:
     left_out = reasons(checked, drop_labels=drop_labels)
     keep = np.ones(table.num_rows, dtype=bool)
     keep[list(left_out)] = False
-    partial = folder / f".{CLEANED}.partial"
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        pyarrow.csv.write_csv(table.filter(pa.array(keep)), file)
-    partial.replace(folder / CLEANED)
+    content = io.BytesIO()
+    pyarrow.csv.write_csv(table.filter(pa.array(keep)), content)
+    write_private(folder / CLEANED, content.getvalue())
     _write(folder / DROPPED, ["row", "reason"], [[row + 1, reason] for row, reason in left_out.items()])
-    if checked.judged and checked.names is not None and checked.doubt is not None:
+    if checked.names is not None and checked.doubt is not None:
         doubtful = [
             [row + 1, checked.names[row], rather, f"{checked.doubt[row]:.4f}"]
             for row, rather in zip(checked.wrong, checked.rather, strict=True)
@@ -55,7 +55,6 @@ def write_clean(folder: Path, table: pa.Table, checked: Checked, *, drop_labels:
 
 
 def _write(path: Path, header: list[str], rows: list[list]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    partial.replace(path)
+    content = io.StringIO(newline="")
+    csv.writer(content).writerows([header, *rows])
+    write_private(path, content.getvalue().encode())

@@ -66,15 +66,13 @@ def out_of_fold(
 def folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     """(N,) fold of each row: groups stay whole, and each class is dealt out as evenly as its groups allow."""
     rng = np.random.default_rng([seed, 0xF01D])
-    result = np.zeros(len(labels), dtype=int)
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     kind = labels[first]  # of a group's first row
     of_group = np.zeros(len(first), dtype=int)
     for one in np.unique(kind):
         members = rng.permutation(np.flatnonzero(kind == one))
         of_group[members] = (np.arange(len(members)) + rng.integers(FOLDS)) % FOLDS
-    result[:] = of_group[inverse]
-    return result
+    return of_group[inverse]
 
 
 def _vote(model, features, labels: np.ndarray, inside: np.ndarray, outside: np.ndarray, classes: int) -> np.ndarray:

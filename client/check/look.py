@@ -42,14 +42,16 @@ class Checked:
     rather: list[str] = field(default_factory=list)
     """… and what each would rather be"""
     doubt: np.ndarray | None = None
-    """(N,) how doubtful each label is"""
+    """(N,) how doubtful each label is; None: labels were not judged"""
     far: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     """rows unlike all others, the farthest first"""
     details: dict[str, np.ndarray] = field(default_factory=dict)
     """kind of personal detail → rows"""
     classes: dict[str, int] = field(default_factory=dict)
-    judged: bool = False
-    """whether labels were judged"""
+
+    @property
+    def judged(self) -> bool:
+        return self.doubt is not None
 
 
 def check_rows(
@@ -165,7 +167,6 @@ def _judge(checked: Checked, there: np.ndarray, vectors: np.ndarray | None, seed
     checked.wrong, checked.rather = there[wrong], [str(kinds[k]) for k in rather]
     checked.doubt = np.zeros(len(checked.texts))
     checked.doubt[there] = doubt
-    checked.judged = True
 
 
 def _far(vectors: np.ndarray, seed: int) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 import base64
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
+from ..folder import write_private
 from .look import Checked
 from .personal import masked
 
@@ -30,10 +30,7 @@ def write_page(folder: Path, source: str, checked: Checked, left_out: dict[int, 
         judged=checked.judged,
     )
     path = folder / PAGE
-    partial = folder / f".{PAGE}.partial"
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.write(html)
-    partial.replace(path)
+    write_private(path, html.encode())
     return path
 
 

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
@@ -101,6 +102,37 @@ def token_targets(records: Records, indices: np.ndarray, length: int) -> torch.T
         if records.wanted is not None:
             result[row, : end - start] = records.wanted[start:end]
     return torch.from_numpy(result)
+
+
+def token_losses(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each position (B, T), 0 where none is wanted, and its mean over each record's own (B,).
+
+    logits: (B, T, K). wanted: (B, T). A record without a wanted position has loss 0, not 0/0.
+    """
+    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED)
+    return losses, losses.sum(1) / (wanted != IGNORED).sum(1).clamp(min=1)
+
+
+def token_score(logits: torch.Tensor, wanted: torch.Tensor) -> dict[str, np.ndarray]:
+    """`Task.score` of tasks that guess tokens."""
+    losses, means = token_losses(logits, wanted)
+    counted = wanted != IGNORED
+    return {
+        "loss": means.cpu().numpy(),
+        "token_loss": losses.sum(1).double().cpu().numpy(),
+        "hits": ((logits.argmax(-1) == wanted) & counted).sum(1).cpu().numpy(),
+        "tokens": counted.sum(1).cpu().numpy(),
+    }
+
+
+def token_metrics(scores: dict[str, np.ndarray]) -> Metrics:
+    """`Task.metrics` of tasks that guess tokens: the share guessed, and the perplexity over all."""
+    tokens = max(1, int(scores["tokens"].sum()))
+    return {
+        "accuracy": float(scores["hits"].sum() / tokens),
+        "loss": float(scores["loss"].mean()),
+        "perplexity": float(np.exp(scores["token_loss"].sum() / tokens)),
+    }
 
 
 def ragged(

@@ -6,13 +6,12 @@ of the whole batch: one record's gradient then depends on its batch-mates, and c
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ..config import ModelSection
 from ..types import IGNORED, Metrics, Records, Rows
-from . import Batch, ragged
+from . import Batch, ragged, token_losses, token_metrics, token_score
 
 HEAD: list[str] = []
 CLASSES, PER_WORD, VARIANTS = False, False, 1
@@ -50,36 +49,20 @@ def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
     return torch.from_numpy(result)
 
 
-def _token_losses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses, logits and a mask of the supervised positions: (B, T−1), (B, T−1, V), (B, T−1)."""
+def _guesses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, T−1, V) and the tokens that they should name (B, T−1)."""
     logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
-    wanted = batch["targets"][:, 1:]
-    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED)
-    return losses, logits, wanted != IGNORED
+    return logits, batch["targets"][:, 1:]
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
-    losses, _, counted = _token_losses(module, batch)
-    # a record of one token has nothing to predict: its loss is 0, not 0/0
-    return losses.sum(1) / counted.sum(1).clamp(min=1)
+    return token_losses(*_guesses(module, batch))[1]
 
 
 def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
-    losses, logits, counted = _token_losses(module, batch)
-    hits = (logits.argmax(-1) == batch["targets"][:, 1:]) & counted
-    return {
-        "loss": (losses.sum(1) / counted.sum(1).clamp(min=1)).cpu().numpy(),
-        "token_loss": losses.sum(1).double().cpu().numpy(),
-        "hits": hits.sum(1).cpu().numpy(),
-        "tokens": counted.sum(1).cpu().numpy(),
-    }
+    return token_score(*_guesses(module, batch))
 
 
 def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
     """accuracy: share of next tokens guessed; perplexity over all tokens."""
-    tokens = max(1, int(scores["tokens"].sum()))
-    return {
-        "accuracy": float(scores["hits"].sum() / tokens),
-        "loss": float(scores["loss"].mean()),
-        "perplexity": float(np.exp(scores["token_loss"].sum() / tokens)),
-    }, None
+    return token_metrics(scores), None

@@ -11,7 +11,6 @@ import zlib
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
@@ -19,7 +18,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from ..config import ModelSection
 from ..errors import ModelError
 from ..types import IGNORED, Metrics, Records, Rows
-from . import Batch, load_backbone, ragged, token_targets
+from . import Batch, load_backbone, ragged, token_losses, token_metrics, token_score, token_targets
 
 HEAD = ["head"]
 CLASSES, PER_WORD, VARIANTS = False, False, 4
@@ -84,34 +83,20 @@ def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
     return token_targets(records, indices, length)
 
 
-def _token_losses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses, logits and a mask of the guessed positions: (B, T), (B, T, V), (B, T)."""
+def _guesses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, T, V) and the tokens that they should name (B, T)."""
     logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-    losses = F.cross_entropy(logits.transpose(1, 2), batch["targets"], reduction="none", ignore_index=IGNORED)
-    return losses, logits, batch["targets"] != IGNORED
+    return logits, batch["targets"]
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
-    losses, _, counted = _token_losses(module, batch)
-    return losses.sum(1) / counted.sum(1).clamp(min=1)
+    return token_losses(*_guesses(module, batch))[1]
 
 
 def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
-    losses, logits, counted = _token_losses(module, batch)
-    hits = (logits.argmax(-1) == batch["targets"]) & counted
-    return {
-        "loss": (losses.sum(1) / counted.sum(1).clamp(min=1)).cpu().numpy(),
-        "token_loss": losses.sum(1).double().cpu().numpy(),
-        "hits": hits.sum(1).cpu().numpy(),
-        "tokens": counted.sum(1).cpu().numpy(),
-    }
+    return token_score(*_guesses(module, batch))
 
 
 def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
     """accuracy: share of hidden tokens guessed; perplexity over them."""
-    tokens = max(1, int(scores["tokens"].sum()))
-    return {
-        "accuracy": float(scores["hits"].sum() / tokens),
-        "loss": float(scores["loss"].mean()),
-        "perplexity": float(np.exp(scores["token_loss"].sum() / tokens)),
-    }, None
+    return token_metrics(scores), None

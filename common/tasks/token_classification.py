@@ -6,14 +6,13 @@ Tags are BIO; `data.labels` holds B-x of every type, then I-x, then O, which is 
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from ..config import ModelSection
 from ..types import IGNORED, Metrics, Records, Rows
-from . import Batch, load_backbone, ragged, token_targets
+from . import Batch, load_backbone, ragged, token_losses, token_targets
 
 HEAD = ["head"]
 CLASSES, PER_WORD, VARIANTS = True, True, 1
@@ -63,26 +62,21 @@ def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
     return token_targets(records, indices, length)
 
 
-def _losses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean losses over each record's words (B,), logits (B, T, K), and a mask of the words (B, T)."""
-    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-    wanted = batch["targets"]
-    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED)
-    counted = wanted != IGNORED
-    return losses.sum(1) / counted.sum(1).clamp(min=1), logits, counted
+def _logits(module: nn.Module, batch: Batch) -> torch.Tensor:
+    """(B, T, K)."""
+    return module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
-    return _losses(module, batch)[0]
+    return token_losses(_logits(module, batch), batch["targets"])[1]
 
 
 def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
-    losses, logits, counted = _losses(module, batch)
-    predicted, true = logits.argmax(-1).cpu().numpy(), batch["targets"].cpu().numpy()
+    logits, true = _logits(module, batch), batch["targets"].cpu().numpy()
     return {
-        "loss": losses.cpu().numpy(),
-        "predicted": _ragged(predicted, counted.cpu().numpy()),
-        "true": _ragged(true, counted.cpu().numpy()),
+        "loss": token_losses(logits, batch["targets"])[1].cpu().numpy(),
+        "predicted": _ragged(logits.argmax(-1).cpu().numpy(), true != IGNORED),
+        "true": _ragged(true, true != IGNORED),
     }
 
 
@@ -96,9 +90,7 @@ def _ragged(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
     """accuracy over words; precision, recall and F1 over spans: right only with the same borders and type."""
-    words = hits = 0
-    right: int = 0
-    found = there = 0
+    words = hits = right = found = there = 0
     for predicted, true in zip(scores["predicted"], scores["true"], strict=True):
         words += len(true)
         hits += int((predicted == true).sum())

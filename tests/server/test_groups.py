@@ -16,10 +16,11 @@ from confide.common.plan import privacy_plan
 from confide.common.resolve import resolve
 from confide.common.secagg import protocol
 from confide.common.types import joined
+from confide.server import robust
 from confide.server.groups import grouped
 from confide.server.report import read_report
-from confide.simulations.local import _SERVER_NODE, LocalGrid
 from confide.simulations.run import resume, simulate
+from confide.tests.faults import dies_in, fails, no_noise
 from confide.tests.tiny import merged
 
 SITES, GROUPS = 9, 3
@@ -39,10 +40,6 @@ def in_groups(make_config, local):
     return make
 
 
-def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confide.common.mechanism.skellam", lambda variance, size, rng: np.zeros(size, dtype=np.int64))
-
-
 def test_every_site_is_in_one_group_and_the_same_one_each_time() -> None:
     names = [f"s{i}" for i in range(10)]
     groups = grouped(names, 3, 7)
@@ -55,10 +52,7 @@ def test_every_site_is_in_one_group_and_the_same_one_each_time() -> None:
 def test_without_noise_and_liars_to_trim_groups_give_what_one_sum_gives(in_groups, monkeypatch, tmp_path) -> None:
     """The mean of three groups' means is the mean: a median of equals would not be."""
     no_noise(monkeypatch)
-    monkeypatch.setattr("confide.server.robust.trimmed_mean", lambda rows, liars: rows.mean(0))
-    monkeypatch.setitem(
-        __import__("confide.server.robust", fromlist=["RULES"]).RULES, "trimmedmean", lambda r, f: r.mean(0)
-    )
+    monkeypatch.setitem(robust.RULES, "trimmedmean", lambda rows, liars: rows.mean(0))
     full = {"sampling_rate": 1.0, "clip": 100.0}
     changes = {
         "run": {"rounds": 2},
@@ -127,7 +121,7 @@ def test_a_group_that_cannot_be_opened_is_missed_and_comes_back(in_groups, monke
     config = RunConfig.parse(merged(config.model_dump(mode="json", exclude_none=True), {"server": {"groups": 4}}), "x")
     groups = grouped([f"site-{i:02d}" for i in range(1, 13)], 4, config.run.seed)
     lost = next(iter(groups))
-    vanish(monkeypatch, {int(site[-2:]) - 1 for site in groups[lost][:1]}, calls={2})
+    fails(monkeypatch, "train", {2: {int(site[-2:]) - 1 for site in groups[lost][:1]}})
     report = read_report(simulate(config))
     second = report["rounds"][1]
     assert "void" not in second, second["void"]
@@ -138,43 +132,16 @@ def test_a_group_that_cannot_be_opened_is_missed_and_comes_back(in_groups, monke
 
 
 def test_too_few_groups_void_the_round(in_groups, monkeypatch) -> None:
-    vanish(monkeypatch, {0}, calls={2})
+    fails(monkeypatch, "train", {2: {0}})
     report = read_report(simulate(in_groups()))
     assert "'trimmedmean' bears 0 liars among 2 sites" in report["rounds"][1]["void"]
     assert [len(row["sites"]) for row in report["rounds"]] == [9, 8, 9]
 
 
-def vanish(monkeypatch: pytest.MonkeyPatch, numbers: set[int], calls: set[int]) -> None:
-    """Sites (by number) do not answer the named training calls."""
-    from flwr.app import Error, Message
-
-    real, seen = LocalGrid._handle, {}
-
-    def handle(self, message):
-        number = message.metadata.dst_node_id - _SERVER_NODE - 1
-        if message.metadata.message_type == "train" and number in numbers:
-            seen[number] = seen.get(number, 0) + 1
-            if seen[number] in calls:
-                message.metadata.__dict__["_message_id"] = "x"
-                return Message(Error(0, "vanished"), reply_to=message)
-        return real(self, message)
-
-    monkeypatch.setattr(LocalGrid, "_handle", handle)
-
-
 def test_it_resumes(in_groups, monkeypatch) -> None:
-    from confide.client.worker import Worker
-
-    real = Worker.train
-
-    def dies(self, number, task, account, secure):
-        if task.round == 3:
-            raise KeyboardInterrupt
-        return real(self, number, task, account, secure)
-
     config = in_groups()
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "train", dies)
+        dies_in(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             simulate(config)
     kept = json.loads((Path(config.output) / "checkpoints" / "secure.json").read_text())
@@ -213,17 +180,6 @@ def test_settings_that_cannot_hold(in_groups, changes: dict, part: str) -> None:
 
 
 def test_a_set_up_of_too_few_groups_ends_the_run(in_groups, monkeypatch) -> None:
-    from flwr.app import Error, Message
-
-    real = LocalGrid._handle
-
-    def handle(self, message):
-        number = message.metadata.dst_node_id - _SERVER_NODE - 1
-        if message.metadata.message_type == "query.keys" and number == 0:
-            message.metadata.__dict__["_message_id"] = "x"
-            return Message(Error(0, "unwilling"), reply_to=message)
-        return real(self, message)
-
-    monkeypatch.setattr(LocalGrid, "_handle", handle)
+    fails(monkeypatch, "query.keys", {attempt: {0} for attempt in range(10)})
     with pytest.raises(RoundError, match="2 groups have a set-up of secure sums, 3 are needed for 1 liars"):
         simulate(in_groups())

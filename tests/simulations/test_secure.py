@@ -23,6 +23,7 @@ from confide.server.report.render import read_report
 from confide.simulations import local
 from confide.simulations.local import LocalGrid
 from confide.simulations.run import resume, simulate
+from confide.tests.faults import dies_in, fails, no_noise
 
 CLIENT = {"mode": "client", "epsilon": 100.0, "sampling_rate": 0.8, "clip": 0.5}
 _Z = 5.0  # false alarm below 6e-7
@@ -41,33 +42,8 @@ def run(config: RunConfig, **options) -> dict:
     return read_report(simulate(config, **options))
 
 
-def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confide.common.mechanism.skellam", lambda variance, size, rng: np.zeros(size, dtype=np.int64))
-
-
 def adapter(config: RunConfig) -> dict[str, np.ndarray]:
     return load_file(simulate(config) / "adapter" / "adapter_model.safetensors")
-
-
-def fails(
-    monkeypatch: pytest.MonkeyPatch, action: str, failing: dict[int, set[int]], code: int = ErrorCode.UNKNOWN
-) -> None:
-    """Sites (by number) whose `action` fails in the named rounds: the node's message is answered with an error."""
-    real = LocalGrid._handle
-    seen: dict[int, int] = {}
-
-    def handle(self, message):
-        from flwr.app import Error, Message
-
-        number = message.metadata.dst_node_id - local._SERVER_NODE - 1
-        if message.metadata.message_type == action:
-            seen[number] = seen.get(number, 0) + 1
-            if seen[number] in failing and number in failing[seen[number]]:
-                message.metadata.__dict__["_message_id"] = "x"
-                return Message(Error(code, "vanished"), reply_to=message)
-        return real(self, message)
-
-    monkeypatch.setattr(LocalGrid, "_handle", handle)
 
 
 def test_without_noise_it_is_one_step_over_all_records(distributed, make_config, local, monkeypatch) -> None:
@@ -273,16 +249,9 @@ def test_nothing_secret_is_written_or_logged(distributed, monkeypatch, caplog, c
 
 
 def test_it_resumes_with_a_new_set_up(distributed, monkeypatch) -> None:
-    real = Worker.train
-
-    def dies(self, number, task, account, secure):
-        if task.round == 3:
-            raise KeyboardInterrupt
-        return real(self, number, task, account, secure)
-
     config = distributed()
     with monkeypatch.context() as patch:
-        patch.setattr(Worker, "train", dies)
+        dies_in(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             simulate(config)
     report = read_report(resume(config.output))
