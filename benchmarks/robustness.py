@@ -17,12 +17,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.run import DATA, Table, write_part
+from confide.common.backbones import DEMO_BACKBONE, resolve_backbone
 from confide.common.config import load, load_content
-from confide.common.models import DEMO_BACKBONE, resolve_backbone
 from confide.common.robustness.embeddings import ascended, embedding_layer, moved
 from confide.common.robustness.limits import ROBUST, default_liars
 from confide.common.robustness.perturbations import characters
-from confide.common.tasks import collate
 from confide.server import robust
 from confide.simulations import sweep
 from confide.simulations.progress import watch
@@ -100,12 +99,12 @@ def _measured(folder: Path) -> tuple[float, float, float]:
     rng = np.random.default_rng(1)
     noisy = subject.ask([characters(text, 0.2, rng) for text in rows.text]).argmax(1) == labels
     model = subject.model
-    records = model.task.encode(rows, model.tokenizer, subject.config.model.max_length)
+    records = model.encode(rows)
     right = np.flatnonzero(clean)[:128]
     layer, turned = embedding_layer(model), 0
     model.set(subject.adapter)
     for part in np.array_split(right, 4):
-        batch = collate(model.task, records, part, model.pad, model.device)
+        batch = model.batch(records, part)
         delta = ascended(model, batch, RADIUS, 10)[-1]
         with torch.no_grad(), moved(layer, delta):
             turned += int((model.task.score(model.module, batch)["predicted"] != records.targets[part]).sum())

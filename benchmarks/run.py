@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from confide.common.backbones import DEMO_BACKBONE, resolve_backbone
 from confide.common.config import RunConfig, load
-from confide.common.models import DEMO_BACKBONE, resolve_backbone
 from confide.simulations.recipes import find_recipe
 
 HERE = Path(__file__).parent

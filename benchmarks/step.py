@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from confide.common.backbones import DEMO_BACKBONE
 from confide.common.config import LoraSection, ModelSection
 from confide.common.mechanism import PoissonMechanism, plan_for
-from confide.common.models import DEMO_BACKBONE, FineTuneModel, load_model
+from confide.common.models import FineTuneModel, load_model
 from confide.common.noise import secure_generator
 from confide.common.per_sample import clipped_sum, hooked
 from confide.common.tasks import collate, ragged

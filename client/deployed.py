@@ -9,10 +9,9 @@ from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
-from ..common import models
 from ..common.augmentation import encode_with_copies
+from ..common.backbones import FOLDERS
 from ..common.config import RunConfig
-from ..common.data import read_rows
 from ..common.errors import PolicyError
 from ..common.ledger import Ledger
 from ..common.models import FineTuneModel
@@ -73,10 +72,10 @@ class DeployedHost:
         if site.config.policy.approval:
             self._require_approval(site, run)
         self._workers.clear()  # one run at a time keeps memory flat
-        data = data_section(self._folder, dataset, run.data.name, run.data.labels)
+        data = data_section(self._folder, dataset, run.data)
 
         def load(config: RunConfig, model: FineTuneModel) -> SimulatedData:
-            rows = read_rows(data.training, data, config.data.labels, per_word=model.task.PER_WORD)
+            rows = model.rows(data.training, data)
             return SimulatedData(encode_with_copies(config, model, rows), [np.arange(len(rows))], None)
 
         worker = Worker(run, load)
@@ -85,12 +84,14 @@ class DeployedHost:
 
     def _require_backbone(self, site: Site, run: RunConfig) -> None:
         """The server names a backbone, never a path."""
-        name, folders = run.model.backbone, site.config.backbones
-        models.FOLDERS.update({key: local_path(self._folder, value) for key, value in folders.items()})
-        if name not in folders and is_path(name):
-            raise PolicyError(
-                f"site {site.name}: backbone '{name[:80]}' is a path; allowed: a hub id, or a name under [backbones]"
-            )
+        folders = site.config.backbones
+        FOLDERS.update({key: local_path(self._folder, value) for key, value in folders.items()})
+        for name in (run.model.backbone, run.model.image_backbone):
+            if name is not None and name not in folders and is_path(name):
+                raise PolicyError(
+                    f"site {site.name}: backbone '{name[:80]}' is a path; allowed: a hub id, or a name under "
+                    "[backbones]"
+                )
 
     def _require_approval(self, site: Site, run: RunConfig) -> None:
         digest = run.digest()

@@ -45,13 +45,13 @@ def local_path(folder: Path, source: str) -> str:
     return str((folder / source).resolve())
 
 
-def data_section(folder: Path, dataset: DatasetSection, name: str, labels: list[str] | None) -> DataSection:
+def data_section(folder: Path, dataset: DatasetSection, run: DataSection) -> DataSection:
     """Where a data set's rows are, in the words of a run. Raises ConfigError without a source."""
     if dataset.source is None:
-        raise ConfigError(f"{folder / POLICY}: [datasets.{name}] has no source; name a file or an SQL url")
+        raise ConfigError(f"{folder / POLICY}: [datasets.{run.name}] has no source; name a file or an SQL url")
     source = local_path(folder, dataset.source)
-    columns = dataset.model_dump(include={"text", "label", "prompt", "response"})
-    return DataSection(name=name, train=source, test=source, labels=labels, **columns)
+    columns = dataset.model_dump(include={"text", "label", "image", "prompt", "response"})
+    return DataSection(name=run.name, train=source, test=source, labels=run.labels, scale=run.scale, **columns)
 
 
 def approve(folder: Path, run: RunConfig) -> str:

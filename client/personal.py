@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from ..common import models
-from ..common.config import ModelSection
-from ..common.data import read_rows
+from ..common.backbones import FOLDERS
+from ..common.config import DataSection, ModelSection
 from ..common.errors import ConfigError, ModelError
 from ..common.models import CARD, load_model, read_adapter
 from ..common.personal import PersonalHead, personal_head
@@ -38,11 +37,11 @@ def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
     except ModelError as error:
         raise ConfigError(f"{error}; give the adapter folder of a finished run") from None
     section = ModelSection.parse(content, str(adapter / CARD))
-    models.FOLDERS.update({key: local_path(folder, value) for key, value in config.backbones.items()})
+    FOLDERS.update({key: local_path(folder, value) for key, value in config.backbones.items()})
     model = load_model(section, len(labels), 0)
-    data = data_section(folder, config.datasets[dataset], dataset, labels)
-    rows = read_rows(data.training, data, labels, per_word=model.task.PER_WORD)
-    records = model.task.encode(rows, model.tokenizer, section.max_length)
+    data = data_section(folder, config.datasets[dataset], DataSection(name=dataset, test="", labels=labels))
+    rows = model.rows(data.training, data)
+    records = model.encode(rows)
     found = personal_head(model, arrays, records, np.arange(len(records)), 0)
     path = folder / HEADS / f"{dataset}.safetensors"
     path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -15,7 +15,7 @@ import httpx
 import tomli_w
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ..common.config import RunConfig, SiteConfig, read_toml
+from ..common.config import DataSection, RunConfig, SiteConfig, read_toml
 from ..common.credentials import SiteLine, expiry, fingerprint, new_node_key, parse_line
 from ..common.data import label_names, read_rows, read_table
 from ..common.errors import ConfideError, ConfigError, DeploymentError
@@ -189,7 +189,7 @@ def _certificate(path: Path) -> str:
 
 
 def _data(folder: Path, name: str, dataset: Any) -> str:
-    data = data_section(folder, dataset, name, None)
+    data = data_section(folder, dataset, DataSection(name=name, test=""))
     table = read_table(data.training, data)
     labels = label_names([data.training], data) if data.label in table.column_names else None
     rows = read_rows(data.training, data, labels)

@@ -73,8 +73,9 @@ class Site:
         for what, value, allowed in (
             ("task", run.model.task, policy.tasks),
             ("backbone", run.model.backbone, policy.backbones),
+            ("backbone", run.model.image_backbone, policy.backbones),
         ):
-            self._require(allowed is None or value in allowed, what, value, ", ".join(allowed or ()))
+            self._require(value is None or allowed is None or value in allowed, what, value, ", ".join(allowed or ()))
         self._require(policy.canaries or not run.audit.planted, "audit canaries", run.audit.planted, "none")
         return self.config.datasets[dataset]
 

@@ -17,7 +17,7 @@ from ..common.audit import NO_CANARIES, GradientCanaries, coins
 from ..common.augmentation import encode_with_copies
 from ..common.clipping import to_vector
 from ..common.config import RunConfig
-from ..common.data import label_names, read_rows, training_rows
+from ..common.data import label_names, training_rows
 from ..common.errors import PrivacyError, WireError
 from ..common.mechanism import NoiselessControl, PoissonMechanism
 from ..common.models import FineTuneModel, canary_records, model_of
@@ -68,6 +68,7 @@ class Worker:
             for number in range(config.clients):
                 name = site_name(number, config.clients)
                 self._records = self._records.joined(canary_records(config, self.model, name))
+            self._records = self.model.with_features(self._records)
         self.model.check_reached(self._records)
         self.plan = privacy_plan(config, self.model.count()[0])
         if self.plan is not None:
@@ -184,11 +185,12 @@ def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
     if labels is None and data.partition.kind in ("dirichlet", "shards"):
         labels = label_names([data.training], data)  # a task without classes, dealt out by the values of a column
     natural = data.partition.kind == "natural"
-    rows = read_rows(data.training, data, labels, group=natural, per_word=model.task.PER_WORD)
+    rows = model.rows(data.training, data, labels=labels, group=natural)
     rows = training_rows(rows, data, config.run.seed)
     parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)
     rows = poisoned(rows, parts, config)
-    return SimulatedData(encode_with_copies(config, model, rows), parts, rows.labels)
+    classes = None if model.task.READS.label == "number" else rows.labels
+    return SimulatedData(encode_with_copies(config, model, rows), parts, classes)
 
 
 _loading = threading.Lock()

@@ -14,7 +14,6 @@ from .models import FineTuneModel
 from .per_sample import unhooked
 from .robustness.embeddings import ascended, embedding_layer, moved
 from .robustness.perturbations import characters
-from .tasks import collate
 from .types import Records, Rows
 
 POOL = 4
@@ -24,17 +23,17 @@ POOL = 4
 def encode_with_copies(config: RunConfig, model: FineTuneModel, rows: Rows) -> Records:
     """The records as they are; behind them all their other variants, where the task has some, or `POOL` spoiled copies,
     where the run augments."""
-    length, strength = config.model.max_length, config.training.augmentation
-    records = model.task.encode(rows, model.tokenizer, length)
+    strength = config.training.augmentation
+    records = model.encode(rows)
     for variant in range(1, model.task.VARIANTS):
-        records = records.joined(model.task.encode(rows, model.tokenizer, length, variant))
+        records = records.joined(model.encode(rows, variant))
     if strength is None:
-        return records
+        return model.with_features(records)
     for copy in range(POOL):
         rng = np.random.default_rng([config.run.seed, 0xA06, copy])
         spoiled = replace(rows, text=[characters(text, strength, rng) for text in rows.text])
-        records = records.joined(model.task.encode(spoiled, model.tokenizer, length))
-    return records
+        records = records.joined(model.encode(spoiled))
+    return model.with_features(records)
 
 
 def view_losses(
@@ -54,7 +53,7 @@ def view_losses(
         return losses.view(training.views, len(part))
     if training.adversarial is None or number <= training.adversarial_warmup:
         return model.losses(records, part)[None]
-    batch = collate(model.task, records, part, model.pad, model.device)
+    batch = model.batch(records, part)
     with unhooked(model):
         climbed = ascended(model, batch, training.adversarial, training.adversarial_steps)
     deltas = climbed if training.adversarial_kind == "freelb" else climbed[-1:]

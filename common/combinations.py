@@ -27,6 +27,8 @@ def check_combinations(config: "RunConfig") -> None:
         _check_groups,
         _check_views,
         _check_task,
+        _check_train,
+        _check_records,
         _check_audit,
         _check_attack,
     ):
@@ -242,12 +244,57 @@ def _check_task(config: "RunConfig") -> None:
         config.model.task == "causal-lm" or data.prompt is None,
         f"data.prompt: received, but task '{config.model.task}' reads data.text; remove it",
     )
-    kind = data.partition.kind
+    model, kind = config.model, data.partition.kind
     _require(
-        config.model.task != "token-classification" or kind in ("iid", "natural"),
-        f"data.partition.kind: '{kind}' received for task 'token-classification', whose records have many classes; "
-        "allowed: iid, natural",
+        model.task not in ("token-classification", "regression") or kind in ("iid", "natural"),
+        f"data.partition.kind: '{kind}' received for task '{model.task}', whose records have no class each; allowed: "
+        "iid, natural",
     )
+    _require(
+        (model.image_backbone is not None) == (model.task == "image-text-classification"),
+        f"model.image_backbone: {'nothing ' if model.image_backbone is None else ''}received for task '{model.task}'; "
+        "image-text-classification needs one, e.g. demo:vit, and no other task has one",
+    )
+    pictures = model.task.startswith("image-")
+    _require(
+        not pictures or model.pooling in ("mean", "first"),
+        f"model.pooling: '{model.pooling}' received for task '{model.task}'; allowed: mean, first",
+    )
+    _require(
+        config.training.adversarial is None or model.task != "image-classification",
+        "training.adversarial: received for task 'image-classification'; it moves the embeddings of words; remove it",
+    )
+
+
+def _check_train(config: "RunConfig") -> None:
+    model = config.model
+    if model.train == "lora":
+        return
+    _require(
+        config.server.aggregation not in ("ffa", "exact"),
+        f"server.aggregation: '{config.server.aggregation}' received with model.train = '{model.train}'; it is about "
+        "factors of LoRA; choose fedavg",
+    )
+    _require(
+        not config.audit.canaries,
+        f"audit.canaries: received with model.train = '{model.train}'; canaries lie on LoRA's numbers; use "
+        "audit.records, or train LoRA",
+    )
+    _require(
+        model.lora.whole is None,
+        f"model.lora.whole: received with model.train = '{model.train}', which says what is trained; remove it",
+    )
+    _require(
+        model.train != "head" or config.training.adversarial is None,
+        "training.adversarial: received with model.train = 'head'; nothing below the head learns; remove it",
+    )
+    _require(
+        model.train != "head" or model.task not in ("causal-lm",),
+        "model.train: 'head' received for task 'causal-lm', which has no head of its own; allowed: lora, full",
+    )
+
+
+def _check_records(config: "RunConfig") -> None:
     _require(
         config.model.task in ("sequence-classification", "causal-lm") or not config.audit.records,
         f"audit.records: received for task '{config.model.task}', for which no canary records are made; use "

@@ -78,11 +78,15 @@ class LoraSection(Section, frozen=True):
     alpha: PositiveFloat = 16
     targets: tuple[str, ...] | None = None
     """module names; omitted: PEFT's default for the architecture"""
+    whole: tuple[str, ...] | None = None
+    """parts of the model that are trained whole beside LoRA and the head, e.g. ["eye"] of a new image tower"""
 
 
 class ModelSection(Section, frozen=True):
     backbone: str
-    """hub id, or a local folder"""
+    """hub id, or a local folder; demo:vit for a small vision transformer without weights"""
+    image_backbone: str | None = None
+    """`image-text-classification`: the tower that reads pictures, named likewise"""
     task: str = "sequence-classification"
     """a file of common/tasks/"""
     max_length: Annotated[int, Field(ge=2)] = 64
@@ -92,6 +96,9 @@ class ModelSection(Section, frozen=True):
     on text without labels"""
     pooling: Literal["mean", "first", "last", "model"] = "mean"
     """how tokens become one vector for the head; `model`: the backbone's own head"""
+    train: Literal["lora", "head", "full"] = "lora"
+    """what is learned: LoRA and the head; the head alone, for which the backbone reads each record once; or all weights
+    of a small model"""
     lora: LoraSection = LoraSection()
 
 
@@ -121,13 +128,17 @@ class DataSection(Section, frozen=True):
     """public, at the server: the before / after comparison"""
     text: str = "text"
     label: str = "label"
-    """the column of the classes; `causal-lm` reads it only to partition by dirichlet or shards"""
+    """the column of the classes, tags or numbers; `causal-lm` reads it only to partition by dirichlet or shards"""
+    image: str = "image"
+    """tasks with pictures: the column of their paths (relative to the file) or bytes"""
     prompt: str | None = None
     """`causal-lm` on instructions: the column that is read …"""
     response: str | None = None
     """… and the column that is learned"""
     labels: list[str] | None = None
     """class names in order; omitted: those of the public test and validation sets, sorted"""
+    scale: tuple[float, PositiveFloat] | None = None
+    """`regression`: mean and standard deviation that labels are measured by; omitted: those of the public sets"""
     limit: Positive | None = None
     """first N rows after a seeded shuffle; omitted: all"""
     reference: Annotated[int, Field(ge=0)] | None = None
@@ -410,6 +421,7 @@ class DatasetSection(Section, frozen=True):
     """deployment: csv, jsonl or parquet file (relative to site.toml), or SQL url#table-or-query; read-only"""
     text: str = "text"
     label: str = "label"
+    image: str = "image"
     prompt: str | None = None
     response: str | None = None
     """deployment: the columns, as in a run's [data]"""

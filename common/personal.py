@@ -15,7 +15,6 @@ from torch import nn
 
 from .errors import ModelError
 from .models import FineTuneModel
-from .tasks import collate
 from .types import Adapter, Records
 
 STRENGTHS = (1.0, 0.1, 0.01, 0.001)
@@ -67,7 +66,7 @@ def personal_head(
 
 def head_names(model: FineTuneModel) -> list[str]:
     """The arrays of the adapter that are the head's. Raises ModelError where the task has none."""
-    names = [name for name in model.parameters if not {"lora_A", "lora_B"} & set(name.split("."))]
+    names = [name for name in model.parameters if {*name.split(".")} & {*model.task.HEAD}]
     if not model.task.CLASSES or not names:
         raise ModelError("a task without classes has no head that could stay at a site")
     return names
@@ -97,7 +96,7 @@ def _inputs(
     order = np.argsort(records.lengths(indices), kind="stable")
     try:
         for part in np.array_split(indices[order], max(1, -(-len(order) // _BATCH))):
-            model.task.score(model.module, collate(model.task, records, part, model.pad, model.device))
+            model.task.score(model.module, model.batch(records, part))
     finally:
         hook.remove()
     if any(one.dim() != 2 for one in seen):

@@ -4,7 +4,7 @@ import uuid
 from pathlib import Path
 
 from .config import RunConfig
-from .data import bio_names, is_hub_id, label_names, read_table
+from .data import bio_names, is_hub_id, label_names, number_scale, read_table
 from .tasks import load_task
 
 
@@ -25,15 +25,21 @@ def resolve(config: RunConfig) -> RunConfig:
         key: _absolute(source) for key in ("train", "validation", "test") if (source := getattr(data, key)) is not None
     }
     if task.CLASSES and data.labels is None:
-        changes["labels"] = label_names(public_sources(config), data, per_word=task.PER_WORD)
-    elif task.PER_WORD and data.labels is not None:
+        changes["labels"] = label_names(public_sources(config), data, per_word=task.READS.label == "tags")
+    elif task.READS.label == "tags" and data.labels is not None:
         changes["labels"] = bio_names(data.labels, "data.labels")
+    if task.READS.label == "number" and data.scale is None:
+        changes["scale"] = number_scale(public_sources(config), data)
     if data.partition.kind == "natural" and data.partition.clients is None:
         values = read_table(data.training, data)
         column = data.partition.column or ""
         if column in values.column_names:  # a missing column is reported when the rows are read
             changes["partition"] = data.partition.model_copy(update={"clients": len(values[column].unique())})
-    folders = {key: _absolute_folder(name) for key in ("backbone", "init_from") if (name := getattr(config.model, key))}
+    folders = {
+        key: _absolute_folder(name)
+        for key in ("backbone", "image_backbone", "init_from")
+        if (name := getattr(config.model, key))
+    }
     resolved = config.model_copy(
         update={
             "data": data.model_copy(update=changes),

@@ -5,6 +5,7 @@ Shapes: N records, B records of a physical batch, T tokens, K classes, d release
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -38,21 +39,33 @@ def joined(arrays: Adapter) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Reads:
+    """What a task reads of a row."""
+
+    label: Literal["class", "tags", "number"] | None = "class"
+    """one class a row, one a word, a number, or nothing"""
+    text: bool = True
+    pictures: bool = False
+
+
+@dataclass(frozen=True)
 class Rows:
     """What a source holds, cleaned: one entry a record."""
 
     source: str
     """the file or address, for error messages"""
     text: list[str]
-    """the text, or the prompt of an instruction"""
+    """the text, or the prompt of an instruction; empty texts where a task reads pictures alone"""
     response: list[str] | None = None
     """the answer of an instruction (`causal-lm`)"""
     labels: np.ndarray | None = None
-    """(N,) int64 class indices"""
+    """(N,) int64 class indices; `regression`: float64, in standard deviations from the public sets' mean"""
     tags: list[np.ndarray] | None = None
     """one class index a word of the text (`token-classification`)"""
     group: np.ndarray | None = None
     """(N,) strings of the column of a `natural` partition"""
+    pictures: np.ndarray | None = None
+    """(N, C, H, W) uint8, as the backbone takes them"""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -66,6 +79,7 @@ class Rows:
             None if self.labels is None else self.labels[keep],
             None if self.tags is None else [self.tags[i] for i in keep],
             None if self.group is None else self.group[keep],
+            None if self.pictures is None else self.pictures[keep],
         )
 
 
@@ -78,24 +92,30 @@ class Records:
     offsets: np.ndarray
     """(N + 1,) int64"""
     targets: np.ndarray
-    """(N,) int64: the class index, the first position that counts in the loss (`causal-lm`), or 0"""
+    """(N,) int64: the class index, the first position that counts in the loss (`causal-lm`), or 0; `regression`:
+    float64"""
     wanted: np.ndarray | None = None
     """(Σ T_i,) int32, where every token has a target: `IGNORED` where it does not count"""
+    pictures: np.ndarray | None = None
+    """(N, C, H, W) uint8"""
+    features: np.ndarray | None = None
+    """(N, F) float32: what a frozen backbone makes of the records, where only the head is trained"""
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def joined(self, other: "Records") -> "Records":
-        """These, and the others after them."""
+        """These, and the others after them; features of neither."""
         return Records(
             np.concatenate([self.tokens, other.tokens]),
             np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
             np.concatenate([self.targets, other.targets]),
-            None if self.wanted is None or other.wanted is None else np.concatenate([self.wanted, other.wanted]),
+            _both(self.wanted, other.wanted),
+            _both(self.pictures, other.pictures),
         )
 
     def digest(self, indices: np.ndarray) -> bytes:
-        """SHA-256 of the named records' tokens and targets, in their order."""
+        """SHA-256 of the named records' tokens, pictures and targets, in their order."""
         total = hashlib.sha256()
         for index in indices:
             part = slice(self.offsets[index], self.offsets[index + 1])
@@ -103,11 +123,17 @@ class Records:
             total.update(self.targets[index : index + 1].tobytes())
             if self.wanted is not None:
                 total.update(self.wanted[part].tobytes())
+            if self.pictures is not None:
+                total.update(self.pictures[index].tobytes())
         return total.digest()
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
         """(len(indices),) tokens of each record."""
         return self.offsets[indices + 1] - self.offsets[indices]
+
+
+def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    return None if first is None or second is None else np.concatenate([first, second])
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from ..common.backbones import FOLDERS
 from ..common.chain import write_json
 from ..common.config import RunConfig
 from ..common.errors import ConfideError
-from ..common.models import FOLDERS, FineTuneModel, export_adapter, model_of
+from ..common.models import FineTuneModel, export_adapter, model_of
 from ..common.plan import privacy_plan
 from ..common.types import Records, Update, joined
 from . import checkpoint

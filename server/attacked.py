@@ -37,7 +37,7 @@ def backdoor(config: RunConfig, model: FineTuneModel, adapter: Adapter) -> dict[
     others = rows.take(np.flatnonzero(np.asarray(rows.labels) != target))
     called = []
     for texts in (others, triggered(rows, config)):
-        records = model.task.encode(texts, model.tokenizer, config.model.max_length)
+        records = model.encode(texts)
         called.append(predictions(model, adapter, records) == target)
     plain, with_it = called
     return {

@@ -6,9 +6,7 @@ import numpy as np
 import torch
 
 from ..common.config import RunConfig
-from ..common.data import read_rows
 from ..common.models import FineTuneModel
-from ..common.tasks import collate
 from ..common.types import Adapter, Metrics, Records
 
 
@@ -21,9 +19,7 @@ class Evaluation:
 
 def read_public(config: RunConfig, model: FineTuneModel, source: str) -> Records:
     """Tokenised rows of a public set. Raises DataError."""
-    labels = list(config.data.labels or []) if model.task.CLASSES else None
-    rows = read_rows(source, config.data, labels, per_word=model.task.PER_WORD)
-    return model.task.encode(rows, model.tokenizer, config.model.max_length)
+    return model.with_features(model.encode(model.rows(source, config.data)))
 
 
 def subset(records: Records, limit: int, seed: int) -> np.ndarray:
@@ -62,7 +58,7 @@ def _scores(
     model.set(adapter)
     order = np.argsort(records.lengths(indices), kind="stable")
     scores = [
-        model.task.score(model.module, collate(model.task, records, part, model.pad, model.device))
+        model.task.score(model.module, model.batch(records, part))
         for part in np.array_split(indices[order], max(1, -(-len(order) // batch)))
     ]
     back = np.argsort(order, kind="stable")

@@ -149,11 +149,12 @@ def _run(folder: Path, request: Request) -> Path:
 def _admitted(folder: Path, asked: Submission) -> RunConfig:
     """The run with its public files at the server. Raises ConfigError for a source that means something here only."""
     config = RunConfig.parse(parse_toml(asked.configuration, "configuration"), "configuration")
-    if is_path(config.model.backbone):
-        raise ConfigError(
-            f"model.backbone: received '{config.model.backbone}', a path; allowed: a hub id, or a name under "
-            "[backbones] in server.toml"
-        )
+    for key in ("backbone", "image_backbone"):
+        name = getattr(config.model, key)
+        if name is not None and is_path(name):
+            raise ConfigError(
+                f"model.{key}: received '{name}', a path; allowed: a hub id, or a name under [backbones] in server.toml"
+            )
     changes: dict[str, str] = {}
     for key in ("test", "validation"):
         source = getattr(config.data, key)

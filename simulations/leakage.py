@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 
 from ..common.config import RunConfig, load
-from ..common.data import read_rows, reference_draw
+from ..common.data import reference_draw
 from ..common.errors import ConfigError
 from ..common.mechanism import PoissonMechanism, PrivacyPlan
 from ..common.models import FineTuneModel, model_of
@@ -62,13 +62,12 @@ def audit_leakage(folder: Path, references: int, watch: Watch) -> dict[str, Any]
 
 def _pool(config: RunConfig, model: FineTuneModel, references: int) -> tuple[Records, list[np.ndarray]]:
     """The run's records, as many others after them, and who of them each reference model is trained on."""
-    labels = list(config.data.labels or []) if model.task.CLASSES else None
-    rows = read_rows(config.data.training, config.data, labels, per_word=model.task.PER_WORD)
+    rows = model.rows(config.data.training, config.data)
     draws = [
         reference_draw(len(rows), _reference(config, number).data, config.run.seed) for number in range(references)
     ]
     pool = rows.take(draws[0][0])
-    return model.task.encode(pool, model.tokenizer, config.model.max_length), [half for _, half in draws]
+    return model.encode(pool), [half for _, half in draws]
 
 
 def _reference(config: RunConfig, number: int, folder: Path | None = None) -> RunConfig:

@@ -22,9 +22,8 @@ from ..common.robustness import blackbox
 from ..common.robustness.embeddings import ascended, embedding_layer, moved
 from ..common.robustness.perturbations import PERTURBATIONS, STRENGTHS, names_swapped, negated
 from ..common.run_folder import CONFIG
-from ..common.tasks import collate
 from ..common.tasks.sequence_classification import calibration_error
-from ..common.types import Rows
+from ..common.types import Reads, Rows
 from ..server.evaluation import evaluate, probabilities
 from ..server.report import amend_report, read_report
 
@@ -43,14 +42,14 @@ class Subject:
         read_report(folder)
         self.config: RunConfig = load(folder / CONFIG)
         self.model: FineTuneModel = model_of(self.config)
-        if not self.model.task.CLASSES or self.model.task.PER_WORD:
+        if Reads() != self.model.task.READS:
             raise ConfigError(f"{folder}: task '{self.config.model.task}' has no class for a whole text")
         self.adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
 
     def ask(self, texts: list[str]) -> np.ndarray:
         """(N, K) probabilities."""
         rows = Rows("texts", texts, labels=np.zeros(len(texts), dtype=np.int64))
-        records = self.model.task.encode(rows, self.model.tokenizer, self.config.model.max_length)
+        records = self.model.encode(rows)
         return probabilities(self.model, self.adapter, records)
 
     def of_sites(self) -> SimulatedData | None:
@@ -172,7 +171,7 @@ def _black_box(
 def _white_box(subject: Subject, sample: Rows, right: np.ndarray, tell: Tell) -> list[dict[str, Any]]:
     """Success of PGD on embeddings among texts that are classified right."""
     model = subject.model
-    records = model.task.encode(sample, model.tokenizer, subject.config.model.max_length)
+    records = model.encode(sample)
     model.set(subject.adapter)
     layer = embedding_layer(model)
     found = []
@@ -182,7 +181,7 @@ def _white_box(subject: Subject, sample: Rows, right: np.ndarray, tell: Tell) ->
         for part in np.array_split(right, max(1, -(-len(right) // 32))):
             if not len(part):
                 continue
-            batch = collate(model.task, records, part, model.pad, model.device)
+            batch = model.batch(records, part)
             delta = ascended(model, batch, radius, _PGD_STEPS)[-1]
             with torch.no_grad(), moved(layer, delta):
                 predicted = model.task.score(model.module, batch)["predicted"]

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ...common.backbones import resolve_backbone
 from ...common.config import DataSection
 from ...common.data import read_table
 from ...common.errors import ConfigError, DataError
-from ...common.models import resolve_backbone
 from ..folder import POLICY, data_section, load_site
 from .clean import write_clean
 from .look import Checked, Tell, check_rows
@@ -53,7 +53,7 @@ def check_source(
         config, _ = load_site(Path(source))
         if dataset not in config.datasets:
             raise ConfigError(f"{source}: no data set '{dataset}'; allowed: {', '.join(config.datasets)}")
-        data = data_section(Path(source), config.datasets[dataset], dataset, None)
+        data = data_section(Path(source), config.datasets[dataset], DataSection(name=dataset, test=""))
         text, label = data.text, label and data.label
     if out.exists() and not overwrite and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty; give another folder with --out, or --overwrite")

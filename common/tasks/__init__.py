@@ -16,10 +16,12 @@ from transformers import AutoModel, PreTrainedModel
 
 from ..config import ModelSection
 from ..errors import ConfigError
-from ..types import IGNORED, Metrics, Records, Rows
+from ..pictures import DEMO_VIT, demo_vit
+from ..types import IGNORED, Metrics, Reads, Records, Rows
 
 Batch = dict[str, torch.Tensor]
-"""input_ids and attention_mask (B, T); targets (B,) or labels (B, T)."""
+"""input_ids and attention_mask (B, T) of text, pixel_values (B, C, H, W) of pictures, or features (B, F) instead of
+both; targets (B,) or (B, T)."""
 
 
 class Task(Protocol):
@@ -29,17 +31,17 @@ class Task(Protocol):
     """names of modules that are trained whole, beside LoRA; PEFT's modules_to_save"""
     CLASSES: bool
     """whether rows, or their words, carry one of a fixed set of classes"""
-    PER_WORD: bool
-    """whether it is each word that carries one"""
     VARIANTS: int
     """encodings of a record, of which a training step draws one; mostly 1"""
+    READS: Reads
+    """what of a row"""
 
     def build(self, path: str, model: ModelSection, classes: int) -> nn.Module:
         """The base model with its head, weights of the backbone loaded in float32; `path` is a local folder or id."""
         ...
 
     def encode(self, rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
-        """Tokenises once; nothing is padded. variant: below VARIANTS."""
+        """Tokenises once; nothing is padded. tokenizer: None where no text is read. variant: below VARIANTS."""
         ...
 
     def targets(self, records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
@@ -74,23 +76,32 @@ def collate(task: Task, records: Records, indices: np.ndarray, pad: int, device:
     """A batch of the named records, padded to its own longest."""
     lengths = records.lengths(indices)
     longest = int(lengths.max())
-    ids = np.full((len(indices), longest), pad, dtype=np.int64)  # (B, T)
-    for row, (index, length) in enumerate(zip(indices, lengths, strict=True)):
-        start = records.offsets[index]
-        ids[row, :length] = records.tokens[start : start + length]
-    mask = np.arange(longest)[None, :] < lengths[:, None]  # (B, T)
-    return {
-        "input_ids": torch.from_numpy(ids).to(device),
-        "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(device),
-        "targets": task.targets(records, indices, longest).to(device),
-    }
+    batch = {"targets": task.targets(records, indices, longest)}
+    if records.features is not None:
+        batch["features"] = torch.from_numpy(records.features[indices])
+    elif records.pictures is not None:
+        batch["pixel_values"] = torch.from_numpy(records.pictures[indices]).float()
+    if records.features is None and longest:
+        ids = np.full((len(indices), longest), pad, dtype=np.int64)  # (B, T)
+        for row, (index, length) in enumerate(zip(indices, lengths, strict=True)):
+            start = records.offsets[index]
+            ids[row, :length] = records.tokens[start : start + length]
+        mask = np.arange(longest)[None, :] < lengths[:, None]  # (B, T)
+        batch["input_ids"] = torch.from_numpy(ids)
+        batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+    return {name: values.to(device) for name, values in batch.items()}
+
+
+def inputs_of(batch: Batch) -> Batch:
+    """What a model reads of a batch."""
+    return {name: values for name, values in batch.items() if name != "targets"}
 
 
 def load_backbone(path: str) -> PreTrainedModel:
     """A backbone in float32, without the pooler that no task here reads: LoRA must not be put where no loss reaches."""
-    backbone = AutoModel.from_pretrained(path, dtype=torch.float32)
+    backbone = demo_vit() if path == DEMO_VIT else AutoModel.from_pretrained(path, dtype=torch.float32)
     if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None
+        backbone.pooler = None  # pyright: ignore[reportArgumentType]
     return backbone
 
 

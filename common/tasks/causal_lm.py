@@ -10,11 +10,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ..config import ModelSection
-from ..types import IGNORED, Metrics, Records, Rows
+from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import Batch, ragged, token_losses, token_metrics, token_score
 
 HEAD: list[str] = []
-CLASSES, PER_WORD, VARIANTS = False, False, 1
+CLASSES, VARIANTS, READS = False, 1, Reads(label=None)
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:

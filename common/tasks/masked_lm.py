@@ -17,11 +17,11 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from ..config import ModelSection
 from ..errors import ModelError
-from ..types import IGNORED, Metrics, Records, Rows
+from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import Batch, load_backbone, ragged, token_losses, token_metrics, token_score, token_targets
 
 HEAD = ["head"]
-CLASSES, PER_WORD, VARIANTS = False, False, 4
+CLASSES, VARIANTS, READS = False, 4, Reads(label=None)
 _HIDDEN, _AS_MASK, _AS_OTHER = 0.15, 0.8, 0.1
 """share of tokens that are guessed; of these, replaced by the mask, and by another token"""
 

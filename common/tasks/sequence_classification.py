@@ -4,45 +4,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import AutoModelForSequenceClassification
 
 from ..config import ModelSection
-from ..types import Metrics, Records, Rows
-from . import Batch, load_backbone, ragged
+from ..heads import PooledClassifier
+from ..types import Metrics, Reads, Records, Rows
+from . import Batch, inputs_of, load_backbone, ragged
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
-CLASSES, PER_WORD, VARIANTS = True, False, 1
+CLASSES, VARIANTS, READS = True, 1, Reads()
 _BINS = 15
-
-
-class PooledClassifier(nn.Module):
-    """A backbone, one vector a text by mean, first or last token, and a linear head.
-
-    Mean pooling is the default because many checkpoints carry an untrained pooler on [CLS].
-    """
-
-    def __init__(self, backbone: PreTrainedModel, pooling: str, classes: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.pooling = pooling
-        self.config = backbone.config
-        self.head = nn.Linear(int(backbone.config.hidden_size), classes)  # transformers maps `dim`, `n_embd` to it
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object
-    ) -> SequenceClassifierOutput:
-        """input_ids, attention_mask: (B, T), padded on the right. Returns logits (B, K)."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, T, h)
-        if self.pooling == "mean":
-            weights = mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * weights).sum(1) / weights.sum(1)
-        elif self.pooling == "first":
-            pooled = hidden[:, 0]
-        else:
-            pooled = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-        return SequenceClassifierOutput(logits=self.head(pooled))
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
@@ -63,12 +34,12 @@ def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
-    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits  # (B, K)
+    logits = module(**inputs_of(batch)).logits  # (B, K)
     return F.cross_entropy(logits.float(), batch["targets"], reduction="none")
 
 
 def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
-    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    logits = module(**inputs_of(batch)).logits.float()
     return {
         "loss": F.cross_entropy(logits, batch["targets"], reduction="none").cpu().numpy(),
         "predicted": logits.argmax(1).cpu().numpy(),

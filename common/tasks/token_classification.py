@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from ..config import ModelSection
-from ..types import IGNORED, Metrics, Records, Rows
+from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import Batch, load_backbone, ragged, token_losses, token_targets
 
 HEAD = ["head"]
-CLASSES, PER_WORD, VARIANTS = True, True, 1
+CLASSES, VARIANTS, READS = True, 1, Reads(label="tags")
 
 
 class WordClassifier(nn.Module):

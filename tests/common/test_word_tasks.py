@@ -14,7 +14,7 @@ from confide.common.data import label_names, read_rows
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.models import FineTuneModel, load_model
 from confide.common.tasks import collate, masked_lm, token_classification
-from confide.common.types import IGNORED, Rows
+from confide.common.types import IGNORED, Reads, Rows
 from confide.tests.tiny import merged
 
 LORA = LoraSection(rank=2, alpha=4)
@@ -106,7 +106,7 @@ def test_conll_files_and_tables_hold_the_same(tmp_path: Path) -> None:
     for name in ("a.conll", "a.csv"):
         source = str(tmp_path / name)
         assert label_names([source], data, per_word=True) == LABELS
-        found = read_rows(source, data, LABELS, per_word=True)
+        found = read_rows(source, data, LABELS, reads=Reads("tags"))
         assert found.text == ["Ann sees", "New York", "it"]
         assert [tags.tolist() for tags in found.tags or []] == [[1, 4], [0, 2], [4]]
         assert [tags.tolist() for tags in found.take(np.array([2, 0])).tags or []] == [[4], [1, 4]]
@@ -131,10 +131,10 @@ def test_tags_that_do_not_fit_are_named_by_row_and_not_shown(tmp_path: Path) -> 
     path = tmp_path / "a.csv"
     path.write_text("text,label\nAnn sees,B-per\n")
     with pytest.raises(DataError, match=r"row 2, column 'label': 1 tags for 2 words"):
-        read_rows(str(path), DataSection(test="x"), LABELS, per_word=True)
+        read_rows(str(path), DataSection(test="x"), LABELS, reads=Reads("tags"))
     path.write_text("text,label\nAnn sees,B-per O\nsecret word,B-org O\n")
     with pytest.raises(DataError, match="row 3") as refused:
-        read_rows(str(path), DataSection(test="x"), LABELS, per_word=True)
+        read_rows(str(path), DataSection(test="x"), LABELS, reads=Reads("tags"))
     assert "secret" not in str(refused.value)
     assert "B-org" not in str(refused.value)
 

@@ -1,0 +1,68 @@
+"""One number for one text: squared error on a linear head over the pooled tokens.
+
+Numbers are in standard deviations of the public sets' labels, from their mean (`data.scale`): a site's own would be a
+release.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..config import ModelSection
+from ..heads import PooledClassifier
+from ..types import Metrics, Reads, Records, Rows
+from . import Batch, inputs_of, load_backbone, ragged
+
+HEAD = ["head"]
+CLASSES, VARIANTS, READS = False, 1, Reads(label="number")
+CLOSE = 0.5
+"""standard deviations within which a guess counts as right, for `accuracy`"""
+
+
+def build(path: str, model: ModelSection, classes: int) -> nn.Module:
+    return PooledClassifier(load_backbone(path), model.pooling, 1)
+
+
+def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
+    if rows.labels is None:
+        raise ValueError("rows without numbers cannot be learned")
+    ids = tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
+    return ragged(ids, rows.labels)
+
+
+def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
+    """(B,) float32."""
+    return torch.from_numpy(records.targets[indices].astype(np.float32))
+
+
+def _guesses(module: nn.Module, batch: Batch) -> torch.Tensor:
+    """(B,)."""
+    return module(**inputs_of(batch)).logits.float()[:, 0]
+
+
+def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
+    return 0.5 * (_guesses(module, batch) - batch["targets"]) ** 2
+
+
+def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
+    guesses = _guesses(module, batch)
+    return {
+        "loss": (0.5 * (guesses - batch["targets"]) ** 2).cpu().numpy(),
+        "predicted": guesses.cpu().numpy(),
+        "true": batch["targets"].cpu().numpy(),
+    }
+
+
+def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
+    """r2: share of the variance explained; rmse, mae in standard deviations; accuracy: share of guesses within half a
+    standard deviation."""
+    predicted, true = scores["predicted"].astype(np.float64), scores["true"].astype(np.float64)
+    wrong = predicted - true
+    spread = float(((true - true.mean()) ** 2).sum())
+    return {
+        "accuracy": float((np.abs(wrong) <= CLOSE).mean()),
+        "r2": 1 - float((wrong**2).sum()) / spread if spread else 0.0,
+        "rmse": float(np.sqrt((wrong**2).mean())),
+        "mae": float(np.abs(wrong).mean()),
+        "loss": float(scores["loss"].mean()),
+    }, None

@@ -1,0 +1,212 @@
+"""Pictures, pictures with texts, numbers; and what is trained: LoRA, a head, everything."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import ViTConfig, ViTModel
+
+import confide
+from confide.common.config import DataSection, RunConfig
+from confide.common.data import read_table
+from confide.common.errors import ConfigError, DataError, ModelError
+from confide.common.models import model_of
+from confide.common.per_sample import clipped_sum, hooked
+from confide.common.pictures import DEMO_VIT, PictureForm, read_pictures, spoiled
+from confide.common.resolve import resolve
+from confide.server.report import read_report
+from confide.simulations.run import simulate
+from confide.tests.tiny import merged, sentences, write_csv
+
+MODES = ["none", "local", "distributed"]
+
+
+def write_pictures(folder: Path, count: int, seed: int) -> Path:
+    """Stripes: upright or lying. Beside each a text whose mood says nothing about them."""
+    folder.mkdir()
+    rng, rows = np.random.default_rng(seed), []
+    for number, (text, _) in enumerate(sentences(count, seed)):
+        upright = bool(rng.integers(2))
+        values = rng.integers(0, 60, (8, 8)).astype(np.uint8)
+        values[(slice(None), slice(None, None, 2)) if upright else (slice(None, None, 2), slice(None))] += 150
+        Image.fromarray(values).save(folder / f"{number}.png")
+        rows.append((f"{number}.png", text, "upright" if upright else "lying"))
+    return write_csv(folder / "rows.csv", rows, ("image", "text", "label"))
+
+
+@pytest.fixture
+def pictures(make_config, local, tmp_path: Path):
+    """RunConfig of a picture run in a mode, with changes on top."""
+    data = {name: str(write_pictures(tmp_path / name, count, count)) for name, count in (("train", 240), ("test", 80))}
+
+    def make(mode: str = "none", **changes) -> RunConfig:
+        base = {
+            "model": {"backbone": DEMO_VIT, "task": "image-classification", "train": "full"},
+            "data": data,
+            "training": {"learning_rate": 0.003, "local_steps": 5 if mode == "none" else 1},
+            "privacy": {**local, "mode": mode} if mode != "none" else {},
+        }
+        return make_config(**merged(base, changes))
+
+    return make
+
+
+def check(folder: Path, mode: str, least: float = 0.9) -> None:
+    report = read_report(folder)
+    assert [row["failed"] for row in report["rounds"]] == [[]] * 3
+    if mode == "none":
+        assert report["after"]["accuracy"] > least
+    else:
+        assert 0 < report["privacy"]["epsilon_spent"] <= 8.0
+    PeftModel.from_pretrained(confide.load_base(folder / "adapter"), str(folder / "adapter"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_are_learned_in_every_mode(pictures, mode: str) -> None:
+    check(simulate(pictures(mode)), mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pictures_with_texts_are_learned_in_every_mode(pictures, bert: Path, mode: str) -> None:
+    """LoRA in the text tower, the new picture tower whole."""
+    model = {"backbone": str(bert), "image_backbone": DEMO_VIT, "task": "image-text-classification", "train": "lora"}
+    model = {**model, "lora": {"rank": 2, "whole": ["eye"]}}
+    check(simulate(pictures(mode, model=model, training={"local_steps": 30 if mode == "none" else 1})), mode)
+
+
+def test_lora_goes_into_both_towers(pictures, bert: Path, tmp_path: Path) -> None:
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=2
+    )
+    ViTModel(config).save_pretrained(tmp_path / "vit")  # three channels: grey pictures are spread over them
+    model = {"backbone": str(bert), "image_backbone": str(tmp_path / "vit"), "task": "image-text-classification"}
+    lora = {"rank": 2, "targets": ["query", "q_proj"]}
+    run = pictures("local", model={**model, "train": "lora", "lora": lora}, run={"rounds": 1})
+    names = list(model_of(resolve(run)).trained)
+    assert any(".backbone." in name for name in names)
+    assert any(".eye." in name for name in names)
+    assert read_report(simulate(run))["rounds"][0]["failed"] == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_numbers_are_learned_in_every_mode(make_config, local, tmp_path: Path, mode: str) -> None:
+    """A score that grows with good words; measured by the public test set."""
+    paths = {}
+    for name, count in (("train", 240), ("test", 80)):
+        rows = [(text, 20.0 if label == "positive" else -4.0) for text, label in sentences(count, count)]
+        paths[name] = str(write_csv(tmp_path / f"{name}-numbers.csv", rows))
+    config = make_config(
+        model={"task": "regression"},
+        data=paths,
+        privacy={**local, "mode": mode} if mode != "none" else {},
+        training={"local_steps": 60 if mode == "none" else 1},
+    )
+    mean, deviation = resolve(config).data.scale or (0, 0)
+    assert 5 < mean < 11
+    assert 11 < deviation < 12.1
+    report = read_report(simulate(config))
+    if mode == "none":
+        assert report["after"]["r2"] > 0.7 > report["before"]["r2"] + 0.5
+    else:
+        assert 0 < report["privacy"]["epsilon_spent"] <= 8.0
+
+
+@pytest.mark.parametrize("train", ["head", "full"])
+def test_per_sample_gradients_are_those_of_records_alone(make_config, train: str) -> None:
+    model = model_of(resolve(make_config(model={"train": train})))
+    rows = model.rows(str(make_config().data.test), resolve(make_config()).data).take(np.arange(6))
+    records = model.with_features(model.encode(rows))
+    assert (records.features is not None) == (train == "head")
+    alone = []
+    for index in range(6):
+        loss = model.losses(records, np.array([index])).sum()
+        flat = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.trained.values()))])
+        alone.append(flat * (0.1 / flat.norm()).clamp(max=1))
+    with hooked(model):
+        together, _ = clipped_sum(model, model.losses(records, np.arange(6)), 0.1)
+    torch.testing.assert_close(together, torch.stack(alone).sum(0), atol=1e-5, rtol=1e-3)
+
+
+def test_features_give_the_losses_of_the_whole_model(make_config) -> None:
+    config = resolve(make_config(model={"train": "head"}))
+    model = model_of(config)
+    records = model.encode(model.rows(config.data.test, config.data))
+    quick = model.losses(model.with_features(records), np.arange(len(records)))
+    torch.testing.assert_close(quick, model.losses(records, np.arange(len(records))))
+    assert all(".head." in name for name in model.trained)
+
+
+@pytest.mark.parametrize("train", ["head", "full"])
+def test_what_else_is_trained_learns_and_loads(make_config, train: str) -> None:
+    config = make_config(model={"train": train}, training={"local_steps": 20}, run={"rounds": 3})
+    folder = simulate(config)
+    assert read_report(folder)["after"]["accuracy"] > 0.85
+    PeftModel.from_pretrained(confide.load_base(folder / "adapter"), str(folder / "adapter"))
+
+
+def png(size: tuple[int, int]) -> bytes:
+    target = io.BytesIO()
+    Image.new("L", size, 7).save(target, "PNG")
+    return target.getvalue()
+
+
+def test_pictures_are_scaled_and_bad_ones_named_without_their_content(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    form = PictureForm(3, 8, 6)
+    table = pa.table({"image": [{"bytes": png((20, 30)), "path": None}, {"bytes": png((6, 8)), "path": None}]})
+    found = read_pictures(table, "image", "x.parquet", 1, form)
+    assert found.shape == (2, 3, 8, 6)
+    assert (found == 7).all()
+    for bad, reason in (
+        (b"GIF89a secret", "row 2, column 'image': not a readable"),
+        (b"", "row 2, column 'image': no picture"),
+        (png((9000, 9000)), "a picture of 9000 × 9000"),
+    ):
+        with pytest.raises(DataError, match=reason) as refused:
+            read_pictures(pa.table({"image": [png((8, 8)), bad]}), "image", "x", 1, form)
+        assert "secret" not in str(refused.value)
+    with pytest.raises(DataError, match="the picture's file cannot be read"):
+        read_pictures(pa.table({"image": ["nosuch.png"]}), "image", str(tmp_path / "x.csv"), 2, form)
+
+
+def test_spoiled_pictures_keep_shape_and_range() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8)).astype(np.uint8)
+    rng = np.random.default_rng(1)
+    assert np.array_equal(spoiled(pictures, False, 0, 0.0, rng), pictures)
+    flipped = spoiled(pictures, True, 0, 0.0, rng)
+    assert all(np.array_equal(a, b) or np.array_equal(a, b[..., ::-1]) for a, b in zip(flipped, pictures, strict=True))
+    assert spoiled(pictures, True, 2, 0.1, rng).shape == pictures.shape
+
+
+def test_digits_are_the_same_wherever_they_are_read() -> None:
+    pytest.importorskip("sklearn")
+    first, again = (read_table("demo:half-digits/train", DataSection(test="x")) for _ in range(2))
+    assert first.equals(again)
+    assert (first.num_rows, read_table("demo:digits/test", DataSection(test="x")).num_rows) == (1400, 397)
+    with pytest.raises(DataError, match="allowed: demo:digits/train"):
+        read_table("demo:digits/nosuch", DataSection(test="x"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"server": {"aggregation": "exact"}, "model": {"train": "head"}}, "about factors of LoRA"),
+        ({"model": {"train": "full", "lora": {"whole": ["eye"]}}}, "which says what is trained"),
+        ({"model": {"image_backbone": DEMO_VIT}}, "image-text-classification needs one"),
+        ({"model": {"task": "image-text-classification"}}, "nothing received for task"),
+        ({"model": {"task": "regression"}, "data": {"partition": {"kind": "shards"}}}, "no class each"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(make_config, changes: dict, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        make_config(**changes)
+
+
+def test_a_text_backbone_for_pictures_is_refused(pictures, bert: Path) -> None:
+    with pytest.raises(ModelError, match="takes no pictures"):
+        simulate(pictures(model={"backbone": str(bert)}))
