@@ -1,4 +1,4 @@
-"""Views of a record for training: spoiled copies of its text, or its embeddings pushed up its own loss.
+"""Views of a record for training: spoiled copies of its text or picture, or its embeddings pushed up its own loss.
 
 A record's views are averaged *before* its gradient is clipped (augmentation multiplicity, De et al. 2022), so under
 differential privacy a record counts once however many views it has, and ε does not change.
@@ -12,28 +12,42 @@ import torch
 from .config import RunConfig
 from .models import FineTuneModel
 from .per_sample import unhooked
+from .pictures import spoiled
 from .robustness.embeddings import ascended, embedding_layer, moved
-from .robustness.perturbations import characters
+from .robustness.perturbations import characters, reworded
 from .types import Records, Rows
 
 POOL = 4
-"""spoiled copies that are tokenised of each record; a step draws from them"""
+"""copies that are made of each record; a step draws from them"""
 
 
 def encode_with_copies(config: RunConfig, model: FineTuneModel, rows: Rows) -> Records:
     """The records as they are; behind them all their other variants, where the task has some, or `POOL` spoiled copies,
     where the run augments."""
-    strength = config.training.augmentation
     records = model.encode(rows)
     for variant in range(1, model.task.VARIANTS):
         records = records.joined(model.encode(rows, variant))
-    if strength is None:
+    if not config.augments:
         return model.with_features(records)
     for copy in range(POOL):
         rng = np.random.default_rng([config.run.seed, 0xA06, copy])
-        spoiled = replace(rows, text=[characters(text, strength, rng) for text in rows.text])
-        records = records.joined(model.encode(spoiled))
+        records = records.joined(model.encode(_copy(config, rows, rng)))
     return model.with_features(records)
+
+
+def _copy(config: RunConfig, rows: Rows, rng: np.random.Generator) -> Rows:
+    """The rows, spoiled as the run says."""
+    made, strength, texts, pictures = config.data.augmentation, config.training.augmentation, rows.text, rows.pictures
+    if made.of_texts:
+        texts = [
+            reworded(text, made.swap or 0.0, made.delete or 0.0, made.insert or 0.0, made.punctuation or 0.0, rng)
+            for text in texts
+        ]
+    if strength is not None:
+        texts = [characters(text, strength, rng) for text in texts]
+    if pictures is not None and made.of_pictures:
+        pictures = spoiled(pictures, made.flip, made.shift, made.noise, rng)
+    return replace(rows, text=texts, pictures=pictures)
 
 
 def view_losses(
@@ -46,7 +60,7 @@ def view_losses(
     training = config.training
     if (variants := model.task.VARIANTS) > 1:
         part = part + len(records) // variants * rng.integers(variants, size=len(part))
-    if training.augmentation is not None:
+    if config.augments:
         size = len(records) // (1 + POOL)
         copies = [part + size * (1 + rng.integers(POOL, size=len(part))) for _ in range(training.views - 1)]
         losses = model.losses(records, np.concatenate([part, *copies]))

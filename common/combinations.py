@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .config import RunConfig
 
 _MEANS = ("fedavg", "ffa")
+_OF_TEXTS = ("sequence-classification", "regression", "image-text-classification")
 
 
 def check_combinations(config: "RunConfig") -> None:
@@ -223,14 +224,28 @@ def _check_views(config: "RunConfig") -> None:
         training.augmentation is None or training.adversarial is None,
         "training.adversarial: received with training.augmentation; both make views of a record; choose one",
     )
+    made, task = config.data.augmentation, config.model.task
     _require(
-        training.augmentation is None or config.model.task == "sequence-classification",
-        f"training.augmentation: received for task '{config.model.task}'; spoiled text would be learned as text; "
-        "allowed: sequence-classification",
+        training.augmentation is None or task in _OF_TEXTS,
+        f"training.augmentation: received for task '{task}'; spoiled text would be learned as text; allowed: "
+        f"{', '.join(_OF_TEXTS)}",
     )
     _require(
-        training.augmentation is None or not config.audit.records,
-        "training.augmentation: received with audit.records; a canary's copies are not made; remove one",
+        not made.of_texts or task in _OF_TEXTS,
+        f"data.augmentation: swap, delete, insert or punctuation received for task '{task}'; spoiled text would be "
+        f"learned as text; allowed: {', '.join(_OF_TEXTS)}",
+    )
+    _require(
+        not made.of_pictures or task.startswith("image-"),
+        f"data.augmentation: flip, shift or noise received for task '{task}', which reads no pictures; remove them",
+    )
+    _require(
+        not config.augments or training.adversarial is None,
+        "training.adversarial: received with data.augmentation; both make views of a record; choose one",
+    )
+    _require(
+        not config.augments or not config.audit.records,
+        "audit.records: received with augmentation; a canary's copies are not made; remove one",
     )
 
 

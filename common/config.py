@@ -116,6 +116,33 @@ class PartitionSection(Section, frozen=True):
     """a client left without records: an error, or one record of the largest client moves to it"""
 
 
+class AugmentationSection(Section, frozen=True):
+    """What copies of a record are made by, all that are set; a step trains on `training.views` of them together."""
+
+    swap: Rate | None = None
+    """texts (EDA, Wei and Zou 2019): probability that a word changes place with another"""
+    delete: Rate | None = None
+    """… that a word is left out"""
+    insert: Rate | None = None
+    """… that a word of the same text is said again somewhere"""
+    punctuation: Rate | None = None
+    """… that a mark goes before a word (AEDA, Karimi et al. 2021)"""
+    flip: bool = False
+    """pictures: half of the copies are mirrored"""
+    shift: Annotated[int, Field(ge=0)] = 0
+    """… moved by up to so many pixels"""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """… standard deviation of noise, as a share of the whole range"""
+
+    @property
+    def of_texts(self) -> bool:
+        return any(value is not None for value in (self.swap, self.delete, self.insert, self.punctuation))
+
+    @property
+    def of_pictures(self) -> bool:
+        return bool(self.flip or self.shift or self.noise)
+
+
 class DataSection(Section, frozen=True):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "default"
     """the data set's name at the sites: whose budget the run is charged to"""
@@ -143,6 +170,7 @@ class DataSection(Section, frozen=True):
     """first N rows after a seeded shuffle; omitted: all"""
     reference: Annotated[int, Field(ge=0)] | None = None
     """`confide audit leakage`: instead of the first N rows, the N of the first 2N that this number draws"""
+    augmentation: AugmentationSection = AugmentationSection()
     partition: PartitionSection = PartitionSection()
 
     @property
@@ -329,6 +357,12 @@ class RunConfig(Section, frozen=True):
     @property
     def private(self) -> bool:
         return self.privacy.mode != "none"
+
+    @property
+    def augments(self) -> bool:
+        """Whether training sees copies of records."""
+        made = self.data.augmentation
+        return self.training.augmentation is not None or made.of_texts or made.of_pictures
 
     @property
     def server_steps(self) -> bool:

@@ -124,3 +124,16 @@ def names_swapped(text: str, rng: np.random.Generator) -> tuple[str, str]:
     """The same text, said by one person and by another: the class should not depend on who."""
     first, second = (str(name) for name in rng.choice(_NAMES, 2, replace=False))
     return f"{first} says: {text}", f"{second} says: {text}"
+
+
+def reworded(text: str, swap: float, delete: float, insert: float, punctuation: float, rng: np.random.Generator) -> str:
+    """Words change places, are left out, said again, or get a mark before them, each with its probability; one word at
+    least stays. For training, not for tests of robustness."""
+    words = [word for word in text.split() if rng.random() >= delete] or text.split()[:1]
+    for place in np.flatnonzero(rng.random(len(words)) < swap):
+        other = int(rng.integers(len(words)))
+        words[place], words[other] = words[other], words[place]
+    for word in [word for word in words if rng.random() < insert]:
+        words.insert(int(rng.integers(len(words) + 1)), word)
+    marked = ([_MARKS[int(rng.integers(len(_MARKS)))], w] if rng.random() < punctuation else [w] for w in words)
+    return " ".join(part for parts in marked for part in parts)

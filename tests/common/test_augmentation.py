@@ -13,6 +13,7 @@ from confide.common.models import FineTuneModel, model_of
 from confide.common.per_sample import clipped_sum, hooked
 from confide.common.plan import privacy_plan
 from confide.common.robustness.embeddings import ascended, embedding_layer, moved
+from confide.common.robustness.perturbations import reworded
 from confide.common.tasks import collate
 from confide.common.types import Records, RoundTask, Rows
 from confide.server.report.render import read_report
@@ -140,3 +141,29 @@ def test_two_kinds_of_views_at_once_are_refused(make_config) -> None:
         make_config(training={**AUGMENTED, **PGD})
     with pytest.raises(ConfigError, match="spoiled text would be learned"):
         make_config(training=AUGMENTED, model={"task": "causal-lm"})
+
+
+def test_rewording_does_what_it_is_told_and_nothing_else() -> None:
+    rng, text = np.random.default_rng(0), "one two three four five six"
+    assert reworded(text, 0.0, 0.0, 0.0, 0.0, rng) == text
+    assert sorted(reworded(text, 1.0, 0.0, 0.0, 0.0, rng).split()) == sorted(text.split())
+    assert reworded(text, 0.0, 1.0, 0.0, 0.0, rng) == "one"  # never nothing
+    assert sorted(reworded(text, 0.0, 0.0, 1.0, 0.0, rng).split()) == sorted(text.split() * 2)
+    marked = reworded(text, 0.0, 0.0, 0.0, 1.0, rng).split()
+    assert marked[1::2] == text.split()
+    assert not any(mark.isalnum() for mark in marked[::2])
+    shorter = [len(reworded(text, 0.0, 0.5, 0.0, 0.0, rng).split()) for _ in range(2000)]
+    assert abs(np.mean(shorter) - 3) < 0.25  # more than nine standard errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": {"task": "causal-lm"}, "data": {"augmentation": {"swap": 0.1}}}, "would be learned as text"),
+        ({"data": {"augmentation": {"flip": True}}}, "reads no pictures"),
+        ({"data": {"augmentation": {"delete": 0.1}}, "training": {"adversarial": 0.1}}, "choose one"),
+    ],
+)
+def test_augmentation_that_does_not_fit_is_refused(make_config, changes: dict, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        make_config(**changes)

@@ -183,6 +183,13 @@ def test_spoiled_pictures_keep_shape_and_range() -> None:
     assert spoiled(pictures, True, 2, 0.1, rng).shape == pictures.shape
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_copies_of_pictures_are_trained_on_in_every_mode(pictures, mode: str) -> None:
+    """Views of a record: the charge is that of a run without them."""
+    training = {"views": 3, "local_steps": 20 if mode == "none" else 1}
+    check(simulate(pictures(mode, data={"augmentation": {"noise": 0.02}}, training=training)), mode, least=0.8)
+
+
 def test_digits_are_the_same_wherever_they_are_read() -> None:
     pytest.importorskip("sklearn")
     first, again = (read_table("demo:half-digits/train", DataSection(test="x")) for _ in range(2))
