@@ -68,7 +68,6 @@ class Worker:
             for number in range(config.clients):
                 name = site_name(number, config.clients)
                 self._records = self._records.joined(canary_records(config, self.model, name))
-            self._records = self.model.with_features(self._records)
         self.model.check_reached(self._records)
         self.plan = privacy_plan(config, self.model.count()[0])
         if self.plan is not None:

@@ -228,7 +228,7 @@ def canary_records(config: RunConfig, model: FineTuneModel, site: str) -> Record
     special = set(model.tokenizer.all_special_tokens)
     words = sorted(word for word in model.tokenizer.get_vocab() if word.isalpha() and word not in special)
     rows = canary_rows(config, words, model.classes if model.task.CLASSES else 0, site)
-    return model.encode(rows)
+    return model.with_features(model.encode(rows))
 
 
 def _build(task: Task, path: str, model: ModelSection, classes: int) -> nn.Module:

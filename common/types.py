@@ -105,13 +105,14 @@ class Records:
         return len(self.targets)
 
     def joined(self, other: "Records") -> "Records":
-        """These, and the others after them; features of neither."""
+        """These, and the others after them; what only one of the two has is left out."""
         return Records(
             np.concatenate([self.tokens, other.tokens]),
             np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
             np.concatenate([self.targets, other.targets]),
             _both(self.wanted, other.wanted),
             _both(self.pictures, other.pictures),
+            _both(self.features, other.features),
         )
 
     def digest(self, indices: np.ndarray) -> bytes:

@@ -146,6 +146,11 @@ def token_metrics(scores: dict[str, np.ndarray]) -> Metrics:
     }
 
 
+def piece_ids(rows: Rows, tokenizer, max_length: int) -> list[list[int]]:
+    """The token ids of each text, cut to `max_length`."""
+    return tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
+
+
 def ragged(
     token_lists: Sequence[Sequence[int] | np.ndarray], targets: np.ndarray, wanted: list[np.ndarray] | None = None
 ) -> Records:

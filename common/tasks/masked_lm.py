@@ -18,7 +18,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from ..config import ModelSection
 from ..errors import ModelError
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import Batch, load_backbone, ragged, token_losses, token_metrics, token_score, token_targets
+from . import Batch, load_backbone, piece_ids, ragged, token_losses, token_metrics, token_score, token_targets
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = False, 4, Reads(label=None)
@@ -58,7 +58,7 @@ def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     """Raises ModelError for a tokenizer without a mask."""
     if tokenizer.mask_token_id is None:
         raise ModelError("model.backbone: its tokenizer has no mask token; masked-lm needs one, such as a BERT has")
-    lists = tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
+    lists = piece_ids(rows, tokenizer, max_length)
     special, size = set(tokenizer.all_special_ids), len(tokenizer)
     hidden, wanted = [], []
     for ids in lists:

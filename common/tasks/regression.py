@@ -11,7 +11,7 @@ from torch import nn
 from ..config import ModelSection
 from ..heads import PooledClassifier
 from ..types import Metrics, Reads, Records, Rows
-from . import Batch, inputs_of, load_backbone, ragged
+from . import Batch, inputs_of, load_backbone, piece_ids, ragged
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = False, 1, Reads(label="number")
@@ -26,8 +26,7 @@ def build(path: str, model: ModelSection, classes: int) -> nn.Module:
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     if rows.labels is None:
         raise ValueError("rows without numbers cannot be learned")
-    ids = tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
-    return ragged(ids, rows.labels)
+    return ragged(piece_ids(rows, tokenizer, max_length), rows.labels)
 
 
 def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
@@ -40,14 +39,19 @@ def _guesses(module: nn.Module, batch: Batch) -> torch.Tensor:
     return module(**inputs_of(batch)).logits.float()[:, 0]
 
 
+def _losses(guesses: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B,)."""
+    return 0.5 * (guesses - batch["targets"]) ** 2
+
+
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
-    return 0.5 * (_guesses(module, batch) - batch["targets"]) ** 2
+    return _losses(_guesses(module, batch), batch)
 
 
 def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
     guesses = _guesses(module, batch)
     return {
-        "loss": (0.5 * (guesses - batch["targets"]) ** 2).cpu().numpy(),
+        "loss": _losses(guesses, batch).cpu().numpy(),
         "predicted": guesses.cpu().numpy(),
         "true": batch["targets"].cpu().numpy(),
     }

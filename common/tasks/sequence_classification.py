@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from ..config import ModelSection
 from ..heads import PooledClassifier
 from ..types import Metrics, Reads, Records, Rows
-from . import Batch, inputs_of, load_backbone, ragged
+from . import Batch, inputs_of, load_backbone, piece_ids, ragged
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = True, 1, Reads()
@@ -25,8 +25,7 @@ def build(path: str, model: ModelSection, classes: int) -> nn.Module:
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     if rows.labels is None:
         raise ValueError("rows without labels cannot be classified")
-    ids = tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
-    return ragged(ids, rows.labels)
+    return ragged(piece_ids(rows, tokenizer, max_length), rows.labels)
 
 
 def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
