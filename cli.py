@@ -27,6 +27,8 @@ evaluate_app = typer.Typer(no_args_is_help=True, help="Look at a finished run's 
 app.add_typer(evaluate_app, name="evaluate")
 data_app = typer.Typer(no_args_is_help=True, help="Look at a site's rows before a run.")
 app.add_typer(data_app, name="data")
+label_app = typer.Typer(no_args_is_help=True, help="Active learning at a site: which rows to label next.")
+app.add_typer(label_app, name="label")
 server_app = typer.Typer(no_args_is_help=True, help="Run the server of a federation.")
 app.add_typer(server_app, name="server")
 site_app = typer.Typer(no_args_is_help=True, help="Join a federation with a data site.")
@@ -63,7 +65,7 @@ def simulate(
         raise ConfigError("--resume: takes no --set, --out, --ledger or --overwrite; a run goes on as it was declared")
     from .simulations.progress import print_summary, watch
 
-    if recipe is not None and _plays_sweep(recipe, sets, out, ledger, overwrite):
+    if recipe is not None and _plays_many(recipe, sets, out, ledger, overwrite):
         return
     config = None if resume else _load(recipe or "", sets, out, ledger)
     folder = resume or (config.output if config else Path())
@@ -81,26 +83,31 @@ def simulate(
     print_summary(folder)
 
 
-def _plays_sweep(recipe: str, sets: list[str] | None, out: Path | None, ledger: Path | None, overwrite: bool) -> bool:
-    """Whether the recipe is a sweep; then it has been played."""
-    from .common.config import load_content
+def _plays_many(recipe: str, sets: list[str] | None, out: Path | None, ledger: Path | None, overwrite: bool) -> bool:
+    """Whether the recipe is one of many runs and one page; then it has been played."""
+    import importlib
+
+    from .common.config import MANY, load_content
     from .common.errors import ConfigError, StoppedError
     from .simulations.recipes import find_recipe
 
     content = load_content(find_recipe(recipe), sets)
-    if "sweep" not in content:
+    kind = next((name for name in MANY if name in content), None)
+    if kind is None:
         return False
     if ledger is not None:
-        raise ConfigError("--ledger: a sweep is many runs with ledgers in memory; leave it out")
-    from .simulations import sweep
+        raise ConfigError(
+            f"--ledger: a recipe with [{kind}] is many runs, which keep ledgers of their own; leave it out"
+        )
+    from .simulations import tables
     from .simulations.progress import watch
-    from .simulations.tables import print_sweep
 
+    player = importlib.import_module(f".simulations.{kind}", __package__)
     try:
-        folder = sweep.play(content, out, watch, overwrite=overwrite)
+        folder = player.play(content, out, watch, overwrite=overwrite)
     except KeyboardInterrupt:
-        raise StoppedError("stopped; the same command goes on with the next run of the sweep") from None
-    print_sweep(folder)
+        raise StoppedError("stopped; the same command goes on with the next run of the recipe") from None
+    tables.print_many(kind, folder)
     return True
 
 
@@ -565,6 +572,94 @@ def data_check(
         typer.echo(f"{count:>9,}  {name}")
     typer.echo(f"left out of {out / 'cleaned.csv'}: {len(outcome.left_out):,} rows (dropped.csv says why)")
     typer.echo(f"page: {outcome.page}; it quotes records and stays here")
+
+
+@label_app.command("suggest")
+def label_suggest(
+    pool: Annotated[str, typer.Argument(help="The unlabelled rows: csv, jsonl, parquet or SQL url#table.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The adapter folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="The csv for the annotators.")] = Path("to-label.csv"),
+    count: Annotated[int, typer.Option(min=1, help="How many rows.")] = 50,
+    strategy: Annotated[str, typer.Option(help="random, entropy, margin, bald, coreset or badge.")] = "margin",
+    labelled: Annotated[str | None, typer.Option(help="Rows that have labels already (coreset keeps away).")] = None,
+    text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    site: Annotated[Path | None, typer.Option(metavar="DIR", help="The site's folder, for backbones it names.")] = None,
+) -> None:
+    """Choose the rows of a pool whose labels would teach the current global model most; nothing leaves the site."""
+    from typing import cast
+
+    from .client.labelling import suggest
+    from .common.active import STRATEGIES, Strategy
+    from .common.errors import ConfigError
+
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"--strategy: received '{strategy}'; allowed: {', '.join(STRATEGIES)}")
+    chosen = suggest(
+        pool, adapter, out, strategy=cast(Strategy, strategy), count=count, labelled=labelled, text=text, site=site
+    )
+    typer.echo(f"{chosen} rows to label: {out}; it quotes records and stays here")
+    typer.echo(f"then: confide label import {out} --pool {pool} --adapter {adapter} --out NEXT")
+
+
+@label_app.command("import")
+def label_import(
+    answers: Annotated[Path, typer.Argument(help="The csv that suggest wrote, its column label filled.")],
+    pool: Annotated[str, typer.Option(help="The pool that suggest read.")],
+    out: Annotated[Path, typer.Option(help="New folder: train.csv and the smaller pool.csv.")],
+    train: Annotated[str | None, typer.Option(help="Rows that were labelled before.")] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="ADAPTER", help="The run whose classes are allowed.")] = None,
+    text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    label: Annotated[str, typer.Option(help="Column of the classes.")] = "label",
+) -> None:
+    """Put labels that came back to the rows they were asked for; existing files stay as they are."""
+    from .client.labelling import POOL, TRAIN, import_labels
+
+    found = import_labels(answers, pool, out, train=train, adapter=adapter, text=text, label=label)
+    typer.echo(f"{found.added} labels added: {out / TRAIN}; {found.left} rows are left: {out / POOL}")
+
+
+@app.command("pretrain")
+def pretrain_(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Public text: csv, jsonl, parquet, hub id.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the model, for model.backbone.")],
+    text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    layers: Annotated[int, typer.Option(min=1)] = 4,
+    width: Annotated[int, typer.Option(min=8)] = 256,
+    heads: Annotated[int, typer.Option(min=1)] = 4,
+    vocabulary: Annotated[int, typer.Option(min=100, help="Word pieces, at most.")] = 8000,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens a text is cut to.")] = 64,
+    steps: Annotated[int, typer.Option(min=1)] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Texts in a step.")] = 64,
+    learning_rate: Annotated[float, typer.Option()] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make a small BERT and its tokenizer from nothing but public text."""
+    from .server.pretrain import PretrainSection, pretrain
+    from .simulations.progress import bar
+
+    given = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "vocabulary": vocabulary,
+        "max_length": max_length,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    section = PretrainSection.parse(given, "pretrain")
+    with bar() as tell:
+        found = pretrain(sources, out, section, text=text, tell=tell)
+    typer.echo(
+        f"{found.texts:,} texts, {found.parameters:,} parameters; hidden words of held-out texts guessed: "
+        f"{100 * found.before:.1f} → {100 * found.after:.1f} %, perplexity {found.perplexity:.1f}"
+    )
+    typer.echo(
+        f"use it with --set model.backbone={out}; its words and weights come from that text, which must be public"
+    )
 
 
 @evaluate_app.command("robustness")

@@ -63,10 +63,9 @@ def view_losses(
     if config.augments:
         size = len(records) // (1 + POOL)
         copies = [part + size * (1 + rng.integers(POOL, size=len(part))) for _ in range(training.views - 1)]
-        losses = model.losses(records, np.concatenate([part, *copies]))
-        return losses.view(training.views, len(part))
+        return _losses(config, model, records, np.concatenate([part, *copies]), rng).view(training.views, len(part))
     if training.adversarial is None or number <= training.adversarial_warmup:
-        return model.losses(records, part)[None]
+        return _losses(config, model, records, part, rng)[None]
     batch = model.batch(records, part)
     with unhooked(model):
         climbed = ascended(model, batch, training.adversarial, training.adversarial_steps)
@@ -76,3 +75,21 @@ def view_losses(
     with moved(embedding_layer(model), torch.cat([torch.zeros_like(deltas[0]), *deltas])):
         losses = model.task.record_losses(model.module, repeated)
     return losses.view(views, len(part))
+
+
+def _losses(
+    config: RunConfig, model: FineTuneModel, records: Records, part: np.ndarray, rng: np.random.Generator
+) -> torch.Tensor:
+    """(B,) losses of the named records, mixed with one another where the run says so."""
+    if config.data.augmentation.mix is None:
+        return model.losses(records, part)
+    batch = model.batch(records, part)
+    read = batch["features"] if "features" in batch else model.represent(batch)  # (B, F)
+    share = rng.beta(config.data.augmentation.mix, config.data.augmentation.mix, size=len(part)).astype(np.float32)
+    kept, other = torch.from_numpy(share).to(read.device), torch.from_numpy(rng.permutation(len(part))).to(read.device)
+    mixed = kept[:, None] * read + (1 - kept)[:, None] * read[other]
+    own, others = (
+        model.task.record_losses(model.module, {"features": mixed, "targets": targets})
+        for targets in (batch["targets"], batch["targets"][other])
+    )
+    return kept * own + (1 - kept) * others

@@ -24,6 +24,7 @@ def check_combinations(config: "RunConfig") -> None:
         _check_clipping,
         _check_partition,
         _check_server,
+        _check_patience,
         _check_robust,
         _check_groups,
         _check_views,
@@ -165,6 +166,15 @@ def _check_server(config: "RunConfig") -> None:
     )
 
 
+def _check_patience(config: "RunConfig") -> None:
+    public = config.data.validation
+    _require(
+        config.server.patience is None or (public is not None and public != config.data.test),
+        "server.patience: received without a data.validation of its own; to stop when the test set looks best would "
+        "spoil it; set data.validation",
+    )
+
+
 def _check_robust(config: "RunConfig") -> None:
     server, clients = config.server, config.data.partition.clients
     for key in ("liars", "mixing", "memory"):
@@ -238,6 +248,25 @@ def _check_views(config: "RunConfig") -> None:
     _require(
         not made.of_pictures or task.startswith("image-"),
         f"data.augmentation: flip, shift or noise received for task '{task}', which reads no pictures; remove them",
+    )
+    _require(
+        made.mix is None or task in (*_OF_TEXTS, "image-classification"),
+        f"data.augmentation.mix: received for task '{task}'; it needs one answer a record; allowed: "
+        f"{', '.join((*_OF_TEXTS, 'image-classification'))}",
+    )
+    _require(
+        made.mix is None or config.privacy.mode in ("none", "client"),
+        f"data.augmentation.mix: received for mode '{config.privacy.mode}'; a mixed gradient belongs to two records, "
+        "and neither could be clipped; remove it, or choose mode client",
+    )
+    _require(
+        made.mix is None or config.model.pooling != "model",
+        "data.augmentation.mix: received with model.pooling 'model', whose head reads more than one vector a record; "
+        "choose mean",
+    )
+    _require(
+        made.mix is None or training.adversarial is None,
+        "data.augmentation.mix: received with training.adversarial; choose one",
     )
     _require(
         not config.augments or training.adversarial is None,

@@ -29,6 +29,9 @@ FLOWER_STRATEGIES = {
     "qfedavg": "QFedAvg",
 }
 
+MANY = ("sweep", "active", "compare")
+"""tables of recipes of many runs; each is a file of simulations/"""
+
 _MEMORY = 0.8
 
 _JSON = "json:"
@@ -133,6 +136,9 @@ class AugmentationSection(Section, frozen=True):
     """… moved by up to so many pixels"""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     """… standard deviation of noise, as a share of the whole range"""
+    mix: PositiveFloat | None = None
+    """α of Beta(α, α): what the head reads of a record is mixed with that of another of its batch, and so is the loss
+    (manifold mixup, Verma et al. 2019). No record stands alone then, so none can be clipped: modes none and client"""
 
     @property
     def of_texts(self) -> bool:
@@ -259,6 +265,9 @@ class ServerSection(Section, frozen=True):
     """numbers of an update on the way up; rounded after the noise"""
     evaluation_limit: Positive = 512
     """rows of the validation set behind the accuracy per round; before and after use the whole test set"""
+    patience: Positive | None = None
+    """rounds without a better accuracy on `data.validation` after which a run ends; its best round's model is kept.
+    The set is public, so the choice costs no ε; what sites have reserved for later rounds stays reserved"""
 
     @property
     def flower(self) -> bool:
@@ -551,7 +560,8 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Reads a TOML file and applies `key=value` overrides. Raises ConfigError."""
     content = load_content(path, overrides)
-    content.pop("sweep", None)  # `confide simulate` plays it; everybody else means the run that it varies
+    for table in MANY:  # `confide simulate` plays it; everybody else means the run that it varies
+        content.pop(table, None)
     return RunConfig.parse(content, str(path))
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -35,7 +36,8 @@ from .types import Adapter, Records, Rows, split
 CARD = "confide.json"
 _STAND_IN = "stand_in"
 """a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
-_FEATURE_BATCH = 128
+_FEATURE_BATCH, _FEATURE_SETS = 128, 4
+_features: WeakKeyDictionary[PeftModel, dict[bytes, np.ndarray]] = WeakKeyDictionary()
 _SHARED = re.compile(r"(position|token_type)[\w]*$|\.wpe$")
 
 
@@ -98,13 +100,31 @@ class FineTuneModel:
     @torch.no_grad()
     def with_features(self, records: Records) -> Records:
         """Where only a head is trained: the records with what it reads of each, made once; otherwise as they are."""
-        represent = getattr(self.module.get_base_model(), "represent", None)
-        if not self.head_only or represent is None:
+        if not self.head_only or not self.pools:
             return records
-        order = np.argsort(records.lengths(np.arange(len(records))), kind="stable")
-        parts = np.array_split(order, max(1, -(-len(order) // _FEATURE_BATCH)))
-        made = [represent(**inputs_of(self.batch(records, part))).float().cpu().numpy() for part in parts]
-        return replace(records, features=np.concatenate(made)[np.argsort(order, kind="stable")])
+        everyone = np.arange(len(records))
+        made, key = _features.setdefault(self.template, {}), records.digest(everyone)
+        if key not in made:  # the same rows of many runs in one process
+            order = np.argsort(records.lengths(everyone), kind="stable")
+            parts = np.array_split(order, max(1, -(-len(order) // _FEATURE_BATCH)))
+            read = [self.represent(self.batch(records, part)).float().cpu().numpy() for part in parts]
+            made[key] = np.concatenate(read)[np.argsort(order, kind="stable")]
+            while len(made) > _FEATURE_SETS:
+                del made[next(iter(made))]
+        return replace(records, features=made[key])
+
+    @property
+    def pools(self) -> bool:
+        """Whether there is one vector a record that a head reads."""
+        return hasattr(self.module.get_base_model(), "represent")
+
+    def represent(self, batch: Batch) -> torch.Tensor:
+        """(B, F): what the head reads of each record. Raises ModelError where it reads more than one vector."""
+        if not self.pools:
+            raise ModelError(
+                "the head reads whole texts, not one vector each; set model.pooling to mean, first or last"
+            )
+        return self.module.get_base_model().represent(**inputs_of(batch))  # pyright: ignore[reportCallIssue]
 
     @property
     def pad(self) -> int:

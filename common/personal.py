@@ -43,7 +43,7 @@ def personal_head(
     Raises ModelError for a task without classes, or a head that reads more than one vector a record.
     """
     names = head_names(model)
-    inputs, head = _inputs(model, adapter, records, indices)
+    inputs, head = head_inputs(model, adapter, records, indices)
     targets = torch.from_numpy(np.asarray(records.targets[indices]))
     shared = _accuracy(head, inputs, targets)
     kept = {name: adapter[name] for name in names}
@@ -86,7 +86,7 @@ def _head(model: FineTuneModel) -> nn.Module:
 
 
 @torch.no_grad()
-def _inputs(
+def head_inputs(
     model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray
 ) -> tuple[torch.Tensor, nn.Module]:
     """(n, h) what the head reads for each record, and a copy of the shared head, on the CPU."""

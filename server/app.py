@@ -86,9 +86,11 @@ def run_server(grid: Grid, config: RunConfig, home: Path | None = None) -> None:
         recorder.progress("waiting for sites")
         sites = greet(grid, config, heads)
         scores = CanaryScores(config, model, plan, state) if plan is not None and config.audit.planted else None
-        saver = _Saver(folder, recorder, model, validation, watched, heads, scores)
+        saver = _Saver(folder, recorder, model, validation, watched, heads, scores, config.server.patience is not None)
         run_rounds(grid, config, state, plan, list(model.trained), saver, sites)
         recorder.progress("evaluating after", config.run.rounds)
+        if state.best:
+            state.adapter = state.best
         after = _as_json(evaluate(model, state.adapter, test, everything))
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
         audit = conclude(config, model, state, reveal(grid, sites)) if scores else None
@@ -109,6 +111,7 @@ class _Saver:
     watched: np.ndarray
     heads: Heads
     scores: CanaryScores | None
+    keeps_best: bool
     saved: str = ""
     """the set-up of secure sums that is on disk"""
 
@@ -134,6 +137,9 @@ class _Saver:
     def round_done(self, result: RoundResult, state: Checkpoint) -> None:
         row = result_row(result) | evaluate(self.model, state.adapter, self.validation, self.watched).metrics
         state.history.append(row)
+        best = state.history[state.best_round - 1]["accuracy"] if state.best_round else -1.0
+        if self.keeps_best and row["accuracy"] > best:
+            state.best, state.best_round = {name: array.copy() for name, array in state.adapter.items()}, result.round
         self.heads.save()
         checkpoint.save(self.folder / "checkpoints", state)
         self.recorder.row(row)

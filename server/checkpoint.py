@@ -45,6 +45,10 @@ class Checkpoint:
     """sites that refused the run, and why"""
     clip: float | None = None
     """the next round's clip norm, where it adapts"""
+    best: Adapter = field(default_factory=dict)
+    """with `server.patience`: the adapter of the best round so far …"""
+    best_round: int = 0
+    """… and its number"""
     secure: dict[str, Any] | None = None
     """the set-up of secure sums; kept in a file of its own"""
 
@@ -54,6 +58,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     arrays = {f"adapter/{name}": array for name, array in checkpoint.adapter.items()}
     arrays |= {f"strategy/{name}": np.array(array, order="C") for name, array in checkpoint.strategy.items()}
     arrays |= {f"scores/{site}": array for site, array in checkpoint.scores.items()}
+    arrays |= {f"best/{name}": array for name, array in checkpoint.best.items()}
     facts = {
         "round": checkpoint.round,
         "config_digest": checkpoint.config_digest,
@@ -63,6 +68,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "commitments": checkpoint.commitments,
         "declined": checkpoint.declined,
         "clip": checkpoint.clip,
+        "best_round": checkpoint.best_round,
     }
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
     partial = path.with_suffix(".partial")
@@ -115,7 +121,7 @@ def load_latest(folder: Path, config_digest: str) -> Checkpoint:
     if facts["config_digest"] != config_digest:
         raise ConfigError(f"{paths[-1]}: belongs to another configuration; resume with the config.toml beside it")
     facts["asked"] |= load_asked(folder)
-    parts = {part: _part(arrays, f"{part}/") for part in ("adapter", "strategy", "scores")}
+    parts = {part: _part(arrays, f"{part}/") for part in ("adapter", "strategy", "scores", "best")}
     return Checkpoint(**parts, **facts, secure=load_secure(folder))
 
 

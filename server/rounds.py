@@ -199,6 +199,8 @@ def run_rounds(
         least = config.secure_parameters.survivors * (2 * config.liars + 1 if config.server.groups else 1)
     silent = 0
     for number in range(state.round + 1, config.run.rounds + 1):
+        if config.server.patience is not None and state.round - state.best_round >= config.server.patience:
+            break
         cohort = choose(config, sites, number)
         result = _one_round(grid, config, state, trained, strategy, summing, cohort, number, watch, pace)
         state.round, state.strategy = number, strategy_state(strategy)

@@ -1,13 +1,11 @@
 """Defence × attack × setting × seed: a recipe with a [sweep] table is many runs and one page.
 
-Each cell is a whole simulation in a folder of its own. What has been played is kept in results.jsonl, so a sweep that
-was stopped goes on where it was.
+Each cell is a whole simulation in a folder of its own.
 """
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +17,12 @@ from pydantic import Field
 
 from ..common.config import Positive, RunConfig, Section, override
 from ..common.errors import ConfigError
-from ..common.run_folder import CONFIG, require_room
+from ..common.run_folder import CONFIG
 from ..server.report import plots, read_report
 from ..server.report.render import render, write_pair
+from .played import Results, Watch
 from .run import simulate
 
-RESULTS = "results.jsonl"
 NOBODY = "none"
 """the attack that every defence is compared with"""
 Assignments = Annotated[dict[str, list[str]], Field(min_length=1)]
@@ -64,9 +62,6 @@ class Cell:
         return self.setting, self.defence, self.attack, self.seed
 
 
-Watch = Callable[[Path, str], AbstractContextManager[None]]
-
-
 def play(content: dict[str, Any], out: Path | None, watch: Watch, *, overwrite: bool = False) -> Path:
     """Plays what is missing of a sweep and writes its page; returns the folder.
 
@@ -77,43 +72,20 @@ def play(content: dict[str, Any], out: Path | None, watch: Watch, *, overwrite: 
     if NOBODY not in sweep.attacks or sweep.attacks[NOBODY]:
         raise ConfigError(f"sweep.attacks: '{NOBODY}' = [] is missing; every defence is compared with nobody lying")
     config = RunConfig.parse(base, "sweep")
-    folder = (out or config.output).resolve()
     text = tomli_w.dumps(content)
-    if not _continues(folder, text):
-        require_room(folder, overwrite=overwrite)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULTS).unlink(missing_ok=True)
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-    done = {cell.key: cell for cell in _read(folder)}
+    results = Results((out or config.output).resolve(), text, overwrite=overwrite)
+    folder = results.folder
+    done = {cell.key: cell for row in results.rows() if (cell := Cell(**row))}
     wanted = list(_cells(sweep, config.run.seed))
     for number, (cell, assignments) in enumerate(wanted, start=1):
         if cell.key in done:
             continue
-        place = folder / "runs" / "-".join(_slug(str(part)) for part in cell.key)
+        place = results.place(*cell.key)
         title = f"{number} of {len(wanted)}: {cell.defence} × {cell.attack}"
         done[cell.key] = _played(base, assignments, cell, place, watch, title)
-        with (folder / RESULTS).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(asdict(done[cell.key])) + "\n")
+        results.add(asdict(done[cell.key]))
     _write(folder, config.run.name, sweep, [done[cell.key] for cell, _ in wanted], text)
     return folder
-
-
-def _continues(folder: Path, text: str) -> bool:
-    path = folder / CONFIG
-    return path.is_file() and path.read_text(encoding="utf-8") == text and (folder / RESULTS).is_file()
-
-
-def _read(folder: Path) -> list[Cell]:
-    path = folder / RESULTS
-    if not path.is_file():
-        return []
-    cells = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            cells.append(Cell(**json.loads(line)))
-        except (ValueError, TypeError):  # the line that a crash cut short
-            continue
-    return cells
 
 
 def _cells(sweep: SweepSection, first: int) -> Iterator[tuple[Cell, list[str]]]:
@@ -248,7 +220,3 @@ def _average(values: Any) -> float | None:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in text)

@@ -182,9 +182,15 @@ def print_runs(rows: list[RunRow]) -> None:
     _print(table)
 
 
-def print_sweep(folder: Path) -> None:
-    """Each defence under its worst attack, and where the page is."""
+def print_many(kind: str, folder: Path) -> None:
+    """The tables of a recipe of many runs, and where its page is."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    {"sweep": _print_sweep, "active": _print_active, "compare": _print_compare}[kind](report)
+    Console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _print_sweep(report: dict[str, Any]) -> None:
+    """Each defence under its worst attack."""
     for setting in report["settings"]:
         table = _table(setting["name"], "defence", ">nobody lies", ">worst attack", "which", ">backdoor", ">ε")
         for row in setting["rows"]:
@@ -194,7 +200,27 @@ def print_sweep(folder: Path) -> None:
             epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
             table.add_row(row["defence"], *shares[:2], row["worst_attack"] or "–", shares[2], epsilon)
         _print(table)
-    Console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _print_active(report: dict[str, Any]) -> None:
+    """Accuracy by strategy and number of labels."""
+    title = f"accuracy, %; random choice ends at {100 * report['goal']:.1f}"
+    table = _table(title, "strategy", *(f">{count:,}" for count in report["labels"]), ">labels for that")
+    for row in report["strategies"]:
+        needed = "not reached" if row["labels_needed"] is None else f"{row['labels_needed']:,}"
+        table.add_row(row["strategy"], *(f"{100 * value:.1f}" for value in row["accuracy"]), needed)
+    _print(table)
+
+
+def _print_compare(report: dict[str, Any]) -> None:
+    """What each way of learning reached, and what it cost."""
+    table = _table("ways to learn", "way", ">accuracy", ">trained numbers", ">kB a site and round", ">seconds", ">ε")
+    for row in report["ways"]:
+        epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
+        accuracy = f"{100 * row['accuracy']:.1f} ± {100 * row['spread']:.1f}"
+        numbers = [f"{row['trained']:,}", f"{row['kilobytes']:,.0f}", f"{row['seconds']:.0f}"]
+        table.add_row(row["way"], accuracy, *numbers, epsilon)
+    _print(table)
 
 
 def print_personal(facts: dict[str, Any]) -> None:

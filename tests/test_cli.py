@@ -64,7 +64,7 @@ def test_a_finished_run_can_be_resumed_and_changes_nothing(confide, toml: Path, 
     ("arguments", "text"),
     [
         (["simulate", "{toml}", "--set", "run.round=3"], "run.round: unknown key"),
-        (["simulate", "nosuch"], "one of banking77, byzantine, demo, digits, sst2"),
+        (["simulate", "nosuch"], "one of active, banking77, byzantine"),
         (["simulate"], "give a RECIPE, or --resume DIR"),
         (["simulate", "--resume", "{tmp}", "--set", "run.rounds=9"], "takes no --set"),
         (["simulate", "--resume", "{tmp}"], "holds no config.toml"),

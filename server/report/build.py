@@ -44,6 +44,7 @@ def build_report(
         **metrics,
         "privacy": privacy_facts(config, plan, state),
         "rounds": state.history,
+        "best_round": state.best_round or None,
         "model": {
             "backbone": config.model.backbone,
             "task": config.model.task,

@@ -229,6 +229,35 @@ def personal(facts: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
+def learning_curves(labels: list[int], rows: list[dict[str, Any]]) -> bytes:
+    """Accuracy against the number of labels, a line a strategy; the first is what the others are compared with."""
+    figure, axes = _figure(6.4, 4.0)
+    for index, row in enumerate(rows):
+        color = _SOFT if index == 0 else mpl.colormaps["tab10"](index % 10)
+        axes.errorbar(
+            labels, row["accuracy"], yerr=row["spread"], color=color, label=row["strategy"], capsize=2, linewidth=1.4
+        )
+    axes.axhline(rows[0]["accuracy"][-1], color=_SOFT, linewidth=0.8, linestyle=":")
+    axes.set(xlabel="labelled rows, all sites together", ylabel="accuracy on the public test set")
+    axes.legend(fontsize=7, frameon=False, loc="lower right")
+    return _png(figure)
+
+
+def ways(rows: list[dict[str, Any]]) -> bytes:
+    """Accuracy by round, a line a way to learn; one that does not train is level."""
+    figure, axes = _figure(6.4, 4.0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for index, row in enumerate(rows):
+        color = mpl.colormaps["tab10"](index % 10)
+        if row["rounds"]:
+            axes.plot(range(1, len(row["rounds"]) + 1), row["rounds"], color=color, label=row["way"], linewidth=1.4)
+        else:
+            axes.axhline(row["accuracy"], color=_SOFT, linestyle=":", label=row["way"])
+    axes.set(xlabel="round", ylabel="accuracy on the validation set")
+    axes.legend(fontsize=7, frameon=False, loc="lower right")
+    return _png(figure)
+
+
 def trade(rows: list[dict[str, Any]]) -> bytes:
     """Accuracy when nobody lies against accuracy under the worst attack, a point a defence with its ε: privacy,
     robustness and accuracy are paid for with one another (Allouah et al. 2023). On the diagonal lies cost nothing."""

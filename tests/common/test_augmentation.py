@@ -167,3 +167,44 @@ def test_rewording_does_what_it_is_told_and_nothing_else() -> None:
 def test_augmentation_that_does_not_fit_is_refused(make_config, changes: dict, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         make_config(**changes)
+
+
+def test_mixed_losses_are_those_of_mixed_features(prepared) -> None:
+    """By hand: the head on λ·h_i + (1 − λ)·h_j, and the loss mixed alike."""
+    config, model, records = prepared({}, privacy={"mode": "none"})
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={"augmentation": config.data.augmentation.model_copy(update={"mix": 0.4})}
+            )
+        }
+    )
+    losses = view_losses(config, model, records, ALL, 1, np.random.default_rng(3))
+    rng = np.random.default_rng(3)
+    share = torch.from_numpy(rng.beta(0.4, 0.4, size=len(ALL)).astype(np.float32))
+    other = torch.from_numpy(rng.permutation(len(ALL)))
+    batch = model.batch(records, ALL)
+    read = model.represent(batch)
+    logits = model.module(features=share[:, None] * read + (1 - share)[:, None] * read[other]).logits
+    by_hand = torch.nn.functional.cross_entropy
+    wanted = share * by_hand(logits, batch["targets"], reduction="none")
+    wanted += (1 - share) * by_hand(logits, batch["targets"][other], reduction="none")
+    torch.testing.assert_close(losses[0], wanted)
+    assert gradient(model, losses.sum()).norm() > 0
+
+
+def test_mixing_is_refused_where_records_are_clipped(make_config, local) -> None:
+    mixing = {"augmentation": {"mix": 0.2}}
+    with pytest.raises(ConfigError, match="belongs to two records, and neither could be clipped"):
+        make_config(data=mixing, privacy=local)
+    with pytest.raises(ConfigError, match="whose head reads more than one vector"):
+        make_config(data=mixing, model={"pooling": "model"})
+    with pytest.raises(ConfigError, match="needs one answer a record"):
+        make_config(data=mixing, model={"task": "causal-lm"})
+    with pytest.raises(ConfigError, match=r"received with training\.adversarial"):
+        make_config(data=mixing, training={"adversarial": 0.1})
+    assert read_report(simulate(make_config(data=mixing)))["after"]["accuracy"] > 0
+    heads = simulate(
+        make_config(data=mixing, model={"train": "head"}, run={"output": make_config().run.output + "-head"})
+    )
+    assert read_report(heads)["after"]["accuracy"] > 0

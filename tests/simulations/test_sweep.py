@@ -9,7 +9,7 @@ import tomli_w
 
 from confide.cli import main
 from confide.common.errors import ConfigError
-from confide.simulations import sweep
+from confide.simulations import played, sweep
 from confide.simulations.progress import watch
 from confide.tests.tiny import merged
 
@@ -61,7 +61,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(recipe: dict, monkeypatch) -> None
     with pytest.raises(KeyboardInterrupt):
         sweep.play(recipe, None, watch)
     folder = Path(recipe["run"]["output"])
-    with (folder / sweep.RESULTS).open("a") as lines:
+    with (folder / played.RESULTS).open("a") as lines:
         lines.write('{"setting": "one l')  # cut short
     sweep.play(recipe, None, watch)
     assert next(count) == 13  # 12 runs, one of them begun twice
