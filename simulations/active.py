@@ -108,7 +108,8 @@ class _Curve:
         seed: int,
     ) -> None:
         self.base, self.section, self.results = base, section, results
-        self.strategy, self.seed = strategy, seed
+        self.strategy: Strategy = strategy
+        self.seed = seed
         self.config = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
 
     @property
