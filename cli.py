@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
+from .cli_model import app as model_app
 
 if TYPE_CHECKING:
     from .common.config import RunConfig
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated, privacy-preserving fine-tuning: LoRA adapters travel, records stay.",
 )
+app.add_typer(model_app)  # without a name: its commands stand among these
 audit_app = typer.Typer(no_args_is_help=True, help="Check what was promised: ledgers, canaries, attacks.")
 app.add_typer(audit_app, name="audit")
 evaluate_app = typer.Typer(no_args_is_help=True, help="Look at a finished run's model from other sides.")

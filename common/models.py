@@ -358,3 +358,21 @@ def load_base(folder: str | Path) -> nn.Module:
     section = ModelSection.model_validate(content["model"])
     base = _build(load_task(section.task), resolve_backbone(section.backbone), section, len(content["labels"]))
     return base.eval()
+
+
+def plain(model: FineTuneModel, adapter: Adapter) -> nn.Module:
+    """A base model of its own with the adapter in it: LoRA merged into the weights in float32, PEFT gone.
+
+    Raises ModelError for another model's adapter.
+    """
+    if adapter.keys() != model.parameters.keys():
+        raise ModelError("the adapter's arrays are not those of this model; same backbone, task and LoRA targets?")
+    module = copy.deepcopy(model.template)  # merging changes weights that copies share
+    arrays = {_saved_name(name): p for name, p in module.named_parameters()}
+    with torch.no_grad():
+        for name, array in adapter.items():
+            arrays[name].copy_(torch.from_numpy(array))
+    merged = module.merge_and_unload()
+    if hasattr(merged, _STAND_IN):
+        delattr(merged, _STAND_IN)
+    return merged

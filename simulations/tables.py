@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..client.setup import Check, SiteStatus
 from ..common.explain import Alternative
@@ -231,6 +232,59 @@ def print_personal(facts: dict[str, Any]) -> None:
         table.add_row(row["name"], f"{row['records']}", f"{100 * row['shared']:.1f} %", own)
     table.add_row("mean", "", f"{100 * facts['shared']:.1f} %", f"{100 * facts['personal']:.1f} %")
     _print(table)
+
+
+def print_compression(facts: dict[str, Any]) -> None:
+    """Every variant, and the one to take."""
+    noisy = f">{100 * facts['noise']:g} % spoiled"
+    table = _table(
+        f"variants, {facts['rows']} test texts, {facts['threads']} threads",
+        *("variant", ">MB", ">ms, 1 text", ">p95", ">ms, 32 texts", ">p95", ">memory MB", ">accuracy", noisy),
+    )
+    for row in facts["variants"]:
+        times = [f"{row[key]:.1f}" for key in ("ms_1", "p95_1", "ms_32", "p95_32")]
+        shares = [f"{100 * row[key]:.1f} %" for key in ("accuracy", "noisy")]
+        table.add_row(row["name"], f"{row['mb']:.1f}", *times, f"{row['memory_mb']:.0f}", *shares)
+    _print(table)
+    if facts["recommended"] is None:
+        _print(f"nothing fits the limits; nearest: {facts['missed']}")
+    else:
+        _print(f"recommended: {facts['recommended']}")
+
+
+def print_explained(facts: dict[str, Any]) -> None:
+    """The maps in colours where there are any, in signed numbers elsewhere; then the checks."""
+    console = Console()
+    for found in facts["texts"]:
+        for title, one in (("", found), (f"{facts['against']}: ", found.get("against"))):
+            if one is None:
+                continue
+            head = f"{title}{one['label']} ({100 * one['probability']:.1f} %): "
+            if one["refused"]:
+                _print(f"{head}withheld: the scores miss the logit's difference by {100 * one['delta']:.1f} %")
+            elif console.is_terminal:
+                console.print(_coloured(head, one))
+            else:
+                pairs = zip(one["words"], one["scores"], strict=True)
+                _print(head + " ".join(f"{word}({score:+.2f})" for word, score in pairs))
+    if facts["sample"]:
+        _print(f"{100 * facts['held']:.1f} % of {facts['sample']} public texts have a map that adds up to within 1 %")
+    if facts["areas"]:
+        a = facts["areas"]
+        _print(
+            f"mean probability as words go: {a['deletion']:.3f} by score, {a['deletion_random']:.3f} at random; as "
+            f"they come: {a['insertion']:.3f}, {a['insertion_random']:.3f}"
+        )
+
+
+def _coloured(head: str, found: dict[str, Any]) -> Text:
+    text, most = Text(head), max((abs(score) for score in found["scores"]), default=0.0) or 1.0
+    for word, score in zip(found["words"], found["scores"], strict=True):
+        strong = round(120 * abs(score) / most)
+        colour = f"rgb({140 - strong},200,{140 - strong})" if score > 0 else f"rgb(235,{200 - strong},{160 - strong})"
+        text.append(word, style=f"black on {colour}" if strong > 12 else "")
+        text.append(" ")
+    return text
 
 
 def print_robustness(facts: dict[str, Any]) -> None:

@@ -58,6 +58,8 @@ def build_report(
         "attack": attack,
         "robustness": None,
         "personal": None,
+        "compression": None,
+        "explanation": None,
         "ledger": None,
         "leakage": None,
         "confusion": confusion,

@@ -258,6 +258,40 @@ def ways(rows: list[dict[str, Any]]) -> bytes:
     return _png(figure)
 
 
+def variants(facts: dict[str, Any]) -> bytes:
+    """Accuracy against the median time of one text, a bubble a variant, its area the file's size."""
+    figure, axes = _figure(6.4, 4.0)
+    for index, row in enumerate(facts["variants"]):
+        best = row["name"] == facts["recommended"]
+        axes.scatter(
+            row["ms_1"],
+            row["accuracy"],
+            s=20 + 3 * row["mb"],
+            color=mpl.colormaps["tab10"](index % 10),
+            alpha=0.75,
+            edgecolor=_INK if best else "none",
+            label=f"{row['name']} ({row['mb']:.0f} MB){', recommended' if best else ''}",
+        )
+    axes.set(xlabel="median of one text, ms", ylabel="accuracy")
+    axes.set_xlim(left=0)
+    axes.margins(y=0.25)
+    for handle in axes.legend(fontsize=7, frameon=False, loc="best").legend_handles:
+        handle.set_sizes([30])
+    return _png(figure)
+
+
+def faithfulness(facts: dict[str, Any]) -> bytes:
+    """Probability of the answer as words go, and as they come: by score and in random order."""
+    figure, axes = _figure(6.4, 3.6)
+    shares = np.linspace(0, 100, len(facts["curves"]["deletion"]))
+    for what, color in (("deletion", "#c2410c"), ("insertion", _ACCENT)):
+        axes.plot(shares, facts["curves"][what], color=color, label=f"{what}, by score")
+        axes.plot(shares, facts["curves"][f"{what}_random"], color=color, linestyle=":", label=f"{what}, random order")
+    axes.set(xlabel="words taken away or put in, %", ylabel="probability of the answer", ylim=(0, 1))
+    axes.legend(fontsize=7, frameon=False, loc="best")
+    return _png(figure)
+
+
 def trade(rows: list[dict[str, Any]]) -> bytes:
     """Accuracy when nobody lies against accuracy under the worst attack, a point a defence with its ε: privacy,
     robustness and accuracy are paid for with one another (Allouah et al. 2023). On the diagonal lies cost nothing."""

@@ -80,6 +80,10 @@ def render_html(report: dict[str, Any]) -> str:
         pictures.append(("Accuracy under noise", "noise", plots.noise(report["robustness"])))
     if report.get("personal"):
         pictures.append(("Shared head and heads of the sites", "personal", plots.personal(report["personal"])))
+    if report.get("compression"):
+        pictures.append(("Variants of the model", "variants", plots.variants(report["compression"])))
+    if report.get("explanation") and report["explanation"]["curves"]:
+        pictures.append(("Are the maps faithful?", "faithfulness", plots.faithfulness(report["explanation"])))
     pictures.append(("Time and traffic", "traffic", plots.traffic(report)))
     if report["partition"]:
         pictures.append(("Who holds what (simulated)", "partition", plots.partition(report["partition"])))
@@ -93,6 +97,7 @@ def render_html(report: dict[str, Any]) -> str:
         report=report,
         audit_kinds=plots.AUDIT_KINDS,
         attacks=plots.ATTACKS,
+        shade=_shade,
         configuration=tomli_w.dumps(report["config"]),
         failures=[(row["round"], failure) for row in report["rounds"] for failure in _failures(row)],
     )
@@ -103,6 +108,13 @@ def render(template: str, pictures: list[tuple[str, str, bytes]], **facts: Any) 
     environment = Environment(loader=PackageLoader(__package__ or "", "."), autoescape=select_autoescape())
     drawn = [(title, name, base64.b64encode(png).decode()) for title, name, png in pictures]
     return environment.get_template(template).render(pictures=drawn, **facts)
+
+
+def _shade(scores: list[float], index: int) -> str:
+    """The background of a word in a map: green for the class, orange against it."""
+    most = max((abs(score) for score in scores), default=0.0)
+    strength = abs(scores[index]) / most if most else 0.0
+    return f"rgba({'46, 160, 100' if scores[index] > 0 else '234, 110, 60'}, {0.75 * strength:.2f})"
 
 
 def _replace(path: Path, text: str) -> None:

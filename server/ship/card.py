@@ -1,0 +1,225 @@
+"""A model card from a finished run, and a folder as a hub wants it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...common.backbones import resolve_backbone
+from ...common.errors import ConfigError, DataError
+from ...common.models import CARD
+from ..report import read_report
+from .finished import VARIANTS
+from .runtime import FACTS, MODEL, TOKENIZER, load_variant
+
+_UNKNOWN = "unknown"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_config.json", CARD)
+_TAGS = ["federated-learning", "differential-privacy", "lora"]
+
+
+def card(folder: Path, variants: list[str], *, intended: str | None = None, licence: str | None = None) -> str:
+    """README.md of a model: YAML for the hub, then what a reader has to know. Nothing in it is derived from a record.
+
+    variants: names of those that are shipped. intended: what the model is for, in the words of whoever ships it.
+    licence: of the backbone; omitted: what its folder says. Raises ConfigError without a finished run.
+    """
+    report = read_report(folder)
+    model, config = report["model"], report["config"]
+    backbone = _name_of(model["backbone"])
+    found = licence or licence_of(model["backbone"]) or _UNKNOWN
+    head = {"library_name": "peft", "base_model": backbone, "license": found, "tags": _TAGS}
+    kind = _PIPELINES.get(model["task"])
+    lines = ["---", *_yaml({**head, **({"pipeline_tag": kind} if kind else {})}), "---", f"# {report['name']}", ""]
+    how = {"lora": "LoRA adapter", "head": "head", "full": "set of weights"}[config["model"].get("train", "lora")]
+    lines += [
+        f"A {how} on `{backbone}` for {model['task'].replace('-', ' ')}, trained with confide {__version__} over "
+        f"{len(report['privacy']['sites'])} sites in {len(report['rounds'])} rounds. The sites' records stayed where "
+        "they are.",
+        "",
+        "## Intended use",
+        intended or "Not stated by whoever exported it. Do not use it for decisions about people before somebody does.",
+        "",
+    ]
+    if model["labels"]:
+        lines += ["Classes: " + ", ".join(f"`{label}`" for label in model["labels"]) + ".", ""]
+    lines += ["## Data", *_data(report), "", "## Privacy", *_privacy(report), "", "## Evaluation", *_evaluation(report)]
+    if report.get("robustness"):
+        lines += ["", "## Robustness and slices", *_robustness(report["robustness"])]
+    if report.get("compression"):
+        lines += ["", "## Variants", *_compression(report["compression"], variants)]
+    lines += ["", "## Limits", *_limits(report), "", "## Licence", _licence(backbone, found), ""]
+    return "\n".join(lines)
+
+
+_PIPELINES = {
+    "sequence-classification": "text-classification",
+    "token-classification": "token-classification",
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+    "image-classification": "image-classification",
+}
+
+
+def export_hub(
+    folder: Path,
+    out: Path,
+    *,
+    variants: list[str] | None = None,
+    intended: str | None = None,
+    licence: str | None = None,
+) -> list[str]:
+    """Writes what a hub shows and others load: README.md, the adapter, the tokenizer, and onnx/ with variants.
+
+    variants: names; omitted: the recommended one, if any was measured. Returns the files' names. Raises ConfigError.
+    """
+    report = read_report(folder)
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: is not empty; give another folder with --out")
+    measured = report.get("compression") or {}
+    chosen = variants if variants is not None else [n for n in [measured.get("recommended")] if n and n != "torch"]
+    for name in chosen:
+        load_variant(folder / VARIANTS / name)
+    text = card(folder, chosen, intended=intended, licence=licence)
+    source = folder / "adapter"
+    if not all((source / name).is_file() for name in _WEIGHTS):
+        raise ConfigError(f"{source}: no adapter of a finished run")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file() and path.name != "README.md":
+            shutil.copyfile(path, out / path.name)
+    _without_paths(out, report["model"]["backbone"])
+    for name in chosen:
+        place = out / "onnx" / name
+        place.mkdir(parents=True)
+        for file in (MODEL, TOKENIZER, FACTS):
+            shutil.copyfile(folder / VARIANTS / name / file, place / file)
+    (out / "README.md").write_text(text, encoding="utf-8")
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+
+
+def _without_paths(out: Path, backbone: str) -> None:
+    """A folder of this machine means nothing elsewhere, and its path is nobody's business."""
+    name = _name_of(backbone)
+    for file, keys in ((CARD, ("model", "backbone")), ("adapter_config.json", ("base_model_name_or_path",))):
+        content = json.loads((out / file).read_text(encoding="utf-8"))
+        place = content
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = name
+        if file == CARD:
+            place.pop("init_from", None)
+        (out / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _name_of(backbone: str) -> str:
+    return Path(backbone).name if backbone.startswith((".", "/", "~")) else backbone
+
+
+def licence_of(backbone: str) -> str | None:
+    """What the backbone's README says in its YAML head; None where nobody says anything."""
+    try:
+        text = (Path(resolve_backbone(backbone)) / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ConfigError, DataError):
+        return None
+    head = text.split("---")[1] if text.startswith("---") else ""
+    lines = [line.partition(":") for line in head.splitlines()]
+    return next(
+        (value.strip() for key, _, value in lines if key.strip() in ("license", "licence") and value.strip()), None
+    )
+
+
+def _yaml(content: dict[str, Any]) -> list[str]:
+    """A flat table; JSON strings and lists are YAML."""
+    return [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in content.items()]
+
+
+def _data(report: dict[str, Any]) -> list[str]:
+    config = report["config"]
+    data, privacy = config["data"], config["privacy"]
+    declared = privacy.get("declared_examples")
+    lines = [f"- data set: `{data['name']}`, at {len(report['privacy']['sites'])} sites"]
+    if declared and privacy["mode"] != "none":
+        lines.append(f"- declared size of all sites' data together: {declared:,} records (declared, not counted)")
+    lines.append(f"- public test set: `{Path(data['test']).name}`")
+    if (start := report["model"].get("init_from")) is not None:
+        lines.append(f"- training started from the adapter of run `{start.get('name') or _UNKNOWN}`")
+    return lines
+
+
+def _privacy(report: dict[str, Any]) -> list[str]:
+    privacy, audit = report["privacy"], report.get("audit")
+    lines = [privacy["statement"]]
+    if privacy["mode"] != "none":
+        lines += [
+            "",
+            f"- unit: {privacy['unit']}",
+            f"- adversary: {privacy['adversary']}",
+            f"- ε planned {privacy['epsilon_planned']:g}, spent {privacy['epsilon_spent']:.2f}, δ {privacy['delta']:g}",
+            f"- {privacy['accountant']}; {privacy['composition']}",
+        ]
+        if audit is None:
+            lines.append("- audit: none was run; no attack has been tried")
+        else:
+            found = [
+                f"{name}: at least {part['epsilon_steinke']:.2f} (ceiling {part['ceiling_steinke']:.2f})"
+                for name in ("updates", "model")
+                if isinstance(part := audit.get(name), dict)
+            ]
+            lines.append(
+                "- audited from below (a low value is no proof of safety): " + ("; ".join(found) or "see the report")
+            )
+    return lines
+
+
+def _evaluation(report: dict[str, Any]) -> list[str]:
+    lines = ["On the public test set:", "", "| metric | before | after |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {report['before'][name]:.4f} | {value:.4f} |"
+        for name, value in report["after"].items()
+        if isinstance(value, float)
+    ]
+    return lines
+
+
+def _robustness(facts: dict[str, Any]) -> list[str]:
+    lines = [f"{facts['rows']} texts of the public test set, {100 * facts['clean']:.1f} % right as they are."]
+    worst = min(facts["perturbations"], key=lambda row: row["accuracy"])
+    lines.append(
+        f"Worst noise: {worst['name']} at {100 * worst['strength']:g} %: {100 * worst['accuracy']:.1f} % right. "
+        f"An attack by queries turns {100 * facts['blackbox']['success']:.1f} % of right answers."
+    )
+    lines += ["", "| slice | rows | accuracy |", "|---|---|---|"]
+    lines += [f"| {row['name']} | {row['rows']} | {row['accuracy']:.4f} |" for row in facts["slices"]]
+    return lines
+
+
+def _compression(facts: dict[str, Any], shipped: list[str]) -> list[str]:
+    lines = [
+        "| variant | MB | ms, one text | accuracy | with 10 % of letters spoiled | here |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['name']} | {row['mb']:.1f} | {row['ms_1']:.1f} | {row['accuracy']:.4f} | {row['noisy']:.4f} | "
+        f"{'onnx/' + row['name'] if row['name'] in shipped else '–'} |"
+        for row in facts["variants"]
+    ]
+    return lines
+
+
+def _limits(report: dict[str, Any]) -> list[str]:
+    lines = [
+        "- It was measured on one public test set; other texts than those may be answered worse.",
+        "- Answers are no explanations: see the run's report for what was looked at.",
+    ]
+    if report["privacy"]["mode"] == "none":
+        lines.insert(0, "- No privacy was promised: parts of training records may be read from these weights.")
+    if not report.get("robustness"):
+        lines.append("- Nobody has measured how it answers to noise or attacks (`confide evaluate robustness`).")
+    return lines
+
+
+def _licence(backbone: str, licence: str) -> str:
+    if licence == _UNKNOWN:
+        return f"The licence of `{backbone}` was not found beside its weights; look it up before you pass this on."
+    return f"The backbone `{backbone}` is under `{licence}`, which binds what is built on it."

@@ -1,0 +1,232 @@
+"""`confide compress`: variants of a finished model, measured side by side, and which to take under given limits."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ...common.config import DataSection
+from ...common.data import read_rows
+from ...common.errors import ConfigError
+from ...common.robustness.perturbations import characters
+from ...common.types import Reads, Rows
+from ..report import amend_report
+from .distil import Lesson, Tell, distil, other_backbone, shallow
+from .exporting import export, quantized
+from .finished import VARIANTS, FinishedRun, TorchModel
+from .prune import keep_layers, layers_of, least_needed_layers, prune
+from .runtime import FACTS, MODEL, OnnxModel, load_variant
+
+FULL, INT8 = "onnx", "int8"
+_NOISE = 0.1
+"""share of letters spoiled, for the column of robustness"""
+_REPEATS, _WARM, _BATCH, _PARITY_TEXTS = 60, 5, 32, 64
+
+
+class Answers(Protocol):
+    """What is measured."""
+
+    def logits(self, texts: list[str]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a place allows; None: anything."""
+
+    ms: float | None = None
+    """median of one text, milliseconds"""
+    mb: float | None = None
+    accuracy: float | None = None
+
+
+def public_texts(source: str, column: str = "text") -> list[str]:
+    """Raises DataError."""
+    return read_rows(source, DataSection(test=source, text=column), None, reads=Reads(label=None)).text
+
+
+def make_variants(
+    folder: Path,
+    *,
+    public: list[str] | None = None,
+    layers: int | None = None,
+    heads: float = 0.0,
+    neurons: float = 0.0,
+    lesson: Lesson | None = None,
+    tell: Tell = lambda *_: None,
+) -> list[str]:
+    """Writes variants of a run: its model in float32 and int8; with public text also a pruned one in both.
+
+    layers: how many are kept. heads, neurons: shares that are cut. Returns their names. Raises ConfigError, ModelError.
+    """
+    pruned = layers is not None or heads or neurons
+    if pruned and not public:
+        raise ConfigError("--layers, --heads, --ffn: what matters is measured on public text; name it with --public")
+    run = FinishedRun(folder)
+    teacher = run.merged()
+    place, texts = folder / VARIANTS, run.rows(_PARITY_TEXTS).text
+    tell("exporting", 0, 1)
+    names = _pair(teacher, place, "", "LoRA merged", texts)
+    if pruned and public:
+        student = teacher.copy()
+        parts = []
+        if layers is not None:
+            tell("which layers matter", 0, 1)
+            kept = least_needed_layers(student, public[:256], layers)
+            keep_layers(student, kept)
+            parts.append(f"layers {', '.join(str(i + 1) for i in kept)} of {len(layers_of(teacher.module))}")
+        if heads or neurons:
+            tell("which heads and neurons matter", 0, 1)
+            prune(student, public[:512], heads=heads, neurons=neurons)
+            parts.append(f"without {100 * heads:g} % of heads, {100 * neurons:g} % of feed-forward neurons")
+        if lesson is not None:
+            distil(teacher, student, public, lesson, tell)
+            parts.append(f"taught by the whole model on {len(public):,} public texts")
+        names += _pair(student, place, "pruned-", "pruned: " + "; ".join(parts), texts)
+    return names
+
+
+def make_student(
+    folder: Path,
+    student: str,
+    public: list[str],
+    lesson: Lesson,
+    *,
+    pooling: str = "mean",
+    tell: Tell = lambda *_: None,
+) -> list[str]:
+    """`confide distill`. student: a number of the model's own layers, or a backbone. Returns the variants' names."""
+    run = FinishedRun(folder)
+    teacher = run.merged()
+    own = student.isdigit()
+    made = shallow(teacher, int(student)) if own else other_backbone(teacher, student, pooling, lesson.seed)
+    distil(teacher, made, public, lesson, tell)
+    what = f"{student} layers" if own else student
+    name = f"student-{student}-" if own else f"student-{Path(student).name}-"
+    text = f"student ({what}), taught on {len(public):,} texts without labels"
+    tell("exporting", 0, 1)
+    return _pair(made, folder / VARIANTS, name, text, run.rows(_PARITY_TEXTS).text)
+
+
+def _pair(model: TorchModel, place: Path, prefix: str, what: str, texts: list[str]) -> list[str]:
+    full, small = f"{prefix}{FULL}", f"{prefix}{INT8}"
+    export(model, place / full, full, f"{what}; float32", texts)
+    quantized(place / full, place / small, small, f"{what}; int8 weights")
+    return [full, small]
+
+
+def measure(
+    folder: Path,
+    *,
+    limit: int | None = None,
+    limits: Limits = Limits(),
+    tell: Tell = lambda *_: None,
+) -> dict[str, Any]:
+    """Every variant of a run beside its torch model; becomes part of the run's report.
+
+    limit: test rows for accuracy. Raises ConfigError.
+    """
+    run = FinishedRun(folder)
+    sample = run.rows(limit)
+    names = sorted(path.parent.name for path in (folder / VARIANTS).glob(f"*/{FACTS}"))
+    if not names:
+        raise ConfigError(f"{folder / VARIANTS}: no variants there")
+    threads = torch.get_num_threads()
+    teacher = run.merged()
+    rows = []
+    for number, name in enumerate(["torch", *names]):
+        tell(f"measuring {name}", number, len(names) + 1)
+        own = None if name == "torch" else folder / VARIANTS / name
+        model: Answers = teacher if own is None else OnnxModel(own, threads)
+        bytes_ = _bytes_of(teacher) if own is None else (own / MODEL).stat().st_size
+        rows.append(
+            {
+                "name": name,
+                "what": "as trained: LoRA merged, torch" if own is None else load_variant(own).what,
+                "mb": bytes_ / 1e6,
+                **_latency(model.logits, sample.text),
+                "memory_mb": _memory(folder, name),
+                **_quality(model.logits, sample),
+            }
+        )
+    facts = {
+        "rows": len(sample),
+        "threads": threads,
+        "noise": _NOISE,
+        "variants": rows,
+        "limits": vars(limits),
+        **recommended(rows, limits),
+    }
+    amend_report(folder, "compression", facts)
+    return facts
+
+
+def recommended(rows: list[dict[str, Any]], limits: Limits) -> dict[str, Any]:
+    """The variant to take: of those within the limits the most accurate, of equals the fastest. Without limits: the
+    fastest that loses at most a point. `missed` says, where none fits, what the nearest lacks."""
+    best = rows[0]["accuracy"]
+    wanted = limits
+    if limits == Limits():
+        wanted = Limits(accuracy=best - 0.01)
+    fits = [row for row in rows if not _missed(row, wanted)]
+    if not fits:
+        nearest = min(rows, key=lambda row: (len(_missed(row, wanted)), row["ms_1"]))
+        return {"recommended": None, "missed": f"{nearest['name']}: {'; '.join(_missed(nearest, wanted))}"}
+    if limits == Limits():
+        return {"recommended": min(fits, key=lambda row: row["ms_1"])["name"], "missed": None}
+    return {"recommended": max(fits, key=lambda row: (row["accuracy"], -row["ms_1"]))["name"], "missed": None}
+
+
+def _missed(row: dict[str, Any], limits: Limits) -> list[str]:
+    found = []
+    if limits.ms is not None and row["ms_1"] > limits.ms:
+        found.append(f"{row['ms_1']:.1f} ms, allowed {limits.ms:g}")
+    if limits.mb is not None and row["mb"] > limits.mb:
+        found.append(f"{row['mb']:.1f} MB, allowed {limits.mb:g}")
+    if limits.accuracy is not None and row["accuracy"] < limits.accuracy:
+        found.append(f"accuracy {row['accuracy']:.3f}, wanted {limits.accuracy:.3f}")
+    return found
+
+
+def _quality(ask: Callable[[list[str]], np.ndarray], sample: Rows) -> dict[str, float]:
+    labels, rng = np.asarray(sample.labels), np.random.default_rng([0, 0xC0])
+    noisy = [characters(text, _NOISE, rng) for text in sample.text]
+    return {
+        "accuracy": float((ask(sample.text).argmax(1) == labels).mean()),
+        "noisy": float((ask(noisy).argmax(1) == labels).mean()),
+    }
+
+
+def _latency(ask: Callable[[list[str]], np.ndarray], texts: list[str]) -> dict[str, float]:
+    """Median and 95th percentile of one text and of a batch of 32, in milliseconds, tokenisation included."""
+    found: dict[str, float] = {}
+    for size in (1, _BATCH):
+        times = []
+        for number in range(_WARM + (_REPEATS if size == 1 else _REPEATS // 3)):
+            start = number * size % max(1, len(texts) - size)
+            started = time.perf_counter()
+            ask(texts[start : start + size])
+            times.append(1000 * (time.perf_counter() - started))
+        kept = times[_WARM:]
+        found |= {f"ms_{size}": float(np.median(kept)), f"p95_{size}": float(np.quantile(kept, 0.95))}
+    return found
+
+
+def _bytes_of(model: TorchModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.module.parameters())
+
+
+def _memory(folder: Path, name: str) -> float:
+    """MB of a fresh process that loads the variant and answers one batch, at its highest."""
+    command = [sys.executable, "-m", "confide.server.ship.peak", str(folder.resolve()), name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # ours
+    try:
+        return float(json.loads(done.stdout)["mb"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{name}: does not run in a process of its own: {done.stderr.strip()[-200:]}") from None

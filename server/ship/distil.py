@@ -1,0 +1,136 @@
+"""Knowledge distillation (Hinton et al. 2015) on public or unlabelled text: a small model learns a large one's answers.
+
+No label and no private row is read: the teacher is the released model, so nothing is charged.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...common.backbones import resolve_backbone
+from ...common.config import ModelSection
+from ...common.errors import ConfigError
+from ...common.tasks import load_task
+from .finished import TorchModel
+from .prune import keep_layers, layers_of, spread
+
+Tell = Callable[[str, int, int], None]
+_WARMUP, _DECAY, _NORM = 0.1, 0.01, 1.0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How a student is taught."""
+
+    steps: int = 1000
+    batch: int = 64
+    learning_rate: float = 3e-4
+    temperature: float = 2.0
+    hidden: float = 0.0
+    """weight of the distance of hidden states, of a student cut from its teacher (Romero et al. 2015)"""
+    seed: int = 0
+
+
+def shallow(teacher: TorchModel, count: int) -> TorchModel:
+    """A student of `count` of the teacher's own layers, evenly spread, with its head (Sanh et al. 2019)."""
+    student = teacher.copy()
+    keep_layers(student, spread(len(layers_of(student.module)), count))
+    return student
+
+
+def other_backbone(teacher: TorchModel, backbone: str, pooling: str, seed: int) -> TorchModel:
+    """A student on a backbone of its own, with a new head. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    path = resolve_backbone(backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        section = ModelSection.model_validate({"backbone": backbone, "pooling": pooling})
+        module = load_task("sequence-classification").build(path, section, len(teacher.labels))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    pad = next(int(one) for one in pads if isinstance(one, int))
+    return TorchModel(module.eval(), tokenizer, teacher.max_length, teacher.labels, pad)
+
+
+def distil(teacher: TorchModel, student: TorchModel, texts: list[str], lesson: Lesson, tell: Tell) -> None:
+    """Trains the student in place: T²·KL(teacher ‖ student) at temperature T, all its weights, AdamW.
+
+    texts: public or unlabelled. Raises ConfigError for too few, or hidden states of unlike widths.
+    """
+    if len(texts) < lesson.batch:
+        raise ConfigError(f"--text: {len(texts)} texts received; at least {lesson.batch}, a batch, are needed")
+    goals = torch.from_numpy(teacher.logits(texts))
+    ids = student.ids(texts)
+    pairs = _pairs(teacher, student) if lesson.hidden else []
+    same_tokens = not pairs or teacher.ids(texts[:50]) == ids[:50]
+    if not same_tokens:
+        raise ConfigError("--hidden: teacher and student read other tokens; distil logits alone")
+    optimizer = torch.optim.AdamW(student.module.parameters(), lr=lesson.learning_rate, weight_decay=_DECAY)
+    rise = max(1, round(_WARMUP * lesson.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / rise, (lesson.steps - step) / max(1, lesson.steps - rise))
+    )
+    rng, queue = np.random.default_rng([lesson.seed, 0xD15]), np.empty(0, dtype=np.int64)
+    for p in student.module.parameters():
+        p.requires_grad_()
+    for step in range(lesson.steps):
+        if len(queue) < lesson.batch:
+            queue = np.concatenate([queue, rng.permutation(len(texts))])
+        chosen, queue = queue[: lesson.batch], queue[lesson.batch :]
+        tokens, mask = student.batch([ids[i] for i in chosen])
+        with _noted([layer for _, layer in pairs]) as learned:
+            answers = student.module(tokens, mask)
+        loss = _apart(goals[chosen], answers, lesson.temperature)
+        if pairs:
+            with torch.no_grad(), _noted([layer for layer, _ in pairs]) as known:
+                teacher.module(tokens, mask)
+            weight = mask[..., None] / mask.sum()
+            loss = loss + lesson.hidden * sum(
+                (((a - b) ** 2).mean(-1, keepdim=True) * weight).sum() for a, b in zip(known, learned, strict=True)
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.module.parameters(), _NORM)
+        optimizer.step()
+        schedule.step()
+        tell(f"teaching, loss {float(loss.detach()):.3f}", step + 1, lesson.steps)
+    student.module.eval()
+
+
+def _apart(goals: torch.Tensor, answers: torch.Tensor, temperature: float) -> torch.Tensor:
+    wanted, found = (goals / temperature).log_softmax(1), (answers / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(found, wanted, log_target=True, reduction="batchmean")
+
+
+def _pairs(teacher: TorchModel, student: TorchModel) -> list[tuple[nn.Module, nn.Module]]:
+    """Each layer of the student with the teacher's that it shall give the same states as."""
+    above, below = layers_of(teacher.module), layers_of(student.module)
+    pairs = [(above[number], below[i]) for i, number in enumerate(spread(len(above), len(below)))]
+    widths = [
+        {p.shape[-1] for name, p in layer.named_parameters() if "LayerNorm" in name} for pair in pairs for layer in pair
+    ]
+    if len({frozenset(width) for width in widths}) > 1:
+        raise ConfigError("--hidden: the student's hidden states have another width than the teacher's; leave it out")
+    return pairs
+
+
+@contextmanager
+def _noted(layers: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """Within, the outputs of layers are noted, in order."""
+    seen: list[torch.Tensor] = []
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        value = output[0] if isinstance(output, tuple) else output
+        if isinstance(value, torch.Tensor):
+            seen.append(value)
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(note).remove)
+        yield seen

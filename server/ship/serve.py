@@ -1,0 +1,288 @@
+"""`confide serve`: a finished model over HTTP and JSON, on loopback unless told otherwise.
+
+::
+
+    GET  /health    {"status": "ok", "model": …, "variant": …, "labels": […]}
+    POST /predict   {"texts": ["…", …]} → {"predictions": [{"label": …, "probability": …, "probabilities": {…}}, …]}
+    POST /explain   {"text": "…"} → {"words": […], "scores": […], "label": …, "probability": …, "delta": …}
+    GET  /          a page for trying a text
+
+Texts of waiting requests are answered together. Everything has a limit: bytes and seconds of a body, texts of a
+request, letters of a text, texts that wait, and requests a second of one address. No text is written to any log.
+"""
+
+import asyncio
+import ipaddress
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ...common.errors import ConfideError, ConfigError
+from .predict import Model
+from .runtime import softmax
+
+Explain = Callable[[str], dict[str, Any]]
+_TOGETHER = 64
+"""texts of one pass through the model"""
+_SAFE = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_STATIC = {
+    "/": ("try.html", "text/html"),
+    "/try.js": ("try.js", "text/javascript"),
+    "/try.css": ("try.css", "text/css"),
+}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a request may ask for."""
+
+    body: int = 256 * 1024
+    """bytes"""
+    seconds: float = 10.0
+    """until a body is there"""
+    texts: int = 64
+    letters: int = 10_000
+    waiting: int = 2000
+    """texts that wait for an answer; more are told to come back"""
+    rate: float = 1000.0
+    """requests a second of one address, and as many at once"""
+
+
+class RefusedError(Exception):
+    """A request that gets a status and one line."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Rates:
+    """A bucket of tokens for each address; addresses that have been quiet are forgotten."""
+
+    _KEPT = 10_000
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._clock = rate, clock
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def admits(self, address: str) -> bool:
+        now = self._clock()
+        left, before = self._buckets.get(address, (self._rate, now))
+        left = min(self._rate, left + (now - before) * self._rate)
+        if len(self._buckets) > self._KEPT:
+            self._buckets = {a: b for a, b in self._buckets.items() if now - b[1] < 1}
+        self._buckets[address] = (left - 1 if left >= 1 else left, now)
+        return left >= 1
+
+
+class Together:
+    """Answers texts of all waiting requests in one pass after the other, in a thread."""
+
+    def __init__(self, model: Model, waiting: int) -> None:
+        self._model = model
+        self._queue: asyncio.Queue[tuple[str, asyncio.Future[np.ndarray]]] = asyncio.Queue(waiting)
+
+    async def ask(self, texts: list[str]) -> list[np.ndarray]:
+        """(K,) probabilities of each. Raises RefusedError when too many wait."""
+        if self._queue.maxsize - self._queue.qsize() < len(texts):
+            raise RefusedError(503, "too many texts are waiting; come back in a moment")
+        answers = [asyncio.get_running_loop().create_future() for _ in texts]
+        for text, answer in zip(texts, answers, strict=True):
+            self._queue.put_nowait((text, answer))
+        return await asyncio.gather(*answers)
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            taken = [await self._queue.get()]
+            while len(taken) < _TOGETHER and not self._queue.empty():
+                taken.append(self._queue.get_nowait())
+            wanted = [(text, answer) for text, answer in taken if not answer.done()]  # whoever left wants none
+            if not wanted:
+                continue
+            try:
+                rows = softmax(await asyncio.to_thread(self._model.logits, [text for text, _ in wanted]))
+            except Exception as error:
+                for _, answer in wanted:
+                    if not answer.done():
+                        answer.set_exception(RefusedError(500, f"the model failed: {type(error).__name__}"))
+                continue
+            for (_, answer), row in zip(wanted, rows, strict=True):
+                if not answer.done():
+                    answer.set_result(row)
+
+
+def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Explain | None = None) -> Starlette:
+    """explain: a text → its map; None: /explain is not there."""
+    together, rates = Together(model, bounds.waiting), Rates(bounds.rate)
+    explaining = asyncio.Semaphore(1)
+
+    @asynccontextmanager
+    async def life(_: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(together.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def health(_: Request) -> Response:
+        facts = {"model": name, "variant": variant, "labels": model.labels, "explains": explain is not None}
+        return JSONResponse({"status": "ok", **facts})
+
+    async def predict(request: Request) -> Response:
+        texts = (await _body(request, bounds)).get("texts")
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise RefusedError(422, 'expected {"texts": ["…", …]}, one text or more')
+        if len(texts) > bounds.texts:
+            raise RefusedError(422, f"{len(texts)} texts received; allowed: {bounds.texts} in a request")
+        for text in texts:
+            _check_text(text, bounds)
+        rows = await together.ask(texts)
+        return JSONResponse({"predictions": [_as_json(model.labels, row) for row in rows]})
+
+    async def explain_(request: Request) -> Response:
+        text = (await _body(request, bounds)).get("text")
+        if not isinstance(text, str):
+            raise RefusedError(422, 'expected {"text": "…"}')
+        _check_text(text, bounds)
+        if explain is None:
+            raise RefusedError(404, "this server does not explain; start it with --explain")
+        if explaining.locked():
+            raise RefusedError(503, "another text is being explained; come back in a moment")
+        async with explaining:
+            try:
+                return JSONResponse(await asyncio.to_thread(explain, text))
+            except ConfideError:
+                raise RefusedError(422, "this text cannot be explained") from None
+
+    def guarded(handler):
+        async def answer(request: Request) -> Response:
+            if not rates.admits(request.client.host if request.client else ""):
+                return _refusal(RefusedError(429, "too many requests; come back in a second"))
+            try:
+                response = await handler(request)
+            except RefusedError as refused:
+                return _refusal(refused)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            response.headers.update(_SAFE)
+            return response
+
+        return answer
+
+    async def static(request: Request) -> Response:
+        file, kind = _STATIC[request.url.path]
+        return Response(resources.files(__package__ or "").joinpath(file).read_bytes(), media_type=kind)
+
+    routes = [
+        Route("/health", guarded(health)),
+        Route("/predict", guarded(predict), methods=["POST"]),
+        Route("/explain", guarded(explain_), methods=["POST"]),
+        *(Route(path, guarded(static)) for path in _STATIC),
+    ]
+    return Starlette(routes=routes, lifespan=life)
+
+
+async def _body(request: Request, bounds: Bounds) -> dict[str, Any]:
+    """The JSON object of a request. Raises RefusedError."""
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdigit() or int(declared) > bounds.body:
+        raise RefusedError(413, f"allowed: {bounds.body} bytes in a request")
+    content = bytearray()
+    try:
+        async with asyncio.timeout(bounds.seconds):
+            async for piece in request.stream():
+                content += piece
+                if len(content) > bounds.body:
+                    raise RefusedError(413, f"allowed: {bounds.body} bytes in a request")
+    except TimeoutError:
+        raise RefusedError(408, f"the request was not there after {bounds.seconds:g} s") from None
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise RefusedError(400, "not valid JSON in UTF-8") from None
+    if not isinstance(value, dict):
+        raise RefusedError(422, "expected a JSON object")
+    return value
+
+
+def _check_text(text: str, bounds: Bounds) -> None:
+    if not text.strip():
+        raise RefusedError(422, "an empty text was received")
+    if len(text) > bounds.letters:
+        raise RefusedError(422, f"a text of {len(text)} letters was received; allowed: {bounds.letters}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RefusedError(422, "a text with half a character (a lone surrogate) was received") from None
+
+
+def _as_json(labels: list[str], row: np.ndarray) -> dict[str, Any]:
+    best = int(row.argmax())
+    probabilities = {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)}
+    return {"label": labels[best], "probability": probabilities[labels[best]], "probabilities": probabilities}
+
+
+def _refusal(refused: RefusedError) -> Response:
+    headers = {**_SAFE, **({"Retry-After": "1"} if refused.status in (429, 503) else {})}
+    return JSONResponse({"error": str(refused)}, status_code=refused.status, headers=headers)
+
+
+def check_address(host: str, *, tls: bool, insecure: bool) -> None:
+    """Texts travel over this: other machines need TLS, or somebody who says that they do not. Raises ConfigError."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not (loopback or tls or insecure):
+        raise ConfigError(
+            f"--host: received '{host}' without TLS; texts would travel as they are; give --certificate and --key, "
+            "put a proxy with TLS before it, or say --insecure"
+        )
+
+
+def run(app: Starlette, host: str, port: int, certificate: str | None = None, key: str | None = None) -> None:
+    """Until it is stopped. Raises ConfigError for an address or a certificate that does not serve."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=10,
+        h11_max_incomplete_event_size=16 * 1024,
+        limit_concurrency=2048,
+        backlog=2048,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise ConfigError(f"--certificate, --key: cannot be read: {error.strerror or error}") from None
+    server = uvicorn.Server(config)
+    try:
+        server.run()
+    except SystemExit:
+        raise ConfigError(f"--host, --port: cannot listen on {host}:{port}; is something there already?") from None

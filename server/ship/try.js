@@ -1,0 +1,70 @@
+// One text, its answer, and, where the server explains, the words that spoke for and against it.
+const at = (id) => document.getElementById(id);
+let explains = false;
+
+async function post(path, content) {
+  const reply = await fetch(path, { method: "POST", body: JSON.stringify(content) });
+  const value = await reply.json();
+  if (!reply.ok) throw new Error(value.error || reply.statusText);
+  return value;
+}
+
+function bars(probabilities) {
+  const rows = Object.entries(probabilities).sort((a, b) => b[1] - a[1]).slice(0, 8);
+  at("bars").replaceChildren(...rows.map(([label, value]) => {
+    const row = document.createElement("div");
+    row.className = "row";
+    const name = document.createElement("span");
+    name.textContent = label;
+    const bar = document.createElement("progress");
+    bar.max = 1;
+    bar.value = value;
+    const number = document.createElement("span");
+    number.textContent = (100 * value).toFixed(1) + " %";
+    row.append(name, bar, number);
+    return row;
+  }));
+}
+
+function words(map) {
+  const most = Math.max(...map.scores.map(Math.abs), 1e-9);
+  const parts = map.words.flatMap((word, i) => {
+    const span = document.createElement("span");
+    span.textContent = word;
+    const strength = Math.ceil(4 * Math.abs(map.scores[i]) / most);
+    if (strength) span.className = (map.scores[i] > 0 ? "for-" : "against-") + strength;
+    span.title = map.scores[i].toFixed(3);
+    return [span, " "];
+  });
+  at("words").replaceChildren(...(map.refused ? [] : parts));
+  at("check").textContent = map.refused
+    ? "The map is withheld: its scores miss the logit’s difference by " + (100 * map.delta).toFixed(1) + " %."
+    : "Green speaks for " + map.label + ", orange against it. The scores add up to the logit’s difference from an empty text, to " +
+      (100 * map.delta).toFixed(2) + " %.";
+}
+
+at("form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = event.target.querySelector("button");
+  button.disabled = true;
+  at("error").textContent = "";
+  try {
+    const text = at("text").value;
+    const [answer] = (await post("/predict", { texts: [text] })).predictions;
+    at("label").textContent = answer.label + " (" + (100 * answer.probability).toFixed(1) + " %)";
+    bars(answer.probabilities);
+    at("why").hidden = !explains;
+    at("answer").hidden = false;
+    if (explains) words(await post("/explain", { text }));
+  } catch (error) {
+    at("error").textContent = error.message;
+  } finally {
+    button.disabled = false;
+  }
+});
+
+fetch("/health").then((reply) => reply.json()).then((facts) => {
+  explains = facts.explains;
+  at("model").textContent = facts.model;
+  at("about").textContent = facts.labels.length + " classes; variant " + facts.variant + ". Texts are answered on this machine and not kept.";
+});
