@@ -7,7 +7,7 @@ from typing import Any
 
 from ... import __version__
 from ...common.backbones import resolve_backbone
-from ...common.errors import ConfigError, DataError
+from ...common.errors import ConfigError, ModelError
 from ...common.models import CARD
 from ..report import read_report
 from .finished import VARIANTS
@@ -120,7 +120,7 @@ def licence_of(backbone: str) -> str | None:
     """What the backbone's README says in its YAML head; None where nobody says anything."""
     try:
         text = (Path(resolve_backbone(backbone)) / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, ConfigError, DataError):
+    except (OSError, UnicodeDecodeError, ModelError):
         return None
     head = text.split("---")[1] if text.startswith("---") else ""
     lines = [line.partition(":") for line in head.splitlines()]

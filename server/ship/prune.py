@@ -21,7 +21,7 @@ _BATCH = 32
 
 def layers_of(module: nn.Module) -> nn.ModuleList:
     """The backbone's stack of layers. Raises ModelError where there is none."""
-    found = [part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part) > 1]
+    found = [part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part)]
     if not found:
         raise ModelError("the backbone has no stack of layers that could be cut")
     return max(found, key=len)

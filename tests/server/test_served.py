@@ -1,0 +1,248 @@
+"""Answers from a file and over HTTP: in order, bounded, and every bad request a 4xx of one line."""
+
+import contextlib
+import csv
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from confide.common.errors import ConfigError, DataError
+from confide.server.ship.predict import Format, format_of, predict, predict_file
+from confide.server.ship.serve import Bounds, Rates, check_address, make_app
+
+LABELS = ["negative", "positive"]
+
+
+class Counting:
+    """Positive when a text is long; fails on one word."""
+
+    labels = LABELS
+
+    def __init__(self) -> None:
+        self.passes: list[int] = []
+
+    def logits(self, texts) -> np.ndarray:
+        self.passes.append(len(texts))
+        if "crash" in texts:
+            raise RuntimeError("a secret of the model")
+        return np.array([[0.0, len(text) - 8.0] for text in texts], dtype=np.float32)
+
+
+def answered(text: str, format_: Format, **more) -> str:
+    out = io.StringIO()
+    predict(Counting(), io.StringIO(text, newline=""), out, format_, **more)
+    return out.getvalue()
+
+
+def test_rows_keep_their_order_and_their_columns() -> None:
+    lines = "".join(f"{i},{'x' * (i % 20)}\n" for i in range(200))
+    rows = list(csv.DictReader(io.StringIO(answered("id,text\n" + lines, "csv"))))
+    assert [row["id"] for row in rows] == [str(i) for i in range(200)]
+    assert all(row["predicted"] == LABELS[len(row["text"]) > 8] for row in rows)
+    assert float(rows[0]["probability"]) == pytest.approx(1 / (1 + np.exp(-8)), abs=1e-5)
+    given = '{"body": "short", "n": 1}\n\n{"body": "long enough", "n": 2}\n'
+    found = [json.loads(line) for line in answered(given, "jsonl", column="body").splitlines()]
+    assert [(row["n"], row["predicted"]) for row in found] == [(1, "negative"), (2, "positive")]
+    assert answered("short\n\nlong enough, quite\n", "text").splitlines()[2].startswith('"long enough, quite",positive')
+
+
+@pytest.mark.parametrize(
+    ("text", "format_", "reason"),
+    [
+        ("id,words\n1,a\n", "csv", "column 'text' is missing; there are: id, words"),
+        ("text,predicted\na,b\n", "csv", "column 'predicted' is there already"),
+        ("id,text\n1,a,secret\n", "csv", "line 2: more or fewer fields"),
+        ("id,text\n1\n", "csv", "line 2: more or fewer fields"),
+        ('text\n"secret', "csv", "not valid csv"),
+        ('{"text": "a"}\n{"text": secret}\n', "jsonl", "line 2: not valid JSON"),
+        ('{"text": 5}\n', "jsonl", "line 1: no text under 'text'"),
+        ('["secret"]\n', "jsonl", "line 1: no text"),
+        ("", "csv", "column 'text' is missing; there are: none"),
+        ("\n", "text", "no rows received"),
+    ],
+)
+def test_bad_rows_are_named_by_line_and_never_shown(text: str, format_: Format, reason: str) -> None:
+    with pytest.raises(DataError) as caught:
+        answered(text, format_)
+    assert reason in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_of_answers_is_whole_or_not_there(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("text\n" + "a\n" * 100 + "b,c\n")
+    with pytest.raises(DataError, match="line 102"):
+        predict_file(Counting(), str(source), out, "csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+    source.write_text("text\na\n")
+    assert predict_file(Counting(), str(source), out, "csv") == 1
+    with pytest.raises(ConfigError, match="is there already"):
+        predict_file(Counting(), str(source), out, "csv")
+    source.write_bytes(b"text\n\xff\xfe\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        predict_file(Counting(), str(source), tmp_path / "other.csv", "csv")
+    with pytest.raises(DataError, match="No such file"):
+        predict_file(Counting(), str(tmp_path / "nosuch.csv"), None, "csv")
+    assert format_of("a/b.jsonl", None) == "jsonl"
+    assert format_of("notes.txt", None) == "text"
+    with pytest.raises(ConfigError, match="allowed: csv, jsonl, text"):
+        format_of("-", None)
+
+
+@pytest.fixture
+def client():
+    model = Counting()
+    with TestClient(make_app(model, "name", "int8", Bounds(rate=10_000))) as client:
+        yield client
+
+
+def test_texts_are_answered_with_every_probability(client) -> None:
+    found = client.post("/predict", json={"texts": ["short", "long enough"]}).json()["predictions"]
+    assert [one["label"] for one in found] == ["negative", "positive"]
+    assert all(sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-5) for one in found)
+    facts = client.get("/health").json()
+    assert facts == {"status": "ok", "model": "name", "variant": "int8", "labels": LABELS, "explains": False}
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert "text/javascript" in client.get("/try.js").headers["content-type"]
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"\xff\xfe", 400),
+        (b"[" * 100_000, 400),
+        (b"[]", 422),
+        (b"5", 422),
+        (b"{}", 422),
+        (b'{"texts": "a"}', 422),
+        (b'{"texts": []}', 422),
+        (b'{"texts": [1]}', 422),
+        (b'{"texts": [" "]}', 422),
+        (b'{"texts": ["\\ud800"]}', 422),
+        (b'{"texts": ["' + b"x" * 10_001 + b'"]}', 422),
+        (json.dumps({"texts": ["a"] * 65}).encode(), 422),
+        (b'{"texts": ["' + b"x" * 300_000 + b'"]}', 413),
+        (b'{"texts": [NaN]}', 422),
+    ],
+)
+def test_bad_requests_are_answered_and_the_next_is_served(client, content: bytes, status: int) -> None:
+    reply = client.post("/predict", content=content)
+    assert reply.status_code == status
+    assert [*reply.json()] == ["error"]
+    assert client.post("/predict", json={"texts": ["good"]}).status_code == 200
+
+
+def test_other_ways_in_are_closed(client) -> None:
+    assert client.get("/predict").status_code == 405
+    assert client.get("/nosuch").status_code == 404
+    assert client.post("/explain", json={"text": "a"}).status_code == 404
+    streamed = (b"x" * 1024 for _ in range(1000))
+    assert client.post("/predict", content=streamed).status_code == 413
+    assert client.post("/predict", content=b"{}", headers={"content-length": "-5"}).status_code in (400, 413)
+    failed = client.post("/predict", json={"texts": ["crash"]})
+    assert failed.status_code == 500
+    assert "secret" not in failed.text
+    assert client.post("/predict", json={"texts": ["good"]}).status_code == 200
+
+
+def test_an_address_that_asks_too_much_waits_while_others_are_served() -> None:
+    now = [0.0]
+    rates = Rates(5, lambda: now[0])
+    assert [rates.admits("a") for _ in range(7)] == [True] * 5 + [False] * 2
+    assert rates.admits("b")
+    now[0] = 0.2
+    assert [rates.admits("a") for _ in range(2)] == [True, False]
+    with TestClient(make_app(Counting(), "name", "int8", Bounds(rate=3))) as client:
+        codes = [client.get("/health").status_code for _ in range(6)]
+    assert codes.count(200) in (3, 4)
+    assert codes[-1] == 429
+
+
+def test_waiting_texts_are_answered_together_and_no_more_than_are_allowed_wait() -> None:
+    import asyncio
+
+    from confide.server.ship.serve import RefusedError, Together
+
+    async def play() -> tuple[Counting, list]:
+        model = Counting()
+        together = Together(model, waiting=100)
+        asking = [asyncio.create_task(together.ask([f"text {i}"])) for i in range(100)]
+        await asyncio.sleep(0)
+        with pytest.raises(RefusedError, match="too many"):
+            await together.ask(["one more"])
+        task = asyncio.create_task(together.run())
+        rows = await asyncio.gather(*asking)
+        task.cancel()
+        return model, rows
+
+    model, rows = asyncio.run(play())
+    assert model.passes == [64, 36]
+    assert len(rows) == 100
+
+
+def test_other_machines_need_tls_or_somebody_who_says_otherwise() -> None:
+    for host in ("127.0.0.1", "localhost", "::1"):
+        check_address(host, tls=False, insecure=False)
+    for host in ("0.0.0.0", "model.example.org", "10.0.0.5"):  # noqa: S104
+        with pytest.raises(ConfigError, match="without TLS"):
+            check_address(host, tls=False, insecure=False)
+        check_address(host, tls=True, insecure=False)
+        check_address(host, tls=False, insecure=True)
+
+
+@pytest.fixture
+def served(make_config, wordpiece: Path):
+    """The command in a process of its own."""
+    from confide.simulations.run import simulate
+
+    folder = simulate(make_config(model={"backbone": str(wordpiece)}, run={"rounds": 1}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "confide.cli", "serve", str(folder), "--port", str(port), "--explain"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(600):
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health")
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield port, process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def test_the_command_serves_until_it_is_told_to_stop(served) -> None:
+    port, process = served
+    address = f"http://127.0.0.1:{port}"
+    secret = "a gloomy film of someone"
+    found = httpx.post(f"{address}/predict", json={"texts": [secret]}).json()["predictions"][0]
+    assert found["label"] in LABELS
+    why = httpx.post(f"{address}/explain", json={"text": secret}, timeout=60).json()
+    assert why["words"] == secret.split()
+    for garbage in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", b"\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+            raw.sendall(garbage)
+            raw.settimeout(10)
+            with contextlib.suppress(OSError):
+                raw.recv(1024)
+    assert httpx.get(f"{address}/health").status_code == 200
+    process.terminate()
+    out, err = process.communicate(timeout=20)
+    assert f"http://127.0.0.1:{port}/" in out
+    assert secret not in out + err
