@@ -184,13 +184,27 @@ _WIDTH = 64
 NO_CANARIES = GradientCanaries(np.empty((0, 1), dtype=np.int64), np.empty((0, 1)))
 
 
-def canary_rows(config: RunConfig, words: list[str], classes: int, site: str) -> Rows:
-    """A site's share of audit.records: eight random words, a random class; only their own presence predicts them."""
+def canary_rows(
+    config: RunConfig,
+    words: list[str],
+    site: str,
+    *,
+    classes: int = 0,
+    numbers: bool = False,
+    picture: tuple[int, int, int] | None = None,
+) -> Rows:
+    """A site's share of audit.records: eight random words, random pixels, a random class or number; only their own
+    presence predicts them.
+
+    words: none where no text is read. classes: 0 where there are none. picture: channels, height, width.
+    """
     count = config.audit.records // config.clients
     rng = np.random.default_rng(_public_seed(config, "records", site))
-    texts = [" ".join(rng.choice(words, 8)) for _ in range(count)]
+    texts = [" ".join(rng.choice(words, 8)) if words else "" for _ in range(count)]
     responses = [" ".join(rng.choice(words, 8)) for _ in range(count)] if config.data.response else None
-    return Rows("canaries", texts, responses, rng.integers(0, classes, count) if classes else None)
+    labels = rng.integers(0, classes, count) if classes else rng.normal(size=count) if numbers else None
+    pixels = None if picture is None else rng.integers(0, 256, (count, *picture), dtype=np.uint8)
+    return Rows("canaries", texts, responses, labels, pictures=pixels)
 
 
 def step_likelihood(observed: np.ndarray, sampling_rate: float, noise_multiplier: float) -> np.ndarray:

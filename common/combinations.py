@@ -340,7 +340,7 @@ def _check_train(config: "RunConfig") -> None:
 
 def _check_records(config: "RunConfig") -> None:
     _require(
-        config.model.task in ("sequence-classification", "causal-lm") or not config.audit.records,
+        config.model.task not in ("token-classification", "masked-lm") or not config.audit.records,
         f"audit.records: received for task '{config.model.task}', for which no canary records are made; use "
         "audit.canaries",
     )

@@ -82,7 +82,7 @@ class _Eye(nn.Module):
 
     def __init__(self, backbone: PreTrainedModel, form: PictureForm, pooling: str) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.tower = backbone  # not `backbone`: PEFT finds modules by the end of their names
         self.pooling = pooling
         for name in ("mean", "deviation"):
             values = torch.tensor(getattr(form, name), dtype=torch.float32)
@@ -90,7 +90,7 @@ class _Eye(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         scaled = (pixel_values / 255 - self.mean) / self.deviation
-        hidden = self.backbone(pixel_values=scaled).last_hidden_state  # (B, 1 + patches, h)
+        hidden = self.tower(pixel_values=scaled).last_hidden_state  # (B, 1 + patches, h)
         return hidden[:, 0] if self.pooling == "first" else hidden[:, 1:].mean(1)
 
 

@@ -245,9 +245,19 @@ def model_of(config: RunConfig) -> FineTuneModel:
 
 def canary_records(config: RunConfig, model: FineTuneModel, site: str) -> Records:
     """An audit's canary records of one site; public, and the same at the site and at the server."""
-    special = set(model.tokenizer.all_special_tokens)
-    words = sorted(word for word in model.tokenizer.get_vocab() if word.isalpha() and word not in special)
-    rows = canary_rows(config, words, model.classes if model.task.CLASSES else 0, site)
+    reads, words = model.task.READS, []
+    if reads.text:
+        special = set(model.tokenizer.all_special_tokens)
+        words = sorted(word for word in model.tokenizer.get_vocab() if word.isalpha() and word not in special)
+    form = model.picture if reads.pictures else None
+    rows = canary_rows(
+        config,
+        words,
+        site,
+        classes=model.classes if model.task.CLASSES else 0,
+        numbers=reads.label == "number",
+        picture=None if form is None else (form.channels, form.height, form.width),
+    )
     return model.with_features(model.encode(rows))
 
 

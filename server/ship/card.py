@@ -162,9 +162,9 @@ def _privacy(report: dict[str, Any]) -> list[str]:
             lines.append("- audit: none was run; no attack has been tried")
         else:
             found = [
-                f"{name}: at least {part['epsilon_steinke']:.2f} (ceiling {part['ceiling_steinke']:.2f})"
-                for name in ("updates", "model")
-                if isinstance(part := audit.get(name), dict)
+                f"{name}: ε ≥ {part['epsilon_steinke']:.2f} of {part['ceiling_steinke']:.2f} that could have been shown"
+                for kind, name in (("gradient", "on released updates"), ("records", "on the final model"))
+                if isinstance(part := audit.get(kind), dict)
             ]
             lines.append(
                 "- audited from below (a low value is no proof of safety): " + ("; ".join(found) or "see the report")

@@ -134,10 +134,10 @@ def test_more_canaries_than_numbers_are_refused(make_config, local) -> None:
 
 def test_canary_records_are_the_same_for_everybody(make_config, local) -> None:
     config = audited(make_config, local, 0)
-    first, second = (canary_rows(config, ["x", "y", "z"], 2, "site-1") for _ in range(2))
+    first, second = (canary_rows(config, ["x", "y", "z"], "site-1", classes=2) for _ in range(2))
     assert first.text == second.text
     assert len(first) == 10
-    assert canary_rows(config, ["x", "y", "z"], 2, "site-2").text != first.text
+    assert canary_rows(config, ["x", "y", "z"], "site-2", classes=2).text != first.text
 
 
 def test_the_likelihood_is_that_of_the_sampled_gaussian() -> None:

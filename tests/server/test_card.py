@@ -50,6 +50,14 @@ def test_the_card_says_what_was_promised_and_to_whom(folder: Path) -> None:
     assert licence_of("./nosuch") is None
 
 
+def test_what_an_audit_measured_is_in_the_card(make_config) -> None:
+    folder = simulate(make_config(privacy=LOCAL, run={"rounds": 1}, audit={"canaries": 40, "records": 40}))
+    found = read_report(folder)["audit"]
+    text = card(folder, [])
+    for kind, where in (("gradient", "on released updates"), ("records", "on the final model")):
+        assert f"{where}: ε ≥ {found[kind]['epsilon_steinke']:.2f} of {found[kind]['ceiling_steinke']:.2f}" in text
+
+
 def test_a_card_of_a_run_without_privacy_warns(make_config) -> None:
     text = card(simulate(make_config(run={"rounds": 1})), [])
     assert "parts of training records may be read from these weights" in text

@@ -14,7 +14,7 @@ import confide
 from confide.common.config import DataSection, RunConfig
 from confide.common.data import read_table
 from confide.common.errors import ConfigError, DataError, ModelError
-from confide.common.models import model_of
+from confide.common.models import canary_records, model_of
 from confide.common.per_sample import clipped_sum, hooked
 from confide.common.pictures import DEMO_VIT, PictureForm, read_pictures, spoiled
 from confide.common.resolve import resolve
@@ -76,6 +76,29 @@ def test_pictures_with_texts_are_learned_in_every_mode(pictures, bert: Path, mod
     model = {"backbone": str(bert), "image_backbone": DEMO_VIT, "task": "image-text-classification", "train": "lora"}
     model = {**model, "lora": {"rank": 2, "whole": ["eye"]}}
     check(simulate(pictures(mode, model=model, training={"local_steps": 30 if mode == "none" else 1})), mode)
+
+
+@pytest.mark.parametrize("task", ["image-classification", "image-text-classification", "regression"])
+def test_canary_records_are_of_the_tasks_own_kind(pictures, bert: Path, tmp_path: Path, task: str) -> None:
+    """They are planted, trained on as records are, and guessed on the final model."""
+    both = {"backbone": str(bert), "image_backbone": DEMO_VIT}
+    model = {"task": task, **({"backbone": DEMO_VIT} if task == "image-classification" else both)}
+    data = {}
+    if task == "regression":
+        model.pop("image_backbone")
+        for name, count in (("train", 240), ("test", 80)):
+            rows = [(text, len(text)) for text, _ in sentences(count, count)]
+            data[name] = str(write_csv(tmp_path / f"{name}.csv", rows))
+    config = pictures("local", model=model, audit={"records": 40}, run={"rounds": 1}, data=data)
+    found = read_report(simulate(config))["audit"]["records"]
+    assert found["canaries"] == 40
+    assert 0 <= found["epsilon_steinke"] <= found["ceiling_steinke"]
+    resolved = resolve(config)
+    records = canary_records(resolved, model_of(resolved), "site-1")
+    if task != "regression":
+        assert records.pictures is not None
+        assert records.pictures.std() > 60  # noise over the whole range
+    assert len({*map(str, records.targets)}) > 1
 
 
 def test_lora_goes_into_both_towers(pictures, bert: Path, tmp_path: Path) -> None:
