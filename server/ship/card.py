@@ -15,7 +15,6 @@ from .runtime import FACTS, MODEL, TOKENIZER, load_variant
 
 _UNKNOWN = "unknown"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_config.json", CARD)
-_TAGS = ["federated-learning", "differential-privacy", "lora"]
 
 
 def card(folder: Path, variants: list[str], *, intended: str | None = None, licence: str | None = None) -> str:
@@ -28,10 +27,14 @@ def card(folder: Path, variants: list[str], *, intended: str | None = None, lice
     model, config = report["model"], report["config"]
     backbone = _name_of(model["backbone"])
     found = licence or licence_of(model["backbone"]) or _UNKNOWN
-    head = {"library_name": "peft", "base_model": backbone, "license": found, "tags": _TAGS}
+    train = config["model"].get("train", "lora")
+    tags = ["federated-learning"]
+    tags += ["differential-privacy"] if report["privacy"]["mode"] != "none" else []
+    tags += ["lora"] if train == "lora" else []
+    head = {"library_name": "peft", "base_model": backbone, "license": found, "tags": tags}
     kind = _PIPELINES.get(model["task"])
     lines = ["---", *_yaml({**head, **({"pipeline_tag": kind} if kind else {})}), "---", f"# {report['name']}", ""]
-    how = {"lora": "LoRA adapter", "head": "head", "full": "set of weights"}[config["model"].get("train", "lora")]
+    how = {"lora": "LoRA adapter", "head": "head", "full": "set of weights"}[train]
     lines += [
         f"A {how} on `{backbone}` for {model['task'].replace('-', ' ')}, trained with confide {__version__} over "
         f"{len(report['privacy']['sites'])} sites in {len(report['rounds'])} rounds. The sites' records stayed where "
@@ -48,6 +51,7 @@ def card(folder: Path, variants: list[str], *, intended: str | None = None, lice
         lines += ["", "## Robustness and slices", *_robustness(report["robustness"])]
     if report.get("compression"):
         lines += ["", "## Variants", *_compression(report["compression"], variants)]
+    lines += ["", "## Use", *_use(model["task"], variants)]
     lines += ["", "## Limits", *_limits(report), "", "## Licence", _licence(backbone, found), ""]
     return "\n".join(lines)
 
@@ -205,6 +209,23 @@ def _compression(facts: dict[str, Any], shipped: list[str]) -> list[str]:
         for row in facts["variants"]
     ]
     return lines
+
+
+def _use(task: str, shipped: list[str]) -> list[str]:
+    if task.startswith(("image", "regression")):
+        return ["`confide.load_base(folder)` builds the base model, onto which PEFT loads this folder."]
+    code = [
+        "```python",
+        "import confide",
+        "from peft import PeftModel",
+        "from transformers import AutoTokenizer",
+        "",
+        'folder = "."',
+        "model = PeftModel.from_pretrained(confide.load_base(folder), folder).eval()",
+        'logits = model(**AutoTokenizer.from_pretrained(folder)("a text", return_tensors="pt")).logits',
+        "```",
+    ]
+    return [*code, *(f"Without torch: `confide predict onnx/{name} rows.csv`" for name in shipped)]
 
 
 def _limits(report: dict[str, Any]) -> list[str]:

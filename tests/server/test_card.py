@@ -37,6 +37,7 @@ def test_the_card_says_what_was_promised_and_to_whom(folder: Path) -> None:
     assert facts["license"] == "mit"
     assert facts["base_model"] == "small-bert"
     assert facts["pipeline_tag"] == "text-classification"
+    assert facts["tags"] == ["federated-learning", "differential-privacy", "lora"]
     report = read_report(folder)
     assert report["privacy"]["statement"] in body
     assert report["privacy"]["adversary"] in body
@@ -63,6 +64,7 @@ def test_a_card_of_a_run_without_privacy_warns(make_config) -> None:
     assert "parts of training records may be read from these weights" in text
     assert 'license: "unknown"' in text
     assert "look it up before you pass this on" in text
+    assert yaml.safe_load(text.split("---\n")[1])["tags"] == ["federated-learning", "lora"]
 
 
 def test_the_folder_loads_in_a_fresh_process(folder: Path, tmp_path: Path) -> None:
