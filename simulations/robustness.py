@@ -10,22 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 
 from ..client.worker import SimulatedData, load_simulated
-from ..common.config import AttackSection, RunConfig, load
-from ..common.data import read_rows, shuffled_limit
-from ..common.errors import ConfigError
-from ..common.models import FineTuneModel, model_of
+from ..common.config import AttackSection
 from ..common.partition import site_name
 from ..common.robustness import blackbox
 from ..common.robustness.embeddings import ascended, embedding_layer, moved
 from ..common.robustness.perturbations import PERTURBATIONS, STRENGTHS, names_swapped, negated
-from ..common.run_folder import CONFIG
 from ..common.tasks.sequence_classification import calibration_error
-from ..common.types import Reads, Rows
+from ..common.types import Rows
 from ..server.evaluation import evaluate, probabilities
-from ..server.report import amend_report, read_report
+from ..server.report import amend_report
+from ..server.ship.finished import FinishedRun
 
 RADII = (0.01, 0.02, 0.05, 0.1)
 """of PGD on embeddings, relative to each token's norm"""
@@ -34,17 +30,8 @@ Tell = Callable[[str, int, int], None]
 """stage, done, of how many"""
 
 
-class Subject:
+class Subject(FinishedRun):
     """A finished run's model, asked about texts."""
-
-    def __init__(self, folder: Path) -> None:
-        """Raises ConfigError for a folder without a finished run, or a task without classes."""
-        read_report(folder)
-        self.config: RunConfig = load(folder / CONFIG)
-        self.model: FineTuneModel = model_of(self.config)
-        if Reads() != self.model.task.READS:
-            raise ConfigError(f"{folder}: task '{self.config.model.task}' has no class for a whole text")
-        self.adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
 
     def ask(self, texts: list[str]) -> np.ndarray:
         """(N, K) probabilities."""
@@ -57,11 +44,6 @@ class Subject:
         if self.config.data.train is None:
             return None
         return load_simulated(self.config.model_copy(update={"attack": AttackSection()}), self.model)
-
-    def rows(self, limit: int) -> Rows:
-        """Of the public test set; the same ones each time."""
-        rows = read_rows(self.config.data.test, self.config.data, list(self.config.data.labels or []))
-        return shuffled_limit(rows, limit, self.config.run.seed)
 
 
 def evaluate_robustness(
