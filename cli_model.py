@@ -26,7 +26,8 @@ def distill(
     hidden: Annotated[float, typer.Option(min=0, help="Weight of hidden states beside the answers.")] = 0.0,
 ) -> None:
     """Teach a smaller model what the federated one answers, on public text; nothing private is read."""
-    from .server.ship.compress import make_student, public_texts
+    from .common.data import read_texts
+    from .server.ship.compress import make_student
     from .server.ship.distil import Lesson
     from .simulations.progress import bar
 
@@ -34,7 +35,7 @@ def distill(
     _check_positive("--temperature", temperature)
     lesson = Lesson(steps=steps, learning_rate=learning_rate, temperature=temperature, hidden=hidden)
     with bar() as tell:
-        names = make_student(run, student, public_texts(public, text), lesson, tell=tell)
+        names = make_student(run, student, read_texts(public, text), lesson, tell=tell)
     typer.echo(f"made {', '.join(names)} in {run / 'variants'}; measure them with: confide compress {run}")
 
 
@@ -55,7 +56,8 @@ def compress(
     rows: Annotated[int | None, typer.Option(min=1, help="Test rows behind the accuracies; otherwise all.")] = None,
 ) -> None:
     """Make variants (float32, int8, pruned), measure all there are, and say which to take under the limits."""
-    from .server.ship.compress import Limits, make_variants, measure, public_texts
+    from .common.data import read_texts
+    from .server.ship.compress import Limits, make_variants, measure
     from .server.ship.distil import Lesson
     from .simulations.progress import bar
     from .simulations.tables import print_compression
@@ -64,7 +66,7 @@ def compress(
         if value is not None:
             _check_positive(name, value)
     lesson = Lesson(steps=steps) if steps else None
-    texts = None if public is None else public_texts(public, text)
+    texts = None if public is None else read_texts(public, text)
     with bar() as tell:
         make_variants(run, public=texts, layers=layers, heads=heads, neurons=ffn, lesson=lesson, tell=tell)
         limits = Limits(max_ms, max_mb, min_accuracy)

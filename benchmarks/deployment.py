@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from benchmarks.run import Table, write_part
+from benchmarks.run import Table, play
 from confide.client.node import Worker
 from confide.client.resident import ask
 from confide.common import wire
@@ -353,13 +353,8 @@ def network_inside(folder: Path, how: str) -> None:
 PARTS = {"latency": latency, "accuracy": accuracy, "network": network, "soak": soak}
 
 
-def main(wanted: list[str]) -> None:
-    for part in wanted or list(PARTS):
-        with tempfile.TemporaryDirectory(prefix="confide-bench-") as scratch:
-            rows = PARTS[part](Path(scratch))
-        lines = [f"`python -m benchmarks.deployment {part}`, {os.cpu_count()} cores.", ""]
-        lines += ["| what | measured | target |", "|---|---|---|"]
-        write_part(f"# Deployment: {part}", [*lines, *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
+def _how(part: str) -> str:
+    return f"`python -m benchmarks.deployment {part}`, {os.cpu_count()} cores."
 
 
 if __name__ == "__main__":
@@ -368,4 +363,4 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["network-inside"]:
         network_inside(Path(sys.argv[2]), sys.argv[3])
     else:
-        main(sys.argv[1:])
+        play("Deployment", PARTS, sys.argv[1:], _how)

@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks.run import DATA, Table, write_part
+from benchmarks.run import DATA, Table, play
 from confide.common.backbones import DEMO_BACKBONE, resolve_backbone
 from confide.common.config import load, load_content
 from confide.common.robustness.embeddings import ascended, embedding_layer, moved
@@ -175,15 +174,10 @@ PARTS: dict[str, Callable[[Path], Table]] = {
 }
 
 
-def main(wanted: list[str]) -> None:
-    for part in wanted or list(PARTS):
-        with tempfile.TemporaryDirectory(prefix="confide-bench-") as scratch:
-            rows = PARTS[part](Path(scratch))
-        seeds = "" if part == "aggregators" else f"SEEDS={SEEDS} "
-        lines = [f"`{seeds}python -m benchmarks.robustness {part}`, {os.cpu_count()} cores.", ""]
-        lines += ["| what | measured | target |", "|---|---|---|"]
-        write_part(f"# Robustness: {part}", [*lines, *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
+def _how(part: str) -> str:
+    seeds = "" if part == "aggregators" else f"SEEDS={SEEDS} "
+    return f"`{seeds}python -m benchmarks.robustness {part}`, {os.cpu_count()} cores."
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    play("Robustness", PARTS, sys.argv[1:], _how)

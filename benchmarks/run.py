@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -158,6 +159,15 @@ def main() -> None:
         *(f"| {what} | {measured} | {target} |" for what, measured, target in rows),
     ]
     write_part(lines[0], lines[2:])
+
+
+def play(title: str, parts: dict[str, Callable[[Path], Table]], wanted: list[str], how: Callable[[str], str]) -> None:
+    """Measures the wanted parts, or all, and writes each into RESULTS.md. how: the line under a part's title."""
+    for part in wanted or list(parts):
+        with tempfile.TemporaryDirectory(prefix="confide-bench-") as scratch:
+            rows = parts[part](Path(scratch))
+        lines = [how(part), "", "| what | measured | target |", "|---|---|---|"]
+        write_part(f"# {title}: {part}", [*lines, *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
 
 
 def write_part(title: str, lines: list[str]) -> None:

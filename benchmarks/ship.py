@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,13 +17,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.run import Table, write_part
+from benchmarks.run import Table, play
 from confide.common.config import load
 from confide.common.data import read_rows, training_rows
 from confide.server.ship.attribute import TOLERANCE, Explainer
 from confide.server.ship.compress import make_student, make_variants, measure
 from confide.server.ship.distil import Lesson
-from confide.server.ship.finished import VARIANTS, FinishedRun
+from confide.server.ship.finished import FinishedRun
+from confide.server.ship.runtime import VARIANTS
 from confide.simulations.recipes import find_recipe
 from confide.simulations.run import simulate
 
@@ -202,14 +202,9 @@ async def _nonsense() -> Counter:
 PARTS: dict[str, Callable[[Path], Table]] = {"variants": variants, "explanations": explanations, "serving": serving}
 
 
-def main(wanted: list[str]) -> None:
-    for part in wanted or list(PARTS):
-        with tempfile.TemporaryDirectory(prefix="confide-bench-") as scratch:
-            rows = PARTS[part](Path(scratch))
-        lines = [f"`python -m benchmarks.ship {part}`, SST-2, MiniLM, {os.cpu_count()} cores.", ""]
-        lines += ["| what | measured | target |", "|---|---|---|"]
-        write_part(f"# What ships: {part}", [*lines, *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
+def _how(part: str) -> str:
+    return f"`python -m benchmarks.ship {part}`, SST-2, MiniLM, {os.cpu_count()} cores."
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    play("What ships", PARTS, sys.argv[1:], _how)

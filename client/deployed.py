@@ -16,7 +16,7 @@ from ..common.errors import PolicyError
 from ..common.ledger import Ledger
 from ..common.models import FineTuneModel
 from ..common.resolve import is_path
-from .folder import APPROVED, LEDGER, PENDING, data_section, load_site, local_path, write_private
+from .folder import APPROVED, LEDGER, PENDING, data_section, load_site, own_backbones, write_private
 from .site import Site
 from .worker import SimulatedData, Worker
 
@@ -84,8 +84,8 @@ class DeployedHost:
 
     def _require_backbone(self, site: Site, run: RunConfig) -> None:
         """The server names a backbone, never a path."""
-        folders = site.config.backbones
-        FOLDERS.update({key: local_path(self._folder, value) for key, value in folders.items()})
+        folders = own_backbones(self._folder, site.config)
+        FOLDERS.update(folders)
         for name in (run.model.backbone, run.model.image_backbone):
             if name is not None and name not in folders and is_path(name):
                 raise PolicyError(

@@ -45,6 +45,11 @@ def local_path(folder: Path, source: str) -> str:
     return str((folder / source).resolve())
 
 
+def own_backbones(folder: Path, config: SiteConfig) -> dict[str, str]:
+    """[backbones] of site.toml: a run's name for a backbone → where it is here."""
+    return {name: local_path(folder, path) for name, path in config.backbones.items()}
+
+
 def data_section(folder: Path, dataset: DatasetSection, run: DataSection) -> DataSection:
     """Where a data set's rows are, in the words of a run. Raises ConfigError without a source."""
     if dataset.source is None:

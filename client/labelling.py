@@ -9,12 +9,13 @@ import numpy as np
 
 from ..common.active import Strategy, choose
 from ..common.backbones import FOLDERS
-from ..common.config import DataSection, ModelSection
-from ..common.data import read_rows, read_table
-from ..common.errors import ConfigError, DataError, ModelError
-from ..common.models import CARD, load_model, read_adapter
+from ..common.config import DataSection
+from ..common.data import read_table, read_texts
+from ..common.errors import ConfigError, DataError
+from ..common.models import read_adapter
 from ..common.types import Reads, Rows
-from .folder import load_site, local_path, write_private
+from .folder import load_site, own_backbones, write_private
+from .personal import load_finished
 
 _ROW, _TEXT, _LABEL = "row", "text", "label"
 TRAIN, POOL = "train.csv", "pool.csv"
@@ -46,19 +47,23 @@ def suggest(
     """
     if out.exists():
         raise ConfigError(f"{out}: is there already, perhaps with labels in it; give another file with --out")
-    section, labels, arrays = _model_of(adapter, site)
-    model = load_model(section, len(labels), 0)
+    if site is not None:
+        FOLDERS.update(own_backbones(site, load_site(site)[0]))
+    finished = load_finished(adapter)
+    model = finished.model
     if Reads() != model.task.READS:
-        raise ConfigError(f"{adapter}: task '{section.task}'; labels are asked for one class a text")
-    texts = _texts(pool, text)
-    known = _texts(labelled, text) if labelled else []
+        raise ConfigError(f"{adapter}: task '{finished.section.task}'; labels are asked for one class a text")
+    texts = read_texts(pool, text)
+    known = read_texts(labelled, text) if labelled else []
     everything = [*texts, *known]
     records = model.with_features(
         model.encode(Rows(pool, everything, labels=np.zeros(len(everything), dtype=np.int64)))
     )
     numbers = np.arange(len(everything))
     rng = np.random.default_rng([seed, 0x1ABE1])
-    chosen = choose(strategy, count, model, arrays, records, numbers[: len(texts)], numbers[len(texts) :], rng)
+    chosen = choose(
+        strategy, count, model, finished.adapter, records, numbers[: len(texts)], numbers[len(texts) :], rng
+    )
     _write(out, [_ROW, _TEXT, _LABEL], [[str(i + 1), texts[i], ""] for i in chosen])
     return len(chosen)
 
@@ -82,7 +87,7 @@ def import_labels(
         raise ConfigError(f"{out}: is not empty; give another folder with --out")
     data = DataSection(test=pool, text=text, label=label)
     rows = read_table(pool, data)
-    texts = _texts(pool, text)
+    texts = read_texts(pool, text)
     old = read_table(train, data).to_pylist() if train else []
     allowed = set(read_adapter(adapter)[1]) if adapter else {str(row.get(label)) for row in old}
     given = _answers(answers, texts, allowed)
@@ -123,20 +128,6 @@ def _answers(path: Path, texts: list[str], allowed: set[str]) -> dict[int, str]:
     if not given:
         raise DataError(f"{path}: no row has a label; fill the column '{_LABEL}'")
     return given
-
-
-def _model_of(adapter: Path, site: Path | None) -> tuple[ModelSection, list[str], dict[str, np.ndarray]]:
-    try:
-        content, labels, arrays = read_adapter(adapter)
-    except ModelError as error:
-        raise ConfigError(f"{error}; give the adapter folder of a finished run") from None
-    if site is not None:
-        FOLDERS.update({key: local_path(site, value) for key, value in load_site(site)[0].backbones.items()})
-    return ModelSection.parse(content, str(adapter / CARD)), labels, arrays
-
-
-def _texts(source: str, column: str) -> list[str]:
-    return read_rows(source, DataSection(test=source, text=column), None, reads=Reads(label=None)).text
 
 
 def _cell(value: object) -> str:

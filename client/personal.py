@@ -9,9 +9,10 @@ from safetensors.numpy import save
 from ..common.backbones import FOLDERS
 from ..common.config import DataSection, ModelSection
 from ..common.errors import ConfigError, ModelError
-from ..common.models import CARD, load_model, read_adapter
+from ..common.models import CARD, FineTuneModel, load_model, read_adapter
 from ..common.personal import PersonalHead, personal_head
-from .folder import data_section, load_site, local_path, write_private
+from ..common.types import Adapter
+from .folder import data_section, load_site, own_backbones, write_private
 
 HEADS = "heads"
 
@@ -23,6 +24,26 @@ class SiteHead:
     path: Path
 
 
+@dataclass(frozen=True)
+class FinishedModel:
+    """What an adapter folder holds, on its backbone."""
+
+    section: ModelSection
+    labels: list[str]
+    model: FineTuneModel
+    adapter: Adapter
+
+
+def load_finished(folder: Path) -> FinishedModel:
+    """folder: the adapter folder of a finished run. Raises ConfigError, ModelError."""
+    try:
+        content, labels, arrays = read_adapter(folder)
+    except ModelError as error:
+        raise ConfigError(f"{error}; give the adapter folder of a finished run") from None
+    section = ModelSection.parse(content, str(folder / CARD))
+    return FinishedModel(section, labels, load_model(section, len(labels), 0), arrays)
+
+
 def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
     """Fits a head to the site's records and keeps it in heads/DATASET.safetensors, mode 0600.
 
@@ -32,17 +53,13 @@ def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
     if dataset not in config.datasets:
         known = ", ".join(config.datasets)
         raise ConfigError(f"{folder}: no data set '{dataset}' in site.toml; allowed: {known}")
-    try:
-        content, labels, arrays = read_adapter(adapter)
-    except ModelError as error:
-        raise ConfigError(f"{error}; give the adapter folder of a finished run") from None
-    section = ModelSection.parse(content, str(adapter / CARD))
-    FOLDERS.update({key: local_path(folder, value) for key, value in config.backbones.items()})
-    model = load_model(section, len(labels), 0)
-    data = data_section(folder, config.datasets[dataset], DataSection(name=dataset, test="", labels=labels))
+    FOLDERS.update(own_backbones(folder, config))
+    finished = load_finished(adapter)
+    model = finished.model
+    data = data_section(folder, config.datasets[dataset], DataSection(name=dataset, test="", labels=finished.labels))
     rows = model.rows(data.training, data)
     records = model.encode(rows)
-    found = personal_head(model, arrays, records, np.arange(len(records)), 0)
+    found = personal_head(model, finished.adapter, records, np.arange(len(records)), 0)
     path = folder / HEADS / f"{dataset}.safetensors"
     path.parent.mkdir(mode=0o700, exist_ok=True)
     write_private(path, save(found.arrays))

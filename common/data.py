@@ -64,6 +64,11 @@ def read_rows(
     )
 
 
+def read_texts(source: str, column: str) -> list[str]:
+    """A column of texts without anything else. Raises DataError as `read_rows` does."""
+    return read_rows(source, DataSection(test=source, text=column), None, reads=Reads(label=None)).text
+
+
 def label_names(sources: list[str], data: DataSection, *, per_word: bool = False) -> list[str]:
     """The classes that occur in public sources, numbers in numeric order, names in alphabetical order.
 

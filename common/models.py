@@ -105,10 +105,9 @@ class FineTuneModel:
         everyone = np.arange(len(records))
         made, key = _features.setdefault(self.template, {}), records.digest(everyone)
         if key not in made:  # the same rows of many runs in one process
-            order = np.argsort(records.lengths(everyone), kind="stable")
-            parts = np.array_split(order, max(1, -(-len(order) // _FEATURE_BATCH)))
+            parts, back = records.by_length(everyone, _FEATURE_BATCH)
             read = [self.represent(self.batch(records, part)).float().cpu().numpy() for part in parts]
-            made[key] = np.concatenate(read)[np.argsort(order, kind="stable")]
+            made[key] = np.concatenate(read)[back]
             while len(made) > _FEATURE_SETS:
                 del made[next(iter(made))]
         return replace(records, features=made[key])
@@ -128,10 +127,7 @@ class FineTuneModel:
 
     @property
     def pad(self) -> int:
-        if self.reader is None:
-            return 0
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(int(i) for i in ids if isinstance(i, int))
+        return 0 if self.reader is None else pad_of(self.reader)
 
     def get(self) -> Adapter:
         """A copy of the adapter, float32."""
@@ -152,9 +148,13 @@ class FineTuneModel:
         """(d,) over all trained numbers → float32 arrays by name."""
         return split(flat, self.trained_initial)
 
-    def copy(self) -> "FineTuneModel":
-        """Another model over the same frozen weights, with a trained part of its own: for training side by side."""
-        shared = {id(p): p for name, p in self.template.named_parameters() if _saved_name(name) not in self.parameters}
+    def copy(self, *, share: bool = True) -> "FineTuneModel":
+        """Another model over the same frozen weights, with a trained part of its own: for training side by side.
+
+        share: False: the frozen weights are copied, too.
+        """
+        frozen = [p for name, p in self.template.named_parameters() if _saved_name(name) not in self.parameters]
+        shared = {id(p): p for p in frozen if share}
         module = copy.deepcopy(self.template, shared)
         arrays = {_saved_name(name): p for name, p in module.named_parameters()}
         return replace(self, module=module, parameters={name: arrays[name] for name in self.parameters})
@@ -279,6 +279,12 @@ def _tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills a batch: the tokenizer's own, or that of the end, or 0."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(i) for i in ids if isinstance(i, int))
+
+
 def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
     children = {name: child for name, child in base.named_children() if name != _STAND_IN}
     whole = [name for name in children if name in task.HEAD or name in (model.lora.whole or ())]
@@ -375,14 +381,9 @@ def plain(model: FineTuneModel, adapter: Adapter) -> nn.Module:
 
     Raises ModelError for another model's adapter.
     """
-    if adapter.keys() != model.parameters.keys():
-        raise ModelError("the adapter's arrays are not those of this model; same backbone, task and LoRA targets?")
-    module = copy.deepcopy(model.template)  # merging changes weights that copies share
-    arrays = {_saved_name(name): p for name, p in module.named_parameters()}
-    with torch.no_grad():
-        for name, array in adapter.items():
-            arrays[name].copy_(torch.from_numpy(array))
-    merged = module.merge_and_unload()
+    own = model.copy(share=False)  # merging changes the weights
+    own.set(adapter)
+    merged = own.module.merge_and_unload()
     if hasattr(merged, _STAND_IN):
         delattr(merged, _STAND_IN)
     return merged

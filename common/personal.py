@@ -93,15 +93,15 @@ def head_inputs(
     model.set(adapter)
     head, seen = _head(model), []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().cpu()))
-    order = np.argsort(records.lengths(indices), kind="stable")
+    parts, back = records.by_length(indices, _BATCH)
     try:
-        for part in np.array_split(indices[order], max(1, -(-len(order) // _BATCH))):
+        for part in parts:
             model.task.score(model.module, model.batch(records, part))
     finally:
         hook.remove()
     if any(one.dim() != 2 for one in seen):
         raise ModelError("the head reads whole texts, not one vector each; set model.pooling to mean, first or last")
-    inputs = torch.cat(seen)[torch.from_numpy(np.argsort(order, kind="stable"))]
+    inputs = torch.cat(seen)[torch.from_numpy(back)]
     own = copy.deepcopy(head).cpu().eval()
     return inputs, own
 

@@ -4,6 +4,7 @@ Shapes: N records, B records of a physical batch, T tokens, K classes, d release
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +14,9 @@ from .chain import Head
 
 Adapter = dict[str, np.ndarray]
 """LoRA and head by PEFT's saved name → float32 array; ordered by name."""
+
+Tell = Callable[[str, int, int], None]
+"""progress: the stage, how much is done, of how much"""
 
 Metrics = dict[str, float]
 """accuracy, macro_f1, loss, … of one evaluation."""
@@ -131,6 +135,13 @@ class Records:
     def lengths(self, indices: np.ndarray) -> np.ndarray:
         """(len(indices),) tokens of each record."""
         return self.offsets[indices + 1] - self.offsets[indices]
+
+    def by_length(self, indices: np.ndarray, size: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The named records in parts of similar length, at most `size` each, and (len(indices),) the positions that put
+        what was made of all parts, one after the other, back into the order of `indices`."""
+        order = np.argsort(self.lengths(indices), kind="stable")
+        parts = np.array_split(indices[order], max(1, -(-len(order) // size)))
+        return parts, np.argsort(order, kind="stable")
 
 
 def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:

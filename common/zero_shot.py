@@ -32,8 +32,6 @@ def embeddings(model: FineTuneModel, texts: list[str]) -> np.ndarray:
     """(N, h) of unit length; LoRA starts as nothing, so the initial adapter leaves the backbone as it was."""
     model.set(model.initial)
     records = model.encode(Rows("texts", texts, labels=np.zeros(len(texts), dtype=np.int64)))
-    order = np.argsort(records.lengths(np.arange(len(records))), kind="stable")
-    parts = np.array_split(order, max(1, -(-len(order) // _BATCH)))
-    found = np.concatenate([model.represent(model.batch(records, part)).cpu().numpy() for part in parts])
-    vectors = found[np.argsort(order, kind="stable")]
+    parts, back = records.by_length(np.arange(len(records)), _BATCH)
+    vectors = np.concatenate([model.represent(model.batch(records, part)).cpu().numpy() for part in parts])[back]
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)

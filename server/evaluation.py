@@ -56,10 +56,6 @@ def _scores(
 ) -> dict[str, np.ndarray]:
     """What the task scores, one entry a record in the order of `indices`."""
     model.set(adapter)
-    order = np.argsort(records.lengths(indices), kind="stable")
-    scores = [
-        model.task.score(model.module, model.batch(records, part))
-        for part in np.array_split(indices[order], max(1, -(-len(order) // batch)))
-    ]
-    back = np.argsort(order, kind="stable")
+    parts, back = records.by_length(indices, batch)
+    scores = [model.task.score(model.module, model.batch(records, part)) for part in parts]
     return {key: np.concatenate([score[key] for score in scores])[back] for key in scores[0]}

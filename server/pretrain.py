@@ -6,7 +6,6 @@ must be public. Text that is not is learned by a run: `model.task = "masked-lm"`
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,18 +16,18 @@ from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from ..common.config import DataSection, Positive, PositiveFloat, Section
-from ..common.data import read_rows
+from ..common.config import Positive, PositiveFloat, Section
+from ..common.data import read_texts
 from ..common.errors import ConfigError, DataError
+from ..common.optimizer import warmed_up
 from ..common.tasks import Batch, collate, load_task
-from ..common.types import Reads, Records, Rows
+from ..common.types import Records, Rows, Tell
 
 FACTS = "pretrain.json"
 _UNKNOWN = "[UNK]"
 _SPECIAL = ("[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 _LEAST, _HELD_OUT = 100, 0.05
-_WARMUP, _DECAY, _NORM = 0.1, 0.01, 1.0
-Tell = Callable[[str, int, int], None]
+_WARMUP, _NORM = 0.1, 1.0
 
 
 class PretrainSection(Section, frozen=True):
@@ -135,19 +134,15 @@ def _texts(sources: list[str], column: str) -> list[str]:
     """Each different text once."""
     found: dict[str, None] = {}
     for source in sources:
-        rows = read_rows(source, DataSection(test=source, text=column), None, reads=Reads(label=None))
-        found.update(dict.fromkeys(rows.text))
+        found.update(dict.fromkeys(read_texts(source, column)))
     return list(found)
 
 
 def _train(model: BertForMaskedLM, variants: list[Records], tokenizer, section: PretrainSection, tell: Tell) -> None:
     """AdamW with a linear rise and fall of the learning rate; dropout as the configuration has it."""
     rng = np.random.default_rng([section.seed, 0x57E])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=section.learning_rate, weight_decay=_DECAY)
     rise = max(1, math.ceil(_WARMUP * section.steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, (section.steps - step) / max(1, section.steps - rise))
-    )
+    optimizer, schedule = warmed_up(model.parameters(), section.learning_rate, section.steps, rise)
     task = load_task("masked-lm")
     model.train()
     with torch.random.fork_rng(devices=[]):

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from ..client.site import make_ledgers
 from ..common.active import SCORED, STRATEGIES, Strategy, choose, pool_epsilon
-from ..common.config import Positive, RunConfig, Section, override
+from ..common.config import Positive, RunConfig, Section
 from ..common.data import training_rows
 from ..common.errors import ConfigError
 from ..common.ledger_audit import audit, find_ledgers
@@ -29,7 +29,7 @@ from ..common.run_folder import CONFIG
 from ..common.types import Adapter, Reads, Records, Rows
 from ..server.report import plots, read_report
 from ..server.report.render import render, write_pair
-from .played import Results, Watch
+from .played import Results, Watch, varied
 from .run import simulate
 
 _SITE = "site"
@@ -163,9 +163,7 @@ class _Curve:
         ]
         if self.config.private:  # the size follows from the recipe: it is public
             changes += [f"privacy.declared_examples={total}", f"engine.ledger={json.dumps(str(self._ledgers))}"]
-        content = json.loads(json.dumps(self.base))
-        override(content, changes)
-        config = RunConfig.parse(content, self.strategy)
+        config = RunConfig.parse(varied(self.base, changes), self.strategy)
         if self.config.private and not self._ledgers.exists():
             whole = (config.privacy.epsilon or 0) * (self.section.rounds + 1)
             make_ledgers(config.model_copy(update={"privacy": config.privacy.model_copy(update={"epsilon": whole})}))

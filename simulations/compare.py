@@ -4,7 +4,6 @@ A recipe with a [compare] table. Without training (zero-shot), each class is the
 is a set of settings over the recipe, played with the same seeds.
 """
 
-import copy
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import tomli_w
 from pydantic import Field
 
-from ..common.config import Positive, RunConfig, Section, override
+from ..common.config import Positive, RunConfig, Section
 from ..common.errors import ConfigError
 from ..common.models import model_of
 from ..common.resolve import resolve
@@ -23,7 +22,7 @@ from ..common.types import Reads
 from ..common.zero_shot import as_text, zero_shot
 from ..server.report import plots, read_report
 from ..server.report.render import render, write_pair
-from .played import Results, Watch
+from .played import Results, Watch, varied
 from .run import simulate
 
 ZERO_SHOT = "zero-shot"
@@ -55,7 +54,7 @@ def play(content: dict[str, Any], out: Path | None, watch: Watch, *, overwrite: 
     seeds = range(config.run.seed, config.run.seed + section.seeds)
     wanted = [(way, seed) for seed in seeds for way in section.ways]
     for way, assignments in section.ways.items():  # before anything is played
-        RunConfig.parse(_with(base, assignments), f"compare.ways.{way}")
+        RunConfig.parse(varied(base, assignments), f"compare.ways.{way}")
     text = tomli_w.dumps(content)
     results = Results((out or config.output).resolve(), text, overwrite=overwrite)
     done = {(row["way"], row["seed"]): row for row in results.rows()}
@@ -67,7 +66,7 @@ def play(content: dict[str, Any], out: Path | None, watch: Watch, *, overwrite: 
             continue
         place = results.place(way, seed)
         output = [f"run.output={json.dumps(str(place))}", f"run.seed={seed}"]
-        settings = _with(base, [*section.ways[way], *output])
+        settings = varied(base, [*section.ways[way], *output])
         with watch(place, f"{number} of {len(wanted)}: {way}"):
             simulate(RunConfig.parse(settings, way), overwrite=(place / CONFIG).is_file())
         done[way, seed] = _facts(way, seed, read_report(place))
@@ -75,12 +74,6 @@ def play(content: dict[str, Any], out: Path | None, watch: Watch, *, overwrite: 
     first = [ZERO_SHOT] if section.zero_shot else []
     _write(results.folder, config, [*first, *section.ways], list(done.values()), text)
     return results.folder
-
-
-def _with(base: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
-    content = copy.deepcopy(base)
-    override(content, assignments)
-    return content
 
 
 def _without_training(config: RunConfig, section: CompareSection, seed: int) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Many runs behind one page: what was played is kept in results.jsonl, so that a recipe that was stopped goes on."""
 
+import copy
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from ..common.config import override
 from ..common.run_folder import CONFIG, require_room
 
 RESULTS = "results.jsonl"
@@ -51,6 +53,13 @@ class Results:
     def place(self, *parts: object) -> Path:
         """The folder of one run."""
         return self.folder / "runs" / "-".join(_slug(str(part)) for part in parts)
+
+
+def varied(base: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """A recipe's content with KEY=VALUE texts on top; the recipe stays as it is. Raises ConfigError."""
+    content = copy.deepcopy(base)
+    override(content, assignments)
+    return content
 
 
 def _slug(text: str) -> str:

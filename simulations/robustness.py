@@ -4,7 +4,6 @@ site.
 Reads the run's public test set and, of a simulation, each site's records. The outcome becomes part of the run's report.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..common.robustness import blackbox
 from ..common.robustness.embeddings import ascended, embedding_layer, moved
 from ..common.robustness.perturbations import PERTURBATIONS, STRENGTHS, names_swapped, negated
 from ..common.tasks.sequence_classification import calibration_error
-from ..common.types import Rows
+from ..common.types import Rows, Tell
 from ..server.evaluation import evaluate, probabilities
 from ..server.report import amend_report
 from ..server.ship.finished import FinishedRun
@@ -26,8 +25,6 @@ from ..server.ship.finished import FinishedRun
 RADII = (0.01, 0.02, 0.05, 0.1)
 """of PGD on embeddings, relative to each token's norm"""
 _PGD_STEPS, _EXAMPLES, _ROWS_OF_A_SITE = 10, 6, 200
-Tell = Callable[[str, int, int], None]
-"""stage, done, of how many"""
 
 
 class Subject(FinishedRun):

@@ -3,7 +3,6 @@
 Each cell is a whole simulation in a folder of its own.
 """
 
-import copy
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,12 +14,12 @@ import numpy as np
 import tomli_w
 from pydantic import Field
 
-from ..common.config import Positive, RunConfig, Section, override
+from ..common.config import Positive, RunConfig, Section
 from ..common.errors import ConfigError
 from ..common.run_folder import CONFIG
 from ..server.report import plots, read_report
 from ..server.report.render import render, write_pair
-from .played import Results, Watch
+from .played import Results, Watch, varied
 from .run import simulate
 
 NOBODY = "none"
@@ -100,8 +99,7 @@ def _cells(sweep: SweepSection, first: int) -> Iterator[tuple[Cell, list[str]]]:
 
 
 def _played(base: dict[str, Any], assignments: list[str], cell: Cell, place: Path, watch: Watch, title: str) -> Cell:
-    content = copy.deepcopy(base)
-    override(content, [*assignments, f"run.output={json.dumps(str(place))}"])
+    content = varied(base, [*assignments, f"run.output={json.dumps(str(place))}"])
     known = asdict(cell)
     try:
         config = RunConfig.parse(content, f"{cell.defence} × {cell.attack}")

@@ -1,6 +1,7 @@
 """Tiny models and data, built here: no test needs a download."""
 
 import os
+import sys
 from pathlib import Path
 
 import datasets.config
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from confide.cli import main
 from confide.common.config import RunConfig
 from confide.tests.tiny import LOCAL, VOCABULARY, merged, run_content, save, save_bert, save_data, save_wordpiece
 
@@ -80,6 +82,23 @@ def make_config(content: dict):
 def local() -> dict:
     """A [privacy] section for mode `local`."""
     return dict(LOCAL)
+
+
+@pytest.fixture
+def confide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs the command here; returns exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["confide", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
 
 
 def shared_data() -> Path | None:

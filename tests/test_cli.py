@@ -1,13 +1,11 @@
 """The command as a person uses it: what it prints, its exit codes, what it leaves."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from confide import __version__
-from confide.cli import main
 
 
 @pytest.fixture
@@ -15,23 +13,6 @@ def toml(make_config, tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
     path.write_text(make_config(run={"rounds": 1}).to_toml())
     return path
-
-
-@pytest.fixture
-def confide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs the command here; returns exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["confide", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_a_run_ends_in_a_table_that_says_where_the_report_is(confide, toml: Path, tmp_path: Path) -> None:

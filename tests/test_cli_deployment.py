@@ -2,34 +2,21 @@
 
 import json
 import logging
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from confide.cli import main
 from confide.common.credentials import expiry, issue
 from confide.common.logs import log_to
 from confide.server.deployment import ServerFile
 
 
-@pytest.fixture
-def confide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
-    """Runs the command in a folder of its own; returns exit code, standard output, standard error."""
+@pytest.fixture(name="confide")
+def confide_in_a_folder(confide, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Runs a line in a folder of its own; returns exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
-
-    def call(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["confide", *line.split()])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return lambda line: confide(*line.split())
 
 
 @pytest.fixture

@@ -1,29 +1,12 @@
 """The chain from a run to answers, as a person types it."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from confide.cli import main
 from confide.simulations.run import simulate
 from confide.tests.tiny import sentences, write_csv
-
-
-@pytest.fixture
-def confide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["confide", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_from_a_run_to_answers(confide, make_config, tmp_path: Path) -> None:

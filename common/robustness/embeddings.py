@@ -20,7 +20,12 @@ _STEP = 2.5
 
 def embedding_layer(model: FineTuneModel) -> nn.Module:
     """The layer that turns tokens into vectors. Raises ModelError for a model without one."""
-    for module in model.module.modules():
+    return input_embeddings(model.module)
+
+
+def input_embeddings(whole: nn.Module) -> nn.Module:
+    """The same of any module."""
+    for module in whole.modules():
         getter = getattr(module, "get_input_embeddings", None)
         if getter is None:
             continue
@@ -30,7 +35,7 @@ def embedding_layer(model: FineTuneModel) -> nn.Module:
             continue
         if isinstance(layer, nn.Module):
             return layer
-    raise ModelError(f"{type(model.module).__name__} has no input embeddings that could be moved")
+    raise ModelError(f"{type(whole).__name__} has no input embeddings that could be moved")
 
 
 @contextmanager

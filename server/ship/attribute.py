@@ -7,15 +7,15 @@ weights of attention say what is mixed, not what decides (Jain and Wallace 2019)
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from ...common.errors import ConfigError, ModelError
+from ...common.errors import ConfigError
+from ...common.robustness.embeddings import input_embeddings
+from ...common.types import Tell
 from .finished import FinishedRun, TorchModel
 from .runtime import softmax
 
@@ -23,7 +23,6 @@ TOLERANCE = 0.01
 _STEPS = (32, 128, 512)
 _CHUNK, _SHARES = 64, 11
 _LEAST_SEEN, _TOP, _NEIGHBOURS = 3, 8, 3
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Explainer:
         self.model = model
         for p in model.module.parameters():
             p.requires_grad_(False)
-        embedding = _embedding(model.module)
+        embedding = input_embeddings(model.module)
         embedding.weight.requires_grad_()  # pyright: ignore[reportCallIssue,reportAttributeAccessIssue]  # gradients start here
         self._gradients = LayerIntegratedGradients(model.module, embedding)
 
@@ -218,13 +217,3 @@ def _checked(explainer: Explainer, texts: list[str], tell: Tell) -> dict[str, An
         "areas": {name: float(np.mean(values)) for name, values in curves.items()},
         "words": words,
     }
-
-
-def _embedding(module: nn.Module) -> nn.Module:
-    for part in module.modules():
-        getter = getattr(part, "get_input_embeddings", None)
-        if getter is not None:
-            layer = getter()
-            if isinstance(layer, nn.Embedding):
-                return layer
-    raise ModelError("the model has no word embeddings that could be explained")

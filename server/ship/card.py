@@ -10,8 +10,7 @@ from ...common.backbones import resolve_backbone
 from ...common.errors import ConfigError, ModelError
 from ...common.models import CARD
 from ..report import read_report
-from .finished import VARIANTS
-from .runtime import FACTS, MODEL, TOKENIZER, load_variant
+from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 
 _UNKNOWN = "unknown"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_config.json", CARD)

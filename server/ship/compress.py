@@ -12,17 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ...common.config import DataSection
-from ...common.data import read_rows
 from ...common.errors import ConfigError
 from ...common.robustness.perturbations import characters
-from ...common.types import Reads, Rows
+from ...common.types import Rows, Tell
 from ..report import amend_report
-from .distil import Lesson, Tell, distil, other_backbone, shallow
+from .distil import Lesson, distil, other_backbone, shallow
 from .exporting import export, quantized
-from .finished import VARIANTS, FinishedRun, TorchModel
+from .finished import FinishedRun, TorchModel
 from .prune import keep_layers, layers_of, least_needed_layers, prune
-from .runtime import FACTS, MODEL, OnnxModel, load_variant
+from .runtime import FACTS, MODEL, VARIANTS, OnnxModel, load_variant
 
 FULL, INT8 = "onnx", "int8"
 _NOISE = 0.1
@@ -44,11 +42,6 @@ class Limits:
     """median of one text, milliseconds"""
     mb: float | None = None
     accuracy: float | None = None
-
-
-def public_texts(source: str, column: str = "text") -> list[str]:
-    """Raises DataError."""
-    return read_rows(source, DataSection(test=source, text=column), None, reads=Reads(label=None)).text
 
 
 def make_variants(

@@ -3,7 +3,7 @@
 No label and no private row is read: the teacher is the released model, so nothing is charged.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -15,12 +15,14 @@ from torch import nn
 from ...common.backbones import resolve_backbone
 from ...common.config import ModelSection
 from ...common.errors import ConfigError
+from ...common.models import pad_of
+from ...common.optimizer import warmed_up
 from ...common.tasks import load_task
+from ...common.types import Tell
 from .finished import TorchModel
 from .prune import keep_layers, layers_of, spread
 
-Tell = Callable[[str, int, int], None]
-_WARMUP, _DECAY, _NORM = 0.1, 0.01, 1.0
+_WARMUP, _NORM = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,7 @@ def other_backbone(teacher: TorchModel, backbone: str, pooling: str, seed: int) 
         section = ModelSection.model_validate({"backbone": backbone, "pooling": pooling})
         module = load_task("sequence-classification").build(path, section, len(teacher.labels))
     tokenizer = AutoTokenizer.from_pretrained(path)
-    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    pad = next(int(one) for one in pads if isinstance(one, int))
-    return TorchModel(module.eval(), tokenizer, teacher.max_length, teacher.labels, pad)
+    return TorchModel(module.eval(), tokenizer, teacher.max_length, teacher.labels, pad_of(tokenizer))
 
 
 def distil(teacher: TorchModel, student: TorchModel, texts: list[str], lesson: Lesson, tell: Tell) -> None:
@@ -71,11 +71,8 @@ def distil(teacher: TorchModel, student: TorchModel, texts: list[str], lesson: L
     same_tokens = not pairs or teacher.ids(texts[:50]) == ids[:50]
     if not same_tokens:
         raise ConfigError("--hidden: teacher and student read other tokens; distil logits alone")
-    optimizer = torch.optim.AdamW(student.module.parameters(), lr=lesson.learning_rate, weight_decay=_DECAY)
     rise = max(1, round(_WARMUP * lesson.steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, (lesson.steps - step) / max(1, lesson.steps - rise))
-    )
+    optimizer, schedule = warmed_up(student.module.parameters(), lesson.learning_rate, lesson.steps, rise)
     rng, queue = np.random.default_rng([lesson.seed, 0xD15]), np.empty(0, dtype=np.int64)
     for p in student.module.parameters():
         p.requires_grad_()

@@ -20,8 +20,6 @@ from ...common.types import Adapter, Reads, Rows
 from ..report import read_report
 from .runtime import by_length, padded
 
-VARIANTS = "variants"
-
 
 class FinishedRun:
     """A run of a task that gives one class for a whole text."""

@@ -17,9 +17,9 @@ def main(folder: Path, name: str) -> None:
 
         FinishedRun(folder).merged().logits(_TEXTS)
     else:
-        from .runtime import OnnxModel
+        from .runtime import VARIANTS, OnnxModel
 
-        OnnxModel(folder / "variants" / name).logits(_TEXTS)
+        OnnxModel(folder / VARIANTS / name).logits(_TEXTS)
     sys.stdout.write(json.dumps({"mb": _peak()}))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TextIO
 import numpy as np
 
 from ...common.errors import ConfigError, DataError
-from .runtime import FACTS, OnnxModel, softmax
+from .runtime import FACTS, VARIANTS, OnnxModel, softmax
 
 Format = Literal["csv", "jsonl", "text"]
 PREDICTED, PROBABILITY = "predicted", "probability"
@@ -38,10 +38,11 @@ def load(folder: Path, variant: str | None = None, threads: int | None = None) -
     if (folder / FACTS).is_file():
         return OnnxModel(folder, threads), folder.name
     from ..report import read_report
-    from .finished import VARIANTS, FinishedRun
 
     name: str = variant or (read_report(folder).get("compression") or {}).get("recommended") or "torch"
     if name == "torch":
+        from .finished import FinishedRun
+
         return FinishedRun(folder).merged(), name
     if not (folder / VARIANTS / name / FACTS).is_file():
         known = sorted(path.parent.name for path in (folder / VARIANTS).glob(f"*/{FACTS}"))

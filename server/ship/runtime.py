@@ -14,6 +14,8 @@ import numpy as np
 
 from ...common.errors import ConfigError
 
+VARIANTS = "variants"
+"""folder of a run that holds a folder for each"""
 MODEL, TOKENIZER, FACTS = "model.onnx", "tokenizer.json", "variant.json"
 _BATCH = 64
 

@@ -16,9 +16,9 @@ from confide.common.models import load_base
 from confide.server.report import read_report
 from confide.server.ship.compress import Limits, make_student, make_variants, measure, recommended
 from confide.server.ship.distil import Lesson, distil, shallow
-from confide.server.ship.finished import VARIANTS, FinishedRun
+from confide.server.ship.finished import FinishedRun
 from confide.server.ship.prune import importance, keep_layers, layers_of, least_needed_layers, prune, spread
-from confide.server.ship.runtime import OnnxModel
+from confide.server.ship.runtime import VARIANTS, OnnxModel
 from confide.simulations.run import simulate
 from confide.tests.tiny import run_content, save_data, sentences
 
