@@ -66,6 +66,8 @@ class DeployedHost:
             )
         if run.audit.planted:
             raise PolicyError(f"site {site.name}: audits with canaries are for simulations")
+        if run.distill.backbones:
+            raise PolicyError(f"site {site.name}: distill.backbones are this site's to name, not a run's")
         if "demo:" in (run.data.train or "") or run.data.train:
             raise PolicyError(f"site {site.name}: data.train is the site's to name, not a run's")
         self._require_backbone(site, run)

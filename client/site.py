@@ -74,6 +74,7 @@ class Site:
             ("task", run.model.task, policy.tasks),
             ("backbone", run.model.backbone, policy.backbones),
             ("backbone", run.model.image_backbone, policy.backbones),
+            *(("backbone", name, policy.backbones) for name in run.distill.backbones),
         ):
             self._require(value is None or allowed is None or value in allowed, what, value, ", ".join(allowed or ()))
         self._require(policy.canaries or not run.audit.planted, "audit canaries", run.audit.planted, "none")

@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,11 +24,12 @@ from ..common.models import FineTuneModel, canary_records, model_of
 from ..common.noise import secure_generator
 from ..common.partition import partition, site_name
 from ..common.per_sample import validate
-from ..common.plan import privacy_plan
+from ..common.plan import ANSWERS, answers_shape, privacy_plan
 from ..common.robustness.poison import poisoned
 from ..common.secagg.protocol import Site as SecureSite
 from ..common.types import WHOLE, Records, RoundTask, Update, split
 from .site import Site, SiteAccount
+from .teach import answers
 from .train import Work, train_client, train_distributed, train_plain, train_private
 
 
@@ -60,9 +61,12 @@ class Worker:
     def __init__(self, config: RunConfig, load: "Load | None" = None) -> None:
         """load: reads the data of this process' sites; omitted: those of a simulation."""
         self.config = config
-        self.model = model_of(config)
+        self._load = load or load_simulated
+        at_sites = config.taught_at(None) if config.distils else config
+        self.model = model_of(at_sites)
         self._idle = [self.model]
-        self.data = (load or load_simulated)(config, self.model)
+        self.data = self._load(at_sites, self.model)
+        self._others: dict[str, tuple[FineTuneModel, Records]] = {}
         self._records = self.data.records
         if load is None and config.audit.records >= config.clients:  # each site's share behind all sites' records
             for number in range(config.clients):
@@ -70,7 +74,7 @@ class Worker:
                 self._records = self._records.joined(canary_records(config, self.model, name))
         self.model.check_reached(self._records)
         self.plan = privacy_plan(config, self.model.count()[0])
-        if self.plan is not None:
+        if self.plan is not None and not config.distils:
             validate(self.model)
         self._opening = threading.Lock()
         self._holdings: dict[int, _Holding] = {}
@@ -78,6 +82,12 @@ class Worker:
     def check(self, task: RoundTask) -> None:
         """Raises WireError for a task whose adapter is not this model's, before anything is charged."""
         expected = self.model.initial
+        if self.config.distils:
+            expected = {ANSWERS: np.zeros(answers_shape(self.config))}
+            if len(task.questions) != self.config.distill.questions:
+                raise WireError(
+                    f"{len(task.questions)} questions in the task, distill.questions is {self.config.distill.questions}"
+                )
         if task.adapter.keys() != expected.keys():
             raise WireError(f"{len(task.adapter)} arrays in the task, not the {len(expected)} of this model")
         for name, array in task.adapter.items():
@@ -122,6 +132,35 @@ class Worker:
         finally:
             self._idle.append(model)
 
+    def _teachers(self, work: Work, site: Site, number: int) -> Work:
+        """The work with the model of this site's teachers, where it is another than the worker's."""
+        names = self.config.distill.backbones
+        name = site.config.datasets[self.config.data.name].teacher or (names[number % len(names)] if names else None)
+        if name is None or name == self.config.model.backbone:
+            return work
+        with self._opening:
+            if name not in self._others:
+                other = self.config.taught_at(name)
+                model = model_of(other)
+                self._others[name] = model, self._load(other, model).records
+        model, records = self._others[name]
+        return replace(work, model=model.copy(), records=records)
+
+    def _answers(
+        self, work: Work, account: SiteAccount, number: int, before: int, secure: SecureSite | None
+    ) -> np.ndarray | bytes:
+        """What leaves of the answers of a site's teachers: (M·K,) the mean over them, or what a secure sum takes."""
+        work = self._teachers(work, account.site, number)
+        if account.plan is None:
+            said = answers(work, np.random.default_rng([work.config.run.seed, 0xDEA1, number]))
+            return said / work.config.distill.teachers
+        mechanism = PoissonMechanism(account.plan, secure_generator(), before)
+        mechanism.draw(0)  # nobody is drawn: every record is with a teacher
+        said = answers(work, secure_generator())
+        if secure is None:
+            return mechanism.release(said)
+        return secure.mask(work.task.round, mechanism.share(said, account.plan.clip))
+
     def train(self, number: int, task: RoundTask, account: SiteAccount, secure: SecureSite | None = None) -> Update:
         """Answers one task; several threads may ask, each for a site of its own.
 
@@ -135,7 +174,13 @@ class Worker:
             secure.expect(task.round)
         with account.taking(config.steps_per_round) as before, self._lend() as model:
             work = Work(config, model, self._records, holding.indices, task, holding.canaries)
-            if account.plan is None:
+            if config.distils:
+                said = self._answers(work, account, number, before, secure)
+                if isinstance(said, bytes):
+                    masked = said
+                else:
+                    delta = {ANSWERS: said.reshape(answers_shape(config)).astype(np.float32)}
+            elif account.plan is None:
                 rng = np.random.default_rng([config.run.seed, 0x7A1, number, task.round])
                 delta, loss = train_plain(work, rng)
                 if site.config.policy.metrics:

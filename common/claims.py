@@ -29,6 +29,8 @@ def adversary(config: RunConfig) -> str:
 
 def sampling(config: RunConfig) -> str:
     rate = config.privacy.sampling_rate
+    if config.distils:
+        return "none: each record is read by one teacher of its site, drawn in secret"
     if config.privacy.mode == "client":
         return f"Poisson, each site with q = {rate} in every round, by a coin of its own"
     return f"Poisson, each record with q = {rate} in every step, drawn in secret at the site"

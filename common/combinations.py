@@ -30,6 +30,7 @@ def check_combinations(config: "RunConfig") -> None:
         _check_views,
         _check_task,
         _check_train,
+        _check_distil,
         _check_records,
         _check_audit,
         _check_attack,
@@ -54,6 +55,8 @@ def _check_privacy(config: "RunConfig") -> None:
     }
     if privacy.mode == "client":
         del needed["declared_examples"]
+    if config.distils:  # every record is with one teacher, and teachers are counted
+        needed = {"epsilon": needed["epsilon"]}
     for key, meaning in needed.items():
         _require(
             getattr(privacy, key) is not None,
@@ -90,7 +93,7 @@ def _check_sums(config: "RunConfig") -> None:
         "or with secure aggregation a robust one over server.groups",
     )
     _require(
-        mode != "distributed" or config.training.local_steps == 1,
+        mode != "distributed" or config.training.local_steps == 1 or config.distils,
         f"training.local_steps: {config.training.local_steps} received; mode 'distributed' is DP-SGD over all sites' "
         "data: one round is one step; allowed: 1",
     )
@@ -335,6 +338,54 @@ def _check_train(config: "RunConfig") -> None:
     _require(
         model.train != "head" or model.task not in ("causal-lm",),
         "model.train: 'head' received for task 'causal-lm', which has no head of its own; allowed: lora, full",
+    )
+
+
+def _check_distil(config: "RunConfig") -> None:
+    distill, model = config.distill, config.model
+    if not config.distils:
+        changed = sorted(distill.model_fields_set - {"public"})
+        _require(
+            not any(getattr(distill, key) != type(distill).model_fields[key].default for key in changed),
+            f"distill.{next(iter(changed), '')}: received without distill.public, the texts that teachers answer; set "
+            "it, or remove this",
+        )
+        return
+    _require(
+        config.run.rounds == 1,
+        f"run.rounds: {config.run.rounds} received with distill.public; teachers answer once; allowed: 1",
+    )
+    _require(
+        model.task == "sequence-classification",
+        f"model.task: '{model.task}' received with distill.public; teachers give a text one class; allowed: "
+        "sequence-classification",
+    )
+    _require(
+        config.privacy.mode != "client",
+        "privacy.mode: 'client' received with distill.public; what is bounded is what one record can turn, which is "
+        "one teacher; allowed: none, local, distributed",
+    )
+    for key in ("sampling_rate", "declared_examples"):
+        _require(
+            getattr(config.privacy, key) is None,
+            f"privacy.{key}: received with distill.public; every record is with one teacher, and the teachers are "
+            "counted; remove it",
+        )
+    _require(
+        config.server.aggregation == "fedavg" and config.server.groups is None,
+        f"server.aggregation: '{config.server.aggregation}' received with distill.public; answers are added up; "
+        "allowed: fedavg, without server.groups",
+    )
+    for what, asked in (
+        ("server.patience", config.server.patience is not None),
+        ("server.max_norm", config.server.max_norm is not None),
+        ("audit", bool(config.audit.planted or config.audit.control)),
+        ("training.adversarial", config.training.adversarial is not None),
+    ):
+        _require(not asked, f"{what}: received with distill.public, to which it does not apply; remove it")
+    _require(
+        config.attack.kind is None or config.attack.kind in ON_RECORDS,
+        f"attack.kind: '{config.attack.kind}' received with distill.public; allowed: {', '.join(ON_RECORDS)}",
     )
 
 

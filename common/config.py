@@ -297,6 +297,29 @@ class EngineSection(Section, frozen=True):
     """`ray`: address of a running cluster; omitted: this machine"""
 
 
+class DistillSection(Section, frozen=True):
+    """Federated distillation: instead of a model that all train, each site trains teachers of its own, and what leaves
+    it are their noised answers to public questions, of which the server's model learns."""
+
+    public: str | None = None
+    """texts that everybody may see, in the column `data.text`: a file, a hub id, or demo:public. Setting it is what
+    makes a run a distillation; at real sites the texts come from the server"""
+    questions: Positive = 1000
+    """M: how many of them are asked, drawn by `run.seed`"""
+    teachers: Positive = 10
+    """T: a site's records are dealt out to so many teachers, each trained for `training.local_steps` on its own. One
+    record is with one teacher; more of them bear more noise, and each knows less"""
+    train: Literal["head", "lora", "full"] = "head"
+    """what a teacher trains; `model.train` is the student's"""
+    backbones: tuple[str, ...] = ()
+    """simulations: the backbones of the sites' teachers, in turn; omitted: the student's. A real site names its own in
+    site.toml"""
+    steps: Positive = 500
+    """of the student at the server, on batches of `training.physical_batch` questions"""
+    learning_rate: PositiveFloat | None = None
+    """of the student; omitted: `training.learning_rate`"""
+
+
 class AuditSection(Section, frozen=True):
     canaries: Annotated[int, Field(ge=0)] = 0
     """gradient canaries among all sites' records, each in with probability ½, scored on the released updates"""
@@ -360,6 +383,7 @@ class RunConfig(Section, frozen=True):
     training: TrainingSection = TrainingSection()
     server: ServerSection = ServerSection()
     engine: EngineSection = EngineSection()
+    distill: DistillSection = DistillSection()
     audit: AuditSection = AuditSection()
     attack: AttackSection = AttackSection()
 
@@ -376,7 +400,7 @@ class RunConfig(Section, frozen=True):
     @property
     def server_steps(self) -> bool:
         """Whether sites send mean gradients and the server holds the optimizer."""
-        averages = self.server.aggregation in ("fedavg", "ffa") or self.server.robust
+        averages = not self.distils and (self.server.aggregation in ("fedavg", "ffa") or self.server.robust)
         return self.privacy.mode != "client" and self.training.local_steps == 1 and averages
 
     @property
@@ -410,7 +434,17 @@ class RunConfig(Section, frozen=True):
     @property
     def steps_per_round(self) -> int:
         """Releases that a round charges at a site."""
-        return 1 if self.privacy.mode == "client" else self.training.local_steps
+        return 1 if self.privacy.mode == "client" or self.distils else self.training.local_steps
+
+    @property
+    def distils(self) -> bool:
+        """Whether what leaves a site are answers to public questions."""
+        return self.distill.public is not None
+
+    def taught_at(self, backbone: str | None) -> Self:
+        """The run with the model that a teacher is. backbone: of its site; None: the student's."""
+        update = {"backbone": backbone or self.model.backbone, "train": self.distill.train}
+        return self.model_copy(update={"model": self.model.model_copy(update=update)})
 
     @property
     def secure(self) -> bool:
@@ -468,6 +502,8 @@ class DatasetSection(Section, frozen=True):
     prompt: str | None = None
     response: str | None = None
     """deployment: the columns, as in a run's [data]"""
+    teacher: str | None = None
+    """backbone of the teachers that are trained on it in runs that distil; omitted: the student's"""
 
     epsilon: PositiveFloat | None = None
     """limit over all runs together; omitted: none, which alone admits runs without noise"""

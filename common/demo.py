@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from .errors import DataError
 
-SPLITS = {"train": (16000, 1), "validation": (400, 2), "test": (600, 3)}
+SPLITS = {"train": (16000, 1), "validation": (400, 2), "test": (600, 3), "public": (2000, 4)}
 """rows and seed of each split"""
 LABEL_NOISE = 0.04
 

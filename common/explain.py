@@ -93,6 +93,15 @@ def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
         unit, taken, cut = "record", "in every step each record takes part", "its gradient"
         what = "whether a record was among the site's records, and what it said"
         several = "somebody with several records (two records of one person: ε doubles and more)"
+    released = (
+        f"{taken} with probability {plan.sampling_rate:g}, {cut} is cut to length C = {plan.clip:g}"
+        f"{' at first' if plan.count_noise else ''}"
+    )
+    if config.distils:
+        released = (
+            f"each record is read by one of its site's {config.distill.teachers} teachers; what changes with it are "
+            f"that teacher's {config.distill.questions} answers, measured so that this is at most C = {plan.clip:g}"
+        )
     epsilon = plan.epsilon()
     found = most_found(plan, 0.01)
     return [
@@ -102,8 +111,7 @@ def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
         f"How well: whoever thinks it a coin toss whether a given {unit} was used can become at most "
         f"{100 * belief(epsilon):.4g} % sure. A test that wrongly accuses 1 % of the {unit}s that were not used finds "
         f"at most {100 * found:.3g} % of those that were.",
-        f"By what: {taken} with probability {plan.sampling_rate:g}, {cut} is cut to length C = {plan.clip:g}"
-        f"{' at first' if plan.count_noise else ''}, and noise of standard deviation {plan.noise_multiplier:.4g} · C "
+        f"By what: {released}, and noise of standard deviation {plan.noise_multiplier:.4g} · C "
         f"is added in each of {plan.coordinates:,} coordinates. Who adds it: {claims.noise(config)}.",
         f"Not protected: that the site is in the federation; {several}; what the backbone and the public test set "
         "already say; facts that hold of the population with or without any one of them; other runs on the same data, "

@@ -180,7 +180,7 @@ class FineTuneModel:
         return sum(p.numel() for p in self.trained.values()), sum(p.numel() for p in self.module.parameters())
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = False) -> FineTuneModel:
     """Loads a model once a process; the same arguments give the same object, whoever asks.
 

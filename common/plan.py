@@ -1,5 +1,7 @@
 """What a run declares about privacy before it starts; server and site derive it alike from the configuration."""
 
+import math
+
 from dp_accounting import NonPrivateDpEvent
 
 from .config import RunConfig
@@ -16,23 +18,40 @@ def declared_steps(config: RunConfig) -> int:
     return config.run.rounds * config.steps_per_round
 
 
-def privacy_plan(config: RunConfig, coordinates: int) -> PrivacyPlan | None:
+ANSWERS = "answers"
+"""what stands in the adapter's place in a run that distils"""
+
+
+def answer_scale(config: RunConfig) -> float:
+    """What one teacher's answer counts, so that all its M answers together differ from others by at most C."""
+    return config.privacy.clip / math.sqrt(2 * config.distill.questions)
+
+
+def answers_shape(config: RunConfig) -> tuple[int, int]:
+    """(M, K): what a site releases in a run that distils."""
+    return config.distill.questions, len(config.data.labels or [])
+
+
+def privacy_plan(config: RunConfig, trained: int) -> PrivacyPlan | None:
     """The plan of one site. A site derives it by itself: nobody tells it a noise multiplier.
 
-    coordinates: d, numbers released in a step. None in mode `none`. Raises PrivacyError for an incomplete declaration.
+    trained: numbers of the model that are trained, all of which a step releases; a run that distils releases its
+    answers instead. None in mode `none`. Raises PrivacyError for an incomplete declaration.
     """
     privacy = config.privacy
     if not config.private:
         return None
-    if privacy.epsilon is None or privacy.sampling_rate is None:
+    rate = 1.0 if config.distils else privacy.sampling_rate
+    if privacy.epsilon is None or rate is None:
         raise PrivacyError("privacy: epsilon and sampling_rate must be declared")
+    coordinates = math.prod(answers_shape(config)) if config.distils else trained
     shares = config.secure_parameters.survivors - privacy.colluders if config.secure else 1
     adaptive = privacy.clip_quantile is not None
-    count_noise = privacy.clip_count_noise or privacy.sampling_rate * config.clients / 20
+    count_noise = privacy.clip_count_noise or rate * config.clients / 20
     return plan_for(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
-        sampling_rate=privacy.sampling_rate,
+        sampling_rate=rate,
         steps=declared_steps(config),
         clip=privacy.clip,
         coordinates=coordinates + adaptive,
@@ -43,9 +62,11 @@ def privacy_plan(config: RunConfig, coordinates: int) -> PrivacyPlan | None:
 
 
 def _declared_units(config: RunConfig) -> float:
-    """Units behind one noisy sum, a public constant: records of all sites, or of one; or sites."""
+    """Units behind one noisy sum, a public constant: records of all sites, or of one; or sites; or teachers."""
     if config.privacy.mode == "client":
         return config.clients
+    if config.distils:
+        return config.distill.teachers * (1 if config.privacy.mode == "local" else config.clients)
     if config.privacy.declared_examples is None:
         raise PrivacyError("privacy: declared_examples must be declared")
     if config.privacy.mode == "local":

@@ -13,6 +13,10 @@ def public_sources(config: RunConfig) -> list[str]:
     return [source for source in (config.data.test, config.data.validation) if source]
 
 
+SENT = {"test": "data", "validation": "data", "public": "distill"}
+"""keys of sources that go to the server, and the tables that they stand in"""
+
+
 def resolve(config: RunConfig) -> RunConfig:
     """Everything a run depends on, stated: classes come from the public sets, the number of `natural` clients from its
     column, paths become absolute, and the run gets its id.
@@ -44,6 +48,12 @@ def resolve(config: RunConfig) -> RunConfig:
         update={
             "data": data.model_copy(update=changes),
             "model": config.model.model_copy(update=folders),
+            "distill": config.distill.model_copy(
+                update={
+                    "public": _absolute(config.distill.public) if config.distill.public else None,
+                    "backbones": tuple(map(_absolute_folder, config.distill.backbones)),
+                }
+            ),
             "run": config.run.model_copy(
                 update={"output": str(config.output.resolve()), "id": config.run.id or uuid.uuid4().hex}
             ),

@@ -160,6 +160,8 @@ class RoundTask:
     """FedProx: μ of the term μ/2·‖θ − θ_global‖²"""
     clip: float | None = None
     """the clip norm of this round, where it adapts"""
+    questions: tuple[str, ...] = ()
+    """public texts that the site's teachers shall answer (`distill`)"""
     dealt: dict[str, bytes] | None = None
     """after a set-up of secure sums: what the neighbours dealt to this site, sealed"""
 

@@ -20,7 +20,7 @@ from ..common.config import RunConfig
 from ..common.errors import ConfideError
 from ..common.models import FineTuneModel, export_adapter, model_of
 from ..common.plan import privacy_plan
-from ..common.types import Records, Update, joined
+from ..common.types import Adapter, Records, Update, joined
 from . import checkpoint
 from .attacked import attack_facts
 from .canaries import CanaryScores, conclude
@@ -33,6 +33,7 @@ from .record import Recorder
 from .report import write_report
 from .rounds import RoundResult, greet, result_row, reveal, run_rounds
 from .start import initial_adapter
+from .teaching import Lesson
 
 app = ServerApp()
 _HEADS = "server.json"
@@ -72,30 +73,39 @@ def run_server(grid: Grid, config: RunConfig, home: Path | None = None) -> None:
         known = {name: site.identity for name, site in registered(home).items()}
         heads = Heads(home / "heads.json", known)
     model = model_of(config)
+    lesson = Lesson(config, model) if config.distils else None
     test = read_public(config, model, config.data.test)
     validation = read_public(config, model, config.data.validation) if config.data.validation else test
     watched = subset(validation, config.server.evaluation_limit, config.run.seed)
     everything = np.arange(len(test))
-    state = _start_or_continue(folder, config, model)
+    state = _start_or_continue(folder, config, initial_adapter(config, model) if lesson is None else lesson.nothing())
     plan = privacy_plan(config, model.count()[0])
     recorder = Recorder(folder, config.run.rounds, state.history)
     try:
         if not state.before:
             recorder.progress("evaluating before")
-            state.before = _as_json(evaluate(model, state.adapter, test, everything))
+            start = state.adapter if lesson is None else lesson.student(state.adapter)
+            state.before = _as_json(evaluate(model, start, test, everything))
         recorder.progress("waiting for sites")
         sites = greet(grid, config, heads)
         scores = CanaryScores(config, model, plan, state) if plan is not None and config.audit.planted else None
-        saver = _Saver(folder, recorder, model, validation, watched, heads, scores, config.server.patience is not None)
-        run_rounds(grid, config, state, plan, list(model.trained), saver, sites)
+        keeps_best = config.server.patience is not None
+        saver = _Saver(folder, recorder, model, validation, watched, heads, scores, keeps_best, lesson)
+        trained = list(model.trained if lesson is None else state.adapter)
+        run_rounds(grid, config, state, plan, trained, saver, sites, lesson.questions if lesson else ())
         recorder.progress("evaluating after", config.run.rounds)
         if state.best:
             state.adapter = state.best
+        taught = None
+        if lesson is not None:
+            taught = lesson.facts(state.adapter, plan)
+            state.adapter = lesson.student(state.adapter)
         after = _as_json(evaluate(model, state.adapter, test, everything))
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
         audit = conclude(config, model, state, reveal(grid, sites)) if scores else None
         attack = attack_facts(config, model, state)
-        write_report(folder, config, model.count(), plan, state, after, audit, attack)
+        found = {"audit": audit, "attack": attack, "teaching": taught}
+        write_report(folder, config, model.count(), plan, state, after, found)
     finally:
         recorder.close()
 
@@ -112,6 +122,8 @@ class _Saver:
     heads: Heads
     scores: CanaryScores | None
     keeps_best: bool
+    lesson: Lesson | None = None
+    """what the student learns of, in a run that distils"""
     saved: str = ""
     """the set-up of secure sums that is on disk"""
 
@@ -135,7 +147,11 @@ class _Saver:
                 self.scores.observe(site, update.commitment, -change)
 
     def round_done(self, result: RoundResult, state: Checkpoint) -> None:
-        row = result_row(result) | evaluate(self.model, state.adapter, self.validation, self.watched).metrics
+        adapter = state.adapter
+        if self.lesson is not None:
+            number = result.round
+            adapter = self.lesson.student(adapter, lambda what, *done: self.recorder.progress(what, number, *done))
+        row = result_row(result) | evaluate(self.model, adapter, self.validation, self.watched).metrics
         state.history.append(row)
         best = state.history[state.best_round - 1]["accuracy"] if state.best_round else -1.0
         if self.keeps_best and row["accuracy"] > best:
@@ -146,11 +162,10 @@ class _Saver:
         self.recorder.progress("training", result.round, accuracy=row["accuracy"])
 
 
-def _start_or_continue(folder: Path, config: RunConfig, model: FineTuneModel) -> Checkpoint:
+def _start_or_continue(folder: Path, config: RunConfig, initial: Adapter) -> Checkpoint:
     checkpoints = folder / "checkpoints"
     if any(checkpoints.glob("round-*.safetensors")):
         return checkpoint.load_latest(checkpoints, config.digest())
-    initial = initial_adapter(config, model)
     asked, secure = checkpoint.load_asked(checkpoints), checkpoint.load_secure(checkpoints)
     return Checkpoint(0, config.digest(), initial, asked=asked, secure=secure)
 

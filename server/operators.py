@@ -23,7 +23,7 @@ from starlette.routing import Route
 from .. import __version__
 from ..common.config import RunConfig, Section, parse_toml
 from ..common.errors import ConfideError, ConfigError
-from ..common.resolve import is_path
+from ..common.resolve import SENT, is_path
 from ..common.run_folder import CONFIG, PROGRESS
 from .runs import LocalRuns, rounds_done
 
@@ -34,7 +34,7 @@ RESULT_FOLDERS = ("adapter", "tensorboard")
 
 
 class PublicFile(Section, frozen=True):
-    """A test or validation set that comes with a run."""
+    """A test or validation set, or public texts, that come with a run."""
 
     name: str
     content: str
@@ -47,7 +47,7 @@ class Submission(Section, frozen=True):
     configuration: str
     """TOML"""
     files: dict[str, PublicFile] = Field(default={})
-    """by key of [data]: test, validation"""
+    """by the keys of `SENT`"""
     overwrite: bool = False
 
 
@@ -155,19 +155,18 @@ def _admitted(folder: Path, asked: Submission) -> RunConfig:
             raise ConfigError(
                 f"model.{key}: received '{name}', a path; allowed: a hub id, or a name under [backbones] in server.toml"
             )
-    changes: dict[str, str] = {}
-    for key in ("test", "validation"):
-        source = getattr(config.data, key)
+    changes: dict[str, dict[str, str]] = {"data": {}, "distill": {}}
+    for key, table in SENT.items():
+        source = getattr(getattr(config, table), key)
         if key in asked.files:
-            changes[key] = str(_kept(folder, asked.files[key], key))
+            changes[table][key] = str(_kept(folder, asked.files[key], key))
         elif source is not None and is_path(source):
             raise ConfigError(
-                f"data.{key}: received '{source}', which is no file of yours; allowed: a file beside you (it travels "
-                "with the run), a hub id, or demo:"
+                f"{table}.{key}: received '{source}', which is no file of yours; allowed: a file beside you (it "
+                "travels with the run), a hub id, or demo:"
             )
-    data = config.data.model_copy(update=changes)
-    run = config.run.model_copy(update={"output": None})
-    return config.model_copy(update={"data": data, "run": run})
+    update = {table: getattr(config, table).model_copy(update=changed) for table, changed in changes.items()}
+    return config.model_copy(update={**update, "run": config.run.model_copy(update={"output": None})})
 
 
 def _kept(folder: Path, file: PublicFile, key: str) -> Path:

@@ -15,6 +15,7 @@ import httpx
 from .. import __version__
 from ..common.config import RunConfig
 from ..common.errors import ConfideError, ConfigError, DeploymentError
+from ..common.resolve import SENT
 from ..common.run_folder import PROGRESS, make_room, require_room
 from .operators import VERSION
 from .runs import RunRow, Submitted
@@ -75,8 +76,8 @@ class RemoteRuns:
         folder = config.output
         require_room(folder, overwrite=overwrite)
         files = {}
-        for key in ("test", "validation"):
-            source = getattr(config.data, key)
+        for key, table in SENT.items():
+            source = getattr(getattr(config, table), key)
             if source is not None and Path(source).is_file():
                 content = base64.b64encode(Path(source).read_bytes()).decode()
                 files[key] = {"name": Path(source).name, "content": content}

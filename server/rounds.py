@@ -177,15 +177,16 @@ def run_rounds(
     trained: list[str],
     watch: Watch,
     sites: dict[str, int],
+    questions: tuple[str, ...] = (),
 ) -> Checkpoint:
     """Plays the rounds after `state.round`.
 
     plan: of the run, None in mode `none`. trained: names of the arrays that sites send back. sites: as `greet` gave
-    them.
+    them. questions: public texts for the sites' teachers.
     A round with too few replies changes nothing and is recorded. A site that declines the run is not asked again;
     raises RoundError when too few are left.
     """
-    strategy = make_strategy(config, {name: state.adapter[name] for name in trained})
+    strategy = make_strategy(config, {name: state.adapter[name] for name in trained}, questions)
     restore_strategy(strategy, state.strategy)
     pace = Pace(config.server.deadline)
     state.declined = {}  # a resumed run asks everybody again
@@ -416,7 +417,7 @@ def _timed(replies: Iterable[Message], pace: Pace) -> Iterator[Message]:
 def _with_steps(content: RecordDict, steps: int) -> RecordDict:
     """The same arrays, and a config of its own: a strategy shares one record among all messages."""
     config = ConfigRecord({**content.config_records[wire.CONFIG], wire.STEPS_BEFORE: steps})
-    return RecordDict({wire.ARRAYS: content.array_records[wire.ARRAYS], wire.CONFIG: config})
+    return RecordDict({**content, wire.CONFIG: config})
 
 
 def result_row(result: RoundResult) -> dict[str, Any]:

@@ -178,6 +178,11 @@ def declare(server: Path, config: RunConfig) -> RunConfig:
         raise ConfigError("audit: canaries are for simulations; use confide audit canary")
     if config.attack.kind is not None:
         raise ConfigError("attack.kind: lying sites are for simulations; use confide simulate")
+    if config.distill.backbones:
+        raise ConfigError(
+            "distill.backbones: for simulations; a site names its teachers' backbone in its site.toml: "
+            "datasets.NAME.teacher"
+        )
     content = config.model_dump(mode="json", exclude_none=True)
     content["data"].pop("train", None)
     content["data"].pop("limit", None)

@@ -22,8 +22,10 @@ _ROBUST = "robust/"
 class StreamingStrategy(Strategy):
     """Ours: each reply is folded into the aggregate and, where the aggregate allows it, forgotten."""
 
-    def __init__(self, config: RunConfig, trained: Adapter) -> None:
+    def __init__(self, config: RunConfig, trained: Adapter, questions: tuple[str, ...] = ()) -> None:
+        """questions: public texts that go with each task, for the sites' teachers."""
         self._config = config
+        self._questions = questions
         self._adapter: Adapter = {}
         self._trained = trained
         coordinates = sum(array.size for array in trained.values())
@@ -39,6 +41,8 @@ class StreamingStrategy(Strategy):
         self._adapter = wire.record_to_arrays(arrays)
         config[wire.ROUND] = server_round
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
+        if self._questions:
+            content[wire.QUESTIONS] = ConfigRecord({wire.TEXTS: list(self._questions)})
         return [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]
 
     def aggregate_train(
@@ -108,11 +112,11 @@ class StreamingStrategy(Strategy):
         """Nothing to add to the report."""
 
 
-def make_strategy(config: RunConfig, trained: Adapter) -> Strategy:
+def make_strategy(config: RunConfig, trained: Adapter, questions: tuple[str, ...] = ()) -> Strategy:
     """Ours, or Flower's by name. Raises ConfigError for options that the strategy does not take."""
     name = config.server.aggregation
     if name not in FLOWER_STRATEGIES:
-        return StreamingStrategy(config, trained)
+        return StreamingStrategy(config, trained, questions)
     kind = getattr(flower_strategies, FLOWER_STRATEGIES[name])
     sampling = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
     least = {"min_train_nodes": config.server.min_clients, "min_available_nodes": config.server.min_clients}

@@ -41,7 +41,8 @@ class CentralSums:
 def change_of(config: RunConfig, plan: PrivacyPlan, total: np.ndarray, clip: float) -> tuple[np.ndarray, float]:
     """The change of the trained numbers (d,) float64, as `ServerStep` takes it, and the next round's clip norm."""
     if config.privacy.mode == "distributed":
-        return -from_grid(total, clip) / plan.denominator, clip
+        mean = from_grid(total, clip) / plan.denominator
+        return (mean if config.distils else -mean), clip
     change, whole = clipping.from_total(total, plan, clip)
     quantile = config.privacy.clip_quantile
     if whole is None or quantile is None:

@@ -17,6 +17,7 @@ from ..common.run_folder import CONFIG, make_room, require_room, require_run
 from ..server.evaluation import read_public
 from ..server.start import initial_adapter
 from ..server.strategy import make_strategy
+from ..server.teaching import Lesson
 
 
 def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
@@ -30,6 +31,8 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
         read_public(resolved, model, source)
     make_strategy(resolved, model.trained_initial)
     initial_adapter(resolved, model)
+    if resolved.distils:
+        Lesson(resolved, model)
     return resolved, worker_for(resolved.to_flat())
 
 

@@ -184,6 +184,15 @@ def test_an_operator_elsewhere_names_no_path_and_brings_no_code(federation: Fede
     for changes, why in (
         ({"data": {"test": "/etc/passwd.csv"}}, "which is no file of yours"),
         ({"data": {"test": "sqlite:////etc/x.db#t"}}, "which is no file of yours"),
+        (
+            {
+                "data": {"test": "demo:test"},
+                "distill": {"public": "/etc/passwd.csv"},
+                "run": {"rounds": 1},
+                "privacy": {"sampling_rate": None, "declared_examples": None},
+            },
+            "distill.public: received '/etc/passwd.csv', which is no file of yours",
+        ),
         ({"model": {"backbone": "/etc"}}, "a path"),
         ({"model": {"backbone": "../bert"}}, "a path"),
     ):

@@ -27,12 +27,12 @@ def build_report(
     state: Checkpoint,
     after: dict[str, Any],
     partition: dict[str, Any] | None,
-    audit: dict[str, Any] | None,
-    attack: dict[str, Any] | None,
+    found: dict[str, dict[str, Any] | None],
 ) -> dict[str, Any]:
     """count: trained numbers and numbers in all. after: the evaluation of the final adapter, `confusion` included.
 
-    audit: what `canaries.conclude` found; None when no canaries were planted. attack: what lying sites achieved.
+    found: audit: what `canaries.conclude` found, None when no canaries were planted; attack: what lying sites achieved;
+    teaching: what a student was taught by.
     partition: `labels` and `counts` (client × label) of a simulation; None in a deployment, where nobody may know.
     """
     metrics = {"before": dict(state.before), "after": dict(after)}
@@ -54,8 +54,7 @@ def build_report(
             "labels": list(config.data.labels or []),
             "init_from": start_facts(config),
         },
-        "audit": audit,
-        "attack": attack,
+        **found,
         "robustness": None,
         "personal": None,
         "compression": None,

@@ -25,13 +25,12 @@ def write_report(
     plan: PrivacyPlan | None,
     state: Checkpoint,
     after: dict[str, Any],
-    audit: dict[str, Any] | None = None,
-    attack: dict[str, Any] | None = None,
+    found: dict[str, dict[str, Any] | None],
 ) -> dict[str, Any]:
-    """Writes report.json and report.html and returns the facts."""
+    """Writes report.json and report.html and returns the facts. found: as in `build_report`."""
     partition_file = folder / PARTITION
     partition = json.loads(partition_file.read_text(encoding="utf-8")) if partition_file.is_file() else None
-    report = build_report(config, count, plan, state, after, partition, audit, attack)
+    report = build_report(config, count, plan, state, after, partition, found)
     _save(folder, report)
     return report
 

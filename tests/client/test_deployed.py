@@ -24,10 +24,11 @@ from confide.common.bundle import write_bundle
 from confide.common.config import RunConfig, load
 from confide.common.credentials import SiteLine, expiry, fingerprint, issue, make_ca, parse_line
 from confide.common.errors import ConfigError, DeploymentError, WireError
+from confide.common.plan import ANSWERS
 from confide.server import deployment
 from confide.server.runs import declare
 from confide.tests.federation import Federation, run_content, write_run
-from confide.tests.tiny import merged
+from confide.tests.tiny import merged, save_bert
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +81,60 @@ def test_a_round_asked_again_gets_the_same_answer_and_is_charged_once(federation
     assert refused.error.code == wire.DECLINED
 
 
+def test_teachers_of_the_sites_own_backbone_answer_once(federation: Federation) -> None:
+    """Federated distillation at a real site: the backbone is named in its site.toml, the questions come from the
+    server, and the answers are charged as one step."""
+    folder, other = federation.site("site-2"), federation.folder / "other"
+    other.mkdir()
+    save_bert(other)
+    policy = (folder / "site.toml").read_text()
+    changed = policy.replace("[datasets.default]", '[datasets.default]\nteacher = "own/bert"')
+    changed = changed.replace("[backbones]", '[backbones]\n"own/bert" = "../other"')
+    assert changed.count("own/bert") == 2
+    (folder / "site.toml").write_text(changed)
+    try:
+        content = merged(run_content(1, 2), {"privacy": {"mode": "local"}, "run": {"id": "teach"}})
+        for key in ("sampling_rate", "declared_examples"):
+            content["privacy"].pop(key)
+        content["distill"] = {"public": "public.csv", "questions": 5, "teachers": 2}
+        config = declare(federation.server, load(write_run(federation.folder, content)))
+        host = DeployedHost(folder)
+        worker = host.enter(config.to_flat()).worker()
+        facts = wire.task_config()
+        facts[wire.ROUND] = 1
+        task = message(
+            "train",
+            RecordDict(
+                {
+                    wire.ARRAYS: wire.arrays_to_record({ANSWERS: np.zeros((5, 2))}),
+                    wire.CONFIG: facts,
+                    wire.QUESTIONS: ConfigRecord({wire.TEXTS: ["a good film"] * 5}),
+                }
+            ),
+        )
+        reply = handle(task, host)
+        assert not reply.has_error(), reply.error.reason
+        assert reply.content.array_records[wire.ARRAYS][ANSWERS].numpy().shape == (5, 2)
+        assert used(host, "teach") == 1
+        assert list(worker._others) == ["own/bert"]
+    finally:
+        (folder / "site.toml").write_text(policy)
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"model": {"backbone": "/etc"}}, "is a path"),
         ({"model": {"backbone": "../bert"}}, "is a path"),
         ({"data": {"train": "/etc/passwd"}}, "the site's to name"),
+        (
+            {
+                "run": {"rounds": 1},
+                "privacy": {"sampling_rate": None, "declared_examples": None},
+                "distill": {"public": "p.csv", "backbones": ["tiny/bert"]},
+            },
+            "not a run's",
+        ),
         ({"data": {"name": "other"}}, "data set other"),
         ({"run": {"rounds": 200_000}}, "max_rounds"),
         ({"privacy": {"epsilon": 1000.0}}, "asked"),

@@ -1,0 +1,59 @@
+"""Federated distillation at a site: teachers on disjoint parts of its records answer public questions.
+
+PATE (Papernot et al. 2017, 2018) with teachers spread over sites, of any architecture. One record is with one teacher;
+added or removed, it can turn all M answers of that teacher, each by a vector of length √2: the answers of all teachers
+together move by at most √(2M). They are scaled so that this is the clip norm C, and released like a clipped sum.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..common.models import FineTuneModel
+from ..common.plan import answer_scale, answers_shape
+from ..common.types import Records, RoundTask, Rows
+from .train import Work, train_plain
+
+_BATCH = 64
+
+
+def dealt(indices: np.ndarray, teachers: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The records of each teacher. Each record draws its teacher by itself, so one more moves none of the others (equal
+    parts of a shuffle would)."""
+    chosen = rng.integers(teachers, size=len(indices))
+    return [indices[chosen == teacher] for teacher in range(teachers)]
+
+
+def answers(work: Work, dealing: np.random.Generator) -> np.ndarray:
+    """(M·K,) float64: how many of the site's teachers give each answer, scaled; not private by itself.
+
+    work: with the teachers' model, the records as it reads them, and the questions in its task. dealing: decides who
+    teaches what. A teacher without records says nothing.
+    """
+    questions, classes = answers_shape(work.config)
+    model, task = work.model, work.task
+    asked = model.encode(Rows("the questions", list(task.questions), labels=np.zeros(questions, dtype=np.int64)))
+    asked = model.with_features(asked)
+    counts = np.zeros((questions, classes))
+    for number, part in enumerate(dealt(work.indices, work.config.distill.teachers, dealing)):
+        if not len(part):
+            continue
+        # what a teacher learns depends on its own records and on nobody else's
+        rng = np.random.default_rng([work.config.run.seed, 0x7EAC, number])
+        train_plain(replace(work, indices=part, task=RoundTask(task.round, model.initial)), rng)
+        counts[np.arange(questions), _said(model, asked)] += 1
+    return counts.ravel() * answer_scale(work.config)
+
+
+@torch.no_grad()
+def _said(model: FineTuneModel, asked: Records) -> np.ndarray:
+    """(M,) the class that the model, as it is, gives each question."""
+    parts, back = asked.by_length(np.arange(len(asked)), _BATCH)
+    return np.concatenate(list(_predicted(model, asked, parts)))[back]
+
+
+def _predicted(model: FineTuneModel, asked: Records, parts: list[np.ndarray]) -> Iterator[np.ndarray]:
+    for part in parts:
+        yield model.task.score(model.module, model.batch(asked, part))["predicted"]
