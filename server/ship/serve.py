@@ -271,6 +271,7 @@ def run(app: Starlette, host: str, port: int, certificate: str | None = None, ke
         log_level="warning",
         access_log=False,
         server_header=False,
+        ws="none",
         timeout_keep_alive=15,
         timeout_graceful_shutdown=10,
         h11_max_incomplete_event_size=16 * 1024,

@@ -67,4 +67,8 @@ fetch("/health").then((reply) => reply.json()).then((facts) => {
   explains = facts.explains;
   at("model").textContent = facts.model;
   at("about").textContent = facts.labels.length + " classes; variant " + facts.variant + ". Texts are answered on this machine and not kept.";
+  if (location.hash.length > 1) { // a link to a text: …/#a%20text; what follows the # is not sent
+    at("text").value = decodeURIComponent(location.hash.slice(1));
+    at("form").requestSubmit();
+  }
 });

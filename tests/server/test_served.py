@@ -4,15 +4,19 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from confide.common.errors import ConfigError, DataError
@@ -246,3 +250,70 @@ def test_the_command_serves_until_it_is_told_to_stop(served) -> None:
     out, err = process.communicate(timeout=20)
     assert f"http://127.0.0.1:{port}/" in out
     assert secret not in out + err
+
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_page_in_a_browser(tmp_path: Path, refused: bool) -> None:
+    """A text is asked, its answer and its map are shown, and markup in it stays text."""
+    text = "a <b>gorgeous</b> film & no <script>alert(1)</script>"
+
+    def explain(asked: str) -> dict:
+        words = asked.split(" ")
+        scores = [float(i) for i in range(len(words))]
+        return {
+            "words": words,
+            "scores": scores,
+            "label": "positive",
+            "probability": 0.9,
+            "delta": 0.001,
+            "refused": refused,
+        }
+
+    app = make_app(Counting(), "a/model", "int8", Bounds(), explain)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.05)
+        quiet = [
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ]
+        page = subprocess.run(
+            [
+                str(BROWSER),
+                *("--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path}"),
+                *("--virtual-time-budget=10000", "--dump-dom", f"http://127.0.0.1:{port}/#{quote(text)}"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=40,
+        ).stdout
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert '<h1 id="model">a/model</h1>' in page
+    assert '<h2 id="label">positive (100.0 %)</h2>' in page
+    assert '<section id="answer">' in page  # not hidden any more
+    shown = page[page.index('id="words"') : page.index('id="check"')]
+    assert "<script" not in shown
+    if refused:
+        assert "gorgeous" not in shown
+        assert "withheld" in page
+    else:
+        assert "&lt;b&gt;gorgeous&lt;/b&gt;" in shown
+        assert shown.count("<span") == len(text.split(" "))
+        assert 'class="for-4"' in shown
