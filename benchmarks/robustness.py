@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ SITES, COORDINATES = 100, 75_000
 LAYERS = 3
 SEEDS = int(os.environ.get("SEEDS", "3"))
 RADIUS = 0.02
+THIN = (0.02, 0.05, 0.1)
 KINDS = {
     "plain": [],
     "spoiled copies, 20 % of letters": ["training.augmentation=0.2"],
@@ -129,6 +131,40 @@ def byzantine_banking77(scratch: Path) -> Table:
     return _swept("byzantine-banking77", scratch, [*_short(scratch), *train, *more])
 
 
+def wider(scratch: Path) -> Table:
+    """Other shares of liars, more uneven sites, and a backdoor spread thinly, on the recipe's film reviews."""
+    telling = ("none", "sign flip", "inner product", "ALIE", "min-max", "mimic", "backdoor")
+    table: Table = []
+    for name, settings, defence, attacks in (
+        (
+            "mixes",
+            {
+                "1 of 10 sites lies": ["attack.liars=1"],
+                "2 of 10 lie, Dirichlet 1": ["attack.liars=2", "data.partition.alpha=1.0"],
+                "2 of 10 lie, Dirichlet 0.3": ["attack.liars=2", "data.partition.alpha=0.3"],
+            },
+            [],
+            telling,
+        ),
+        ("three", {"3 of 10 sites lie": ["attack.liars=3"]}, ["server.liars=3"], telling),
+        (
+            "thin",
+            {
+                f"all 10 poison {share:.0%} of their records": ["attack.liars=10", f"attack.poison={share}"]
+                for share in THIN
+            },
+            [],
+            ("none", "backdoor"),
+        ),
+    ):
+        content = load_content(find_recipe("byzantine"), [*_short(scratch), f"sweep.seeds={SEEDS}"])
+        content["sweep"]["settings"] = settings
+        content["sweep"]["defences"]["mixing + trimmed mean"] += defence
+        content["sweep"]["attacks"] = {key: content["sweep"]["attacks"][key] for key in attacks}
+        table += _table(content, _place(f"byzantine-{name}", scratch))
+    return table
+
+
 def _short(scratch: Path) -> list[str]:
     """Settings of a backbone of the demo's first three layers."""
     folder = scratch / "three-layers"
@@ -144,8 +180,17 @@ def _short(scratch: Path) -> list[str]:
 
 def _swept(name: str, scratch: Path, settings: list[str]) -> Table:
     """Every defence under every attack."""
-    folder = Path(os.environ["SWEEPS"]) / name if "SWEEPS" in os.environ else scratch / name
-    sweep.play(load_content(find_recipe("byzantine"), [*settings, f"sweep.seeds={SEEDS}"]), folder, watch)
+    content = load_content(find_recipe("byzantine"), [*settings, f"sweep.seeds={SEEDS}"])
+    return _table(content, _place(name, scratch))
+
+
+def _place(name: str, scratch: Path) -> Path:
+    return Path(os.environ["SWEEPS"]) / name if "SWEEPS" in os.environ else scratch / name
+
+
+def _table(content: dict[str, Any], folder: Path) -> Table:
+    """The cells of a sweep that is played in `folder`."""
+    sweep.play(content, folder, watch)
     report = json.loads((folder / "report.json").read_text())
     table: Table = []
     for setting in report["settings"]:
@@ -171,6 +216,7 @@ PARTS: dict[str, Callable[[Path], Table]] = {
     "training": training,
     "byzantine": byzantine,
     "byzantine-banking77": byzantine_banking77,
+    "wider": wider,
 }
 
 
