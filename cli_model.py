@@ -80,23 +80,39 @@ def compress(
 @app.command("explain-model")
 def explain_model(
     run: Run,
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to explain.")],
+    texts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TEXT...",
+            help="Texts to explain; of a model of pictures, their paths, or #N: row N of the test set.",
+        ),
+    ],
     against: Annotated[Path | None, typer.Option(metavar="RUN", help="Another run, whose maps stand beside.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Public texts behind the checks and the words of a class.")] = 60,
 ) -> None:
-    """Show which words spoke for an answer, whether the map adds up, and whether it is faithful."""
-    from .server.report import amend_report
+    """Show which words, or which parts of a picture, spoke for an answer, whether the map adds up, and is faithful."""
+    from .common.errors import ConfigError
+    from .server.report import amend_report, read_report
     from .server.ship.attribute import explain_run
+    from .server.ship.attribute_pictures import TASK, explain_pictures
     from .server.ship.finished import FinishedRun
     from .simulations.progress import bar
     from .simulations.tables import print_explained
 
+    pictures = read_report(run)["model"]["task"] == TASK
+    if pictures and against is not None:
+        raise ConfigError(
+            "--against: received for a model of pictures; two maps side by side are for texts; leave it out"
+        )
     with bar() as tell:
-        other = None if against is None else FinishedRun(against)
-        facts = explain_run(FinishedRun(run), texts, against=other, sample=sample, tell=tell)
+        if pictures:
+            facts = explain_pictures(FinishedRun(run, TASK), texts, sample=sample, tell=tell)
+        else:
+            other = None if against is None else FinishedRun(against)
+            facts = explain_run(FinishedRun(run), texts, against=other, sample=sample, tell=tell)
     amend_report(run, "explanation", facts)
     print_explained(facts)
-    typer.echo(f"report: {run / 'report.html'}; it quotes the texts that you gave")
+    typer.echo(f"report: {run / 'report.html'}; it quotes the {'pictures' if pictures else 'texts'} that you gave")
 
 
 @app.command()

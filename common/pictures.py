@@ -93,7 +93,7 @@ def _decoded(content: bytes, form: PictureForm, where: str) -> np.ndarray:
 
 
 def as_png(values: np.ndarray) -> bytes:
-    """values: (H, W) uint8."""
+    """values: (H, W) or (H, W, 3) uint8."""
     target = io.BytesIO()
     Image.fromarray(values).save(target, "PNG")
     return target.getvalue()

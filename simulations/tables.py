@@ -255,6 +255,11 @@ def print_compression(facts: dict[str, Any]) -> None:
 def print_explained(facts: dict[str, Any]) -> None:
     """The maps in colours where there are any, in signed numbers elsewhere; then the checks."""
     console = Console()
+    pictures = facts.get("pictures", [])
+    for found in pictures:
+        why = f"the scores miss the logit's difference by {100 * found['delta']:.1f} %"
+        end = f"withheld: {why}" if found["refused"] else "its map is in the report"
+        _print(f"{found['name']}: {found['label']} ({100 * found['probability']:.1f} %); {end}")
     for found in facts["texts"]:
         for title, one in (("", found), (f"{facts['against']}: ", found.get("against"))):
             if one is None:
@@ -268,11 +273,12 @@ def print_explained(facts: dict[str, Any]) -> None:
                 pairs = zip(one["words"], one["scores"], strict=True)
                 _print(head + " ".join(f"{word}({score:+.2f})" for word, score in pairs))
     if facts["sample"]:
-        _print(f"{100 * facts['held']:.1f} % of {facts['sample']} public texts have a map that adds up to within 1 %")
+        held, kind = f"{100 * facts['held']:.1f} %", "pictures" if pictures else "texts"
+        _print(f"{held} of {facts['sample']} public {kind} have a map that adds up to within 1 %")
     if facts["areas"]:
-        a = facts["areas"]
+        a, parts = facts["areas"], "squares" if pictures else "words"
         _print(
-            f"mean probability as words go: {a['deletion']:.3f} by score, {a['deletion_random']:.3f} at random; as "
+            f"mean probability as {parts} go: {a['deletion']:.3f} by score, {a['deletion_random']:.3f} at random; as "
             f"they come: {a['insertion']:.3f}, {a['insertion_random']:.3f}"
         )
 

@@ -287,7 +287,8 @@ def faithfulness(facts: dict[str, Any]) -> bytes:
     for what, color in (("deletion", "#c2410c"), ("insertion", _ACCENT)):
         axes.plot(shares, facts["curves"][what], color=color, label=f"{what}, by score")
         axes.plot(shares, facts["curves"][f"{what}_random"], color=color, linestyle=":", label=f"{what}, random order")
-    axes.set(xlabel="words taken away or put in, %", ylabel="probability of the answer", xlim=(0, 100), ylim=(0, 1))
+    parts = "squares" if facts.get("pictures") else "words"
+    axes.set(xlabel=f"{parts} taken away or put in, %", ylabel="probability of the answer", xlim=(0, 100), ylim=(0, 1))
     axes.legend(fontsize=7, frameon=False, loc="best")
     return _png(figure)
 

@@ -7,6 +7,7 @@ weights of attention say what is mixed, not what decides (Jain and Wallace 2019)
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,8 +22,22 @@ from .runtime import softmax
 
 TOLERANCE = 0.01
 _STEPS = (32, 128, 512)
-_CHUNK, _SHARES = 64, 11
-_LEAST_SEEN, _TOP, _NEIGHBOURS = 3, 8, 3
+_CHUNK, SHARES = 64, 11
+_LEAST_SEEN, _TOP, NEIGHBOURS = 3, 8, 3
+
+
+def settled(attempt: Callable[[int], np.ndarray], difference: float) -> tuple[np.ndarray, float]:
+    """Scores that add up to the logit's difference, and what they miss of it, as a share.
+
+    attempt: number of steps → scores. More steps are taken until the miss is within `TOLERANCE`, or none are left.
+    """
+    scores, delta = np.zeros(0), np.inf
+    for steps in _STEPS:
+        scores = attempt(steps)
+        delta = abs(scores.sum() - difference) / max(abs(difference), 1e-12)
+        if delta <= TOLERANCE:
+            break
+    return scores, float(delta)
 
 
 @dataclass(frozen=True)
@@ -68,8 +83,8 @@ class Explainer:
         baseline = torch.where(torch.from_numpy(of_word)[None] >= 0, self.model.pad, tokens)
         with torch.no_grad():
             difference = float(logits[0, chosen] - self.model.module(baseline, mask)[0, chosen])
-        scores, delta = np.zeros(len(ids)), np.inf
-        for steps in _STEPS:
+
+        def attempt(steps: int) -> np.ndarray:
             found = self._gradients.attribute(
                 tokens,
                 baselines=baseline,
@@ -79,14 +94,13 @@ class Explainer:
                 internal_batch_size=_CHUNK,
             )
             assert isinstance(found, torch.Tensor)  # noqa: S101  # one layer, one answer
-            scores = found.sum(-1)[0].detach().double().numpy()
-            delta = abs(scores.sum() - difference) / max(abs(difference), 1e-12)
-            if delta <= TOLERANCE:
-                break
+            return found.sum(-1)[0].detach().double().numpy()
+
+        scores, delta = settled(attempt, difference)
         by_word = np.zeros(len(words))
         np.add.at(by_word, of_word[of_word >= 0], scores[of_word >= 0])
         probability = float(softmax(logits)[0, chosen])
-        return Explanation(words, by_word.tolist(), self.model.labels[chosen], probability, float(delta))
+        return Explanation(words, by_word.tolist(), self.model.labels[chosen], probability, delta)
 
     def as_json(self, text: str) -> dict[str, Any]:
         """`explain`, as a report and a server tell it."""
@@ -126,7 +140,7 @@ class Explainer:
         batch, keys = [], []
         for suffix, order in orders.items():
             for what in ("deletion", "insertion"):
-                for share in np.linspace(0, 1, _SHARES):
+                for share in np.linspace(0, 1, SHARES):
                     touched = order[: round(share * len(words))]
                     gone = np.isin(of_word, touched) if what == "deletion" else ~np.isin(of_word, touched)
                     batch.append(
@@ -136,7 +150,7 @@ class Explainer:
         tokens, mask = self.model.batch(batch)
         with torch.no_grad():
             probabilities = softmax(self.model.module(tokens, mask).numpy())[:, class_]
-        return dict(zip(keys, probabilities.reshape(len(keys), _SHARES), strict=True))
+        return dict(zip(keys, probabilities.reshape(len(keys), SHARES), strict=True))
 
     @torch.no_grad()
     def vectors(self, texts: list[str]) -> np.ndarray | None:
@@ -179,7 +193,7 @@ def explain_run(
             labels = np.asarray(public.labels)
             fact["nearest"] = [
                 {"text": public.text[i], "label": run.labels[labels[i]], "cosine": float(closeness[i])}
-                for i in np.argsort(-closeness)[:_NEIGHBOURS]
+                for i in np.argsort(-closeness)[:NEIGHBOURS]
             ]
         if other is not None and against is not None:
             fact["against"] = other.as_json(text)

@@ -12,26 +12,26 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ...common.config import RunConfig, load
-from ...common.data import read_rows, shuffled_limit
+from ...common.data import shuffled_limit
 from ...common.errors import ConfigError
 from ...common.models import FineTuneModel, model_of, plain
 from ...common.run_folder import CONFIG
-from ...common.types import Adapter, Reads, Rows
+from ...common.types import Adapter, Rows
 from ..report import read_report
 from .runtime import by_length, padded
 
 
 class FinishedRun:
-    """A run of a task that gives one class for a whole text."""
+    """A run of a task that gives one class for a whole text, or for a picture."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ConfigError for a folder without a finished run, or another task."""
+    def __init__(self, folder: Path, task: str = "sequence-classification") -> None:
+        """Raises ConfigError for a folder without a finished run, or of another task."""
         self.folder = folder
         self.report: dict[str, Any] = read_report(folder)
         self.config: RunConfig = load(folder / CONFIG)
         self.model: FineTuneModel = model_of(self.config)
-        if Reads() != self.model.task.READS:
-            raise ConfigError(f"{folder}: task '{self.config.model.task}' has no class for a whole text")
+        if self.config.model.task != task:
+            raise ConfigError(f"{folder}: a run of task '{self.config.model.task}'; this is for '{task}'")
         self.adapter: Adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
 
     @property
@@ -44,13 +44,16 @@ class FinishedRun:
 
     def rows(self, limit: int | None = None) -> Rows:
         """Of the public test set; the same ones each time."""
-        rows = read_rows(self.config.data.test, self.config.data, self.labels)
-        return shuffled_limit(rows, limit, self.config.run.seed)
+        rows = self.model.rows(self.config.data.test, self.config.data)
+        return rows if limit is None else shuffled_limit(rows, limit, self.config.run.seed)
+
+    def classifier(self) -> nn.Module:
+        """A copy of its own, on the CPU."""
+        return plain(self.model, self.adapter).cpu().eval()
 
     def merged(self) -> "TorchModel":
-        """A copy of its own, on the CPU."""
-        module = plain(self.model, self.adapter).cpu().eval()
-        return TorchModel(module, self.tokenizer, self.config.model.max_length, self.labels, self.model.pad)
+        """The same, for texts."""
+        return TorchModel(self.classifier(), self.tokenizer, self.config.model.max_length, self.labels, self.model.pad)
 
 
 class Logits(nn.Module):
