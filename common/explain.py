@@ -105,7 +105,8 @@ def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
     epsilon = plan.epsilon()
     found = most_found(plan, 0.01)
     return [
-        f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one {unit}, over all {plan.steps} steps of the run.",
+        f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one {unit}, over "
+        f"{f'all {plan.steps} steps of the run' if plan.steps > 1 else 'the one release of the run'}.",
         f"Protected: {what}. Against: {claims.adversary(config)}. They know every other {unit}'s part, and have "
         f"unlimited computing power{' but for breaking the secure sum' if config.secure else ''}.",
         f"How well: whoever thinks it a coin toss whether a given {unit} was used can become at most "
