@@ -49,6 +49,9 @@ def compress(
     layers: Annotated[int | None, typer.Option(min=1, help="Keep so many layers, those that matter most.")] = None,
     heads: Annotated[float, typer.Option(min=0, max=0.9, help="Share of attention heads to cut.")] = 0.0,
     ffn: Annotated[float, typer.Option(min=0, max=0.95, help="Share of feed-forward neurons to cut.")] = 0.0,
+    factors: Annotated[
+        float | None, typer.Option(help="Share of each matrix's numbers to keep, as two low-rank factors.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=0, help="Steps of recovery after cutting, 64 texts each.")] = 500,
     max_ms: Annotated[float | None, typer.Option(help="Limit: median milliseconds of one text.")] = None,
     max_mb: Annotated[float | None, typer.Option(help="Limit: MB of the file.")] = None,
@@ -68,7 +71,8 @@ def compress(
     lesson = Lesson(steps=steps) if steps else None
     texts = None if public is None else read_texts(public, text)
     with bar() as tell:
-        make_variants(run, public=texts, layers=layers, heads=heads, neurons=ffn, lesson=lesson, tell=tell)
+        cuts = {"layers": layers, "heads": heads, "neurons": ffn, "factors": factors}
+        make_variants(run, public=texts, **cuts, lesson=lesson, tell=tell)
         limits = Limits(max_ms, max_mb, min_accuracy)
         facts = measure(run, limit=rows, limits=limits, tell=tell)
     print_compression(facts)

@@ -18,6 +18,7 @@ from ...common.types import Rows, Tell
 from ..report import amend_report
 from .distil import Lesson, distil, other_backbone, shallow
 from .exporting import export, quantized
+from .factors import factorise
 from .finished import FinishedRun, TorchModel
 from .prune import keep_layers, layers_of, least_needed_layers, prune
 from .runtime import FACTS, MODEL, VARIANTS, OnnxModel, load_variant
@@ -51,16 +52,20 @@ def make_variants(
     layers: int | None = None,
     heads: float = 0.0,
     neurons: float = 0.0,
+    factors: float | None = None,
     lesson: Lesson | None = None,
     tell: Tell = lambda *_: None,
 ) -> list[str]:
     """Writes variants of a run: its model in float32 and int8; with public text also a pruned one in both.
 
-    layers: how many are kept. heads, neurons: shares that are cut. Returns their names. Raises ConfigError, ModelError.
+    layers: how many are kept. heads, neurons: shares that are cut. factors: share of each matrix's numbers that is left
+    when it becomes two low-rank factors. Returns their names. Raises ConfigError, ModelError.
     """
-    pruned = layers is not None or heads or neurons
+    pruned = layers is not None or heads or neurons or factors is not None
     if pruned and not public:
-        raise ConfigError("--layers, --heads, --ffn: what matters is measured on public text; name it with --public")
+        raise ConfigError(
+            "--layers, --heads, --ffn, --factors: what matters is measured on public text; name it with --public"
+        )
     run = FinishedRun(folder)
     teacher = run.merged()
     place, texts = folder / VARIANTS, run.rows(_PARITY_TEXTS).text
@@ -78,6 +83,10 @@ def make_variants(
             tell("which heads and neurons matter", 0, 1)
             prune(student, public[:512], heads=heads, neurons=neurons)
             parts.append(f"without {100 * heads:g} % of heads, {100 * neurons:g} % of feed-forward neurons")
+        if factors is not None:
+            tell("low-rank factors", 0, 1)
+            factorise(student, public[:512], factors)
+            parts.append(f"matrices as two factors of {100 * factors:g} % of their numbers")
         if lesson is not None:
             distil(teacher, student, public, lesson, tell)
             parts.append(f"taught by the whole model on {len(public):,} public texts")

@@ -16,9 +16,10 @@ from confide.common.models import load_base
 from confide.server.report import read_report
 from confide.server.ship.compress import Limits, make_student, make_variants, measure, recommended
 from confide.server.ship.distil import Lesson, distil, shallow
+from confide.server.ship.factors import factored, factorise
 from confide.server.ship.finished import FinishedRun
 from confide.server.ship.prune import importance, keep_layers, layers_of, least_needed_layers, prune, spread
-from confide.server.ship.runtime import VARIANTS, OnnxModel
+from confide.server.ship.runtime import VARIANTS, OnnxModel, load_variant
 from confide.simulations.run import simulate
 from confide.tests.tiny import run_content, save_data, sentences
 
@@ -171,6 +172,47 @@ def test_pruning_cuts_the_matrices_and_what_nobody_needs_changes_nothing(run: Fi
     np.testing.assert_allclose(model.logits(PUBLIC[:30]), before, rtol=1e-4, atol=1e-5)
     cut = 2 * (3 * (16 * 32 + 16) + 16 * 32 + 32 * 32 + 32 + 32 * 32)  # two layers: q, k, v, joining; both of the FFN
     assert sum(p.numel() for p in model.module.parameters()) == size - cut
+
+
+def test_factors_are_the_best_of_their_rank_for_what_a_layer_is_given() -> None:
+    """Eckart and Young: what is lost is the tail of the singular values of W·L, and no less can be; plain singular
+    values of W lose more where inputs are uneven."""
+    rng = np.random.default_rng(0)
+    uneven = rng.normal(size=(24, 24)) * np.geomspace(1, 0.01, 24)
+    inputs = torch.from_numpy(rng.normal(size=(4000, 24)) @ uneven)
+    layer = nn.Linear(24, 16)
+    moment = inputs.T @ inputs / len(inputs)
+    made = factored(layer, moment, 0.5)
+    first, second = made
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
+    assert first.weight.numel() + second.weight.numel() <= 0.5 * 24 * 16
+    with torch.no_grad():
+        lost = ((layer(inputs.float()) - made(inputs.float())) ** 2).sum(1).mean()
+        weight = layer.weight.double()
+        root = torch.linalg.cholesky(moment)
+        tail = torch.linalg.svdvals(weight @ root)[first.out_features :]
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        plain = (left[:, : first.out_features] * values[: first.out_features]) @ right[: first.out_features]
+        by_plain = ((inputs @ (weight - plain).T) ** 2).sum(1).mean()
+    assert float(lost) == pytest.approx(float((tail**2).sum()), rel=0.02)
+    assert lost < by_plain
+
+
+def test_factors_of_a_model(run: FinishedRun, copy: Path) -> None:
+    whole, model = run.merged(), run.merged()
+    factorise(model, PUBLIC[:64], 0.9)
+    stack = layers_of(model.module)
+    held = sum(p.numel() for name, p in stack.named_parameters() if p.ndim == 2)
+    assert held <= 0.9 * sum(p.numel() for name, p in layers_of(whole.module).named_parameters() if p.ndim == 2)
+    same = whole.logits(PUBLIC).argmax(1) == model.logits(PUBLIC).argmax(1)
+    assert same.mean() > 0.95
+    names = make_variants(copy, public=PUBLIC, factors=0.5)
+    assert names[-2:] == ["pruned-onnx", "pruned-int8"]
+    assert "two factors of 50 % of their numbers" in load_variant(copy / VARIANTS / "pruned-onnx").what
+    for wrong in (0.0, 1.0, float("nan")):
+        with pytest.raises(ConfigError, match="a share above 0 and below 1"):
+            factorise(run.merged(), PUBLIC[:8], wrong)
 
 
 def test_a_student_learns_its_teachers_answers(run: FinishedRun) -> None:
