@@ -20,7 +20,7 @@ from ..common.mechanism import PoissonMechanism
 from ..common.models import FineTuneModel
 from ..common.optimizer import make_optimizer
 from ..common.per_sample import clipped_sum, hooked
-from ..common.types import Adapter, Records, RoundTask, joined
+from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches
 
 _BATCH_COST = 80
 """What a physical batch costs on a CPU beside its tokens, in tokens: MiniLM takes 0.3 ms a token and 25 ms a batch."""
@@ -59,7 +59,7 @@ def train_plain(work: Work, rng: np.random.Generator) -> tuple[Adapter, float]:
     rng: decides the batch order, and which copies of augmented records are taken.
     """
     model = work.model
-    batches = _shuffled_batches(work.indices, work.config.training.physical_batch, rng)
+    batches = shuffled_batches(work.indices, work.config.training.physical_batch, rng)
 
     def step() -> tuple[torch.Tensor, float]:
         batch = next(batches)
@@ -125,17 +125,6 @@ def _drawn_sum(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
         total += clipped_sum(work.model, losses, mechanism.plan.clip)[0].double().cpu().numpy()
     canaries.add(total, drawn[drawn >= len(indices)] - len(indices), mechanism.plan.clip)
     return total
-
-
-def _shuffled_batches(indices: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Epoch after epoch without end; the rest of an epoch that fills no batch starts the next one's first."""
-    pool = np.empty(0, dtype=np.int64)
-    size = min(size, len(indices))
-    while True:
-        if len(pool) < size:
-            pool = np.concatenate([pool, rng.permutation(indices)])
-        yield pool[:size]
-        pool = pool[size:]
 
 
 def _by_length(records: Records, drawn: np.ndarray, size: int, device: torch.device) -> Iterator[np.ndarray]:

@@ -4,7 +4,7 @@ Shapes: N records, B records of a physical batch, T tokens, K classes, d release
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -142,6 +142,17 @@ class Records:
         order = np.argsort(self.lengths(indices), kind="stable")
         parts = np.array_split(indices[order], max(1, -(-len(order) // size)))
         return parts, np.argsort(order, kind="stable")
+
+
+def shuffled_batches(indices: np.ndarray, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Epoch after epoch without end; the rest of an epoch that fills no batch starts the next one's first."""
+    pool = np.empty(0, dtype=np.int64)
+    size = min(size, len(indices))
+    while True:
+        if len(pool) < size:
+            pool = np.concatenate([pool, rng.permutation(indices)])
+        yield pool[:size]
+        pool = pool[size:]
 
 
 def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:

@@ -149,8 +149,9 @@ class _Saver:
     def round_done(self, result: RoundResult, state: Checkpoint) -> None:
         adapter = state.adapter
         if self.lesson is not None:
-            number = result.round
-            adapter = self.lesson.student(adapter, lambda what, *done: self.recorder.progress(what, number, *done))
+            adapter = self.lesson.student(
+                adapter, lambda what, *done: self.recorder.progress(what, result.round, *done)
+            )
         row = result_row(result) | evaluate(self.model, adapter, self.validation, self.watched).metrics
         state.history.append(row)
         best = state.history[state.best_round - 1]["accuracy"] if state.best_round else -1.0

@@ -14,21 +14,17 @@ from ..common.data import read_texts
 from ..common.errors import DataError
 from ..common.mechanism import PrivacyPlan
 from ..common.models import FineTuneModel
-from ..common.noise import l2_sensitivity
+from ..common.noise import from_grid
 from ..common.optimizer import warmed_up
 from ..common.plan import ANSWERS, answer_scale, answers_shape
 from ..common.tasks import inputs_of
-from ..common.types import Adapter, Records, Rows, Tell
+from ..common.types import Adapter, Records, Rows, Tell, shuffled_batches
 from .start import initial_adapter
 
 _WARMUP, _NORM = 0.1, 1.0
 _CLEAR = 2.0
 """standard deviations of the noise on a difference by which the first answer leads the second where it counts as
 decided"""
-
-
-def _quiet(stage: str, done: int, of: int) -> None:
-    """Tells nobody."""
 
 
 class Lesson:
@@ -55,7 +51,7 @@ class Lesson:
         """(M, K): the noised share of all teachers behind each answer."""
         return state[ANSWERS].astype(np.float64) / answer_scale(self._config)
 
-    def student(self, state: Adapter, tell: Tell = _quiet) -> Adapter:
+    def student(self, state: Adapter, tell: Tell = lambda *_: None) -> Adapter:
         """The student's adapter: untaught before the answers are there, and taught once after."""
         start = initial_adapter(self._config, self._model)
         if not state[ANSWERS].any():
@@ -75,11 +71,9 @@ class Lesson:
         trained = list(model.trained.values())
         optimizer, schedule = warmed_up(trained, rate, steps, max(1, round(_WARMUP * steps)))
         wanted = torch.from_numpy(goals).float().to(model.device)
-        rng, queue = np.random.default_rng([config.run.seed, 0x57D]), np.empty(0, dtype=np.int64)
-        for step in range(steps):
-            if len(queue) < config.training.physical_batch:
-                queue = np.concatenate([queue, rng.permutation(len(records))])
-            part, queue = np.split(queue, [config.training.physical_batch])
+        rng = np.random.default_rng([config.run.seed, 0x57D])
+        parts = shuffled_batches(np.arange(len(records)), config.training.physical_batch, rng)
+        for step, part in zip(range(steps), parts, strict=False):
             loss = -(wanted[part] * self._logits(records, part).log_softmax(1)).sum(1).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -111,10 +105,8 @@ class Lesson:
 
 def answer_noise(config: RunConfig, plan: PrivacyPlan) -> float:
     """Standard deviation of the noise on one share of all teachers that every site is there for."""
-    per_sum = plan.noise_multiplier * l2_sensitivity(plan.coordinates) / 2**16 * plan.clip
-    sums = 1.0 if config.privacy.mode == "local" else (config.clients / plan.shares) ** 0.5
-    means = config.clients**0.5 if config.privacy.mode == "local" else 1.0
-    return per_sum * sums / means / plan.denominator / answer_scale(config)
+    of_sum = from_grid(np.sqrt(config.clients * plan.variance / plan.shares), plan.clip)
+    return float(of_sum) / (config.distill.teachers * config.clients) / answer_scale(config)
 
 
 def on_simplex(rows: np.ndarray) -> np.ndarray:

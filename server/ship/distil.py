@@ -18,7 +18,7 @@ from ...common.errors import ConfigError
 from ...common.models import pad_of
 from ...common.optimizer import warmed_up
 from ...common.tasks import load_task
-from ...common.types import Tell
+from ...common.types import Tell, shuffled_batches
 from .finished import TorchModel
 from .prune import keep_layers, layers_of, spread
 
@@ -73,13 +73,10 @@ def distil(teacher: TorchModel, student: TorchModel, texts: list[str], lesson: L
         raise ConfigError("--hidden: teacher and student read other tokens; distil logits alone")
     rise = max(1, round(_WARMUP * lesson.steps))
     optimizer, schedule = warmed_up(student.module.parameters(), lesson.learning_rate, lesson.steps, rise)
-    rng, queue = np.random.default_rng([lesson.seed, 0xD15]), np.empty(0, dtype=np.int64)
+    parts = shuffled_batches(np.arange(len(texts)), lesson.batch, np.random.default_rng([lesson.seed, 0xD15]))
     for p in student.module.parameters():
         p.requires_grad_()
-    for step in range(lesson.steps):
-        if len(queue) < lesson.batch:
-            queue = np.concatenate([queue, rng.permutation(len(texts))])
-        chosen, queue = queue[: lesson.batch], queue[lesson.batch :]
+    for step, chosen in zip(range(lesson.steps), parts, strict=False):
         tokens, mask = student.batch([ids[i] for i in chosen])
         with _noted([layer for _, layer in pairs]) as learned:
             answers = student.module(tokens, mask)
