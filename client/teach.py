@@ -5,18 +5,13 @@ added or removed, it can turn all M answers of that teacher, each by a vector of
 together move by at most √(2M). They are scaled so that this is the clip norm C, and released like a clipped sum.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 
-from ..common.models import FineTuneModel
 from ..common.plan import answer_scale, answers_shape
-from ..common.types import Records, RoundTask, Rows
+from ..common.types import RoundTask, Rows
 from .train import Work, train_plain
-
-_BATCH = 64
 
 
 def dealt(indices: np.ndarray, teachers: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -43,17 +38,6 @@ def answers(work: Work, dealing: np.random.Generator) -> np.ndarray:
         # what a teacher learns depends on its own records and on nobody else's
         rng = np.random.default_rng([work.config.run.seed, 0x7EAC, number])
         train_plain(replace(work, indices=part, task=RoundTask(task.round, model.initial)), rng)
-        counts[np.arange(questions), _said(model, asked)] += 1
+        said = model.scores(asked, np.arange(questions))["predicted"]  # (M,) the class that each question gets
+        counts[np.arange(questions), said] += 1
     return counts.ravel() * answer_scale(work.config)
-
-
-@torch.no_grad()
-def _said(model: FineTuneModel, asked: Records) -> np.ndarray:
-    """(M,) the class that the model, as it is, gives each question."""
-    parts, back = asked.by_length(np.arange(len(asked)), _BATCH)
-    return np.concatenate(list(_predicted(model, asked, parts)))[back]
-
-
-def _predicted(model: FineTuneModel, asked: Records, parts: list[np.ndarray]) -> Iterator[np.ndarray]:
-    for part in parts:
-        yield model.task.score(model.module, model.batch(asked, part))["predicted"]

@@ -344,9 +344,9 @@ def _check_train(config: "RunConfig") -> None:
 def _check_distil(config: "RunConfig") -> None:
     distill, model = config.distill, config.model
     if not config.distils:
-        changed = sorted(distill.model_fields_set - {"public"})
+        changed = [key for key, field in type(distill).model_fields.items() if getattr(distill, key) != field.default]
         _require(
-            not any(getattr(distill, key) != type(distill).model_fields[key].default for key in changed),
+            not changed,
             f"distill.{next(iter(changed), '')}: received without distill.public, the texts that teachers answer; set "
             "it, or remove this",
         )

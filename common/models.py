@@ -163,6 +163,13 @@ class FineTuneModel:
         """(B,) losses of the named records, each a function of its own record; gradients flow."""
         return self.task.record_losses(self.module, self.batch(records, batch))
 
+    @torch.no_grad()
+    def scores(self, records: Records, indices: np.ndarray, size: int = 64) -> dict[str, np.ndarray]:
+        """What the task scores of the named records, one entry each, in their order; batches of `size` by length."""
+        parts, back = records.by_length(indices, size)
+        scores = [self.task.score(self.module, self.batch(records, part)) for part in parts]
+        return {key: np.concatenate([score[key] for score in scores])[back] for key in scores[0]}
+
     def check_reached(self, records: Records) -> None:
         """Raises ModelError when the loss does not depend on a trained array: nothing could be trained then."""
         if not len(records):

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ..common.config import RunConfig
 from ..common.models import FineTuneModel
@@ -50,12 +49,9 @@ def probabilities(model: FineTuneModel, adapter: Adapter, records: Records) -> n
     return _scores(model, adapter, records, np.arange(len(records)), 64)["probabilities"]
 
 
-@torch.no_grad()
 def _scores(
     model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray, batch: int
 ) -> dict[str, np.ndarray]:
     """What the task scores, one entry a record in the order of `indices`."""
     model.set(adapter)
-    parts, back = records.by_length(indices, batch)
-    scores = [model.task.score(model.module, model.batch(records, part)) for part in parts]
-    return {key: np.concatenate([score[key] for score in scores])[back] for key in scores[0]}
+    return model.scores(records, indices, batch)
