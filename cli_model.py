@@ -147,17 +147,19 @@ def predict_(
     out: Annotated[Path | None, typer.Option(help="Where the answers go; otherwise standard output.")] = None,
     format_: Annotated[str | None, typer.Option("--format", help="csv, jsonl or text; otherwise by name.")] = None,
     text: Column = "text",
+    image: Annotated[str, typer.Option(help="Column, or key, of the paths of pictures.")] = "image",
     variant: Annotated[str | None, typer.Option(help="torch, or a variant; otherwise the recommended one.")] = None,
 ) -> None:
     """Answer the rows of a file, one by one, as they come."""
-    from .server.ship.predict import format_of, load, predict_file
+    from .server.ship.predict import Columns, format_of, load, predict_file
     from .simulations.progress import bar
 
     name = format_of(source, format_)
     with bar() as tell:
         model, _ = load(run, variant)
+        columns = Columns(text, image)
         done = predict_file(
-            model, source, out, name, column=text, tell=lambda count: tell(f"{count:,} rows", count, count)
+            model, source, out, name, columns=columns, tell=lambda count: tell(f"{count:,} rows", count, count)
         )
     if out is not None:
         typer.echo(f"{done:,} rows: {out}")
@@ -175,7 +177,7 @@ def serve(
     key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Other machines may send texts without TLS.")] = False,
 ) -> None:
-    """Answer over HTTP and JSON: /predict, /health, and a page for trying a text."""
+    """Answer over HTTP and JSON: /predict, /health, and, for classes of texts, a page for trying one."""
     from .common.errors import ConfigError
     from .server.ship.predict import load
     from .server.ship.serve import Bounds, check_address, make_app

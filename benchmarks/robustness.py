@@ -153,7 +153,9 @@ def wider(scratch: Path) -> Table:
             {
                 "1 of 10 sites lies": ["attack.liars=1"],
                 "2 of 10 lie, Dirichlet 1": ["attack.liars=2", "data.partition.alpha=1.0"],
-                "2 of 10 lie, Dirichlet 0.3": ["attack.liars=2", "data.partition.alpha=0.3"],
+                "2 of 10 lie, Dirichlet 0.3": [
+                    *("attack.liars=2", "data.partition.alpha=0.3", "data.partition.empty=redistribute"),
+                ],
             },
             [],
             telling,
@@ -173,13 +175,18 @@ def wider(scratch: Path) -> Table:
         content["sweep"]["settings"] = settings
         content["sweep"]["defences"]["mixing + trimmed mean"] += defence
         content["sweep"]["attacks"] = {key: content["sweep"]["attacks"][key] for key in attacks}
-        table += _table(content, _place(f"byzantine-{name}", scratch))
+        table += _table(content, _home(scratch) / f"byzantine-{name}")
     return table
+
+
+def _home(scratch: Path) -> Path:
+    """Where what is kept lies."""
+    return Path(os.environ.get("SWEEPS", scratch))
 
 
 def _short(scratch: Path) -> list[str]:
     """Settings of a backbone of the demo's first three layers."""
-    folder = scratch / "three-layers"
+    folder = _home(scratch) / "three-layers"  # a sweep goes on only with the same settings, this path among them
     source = resolve_backbone(DEMO_BACKBONE)
     model = AutoModel.from_pretrained(source)
     model.encoder.layer = model.encoder.layer[:LAYERS]
@@ -193,11 +200,7 @@ def _short(scratch: Path) -> list[str]:
 def _swept(name: str, scratch: Path, settings: list[str]) -> Table:
     """Every defence under every attack."""
     content = load_content(find_recipe("byzantine"), [*settings, f"sweep.seeds={SEEDS}"])
-    return _table(content, _place(name, scratch))
-
-
-def _place(name: str, scratch: Path) -> Path:
-    return Path(os.environ["SWEEPS"]) / name if "SWEEPS" in os.environ else scratch / name
+    return _table(content, _home(scratch) / name)
 
 
 def _table(content: dict[str, Any], folder: Path) -> Table:

@@ -1,4 +1,4 @@
-"""Pictures: read from a column of a table, and the small vision transformer of the demonstration.
+"""Pictures: read from a column of a table, and spoiled copies of them. No torch: `confide predict` may run without it.
 
 A column holds paths (relative to the table's folder) or encoded files as bytes, alone or as the hub's {bytes, path}.
 Pictures are scaled to what the backbone takes when they are read, and stay 8-bit until a batch is made.
@@ -8,17 +8,17 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import torch
 from PIL import Image
-from transformers import PreTrainedModel, ViTConfig, ViTModel
 
 from .errors import DataError, ModelError
 
-DEMO_VIT = "demo:vit"
-_DEMO_SIZE, _DEMO_WIDTH, _DEMO_DEPTH, _DEMO_PATCH = 8, 64, 4, 2
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedModel
+
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _LARGEST = 64 * 2**20
 """pixels; beyond that a file is taken for an attack on memory"""
@@ -37,7 +37,7 @@ class PictureForm:
     """one a channel, of values in [0, 1]"""
 
     @classmethod
-    def of(cls, backbone: PreTrainedModel, path: str) -> "PictureForm":
+    def of(cls, backbone: "PreTrainedModel", path: str) -> "PictureForm":
         """From the backbone's configuration and, if there is one, its preprocessor_config.json. Raises ModelError."""
         config = backbone.config
         size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
@@ -59,26 +59,33 @@ class PictureForm:
         return cls(channels, int(height), int(width), mean, deviation)
 
 
-def read_pictures(table: pa.Table, column: str, source: str, first: int, form: PictureForm) -> np.ndarray:
+def read_pictures(table: "pa.Table", column: str, source: str, first: int, form: PictureForm) -> np.ndarray:
     """(N, C, H, W) uint8. first: the number of the first row, for messages. Raises DataError."""
     folder = Path(source).parent
     result = np.empty((table.num_rows, form.channels, form.height, form.width), dtype=np.uint8)
     for row, value in enumerate(table[column].to_pylist()):
-        content = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
-        where = f"{source}: row {row + first}, column '{column}'"
-        if isinstance(content, str) and content.strip():
-            try:
-                content = (folder / content).read_bytes()
-            except OSError as error:
-                raise DataError(f"{where}: the picture's file cannot be read ({type(error).__name__})") from None
-        if not isinstance(content, bytes) or not content:
-            raise DataError(f"{where}: no picture; expected a path or the bytes of a {', '.join(_FORMATS)} file")
-        result[row] = _decoded(content, form, where)
+        result[row] = read_picture(value, folder, form, f"{source}: row {row + first}, column '{column}'")
     return result
 
 
-def _decoded(content: bytes, form: PictureForm, where: str) -> np.ndarray:
-    """(C, H, W) uint8."""
+def read_picture(value: Any, folder: Path, form: PictureForm, where: str) -> np.ndarray:
+    """(C, H, W) uint8 from a path in `folder`, encoded bytes, or the hub's {bytes, path}.
+
+    Raises DataError, which begins with `where`.
+    """
+    content = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+    if isinstance(content, str) and content.strip():
+        try:
+            content = (folder / content).read_bytes()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{where}: the picture's file cannot be read ({type(error).__name__})") from None
+    if not isinstance(content, bytes) or not content:
+        raise DataError(f"{where}: no picture; expected a path or the bytes of a {', '.join(_FORMATS)} file")
+    return decoded(content, form, where)
+
+
+def decoded(content: bytes, form: PictureForm, where: str) -> np.ndarray:
+    """(C, H, W) uint8 from a file's bytes. Raises DataError."""
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
             if picture.width * picture.height > _LARGEST:
@@ -97,38 +104,6 @@ def as_png(values: np.ndarray) -> bytes:
     target = io.BytesIO()
     Image.fromarray(values).save(target, "PNG")
     return target.getvalue()
-
-
-def demo_vit() -> PreTrainedModel:
-    """A vision transformer of 8 × 8 pixels and 0.2 million weights, drawn from torch's generator: train it whole.
-
-    Its positions are fixed sines, as in Beyer, Zhai and Kolesnikov 2022: nothing outside a layer has to be learned.
-    """
-    config = ViTConfig(
-        hidden_size=_DEMO_WIDTH,
-        num_hidden_layers=_DEMO_DEPTH,
-        num_attention_heads=4,
-        intermediate_size=2 * _DEMO_WIDTH,
-        image_size=_DEMO_SIZE,
-        patch_size=_DEMO_PATCH,
-        num_channels=1,
-    )
-    model = ViTModel(config, add_pooling_layer=False)
-    with torch.no_grad():
-        model.embeddings.cls_token.zero_()
-        positions = model.embeddings.position_embeddings
-        positions.zero_()
-        positions[0, 1:] = _sines(_DEMO_SIZE // _DEMO_PATCH, _DEMO_WIDTH)
-    return model
-
-
-def _sines(side: int, width: int) -> torch.Tensor:
-    """(side², width): sine and cosine of row and column at width / 4 frequencies."""
-    frequencies = 1.0 / 10_000 ** (torch.arange(width // 4) / (width // 4))
-    places = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
-    row = torch.cat([places.sin(), places.cos()], 1).repeat_interleave(side, 0)
-    column = torch.cat([places.sin(), places.cos()], 1).repeat(side, 1)
-    return torch.cat([row, column], 1)
 
 
 def spoiled(pictures: np.ndarray, flip: bool, shift: int, noise: float, rng: np.random.Generator) -> np.ndarray:

@@ -238,12 +238,12 @@ def print_compression(facts: dict[str, Any]) -> None:
     """Every variant, and the one to take."""
     noisy = f">{100 * facts['noise']:g} % spoiled"
     table = _table(
-        f"variants, {facts['rows']} test texts, {facts['threads']} threads",
-        *("variant", ">MB", ">ms, 1 text", ">p95", ">ms, 32 texts", ">p95", ">memory MB", ">accuracy", noisy),
+        f"variants, {facts['rows']} test rows, {facts['threads']} threads",
+        *("variant", ">MB", ">ms, 1 row", ">p95", ">ms, 32 rows", ">p95", ">memory MB", f">{facts['measure']}", noisy),
     )
     for row in facts["variants"]:
         times = [f"{row[key]:.1f}" for key in ("ms_1", "p95_1", "ms_32", "p95_32")]
-        shares = [f"{100 * row[key]:.1f} %" for key in ("accuracy", "noisy")]
+        shares = ["–" if row[key] is None else f"{100 * row[key]:.1f} %" for key in ("accuracy", "noisy")]
         table.add_row(row["name"], f"{row['mb']:.1f}", *times, f"{row['memory_mb']:.0f}", *shares)
     _print(table)
     if facts["recommended"] is None:

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
+from ..backbones import DEMO_VIT
 from ..config import ModelSection
+from ..demo_vit import demo_vit
 from ..errors import ConfigError
-from ..pictures import DEMO_VIT, demo_vit
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 
 Batch = dict[str, torch.Tensor]

@@ -259,7 +259,7 @@ def ways(rows: list[dict[str, Any]]) -> bytes:
 
 
 def variants(facts: dict[str, Any]) -> bytes:
-    """Accuracy against the median time of one text, a bubble a variant, its area the file's size."""
+    """What is measured against the median time of one row, a bubble a variant, its area the file's size."""
     figure, axes = _figure(6.4, 4.0)
     for index, row in enumerate(facts["variants"]):
         best = row["name"] == facts["recommended"]
@@ -272,7 +272,7 @@ def variants(facts: dict[str, Any]) -> bytes:
             edgecolor=_INK if best else "none",
             label=f"{row['name']} ({row['mb']:.0f} MB){', recommended' if best else ''}",
         )
-    axes.set(xlabel="median of one text, ms", ylabel="accuracy")
+    axes.set(xlabel="median of one row, ms", ylabel=facts["measure"])
     axes.set_xlim(left=0)
     axes.margins(y=0.25)
     for handle in axes.legend(fontsize=7, frameon=False, loc="best").legend_handles:

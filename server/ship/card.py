@@ -95,8 +95,9 @@ def export_hub(
     for name in chosen:
         place = out / "onnx" / name
         place.mkdir(parents=True)
-        for file in (MODEL, TOKENIZER, FACTS):
-            shutil.copyfile(folder / VARIANTS / name / file, place / file)
+        for file in (folder / VARIANTS / name).iterdir():
+            if file.name in (MODEL, TOKENIZER, FACTS):
+                shutil.copyfile(file, place / file.name)
     (out / "README.md").write_text(text, encoding="utf-8")
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
@@ -199,11 +200,12 @@ def _robustness(facts: dict[str, Any]) -> list[str]:
 
 def _compression(facts: dict[str, Any], shipped: list[str]) -> list[str]:
     lines = [
-        "| variant | MB | ms, one text | accuracy | with 10 % of letters spoiled | here |",
+        f"| variant | MB | ms, one row | {facts['measure']} | with 10 % of letters spoiled | here |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['name']} | {row['mb']:.1f} | {row['ms_1']:.1f} | {row['accuracy']:.4f} | {row['noisy']:.4f} | "
+        f"| {row['name']} | {row['mb']:.1f} | {row['ms_1']:.1f} | {row['accuracy']:.4f} | "
+        f"{'–' if row['noisy'] is None else format(row['noisy'], '.4f')} | "
         f"{'onnx/' + row['name'] if row['name'] in shipped else '–'} |"
         for row in facts["variants"]
     ]
@@ -211,8 +213,9 @@ def _compression(facts: dict[str, Any], shipped: list[str]) -> list[str]:
 
 
 def _use(task: str, shipped: list[str]) -> list[str]:
+    without = [f"Without torch: `confide predict onnx/{name} rows.csv`" for name in shipped]
     if task.startswith(("image", "regression")):
-        return ["`confide.load_base(folder)` builds the base model, onto which PEFT loads this folder."]
+        return ["`confide.load_base(folder)` builds the base model, onto which PEFT loads this folder.", *without]
     code = [
         "```python",
         "import confide",
@@ -224,7 +227,7 @@ def _use(task: str, shipped: list[str]) -> list[str]:
         'logits = model(**AutoTokenizer.from_pretrained(folder)("a text", return_tensors="pt")).logits',
         "```",
     ]
-    return [*code, *(f"Without torch: `confide predict onnx/{name} rows.csv`" for name in shipped)]
+    return [*code, *without]
 
 
 def _limits(report: dict[str, Any]) -> list[str]:

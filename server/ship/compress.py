@@ -4,16 +4,16 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...common.errors import ConfigError
 from ...common.robustness.perturbations import characters
+from ...common.tasks import load_task
 from ...common.types import Rows, Tell
 from ..report import amend_report
 from .distil import Lesson, distil, other_backbone, shallow
@@ -21,18 +21,16 @@ from .exporting import export, quantized
 from .factors import factorise
 from .finished import FinishedRun, TorchModel
 from .prune import keep_layers, layers_of, least_needed_layers, prune
-from .runtime import FACTS, MODEL, VARIANTS, OnnxModel, load_variant
+from .runtime import CLASSIFIES, FACTS, KINDS, MODEL, VARIANTS, Answering, OnnxModel, load_variant
 
 FULL, INT8 = "onnx", "int8"
 _NOISE = 0.1
 """share of letters spoiled, for the column of robustness"""
-_REPEATS, _WARM, _BATCH, _PARITY_TEXTS = 60, 5, 32, 64
+_REPEATS, _WARM, _BATCH, _PARITY_ROWS = 60, 5, 32, 64
 
 
-class Answers(Protocol):
-    """What is measured."""
-
-    def logits(self, texts: list[str]) -> np.ndarray: ...
+_MEASURES = {"class": ("accuracy", "accuracy"), "tags": ("span F1", "span_f1"), "number": ("R²", "r2")}
+"""what `accuracy` is for a task, by what it gives: its name, and the task's"""
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,11 @@ def make_variants(
         raise ConfigError(
             "--layers, --heads, --ffn, --factors: what matters is measured on public text; name it with --public"
         )
-    run = FinishedRun(folder)
+    run = FinishedRun(folder, *([CLASSIFIES] if pruned else KINDS))
     teacher = run.merged()
-    place, texts = folder / VARIANTS, run.rows(_PARITY_TEXTS).text
+    place, rows = folder / VARIANTS, run.rows(_PARITY_ROWS)
     tell("exporting", 0, 1)
-    names = _pair(teacher, place, "", "LoRA merged", texts)
+    names = _pair(teacher, place, "", "LoRA merged", rows)
     if pruned and public:
         student = teacher.copy()
         parts = []
@@ -90,7 +88,7 @@ def make_variants(
         if lesson is not None:
             distil(teacher, student, public, lesson, tell)
             parts.append(f"taught by the whole model on {len(public):,} public texts")
-        names += _pair(student, place, "pruned-", "pruned: " + "; ".join(parts), texts)
+        names += _pair(student, place, "pruned-", "pruned: " + "; ".join(parts), rows)
     return names
 
 
@@ -113,12 +111,12 @@ def make_student(
     name = f"student-{student}-" if own else f"student-{Path(student).name}-"
     text = f"student ({what}), taught on {len(public):,} texts without labels"
     tell("exporting", 0, 1)
-    return _pair(made, folder / VARIANTS, name, text, run.rows(_PARITY_TEXTS).text)
+    return _pair(made, folder / VARIANTS, name, text, run.rows(_PARITY_ROWS))
 
 
-def _pair(model: TorchModel, place: Path, prefix: str, what: str, texts: list[str]) -> list[str]:
+def _pair(model: TorchModel, place: Path, prefix: str, what: str, rows: Rows) -> list[str]:
     full, small = f"{prefix}{FULL}", f"{prefix}{INT8}"
-    export(model, place / full, full, f"{what}; float32", texts)
+    export(model, place / full, full, f"{what}; float32", rows)
     quantized(place / full, place / small, small, f"{what}; int8 weights")
     return [full, small]
 
@@ -134,7 +132,7 @@ def measure(
 
     limit: test rows for accuracy. Raises ConfigError.
     """
-    run = FinishedRun(folder)
+    run = FinishedRun(folder, *KINDS)
     sample = run.rows(limit)
     names = sorted(path.parent.name for path in (folder / VARIANTS).glob(f"*/{FACTS}"))
     if not names:
@@ -145,22 +143,23 @@ def measure(
     for number, name in enumerate(["torch", *names]):
         tell(f"measuring {name}", number, len(names) + 1)
         own = None if name == "torch" else folder / VARIANTS / name
-        model: Answers = teacher if own is None else OnnxModel(own, threads)
+        model: Answering = teacher if own is None else OnnxModel(own, threads)
         bytes_ = _bytes_of(teacher) if own is None else (own / MODEL).stat().st_size
         rows.append(
             {
                 "name": name,
                 "what": "as trained: LoRA merged, torch" if own is None else load_variant(own).what,
                 "mb": bytes_ / 1e6,
-                **_latency(model.logits, sample.text),
+                **_latency(model, sample),
                 "memory_mb": _memory(folder, name),
-                **_quality(model.logits, sample),
+                **_quality(model, sample),
             }
         )
     facts = {
         "rows": len(sample),
         "threads": threads,
         "noise": _NOISE,
+        "measure": _MEASURES[teacher.kind.gives][0],
         "variants": rows,
         "limits": vars(limits),
         **recommended(rows, limits),
@@ -196,24 +195,41 @@ def _missed(row: dict[str, Any], limits: Limits) -> list[str]:
     return found
 
 
-def _quality(ask: Callable[[list[str]], np.ndarray], sample: Rows) -> dict[str, float]:
-    labels, rng = np.asarray(sample.labels), np.random.default_rng([0, 0xC0])
-    noisy = [characters(text, _NOISE, rng) for text in sample.text]
-    return {
-        "accuracy": float((ask(sample.text).argmax(1) == labels).mean()),
-        "noisy": float((ask(noisy).argmax(1) == labels).mean()),
-    }
+def _quality(model: Answering, sample: Rows) -> dict[str, float | None]:
+    """noisy: with letters spoiled, of one class for a text; None elsewhere."""
+    noisy = None
+    if model.task == CLASSIFIES:
+        rng = np.random.default_rng([0, 0xC0])
+        noisy = _right(model, replace(sample, text=[characters(text, _NOISE, rng) for text in sample.text]))
+    return {"accuracy": _right(model, sample), "noisy": noisy}
 
 
-def _latency(ask: Callable[[list[str]], np.ndarray], texts: list[str]) -> dict[str, float]:
-    """Median and 95th percentile of one text and of a batch of 32, in milliseconds, tokenisation included."""
+def _right(model: Answering, sample: Rows) -> float:
+    """What `_MEASURES` names, as the task itself counts it."""
+    outputs, labels = model.outputs(sample), sample.labels
+    if sample.tags is not None:
+        found, true = (np.empty(len(sample), dtype=object) for _ in range(2))
+        for i, row in enumerate(outputs):
+            read = ~np.isnan(row[:, 0])
+            found[i], true[i] = row[read].argmax(1), sample.tags[i][read]
+    elif model.kind.gives == "number":
+        found, true = np.concatenate(outputs), np.asarray(labels)
+    else:
+        return float((np.stack(outputs).argmax(1) == labels).mean())
+    scores = {"predicted": found, "true": true, "loss": np.zeros(len(sample))}
+    return float(load_task(model.task).metrics(scores, len(model.labels))[0][_MEASURES[model.kind.gives][1]])
+
+
+def _latency(model: Answering, sample: Rows) -> dict[str, float]:
+    """Median and 95th percentile of one row and of a batch of 32, in milliseconds, tokenisation included."""
     found: dict[str, float] = {}
     for size in (1, _BATCH):
         times = []
         for number in range(_WARM + (_REPEATS if size == 1 else _REPEATS // 3)):
-            start = number * size % max(1, len(texts) - size)
+            first = number * size % max(1, len(sample) - size)
+            rows = sample.take(np.arange(first, min(first + size, len(sample))))
             started = time.perf_counter()
-            ask(texts[start : start + size])
+            model.outputs(rows)
             times.append(1000 * (time.perf_counter() - started))
         kept = times[_WARM:]
         found |= {f"ms_{size}": float(np.median(kept)), f"p95_{size}": float(np.quantile(kept, 0.95))}

@@ -2,10 +2,12 @@
 
 import io
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,18 @@ import numpy as np
 import torch
 
 from ...common.errors import ConfigError, ModelError
+from ...common.types import Rows
 from .finished import TorchModel
 from .runtime import FACTS, MODEL, TOKENIZER, OnnxModel, Variant, file_sha256
 
+_INT8 = ["MatMul", "Gemm", "Gather"]
+"""what is kept in int8: matrices and tables; onnxruntime has no quick convolution in int8"""
 PARITY = 1e-3
 """largest difference of a logit, relative to the largest logit, between torch and the float32 export"""
 
 
-def export(model: TorchModel, folder: Path, name: str, what: str, texts: list[str], **facts: Any) -> OnnxModel:
-    """Writes a variant in float32 and compares its logits with the torch model's on `texts`.
+def export(model: TorchModel, folder: Path, name: str, what: str, rows: Rows, **facts: Any) -> OnnxModel:
+    """Writes a variant in float32 and compares its logits with the torch model's on `rows`.
 
     Raises ModelError when they differ by more than `PARITY`, ConfigError without the packages; nothing is left then.
     """
@@ -34,14 +39,26 @@ def export(model: TorchModel, folder: Path, name: str, what: str, texts: list[st
         place = Path(scratch) / name
         place.mkdir()
         _to_onnx(model, place / MODEL)
-        model.tokenizer.save_pretrained(str(place))
-        if not (place / TOKENIZER).is_file():
-            raise ModelError("the backbone's tokenizer has no tokenizer.json, which the export reads")
+        if model.kind.text:
+            model.tokenizer.save_pretrained(str(place))
+            if not (place / TOKENIZER).is_file():
+                raise ModelError("the backbone's tokenizer has no tokenizer.json, which the export reads")
         for other in place.iterdir():
             if other.name not in (MODEL, TOKENIZER):
                 other.unlink()
-        Variant(name, what, model.labels, model.max_length, model.pad, file_sha256(place / MODEL), facts).save(place)
-        wanted, found = model.logits(texts), OnnxModel(place).logits(texts)
+        Variant(
+            name,
+            what,
+            model.labels,
+            model.max_length,
+            model.pad,
+            file_sha256(place / MODEL),
+            model.task,
+            model.size,
+            model.scale,
+            facts,
+        ).save(place)
+        wanted, found = (_flat(asked.outputs(rows)) for asked in (model, OnnxModel(place)))
         apart = float(np.abs(wanted - found).max() / max(1e-6, float(np.abs(wanted).max())))
         if not apart <= PARITY:
             raise ModelError(
@@ -49,6 +66,11 @@ def export(model: TorchModel, folder: Path, name: str, what: str, texts: list[st
             )
         _move(place, folder)
     return OnnxModel(folder)
+
+
+def _flat(outputs: list[np.ndarray]) -> np.ndarray:
+    """All logits; words that are not read count as 0."""
+    return np.nan_to_num(np.concatenate([row.ravel() for row in outputs]))
 
 
 def quantized(source: Path, folder: Path, name: str, what: str, **facts: Any) -> OnnxModel:
@@ -62,25 +84,31 @@ def quantized(source: Path, folder: Path, name: str, what: str, **facts: Any) ->
         place = Path(scratch) / name
         place.mkdir()
         with _quiet():
-            quantize_dynamic(source / MODEL, place / MODEL, weight_type=QuantType.QInt8)
-        (place / TOKENIZER).write_bytes((source / TOKENIZER).read_bytes())
+            quantize_dynamic(source / MODEL, place / MODEL, op_types_to_quantize=_INT8, weight_type=QuantType.QInt8)
+        if (source / TOKENIZER).is_file():
+            shutil.copyfile(source / TOKENIZER, place / TOKENIZER)
         digest = file_sha256(place / MODEL)
-        Variant(name, what, parent.labels, parent.max_length, parent.pad, digest, {**parent.facts, **facts}).save(place)
+        replace(parent, name=name, what=what, sha256=digest, facts={**parent.facts, **facts}).save(place)
         _move(place, folder)
     return OnnxModel(folder)
 
 
 def _to_onnx(model: TorchModel, path: Path) -> None:
-    example = model.batch([[model.pad + 1] * 7, [model.pad + 1] * 5])
-    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    example, free = [], []
+    if model.kind.text:
+        example += model.batch([[model.pad + 1] * 7, [model.pad + 1] * 5])
+        free += [{0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}] * 2
+    if model.kind.pictures and model.size is not None:
+        example.append(torch.zeros(2, *model.size))
+        free.append({0: torch.export.Dim.DYNAMIC})
     with _quiet():
         try:
             program = torch.onnx.export(
                 model.module,
-                example,
+                tuple(example),
                 dynamo=True,
-                dynamic_shapes=(free, free),
-                input_names=["input_ids", "attention_mask"],
+                dynamic_shapes=tuple(free),
+                input_names=model.kind.inputs,
                 output_names=["logits"],
                 external_data=False,
                 verbose=False,
@@ -113,4 +141,5 @@ def _move(place: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FACTS).unlink(missing_ok=True)  # without it the folder is no variant
     for name in (MODEL, TOKENIZER, FACTS):
-        (place / name).replace(folder / name)
+        if (place / name).is_file():
+            (place / name).replace(folder / name)

@@ -18,20 +18,23 @@ from ...common.models import FineTuneModel, model_of, plain
 from ...common.run_folder import CONFIG
 from ...common.types import Adapter, Rows
 from ..report import read_report
-from .runtime import by_length, padded
+from .runtime import CLASSIFIES, Answering, padded
 
 
 class FinishedRun:
-    """A run of a task that gives one class for a whole text, or for a picture."""
+    """A run whose model can be used."""
 
-    def __init__(self, folder: Path, task: str = "sequence-classification") -> None:
-        """Raises ConfigError for a folder without a finished run, or of another task."""
+    def __init__(self, folder: Path, *tasks: str) -> None:
+        """tasks: those that are wanted; none: one class for a text. Raises ConfigError for a folder without a finished
+        run, or of another task."""
+        wanted = tasks or (CLASSIFIES,)
         self.folder = folder
         self.report: dict[str, Any] = read_report(folder)
         self.config: RunConfig = load(folder / CONFIG)
+        if self.config.model.task not in wanted:
+            allowed = ", ".join(f"'{task}'" for task in wanted)
+            raise ConfigError(f"{folder}: a run of task '{self.config.model.task}'; this is for {allowed}")
         self.model: FineTuneModel = model_of(self.config)
-        if self.config.model.task != task:
-            raise ConfigError(f"{folder}: a run of task '{self.config.model.task}'; this is for '{task}'")
         self.adapter: Adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
 
     @property
@@ -52,45 +55,97 @@ class FinishedRun:
         return plain(self.model, self.adapter).cpu().eval()
 
     def merged(self) -> "TorchModel":
-        """The same, for texts."""
-        return TorchModel(self.classifier(), self.tokenizer, self.config.model.max_length, self.labels, self.model.pad)
+        """The same, with what it takes to ask it."""
+        model, config = self.model, self.config
+        form = model.picture
+        return TorchModel(
+            self.classifier(),
+            model.reader,
+            config.model.max_length,
+            self.labels,
+            model.pad,
+            config.model.task,
+            None if form is None else (form.channels, form.height, form.width),
+            config.data.scale,
+        )
 
 
 class Logits(nn.Module):
-    """A classifier that takes ids and mask and returns logits alone: what is exported, explained and distilled."""
+    """A classifier that takes arrays and returns logits alone: what is exported, explained and distilled."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(B, T), (B, T) → (B, K)."""
+        """(B, T), (B, T) → (B, K), or (B, T, K) for tags."""
         return self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-class TorchModel:
-    """Texts → logits by torch."""
+class PictureLogits(Logits):
+    """The same for pictures."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(B, C, H, W), 0 to 255 → (B, K)."""
+        return self.classifier(pixel_values=pixel_values).logits
+
+
+class PictureTextLogits(Logits):
+    """The same for both."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, T), (B, T), (B, C, H, W) → (B, K)."""
+        return self.classifier(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values).logits
+
+
+_MODULES = {(True, False): Logits, (False, True): PictureLogits, (True, True): PictureTextLogits}
+"""by whether a task reads text, and pictures"""
+
+
+class TorchModel(Answering):
+    """Rows → logits by torch."""
 
     def __init__(
         self,
         classifier: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
+        reader: PreTrainedTokenizerBase | None,
         max_length: int,
         labels: list[str],
         pad: int,
+        task: str = CLASSIFIES,
+        size: tuple[int, int, int] | None = None,
+        scale: tuple[float, float] | None = None,
     ) -> None:
-        self.module = Logits(classifier).eval()
-        self.tokenizer = tokenizer
+        self.task, self.labels, self.pad, self.size, self.scale = task, labels, pad, size, scale
+        self.module = _MODULES[self.kind.text, self.kind.pictures](classifier).eval()
+        self.reader = reader
         self.max_length = max_length
-        self.labels = labels
-        self.pad = pad
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Raises ConfigError for a model of pictures alone."""
+        if self.reader is None:
+            raise ConfigError("a model that reads pictures alone has no tokenizer")
+        return self.reader
 
     def copy(self) -> "TorchModel":
+        """For one class for a text."""
         classifier = copy.deepcopy(self.module.classifier)
-        return TorchModel(classifier, self.tokenizer, self.max_length, self.labels, self.pad)
+        return TorchModel(classifier, self.reader, self.max_length, self.labels, self.pad)
+
+    def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
+        split = self.kind.gives == "tags"
+        given = [text.split() for text in texts] if split else list(texts)
+        encoded = self.tokenizer(
+            given, is_split_into_words=split, truncation=True, max_length=self.max_length, padding=False
+        )
+        ids = encoded["input_ids"]
+        return ids, [encoded.word_ids(number) for number in range(len(ids))] if split else []
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), truncation=True, max_length=self.max_length, padding=False)["input_ids"]
+        return self.pieces(texts)[0]
 
     def batch(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T) tokens and mask."""
@@ -98,6 +153,5 @@ class TorchModel:
         return torch.from_numpy(tokens), torch.from_numpy(mask)
 
     @torch.no_grad()
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, K) float32, batched by length."""
-        return by_length(self.ids(texts), lambda part: self.module(*self.batch(part)).numpy(), len(self.labels))
+    def run(self, inputs: list[np.ndarray]) -> np.ndarray:
+        return self.module(*map(torch.from_numpy, inputs)).numpy()

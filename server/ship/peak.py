@@ -8,18 +8,17 @@ import resource
 import sys
 from pathlib import Path
 
-_TEXTS = ["a text of some words"] * 32
+from .runtime import KINDS, VARIANTS, OnnxModel
 
 
 def main(folder: Path, name: str) -> None:
     if name == "torch":
         from .finished import FinishedRun
 
-        FinishedRun(folder).merged().logits(_TEXTS)
+        model = FinishedRun(folder, *KINDS).merged()
     else:
-        from .runtime import VARIANTS, OnnxModel
-
-        OnnxModel(folder / VARIANTS / name).logits(_TEXTS)
+        model = OnnxModel(folder / VARIANTS / name)
+    model.outputs(model.example(32))
     sys.stdout.write(json.dumps({"mb": _peak()}))
 
 

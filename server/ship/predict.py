@@ -1,10 +1,15 @@
-"""`confide predict`: rows in, rows out with an answer each; a file of any length passes through in batches."""
+"""`confide predict`: rows in, rows out with an answer each; a file of any length passes through in batches.
+
+What a row must have, and what it gets, goes by the task: a text, a picture's path, or both; a class, a tag for each
+word, a number, or a continuation.
+"""
 
 import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
@@ -12,7 +17,9 @@ from typing import Any, Literal, Protocol, TextIO
 import numpy as np
 
 from ...common.errors import ConfigError, DataError
-from .runtime import FACTS, VARIANTS, OnnxModel, softmax
+from ...common.pictures import PictureForm, read_picture
+from ...common.types import Rows
+from .runtime import FACTS, KINDS, VARIANTS, Kind, OnnxModel
 
 Format = Literal["csv", "jsonl", "text"]
 PREDICTED, PROBABILITY = "predicted", "probability"
@@ -21,12 +28,29 @@ _BATCH, _LONGEST = 64, 1 << 20
 
 
 class Model(Protocol):
-    """What answers texts."""
+    """What answers rows: `Answering`, or `Writer`."""
+
+    task: str
+    labels: list[str]
 
     @property
-    def labels(self) -> list[str]: ...
+    def kind(self) -> Kind: ...
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray: ...
+    @property
+    def form(self) -> PictureForm | None: ...
+
+    def answers(self, rows: Rows) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a row has what a model reads."""
+
+    text: str = "text"
+    image: str = "image"
+
+    def of(self, kind: Kind) -> list[str]:
+        return [*([self.text] if kind.text else []), *([self.image] if kind.pictures else [])]
 
 
 def load(folder: Path, variant: str | None = None, threads: int | None = None) -> tuple[Model, str]:
@@ -42,8 +66,10 @@ def load(folder: Path, variant: str | None = None, threads: int | None = None) -
     name: str = variant or (read_report(folder).get("compression") or {}).get("recommended") or "torch"
     if name == "torch":
         from .finished import FinishedRun
+        from .writer import TASK, Writer
 
-        return FinishedRun(folder).merged(), name
+        run = FinishedRun(folder, *KINDS, TASK)
+        return Writer(run) if run.config.model.task == TASK else run.merged(), name
     if not (folder / VARIANTS / name / FACTS).is_file():
         known = sorted(path.parent.name for path in (folder / VARIANTS).glob(f"*/{FACTS}"))
         raise ConfigError(f"--variant: received '{name}'; allowed: {', '.join(['torch', *known])}")
@@ -64,7 +90,7 @@ def predict_file(
     out: Path | None,
     format_: Format,
     *,
-    column: str = "text",
+    columns: Columns = Columns(),
     tell: Callable[[int], None] = lambda _: None,
 ) -> int:
     """source: a file, or - for standard input. out: a new file, there only when all rows have been answered; None:
@@ -76,11 +102,11 @@ def predict_file(
         with ExitStack() as stack:
             lines = sys.stdin if source == "-" else stack.enter_context(_open(source))
             if out is None:
-                return predict(model, lines, sys.stdout, format_, column=column, source=name, tell=tell)
+                return predict(model, lines, sys.stdout, format_, columns=columns, source=source, tell=tell)
             partial = out.with_name(f"{out.name}.partial")
             stack.callback(partial.unlink, missing_ok=True)
             with partial.open("w", newline="", encoding="utf-8") as target:
-                done = predict(model, lines, target, format_, column=column, source=name, tell=tell)
+                done = predict(model, lines, target, format_, columns=columns, source=source, tell=tell)
             partial.replace(out)
             return done
     except UnicodeDecodeError:
@@ -100,22 +126,28 @@ def predict(
     out: TextIO,
     format_: Format,
     *,
-    column: str = "text",
-    source: str = "standard input",
+    columns: Columns = Columns(),
+    source: str = "-",
     tell: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Writes each row with its class and that class' probability, in order; returns how many.
+    """Writes each row with its answer, in order; returns how many.
 
-    `text` gives csv with columns text, predicted, probability. Raises DataError, which names the line and no content.
+    An answer is `predicted`, and for classes and tags `probability`, of tags the least. A row of format `text` is one
+    line, and comes out as csv. Pictures are paths from the source's folder. Raises ConfigError, DataError, which names
+    the line and no content.
     """
-    records = _records(lines, format_, column, source)
+    wanted = columns.of(model.kind)
+    if format_ == "text" and len(wanted) > 1:
+        raise ConfigError(f"--format: received 'text'; the model reads {' and '.join(wanted)}; give csv or jsonl")
+    name = "standard input" if source == "-" else source
+    folder = Path() if source == "-" else Path(source).parent
+    records = _records(lines, format_, wanted, name)
     writer: Any = None
     done = 0
     while part := list(islice(records, _BATCH)):
-        probabilities = softmax(model.logits([str(record[column]) for record in part]))
-        for record, row in zip(part, probabilities, strict=True):
-            best = int(row.argmax())
-            full = {**record, PREDICTED: model.labels[best], PROBABILITY: round(float(row[best]), 6)}
+        rows = _rows(part, model, columns, folder, f"{name}: row", done + 1)
+        for record, answer in zip(part, model.answers(rows), strict=True):
+            full = {**record, **_as_columns(answer, joined=format_ != "jsonl")}
             if format_ == "jsonl":
                 out.write(json.dumps(full, ensure_ascii=False) + "\n")
                 continue
@@ -131,18 +163,44 @@ def predict(
     return done
 
 
-def _records(lines: TextIO, format_: Format, column: str, source: str) -> Iterator[dict[str, Any]]:
+def _rows(records: list[dict[str, Any]], model: Model, columns: Columns, folder: Path, where: str, first: int) -> Rows:
+    """What the model reads of records. first: the number of the first, for messages."""
+    texts = [str(record[columns.text]) if model.kind.text else "" for record in records]
+    pictures = None
+    if model.form is not None:
+        pictures = np.stack(
+            [
+                read_picture(record[columns.image], folder, model.form, f"{where} {number}, column '{columns.image}'")
+                for number, record in enumerate(records, start=first)
+            ]
+        )
+    return Rows("rows", texts, pictures=pictures)
+
+
+def _as_columns(answer: dict[str, Any], *, joined: bool) -> dict[str, Any]:
+    """An answer of `Model.answers` as fields of a row. joined: tags as one text, a word's after the other's."""
+    if "label" in answer:
+        return {PREDICTED: answer["label"], PROBABILITY: answer["probability"]}
+    if "number" in answer:
+        return {PREDICTED: answer["number"]}
+    if "continuation" in answer:
+        return {PREDICTED: answer["continuation"]}
+    least = min((p for p in answer["probabilities"] if p is not None), default=None)
+    return {PREDICTED: " ".join(answer["tags"]) if joined else answer["tags"], PROBABILITY: least}
+
+
+def _records(lines: TextIO, format_: Format, columns: list[str], source: str) -> Iterator[dict[str, Any]]:
     if format_ == "text":
         for line in lines:
             if line.strip():
-                yield {column: line.rstrip("\n")}
+                yield {columns[0]: line.rstrip("\n")}
         return
     if format_ == "jsonl":
-        yield from _json_rows(lines, column, source)
+        yield from _json_rows(lines, columns, source)
         return
     csv.field_size_limit(_LONGEST)
     rows = csv.DictReader(lines, strict=True)
-    _check_columns(rows.fieldnames or [], column, source)
+    _check_columns(rows.fieldnames or [], columns, source)
     while True:
         try:
             record = next(rows, None)
@@ -155,7 +213,7 @@ def _records(lines: TextIO, format_: Format, column: str, source: str) -> Iterat
         yield record
 
 
-def _json_rows(lines: Iterable[str], column: str, source: str) -> Iterator[dict[str, Any]]:
+def _json_rows(lines: Iterable[str], columns: list[str], source: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -163,17 +221,21 @@ def _json_rows(lines: Iterable[str], column: str, source: str) -> Iterator[dict[
             record = json.loads(line)
         except (ValueError, RecursionError):
             raise DataError(f"{source}: line {number}: not valid JSON; one object a line is expected") from None
-        if not isinstance(record, dict) or not isinstance(record.get(column), str):
-            raise DataError(f"{source}: line {number}: no text under '{column}'; name its key with --text")
+        for column in columns:
+            if not isinstance(record, dict) or not isinstance(record.get(column), str):
+                raise DataError(
+                    f"{source}: line {number}: no text under '{column}'; name its key with --text, or --image"
+                )
         for taken in (PREDICTED, PROBABILITY):
             if taken in record:
                 raise DataError(f"{source}: line {number}: has '{taken}' already; rename it")
         yield record
 
 
-def _check_columns(names: Sequence[str], column: str, source: str) -> None:
-    if column not in names:
-        raise DataError(f"{source}: column '{column}' is missing; there are: {', '.join(names) or 'none'}")
+def _check_columns(names: Sequence[str], columns: list[str], source: str) -> None:
+    for column in columns:
+        if column not in names:
+            raise DataError(f"{source}: column '{column}' is missing; there are: {', '.join(names) or 'none'}")
     for taken in (PREDICTED, PROBABILITY):
         if taken in names:
             raise DataError(f"{source}: column '{taken}' is there already; rename it")

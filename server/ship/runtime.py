@@ -1,23 +1,54 @@
-"""A variant of a finished model that runs on onnxruntime: a folder with model.onnx, tokenizer.json and variant.json.
+"""What a finished model is asked and answers, and a variant of it that runs on onnxruntime: a folder with model.onnx,
+variant.json and, where it reads text, tokenizer.json.
 
 No torch, no transformers: what a small machine needs to answer is numpy, tokenizers and onnxruntime.
 """
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ...common.errors import ConfigError
+from ...common.pictures import PictureForm
+from ...common.types import Rows
 
 VARIANTS = "variants"
 """folder of a run that holds a folder for each"""
 MODEL, TOKENIZER, FACTS = "model.onnx", "tokenizer.json", "variant.json"
+CLASSIFIES = "sequence-classification"
+UNREAD = "?"
+"""the tag of a word beyond what the model reads"""
 _BATCH = 64
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What models of a task take and give."""
+
+    gives: Literal["class", "tags", "number", "continuation"]
+    text: bool = True
+    pictures: bool = False
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the model's arguments, in their order."""
+        return [*(["input_ids", "attention_mask"] if self.text else []), *(["pixel_values"] if self.pictures else [])]
+
+
+KINDS = {
+    CLASSIFIES: Kind("class"),
+    "token-classification": Kind("tags"),
+    "regression": Kind("number"),
+    "image-classification": Kind("class", text=False, pictures=True),
+    "image-text-classification": Kind("class", pictures=True),
+}
+"""Tasks whose models can be exported."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +64,11 @@ class Variant:
     pad: int
     sha256: str
     """of model.onnx"""
+    task: str = CLASSIFIES
+    size: tuple[int, int, int] | None = None
+    """channels, height and width of a picture"""
+    scale: tuple[float, float] | None = None
+    """`regression`: mean and standard deviation of the numbers that it was taught in"""
     facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -55,12 +91,95 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class OnnxModel:
-    """Texts → logits, on a number of threads."""
+class Answering(ABC):
+    """A model that answers rows. Its five attributes are those of `Variant`."""
+
+    task: str
+    labels: list[str]
+    pad: int
+    size: tuple[int, int, int] | None
+    scale: tuple[float, float] | None
+
+    @abstractmethod
+    def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
+        """The token ids of each text, and for `token-classification` the number of each token's word."""
+
+    @abstractmethod
+    def run(self, inputs: list[np.ndarray]) -> np.ndarray:
+        """The logits of a batch; inputs: what `Kind.inputs` names, padded."""
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.task]
+
+    @property
+    def form(self) -> PictureForm | None:
+        """What pictures are scaled to when they are read; None where none are."""
+        return None if self.size is None else PictureForm(*self.size)
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, K) float32; for tasks that give one class for a text."""
+        return np.stack(self.outputs(Rows("texts", list(texts))))
+
+    def outputs(self, rows: Rows) -> list[np.ndarray]:
+        """For each row (K,) logits, (W, K) of its words, NaN where one is not read, or a number (1,)."""
+        ids, words = self.pieces(rows.text) if self.kind.text else ([[] for _ in rows.text], [])
+        found: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(ids)
+        order = np.argsort([len(one) for one in ids], kind="stable")
+        for start in range(0, len(order), _BATCH):
+            part = order[start : start + _BATCH]
+            inputs = list(padded([ids[i] for i in part], self.pad)) if self.kind.text else []
+            if self.kind.pictures and rows.pictures is not None:
+                inputs.append(rows.pictures[part].astype(np.float32))
+            for i, row in zip(part, self.run(inputs), strict=True):
+                found[i] = row if self.kind.gives != "tags" else by_word(row, words[i], len(rows.text[i].split()))
+        return found
+
+    def answers(self, rows: Rows) -> list[dict[str, Any]]:
+        """For each row, by what the task gives:
+
+        a class: label, probability, probabilities (of each class);
+        tags: words, tags (`UNREAD` for a word that the model does not read), probabilities (of those tags);
+        a number: number.
+        """
+        outputs = self.outputs(rows)
+        if self.kind.gives == "class":
+            return [self._class(row) for row in softmax(np.stack(outputs))]
+        if self.kind.gives == "tags":
+            return [self._tags(text.split(), row) for text, row in zip(rows.text, outputs, strict=True)]
+        mean, deviation = self.scale or (0.0, 1.0)
+        return [{"number": float(row.item()) * deviation + mean} for row in outputs]
+
+    def _class(self, row: np.ndarray) -> dict[str, Any]:
+        best = int(row.argmax())
+        probabilities = {label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)}
+        return {
+            "label": self.labels[best],
+            "probability": probabilities[self.labels[best]],
+            "probabilities": probabilities,
+        }
+
+    def _tags(self, words: list[str], logits: np.ndarray) -> dict[str, Any]:
+        read = ~np.isnan(logits[:, 0])
+        rows = softmax(np.nan_to_num(logits))
+        tags = [self.labels[i] if there else UNREAD for i, there in zip(rows.argmax(1), read, strict=True)]
+        shares = [round(float(p), 6) if there else None for p, there in zip(rows.max(1), read, strict=True)]
+        return {"words": words, "tags": tags, "probabilities": shares}
+
+    def example(self, count: int) -> Rows:
+        """Rows for trying it out."""
+        pictures = None if self.size is None else np.zeros((count, *self.size), dtype=np.uint8)
+        return Rows("examples", ["a text of some words"] * count, pictures=pictures)
+
+
+class OnnxModel(Answering):
+    """A variant, on a number of threads."""
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         """Raises ConfigError."""
         self.variant = load_variant(folder)
+        self.task, self.labels, self.pad = self.variant.task, self.variant.labels, self.variant.pad
+        self.size, self.scale = self.variant.size, self.variant.scale
         try:
             import onnxruntime
             from tokenizers import Tokenizer
@@ -71,31 +190,27 @@ class OnnxModel:
         if threads is not None:
             options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.variant.max_length)
+        if self.kind.text:
+            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(self.variant.max_length)
 
-    @property
-    def labels(self) -> list[str]:
-        return self.variant.labels
+    def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
+        split = self.kind.gives == "tags"
+        given = [text.split() for text in texts] if split else list(texts)
+        encoded = self._tokenizer.encode_batch(given, is_pretokenized=split)
+        return [one.ids for one in encoded], [one.word_ids for one in encoded] if split else []
 
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, K) float32, batched by length."""
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        return by_length(ids, self._run, len(self.labels))
-
-    def _run(self, ids: list[list[int]]) -> np.ndarray:
-        tokens, mask = padded(ids, self.variant.pad)
-        return np.asarray(self._session.run(None, {"input_ids": tokens, "attention_mask": mask})[0])
+    def run(self, inputs: list[np.ndarray]) -> np.ndarray:
+        return np.asarray(self._session.run(None, dict(zip(self.kind.inputs, inputs, strict=True)))[0])
 
 
-def by_length(ids: list[list[int]], run, classes: int) -> np.ndarray:
-    """(N, K): `run` on batches of similar length, its answers in the order of `ids`."""
-    result = np.zeros((len(ids), classes), dtype=np.float32)
-    order = np.argsort([len(one) for one in ids], kind="stable")
-    for start in range(0, len(order), _BATCH):
-        part = order[start : start + _BATCH]
-        result[part] = run([ids[i] for i in part])
+def by_word(logits: np.ndarray, words: list[int | None], count: int) -> np.ndarray:
+    """(T, K) of tokens → (count, K) of words, each that of its first token; words: the number of each token's word."""
+    result = np.full((count, logits.shape[1]), np.nan, dtype=np.float32)
+    for place in range(len(words) - 1, -1, -1):
+        if (word := words[place]) is not None:
+            result[word] = logits[place]
     return result
 
 

@@ -2,22 +2,25 @@
 
 ::
 
-    GET  /health    {"status": "ok", "model": …, "variant": …, "labels": […]}
-    POST /predict   {"texts": ["…", …]} → {"predictions": [{"label": …, "probability": …, "probabilities": {…}}, …]}
+    GET  /health    {"status": "ok", "model": …, "variant": …, "task": …, "labels": […]}
+    POST /predict   {"texts": ["…", …]} → {"predictions": [{"label": …, "probability": …, "probabilities": {…}}, …]};
+                    a model of pictures reads "images", files in base64, instead, or as many of both; predictions are
+                    those of `Answering.answers`
     POST /explain   {"text": "…"} → {"words": […], "scores": […], "label": …, "probability": …, "delta": …}
-    GET  /          a page for trying a text
+    GET  /          a page for trying a text, where the model gives one class for it
 
-Texts of waiting requests are answered together. Everything has a limit: bytes and seconds of a body, texts of a
-request, letters of a text, texts that wait, and requests a second of one address. No text is written to any log.
+Rows of waiting requests are answered together. Everything has a limit: bytes and seconds of a body, rows of a
+request, letters of a text, rows that wait, and requests a second of one address. No text is written to any log.
 """
 
 import asyncio
+import base64
 import ipaddress
 import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -28,12 +31,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...common.errors import ConfideError, ConfigError
+from ...common.pictures import PictureForm, decoded
+from ...common.types import Rows
 from .predict import Model
-from .runtime import softmax
+from .runtime import CLASSIFIES
 
 Explain = Callable[[str], dict[str, Any]]
 _TOGETHER = 64
-"""texts of one pass through the model"""
+"""rows of one pass through the model"""
+_PICTURED = 16
+"""times as many bytes for requests with pictures"""
 _SAFE = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -52,13 +59,13 @@ class Bounds:
     """What a request may ask for."""
 
     body: int = 256 * 1024
-    """bytes"""
+    """bytes; of a model that reads pictures sixteen times as many"""
     seconds: float = 10.0
     """until a body is there"""
-    texts: int = 64
+    rows: int = 64
     letters: int = 10_000
     waiting: int = 2000
-    """texts that wait for an answer; more are told to come back"""
+    """rows that wait for an answer; more are told to come back"""
     rate: float = 1000.0
     """requests a second of one address, and as many at once"""
 
@@ -90,20 +97,29 @@ class Rates:
         return left >= 1
 
 
+@dataclass(frozen=True)
+class Row:
+    """What is asked."""
+
+    text: str = ""
+    picture: np.ndarray | None = None
+    """(C, H, W) uint8"""
+
+
 class Together:
-    """Answers texts of all waiting requests in one pass after the other, in a thread."""
+    """Answers rows of all waiting requests in one pass after the other, in a thread."""
 
     def __init__(self, model: Model, waiting: int) -> None:
         self._model = model
-        self._queue: asyncio.Queue[tuple[str, asyncio.Future[np.ndarray]]] = asyncio.Queue(waiting)
+        self._queue: asyncio.Queue[tuple[Row, asyncio.Future[dict[str, Any]]]] = asyncio.Queue(waiting)
 
-    async def ask(self, texts: list[str]) -> list[np.ndarray]:
-        """(K,) probabilities of each. Raises RefusedError when too many wait."""
-        if self._queue.maxsize - self._queue.qsize() < len(texts):
-            raise RefusedError(503, "too many texts are waiting; come back in a moment")
-        answers = [asyncio.get_running_loop().create_future() for _ in texts]
-        for text, answer in zip(texts, answers, strict=True):
-            self._queue.put_nowait((text, answer))
+    async def ask(self, rows: list[Row]) -> list[dict[str, Any]]:
+        """The answer to each. Raises RefusedError when too many wait."""
+        if self._queue.maxsize - self._queue.qsize() < len(rows):
+            raise RefusedError(503, "too many rows are waiting; come back in a moment")
+        answers = [asyncio.get_running_loop().create_future() for _ in rows]
+        for row, answer in zip(rows, answers, strict=True):
+            self._queue.put_nowait((row, answer))
         return await asyncio.gather(*answers)
 
     async def run(self) -> None:
@@ -112,25 +128,32 @@ class Together:
             taken = [await self._queue.get()]
             while len(taken) < _TOGETHER and not self._queue.empty():
                 taken.append(self._queue.get_nowait())
-            wanted = [(text, answer) for text, answer in taken if not answer.done()]  # whoever left wants none
+            wanted = [(row, answer) for row, answer in taken if not answer.done()]  # whoever left wants none
             if not wanted:
                 continue
             try:
-                rows = softmax(await asyncio.to_thread(self._model.logits, [text for text, _ in wanted]))
+                found = await asyncio.to_thread(self._answers, [row for row, _ in wanted])
             except Exception as error:
                 for _, answer in wanted:
                     if not answer.done():
                         answer.set_exception(RefusedError(500, f"the model failed: {type(error).__name__}"))
                 continue
-            for (_, answer), row in zip(wanted, rows, strict=True):
+            for (_, answer), one in zip(wanted, found, strict=True):
                 if not answer.done():
-                    answer.set_result(row)
+                    answer.set_result(one)
+
+    def _answers(self, rows: list[Row]) -> list[dict[str, Any]]:
+        pictures = [row.picture for row in rows if row.picture is not None]
+        return self._model.answers(
+            Rows("rows", [row.text for row in rows], pictures=np.stack(pictures) if pictures else None)
+        )
 
 
 def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Explain | None = None) -> Starlette:
     """explain: a text → its map; None: /explain is not there."""
     together, rates = Together(model, bounds.waiting), Rates(bounds.rate)
     explaining = asyncio.Semaphore(1)
+    limit = replace(bounds, body=_PICTURED * bounds.body) if model.kind.pictures else bounds
 
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
@@ -143,22 +166,15 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
                 await task
 
     async def health(_: Request) -> Response:
-        facts = {"model": name, "variant": variant, "labels": model.labels, "explains": explain is not None}
-        return JSONResponse({"status": "ok", **facts})
+        facts = {"model": name, "variant": variant, "task": model.task, "labels": model.labels}
+        return JSONResponse({"status": "ok", **facts, "explains": explain is not None})
 
     async def predict(request: Request) -> Response:
-        texts = (await _body(request, bounds)).get("texts")
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise RefusedError(422, 'expected {"texts": ["…", …]}, one text or more')
-        if len(texts) > bounds.texts:
-            raise RefusedError(422, f"{len(texts)} texts received; allowed: {bounds.texts} in a request")
-        for text in texts:
-            _check_text(text, bounds)
-        rows = await together.ask(texts)
-        return JSONResponse({"predictions": [_as_json(model.labels, row) for row in rows]})
+        rows = await asyncio.to_thread(_asked, await _body(request, limit), model, bounds)
+        return JSONResponse({"predictions": await together.ask(rows)})
 
     async def explain_(request: Request) -> Response:
-        text = (await _body(request, bounds)).get("text")
+        text = (await _body(request, limit)).get("text")
         if not isinstance(text, str):
             raise RefusedError(422, 'expected {"text": "…"}')
         _check_text(text, bounds)
@@ -195,7 +211,7 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         Route("/health", guarded(health)),
         Route("/predict", guarded(predict), methods=["POST"]),
         Route("/explain", guarded(explain_), methods=["POST"]),
-        *(Route(path, guarded(static)) for path in _STATIC),
+        *(Route(path, guarded(static)) for path in (_STATIC if model.task == CLASSIFIES else ())),
     ]
     return Starlette(routes=routes, lifespan=life)
 
@@ -234,10 +250,36 @@ def _check_text(text: str, bounds: Bounds) -> None:
         raise RefusedError(422, "a text with half a character (a lone surrogate) was received") from None
 
 
-def _as_json(labels: list[str], row: np.ndarray) -> dict[str, Any]:
-    best = int(row.argmax())
-    probabilities = {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)}
-    return {"label": labels[best], "probability": probabilities[labels[best]], "probabilities": probabilities}
+def _asked(content: dict[str, Any], model: Model, bounds: Bounds) -> list[Row]:
+    """The rows of a request to /predict. Raises RefusedError."""
+    wanted = [*(["texts"] if model.kind.text else []), *(["images"] if model.kind.pictures else [])]
+    given: list[list[str]] = [value for name in wanted if isinstance(value := content.get(name), list)]
+    if len(given) < len(wanted) or not all(v and all(isinstance(one, str) for one in v) for v in given):
+        expected = ", ".join(f'"{name}": ["…", …]' for name in wanted)
+        files = ", files in base64" if model.kind.pictures else ""
+        raise RefusedError(422, f"expected {{{expected}}}, one or more{files}")
+    count = len(given[0])
+    if count > bounds.rows:
+        raise RefusedError(422, f"{count} {wanted[0]} received; allowed: {bounds.rows} in a request")
+    if len(given[-1]) != count:
+        raise RefusedError(422, f"{count} texts and {len(given[-1])} images received; give one for each")
+    texts = given[0] if model.kind.text else [""] * count
+    if model.kind.text:
+        for text in texts:
+            _check_text(text, bounds)
+    if model.form is None:
+        return [Row(text) for text in texts]
+    return [Row(text, _picture(image, model.form)) for text, image in zip(texts, given[-1], strict=True)]
+
+
+def _picture(image: str, form: PictureForm) -> np.ndarray:
+    """(C, H, W) uint8."""
+    try:
+        return decoded(base64.b64decode(image, validate=True), form, "an image")
+    except ValueError:
+        raise RefusedError(422, "an image that is not valid base64 was received") from None
+    except ConfideError as error:
+        raise RefusedError(422, str(error)) from None
 
 
 def _refusal(refused: RefusedError) -> Response:

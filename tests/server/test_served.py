@@ -20,25 +20,30 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from confide.common.errors import ConfigError, DataError
-from confide.server.ship.predict import Format, format_of, predict, predict_file
+from confide.server.ship.predict import Columns, Format, format_of, predict, predict_file
+from confide.server.ship.runtime import Answering
 from confide.server.ship.serve import Bounds, Rates, check_address, make_app
 
-LABELS = ["negative", "positive"]
+LABELS, TASK = ["negative", "positive"], "sequence-classification"
 
 
-class Counting:
+class Counting(Answering):
     """Positive when a text is long; fails on one word."""
 
-    labels = LABELS
+    task, labels, pad, size, scale = TASK, LABELS, 0, None, None
 
     def __init__(self) -> None:
         self.passes: list[int] = []
 
-    def logits(self, texts) -> np.ndarray:
-        self.passes.append(len(texts))
+    def pieces(self, texts):
         if "crash" in texts:
             raise RuntimeError("a secret of the model")
-        return np.array([[0.0, len(text) - 8.0] for text in texts], dtype=np.float32)
+        return [[len(text)] for text in texts], []
+
+    def run(self, inputs):
+        lengths = inputs[0][:, 0]
+        self.passes.append(len(lengths))
+        return np.stack([0.0 * lengths, lengths - 8.0], axis=1).astype(np.float32)
 
 
 def answered(text: str, format_: Format, **more) -> str:
@@ -54,7 +59,7 @@ def test_rows_keep_their_order_and_their_columns() -> None:
     assert all(row["predicted"] == LABELS[len(row["text"]) > 8] for row in rows)
     assert float(rows[0]["probability"]) == pytest.approx(1 / (1 + np.exp(-8)), abs=1e-5)
     given = '{"body": "short", "n": 1}\n\n{"body": "long enough", "n": 2}\n'
-    found = [json.loads(line) for line in answered(given, "jsonl", column="body").splitlines()]
+    found = [json.loads(line) for line in answered(given, "jsonl", columns=Columns(text="body")).splitlines()]
     assert [(row["n"], row["predicted"]) for row in found] == [(1, "negative"), (2, "positive")]
     assert answered("short\n\nlong enough, quite\n", "text").splitlines()[2].startswith('"long enough, quite",positive')
 
@@ -114,7 +119,14 @@ def test_texts_are_answered_with_every_probability(client) -> None:
     assert [one["label"] for one in found] == ["negative", "positive"]
     assert all(sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-5) for one in found)
     facts = client.get("/health").json()
-    assert facts == {"status": "ok", "model": "name", "variant": "int8", "labels": LABELS, "explains": False}
+    assert facts == {
+        "status": "ok",
+        "model": "name",
+        "variant": "int8",
+        "task": TASK,
+        "labels": LABELS,
+        "explains": False,
+    }
     page = client.get("/")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"
@@ -178,15 +190,15 @@ def test_an_address_that_asks_too_much_waits_while_others_are_served() -> None:
 def test_waiting_texts_are_answered_together_and_no_more_than_are_allowed_wait() -> None:
     import asyncio
 
-    from confide.server.ship.serve import RefusedError, Together
+    from confide.server.ship.serve import RefusedError, Row, Together
 
     async def play() -> tuple[Counting, list]:
         model = Counting()
         together = Together(model, waiting=100)
-        asking = [asyncio.create_task(together.ask([f"text {i}"])) for i in range(100)]
+        asking = [asyncio.create_task(together.ask([Row(f"text {i}")])) for i in range(100)]
         await asyncio.sleep(0)
         with pytest.raises(RefusedError, match="too many"):
-            await together.ask(["one more"])
+            await together.ask([Row("one more")])
         task = asyncio.create_task(together.run())
         rows = await asyncio.gather(*asking)
         task.cancel()

@@ -11,12 +11,13 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 import confide
+from confide.common.backbones import DEMO_VIT
 from confide.common.config import DataSection, RunConfig
 from confide.common.data import read_table
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.models import canary_records, model_of
 from confide.common.per_sample import clipped_sum, hooked
-from confide.common.pictures import DEMO_VIT, PictureForm, read_pictures, spoiled
+from confide.common.pictures import PictureForm, read_pictures, spoiled
 from confide.common.resolve import resolve
 from confide.server.report import read_report
 from confide.simulations.run import simulate
