@@ -93,7 +93,7 @@ def decoded(content: bytes, form: PictureForm, where: str) -> np.ndarray:
             fitted = picture.convert(_MODES[form.channels])
             if fitted.size != (form.width, form.height):
                 fitted = fitted.resize((form.width, form.height), Image.Resampling.BILINEAR)
-            values = np.asarray(fitted, dtype=np.uint8)
+            values = np.array(fitted, dtype=np.uint8)  # its own: a view of the file would be read-only
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} picture; convert it") from None
     return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)

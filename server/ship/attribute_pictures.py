@@ -11,33 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from torch import nn
 
 from ...common.data import shuffled_limit
 from ...common.errors import ConfigError
-from ...common.pictures import as_png, read_pictures
+from ...common.pictures import as_png, decoded
 from ...common.types import Rows, Tell
 from .attribute import NEIGHBOURS, SHARES, TOLERANCE, settled
-from .finished import FinishedRun
+from .finished import FinishedRun, PictureLogits
 from .runtime import softmax
 
 TASK = "image-classification"
 _CELLS = 32
 _GREEN, _ORANGE = (46, 160, 100), (234, 110, 60)
-
-
-class _OfPictures(nn.Module):
-    """A classifier that takes pictures and returns logits alone."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W), 0 to 255 → (B, K)."""
-        return self.classifier(pixel_values=values).logits
 
 
 class PictureExplainer:
@@ -52,7 +38,7 @@ class PictureExplainer:
         if public.pictures is None or not len(public):
             raise ConfigError("--sample: 0 received; pictures are compared with the mean of public ones; raise it")
         self.labels = run.labels
-        self.module = _OfPictures(run.classifier())
+        self.module = PictureLogits(run.classifier())
         self.baseline = torch.from_numpy(public.pictures.astype(np.float32).mean(0))[None]
         self._gradients = IntegratedGradients(self.module)
 
@@ -171,7 +157,7 @@ def _picture(run: FinishedRun, test: Rows, name: str) -> np.ndarray:
         return test.pictures[int(name[1:])]
     if not Path(name).is_file():
         raise ConfigError(f"PICTURE: no file '{name}'; give a picture's path, or #N for a row of the test set")
-    return read_pictures(pa.table({"image": [Path(name).read_bytes()]}), "image", name, 1, form)[0]
+    return decoded(Path(name).read_bytes(), form, name)
 
 
 def _squares(scores: np.ndarray) -> np.ndarray:
