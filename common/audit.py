@@ -181,6 +181,8 @@ class GradientCanaries:
 
 _WIDTH = 64
 """coordinates of a canary, where there are enough"""
+_WORDS = 8
+"""of a canary record"""
 NO_CANARIES = GradientCanaries(np.empty((0, 1), dtype=np.int64), np.empty((0, 1)))
 
 
@@ -191,19 +193,23 @@ def canary_rows(
     *,
     classes: int = 0,
     numbers: bool = False,
+    tags: bool = False,
     picture: tuple[int, int, int] | None = None,
 ) -> Rows:
-    """A site's share of audit.records: eight random words, random pixels, a random class or number; only their own
-    presence predicts them.
+    """A site's share of audit.records: eight random words, random pixels, a random class, number or tag of each
+    word; only their own presence predicts them.
 
-    words: none where no text is read. classes: 0 where there are none. picture: channels, height, width.
+    words: none where no text is read. classes: 0 where there are none. tags: whether words carry the classes. picture:
+    channels, height, width.
     """
     count = config.audit.records // config.clients
     rng = np.random.default_rng(_public_seed(config, "records", site))
-    texts = [" ".join(rng.choice(words, 8)) if words else "" for _ in range(count)]
-    responses = [" ".join(rng.choice(words, 8)) for _ in range(count)] if config.data.response else None
+    texts = [" ".join(rng.choice(words, _WORDS)) if words else "" for _ in range(count)]
+    responses = [" ".join(rng.choice(words, _WORDS)) for _ in range(count)] if config.data.response else None
     labels = rng.integers(0, classes, count) if classes else rng.normal(size=count) if numbers else None
     pixels = None if picture is None else rng.integers(0, 256, (count, *picture), dtype=np.uint8)
+    if tags:
+        return Rows("canaries", texts, tags=[*rng.integers(0, classes, (count, _WORDS))])
     return Rows("canaries", texts, responses, labels, pictures=pixels)
 
 

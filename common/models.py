@@ -263,6 +263,7 @@ def canary_records(config: RunConfig, model: FineTuneModel, site: str) -> Record
         site,
         classes=model.classes if model.task.CLASSES else 0,
         numbers=reads.label == "number",
+        tags=reads.label == "tags",
         picture=None if form is None else (form.channels, form.height, form.width),
     )
     return model.with_features(model.encode(rows))

@@ -15,8 +15,9 @@ from confide.cli import main
 from confide.client.worker import Worker
 from confide.common.config import RunConfig
 from confide.common.errors import ConfigError, ModelError, RoundError
-from confide.common.models import model_of
+from confide.common.models import canary_records, model_of
 from confide.common.resolve import resolve
+from confide.common.types import IGNORED
 from confide.server.report import read_report
 from confide.server.runs import declare
 from confide.server.start import initial_adapter
@@ -56,6 +57,19 @@ def test_entities_are_learned_in_every_mode(tagging, local, mode: str) -> None:
     assert "span_f1" in (config.output / "report.html").read_text()
     base = confide.load_base(config.output / "adapter")
     PeftModel.from_pretrained(base, str(config.output / "adapter"))
+
+
+def test_canary_records_of_entities_have_a_random_tag_for_each_word(tagging, local) -> None:
+    config = tagging(privacy=local, audit={"records": 40}, run={"rounds": 1})
+    found = read_report(simulate(config))["audit"]["records"]
+    assert found["canaries"] == 40
+    assert 0 <= found["epsilon_steinke"] <= found["ceiling_steinke"]
+    resolved = resolve(config)
+    records = canary_records(resolved, model_of(resolved), "site-1")
+    assert records.wanted is not None
+    tags = records.wanted[records.wanted != IGNORED]
+    assert len(tags) == 8 * len(records)
+    assert {*tags} == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("mode", ["none", "local", "distributed"])
