@@ -177,7 +177,7 @@ def serve(
     key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Other machines may send texts without TLS.")] = False,
 ) -> None:
-    """Answer over HTTP and JSON: /predict, /health, and, for classes of texts, a page for trying one."""
+    """Answer over HTTP and JSON: /predict, /health, and, where texts are read alone, a page for trying one."""
     from .common.errors import ConfigError
     from .server.ship.predict import load
     from .server.ship.serve import Bounds, check_address, make_app

@@ -7,7 +7,7 @@
                     a model of pictures reads "images", files in base64, instead, or as many of both; predictions are
                     those of `Answering.answers`
     POST /explain   {"text": "…"} → {"words": […], "scores": […], "label": …, "probability": …, "delta": …}
-    GET  /          a page for trying a text, where the model gives one class for it
+    GET  /          a page for trying a text, unless the model reads pictures
 
 Rows of waiting requests are answered together. Everything has a limit: bytes and seconds of a body, rows of a
 request, letters of a text, rows that wait, and requests a second of one address. No text is written to any log.
@@ -34,7 +34,6 @@ from ...common.errors import ConfideError, ConfigError
 from ...common.pictures import PictureForm, decoded
 from ...common.types import Rows
 from .predict import Model
-from .runtime import CLASSIFIES
 
 Explain = Callable[[str], dict[str, Any]]
 _TOGETHER = 64
@@ -211,7 +210,7 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         Route("/health", guarded(health)),
         Route("/predict", guarded(predict), methods=["POST"]),
         Route("/explain", guarded(explain_), methods=["POST"]),
-        *(Route(path, guarded(static)) for path in (_STATIC if model.task == CLASSIFIES else ())),
+        *(Route(path, guarded(static)) for path in (() if model.kind.pictures else _STATIC)),
     ]
     return Starlette(routes=routes, lifespan=life)
 

@@ -1,4 +1,5 @@
-// One text, its answer, and, where the server explains, the words that spoke for and against it.
+// One text, its answer (a class, tags, a number or a continuation), and, where the server explains, the words that spoke
+// for and against it.
 const at = (id) => document.getElementById(id);
 let explains = false;
 
@@ -26,6 +27,29 @@ function bars(probabilities) {
   }));
 }
 
+function tagged(answer) {
+  at("bars").replaceChildren(...answer.words.flatMap((word, i) => {
+    const span = document.createElement("span");
+    const tag = document.createElement("sub");
+    span.textContent = word;
+    if (answer.tags[i] !== "O") {
+      span.className = "tagged";
+      tag.textContent = answer.tags[i];
+      span.append(tag);
+    }
+    return [span, " "];
+  }));
+}
+
+function show(answer) { // by what the model gives: a class, tags, a number, a continuation
+  at("label").textContent =
+    answer.label !== undefined ? answer.label + " (" + (100 * answer.probability).toFixed(1) + " %)" :
+    answer.number !== undefined ? String(Number(answer.number.toPrecision(6))) : "";
+  if (answer.label !== undefined) bars(answer.probabilities);
+  else if (answer.tags !== undefined) tagged(answer);
+  else at("bars").textContent = answer.continuation || "";
+}
+
 function words(map) {
   const most = Math.max(...map.scores.map(Math.abs), 1e-9);
   const parts = map.words.flatMap((word, i) => {
@@ -51,8 +75,7 @@ at("form").addEventListener("submit", async (event) => {
   try {
     const text = at("text").value;
     const [answer] = (await post("/predict", { texts: [text] })).predictions;
-    at("label").textContent = answer.label + " (" + (100 * answer.probability).toFixed(1) + " %)";
-    bars(answer.probabilities);
+    show(answer);
     at("why").hidden = !explains;
     at("answer").hidden = false;
     if (explains) words(await post("/explain", { text }));
@@ -66,7 +89,8 @@ at("form").addEventListener("submit", async (event) => {
 fetch("/health").then((reply) => reply.json()).then((facts) => {
   explains = facts.explains;
   at("model").textContent = facts.model;
-  at("about").textContent = facts.labels.length + " classes; variant " + facts.variant + ". Texts are answered on this machine and not kept.";
+  const kinds = facts.task === "token-classification" ? " tags" : " classes";
+  at("about").textContent = (facts.labels.length ? facts.labels.length + kinds + "; " : "") + "variant " + facts.variant + ". Texts are answered on this machine and not kept.";
   if (location.hash.length > 1) { // a link to a text: …/#a%20text; what follows the # is not sent
     at("text").value = decodeURIComponent(location.hash.slice(1));
     at("form").requestSubmit();

@@ -269,6 +269,39 @@ BROWSER = next(
 )
 
 
+def in_a_browser(app, text: str, scratch: Path) -> str:
+    """The page's elements after it was opened with a link to a text."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.05)
+        quiet = [
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ]
+        return subprocess.run(
+            [
+                str(BROWSER),
+                *("--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={scratch}"),
+                *("--virtual-time-budget=10000", "--dump-dom", f"http://127.0.0.1:{port}/#{quote(text)}"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=40,
+        ).stdout
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("refused", [False, True])
 def test_the_page_in_a_browser(tmp_path: Path, refused: bool) -> None:
@@ -287,36 +320,7 @@ def test_the_page_in_a_browser(tmp_path: Path, refused: bool) -> None:
             "refused": refused,
         }
 
-    app = make_app(Counting(), "a/model", "int8", Bounds(), explain)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.05)
-        quiet = [
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-        ]
-        page = subprocess.run(
-            [
-                str(BROWSER),
-                *("--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path}"),
-                *("--virtual-time-budget=10000", "--dump-dom", f"http://127.0.0.1:{port}/#{quote(text)}"),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=40,
-        ).stdout
-    finally:
-        server.should_exit = True
-        thread.join()
+    page = in_a_browser(make_app(Counting(), "a/model", "int8", Bounds(), explain), text, tmp_path)
     assert '<h1 id="model">a/model</h1>' in page
     assert '<h2 id="label">positive (100.0 %)</h2>' in page
     assert '<section id="answer">' in page  # not hidden any more
@@ -329,3 +333,27 @@ def test_the_page_in_a_browser(tmp_path: Path, refused: bool) -> None:
         assert "&lt;b&gt;gorgeous&lt;/b&gt;" in shown
         assert shown.count("<span") == len(text.split(" "))
         assert 'class="for-4"' in shown
+
+
+class Tagging(Answering):
+    """Capitals begin a place; words after the third are not read."""
+
+    task, labels, pad, size, scale = "token-classification", ["B-loc", "I-loc", "O"], 0, None, None
+
+    def pieces(self, texts):
+        words = [text.split()[:3] for text in texts]
+        numbers: list[list[int | None]] = [[*range(len(one))] for one in words]
+        return [[1 + word[0].isupper() for word in one] for one in words], numbers
+
+    def run(self, inputs):
+        capital = inputs[0] == 2
+        return np.stack([9.0 * capital, 0.0 * capital, 9.0 * ~capital], axis=-1).astype(np.float32)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_the_page_shows_tags_beside_their_words(tmp_path: Path) -> None:
+    page = in_a_browser(make_app(Tagging(), "a/tagger", "int8", Bounds()), "from Paris to Rome", tmp_path)
+    shown = page[page.index('id="bars"') : page.index('id="why"')]
+    assert '<span>from</span> <span class="tagged">Paris<sub>B-loc</sub></span> <span>to</span>' in shown
+    assert "Rome<sub>?</sub>" in shown
+    assert "3 tags" in page

@@ -133,7 +133,7 @@ def test_every_word_gets_a_tag(finished, tmp_path: Path) -> None:
         assert found["words"] == ["a", "b"]
         assert found["tags"] == tags[0]
         assert client.get("/health").json()["task"] == TAGS
-        assert client.get("/").status_code == 404  # the page is for classes
+        assert client.get("/").status_code == 200
 
 
 def test_a_word_is_answered_by_its_first_token_and_one_without_tokens_by_none() -> None:
@@ -185,6 +185,7 @@ def test_pictures_over_http(finished, tmp_path: Path) -> None:
             reply = client.post("/predict", json=content)
             assert reply.status_code == 422
             assert reason in reply.json()["error"]
+        assert client.get("/").status_code == 404  # the page is for texts
         assert client.post("/predict", content=b"x" * (Bounds().body + 1)).status_code == 400  # pictures are large
         assert client.post("/predict", content=b"x" * (16 * Bounds().body + 1)).status_code == 413
 
