@@ -50,6 +50,13 @@ def own_backbones(folder: Path, config: SiteConfig) -> dict[str, str]:
     return {name: local_path(folder, path) for name, path in config.backbones.items()}
 
 
+def named_dataset(folder: Path, config: SiteConfig, name: str) -> DatasetSection:
+    """A data set of site.toml. Raises ConfigError when there is none of this name."""
+    if name not in config.datasets:
+        raise ConfigError(f"{folder}: no data set '{name}' in {POLICY}; allowed: {', '.join(config.datasets)}")
+    return config.datasets[name]
+
+
 def data_section(folder: Path, dataset: DatasetSection, run: DataSection) -> DataSection:
     """Where a data set's rows are, in the words of a run. Raises ConfigError without a source."""
     if dataset.source is None:

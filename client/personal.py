@@ -12,7 +12,7 @@ from ..common.errors import ConfigError, ModelError
 from ..common.models import CARD, FineTuneModel, load_model, read_adapter
 from ..common.personal import PersonalHead, personal_head
 from ..common.types import Adapter
-from .folder import data_section, load_site, own_backbones, write_private
+from .folder import data_section, load_site, named_dataset, own_backbones, write_private
 
 HEADS = "heads"
 
@@ -50,13 +50,11 @@ def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
     adapter: the adapter folder of a finished run. Raises ConfigError, DataError, ModelError.
     """
     config, _ = load_site(folder)
-    if dataset not in config.datasets:
-        known = ", ".join(config.datasets)
-        raise ConfigError(f"{folder}: no data set '{dataset}' in site.toml; allowed: {known}")
+    named = named_dataset(folder, config, dataset)
     FOLDERS.update(own_backbones(folder, config))
     finished = load_finished(adapter)
     model = finished.model
-    data = data_section(folder, config.datasets[dataset], DataSection(name=dataset, test="", labels=finished.labels))
+    data = data_section(folder, named, DataSection(name=dataset, test="", labels=finished.labels))
     rows = model.rows(data.training, data)
     records = model.encode(rows)
     found = personal_head(model, finished.adapter, records, np.arange(len(records)), 0)

@@ -12,7 +12,7 @@ from ...common.backbones import resolve_backbone
 from ...common.config import DataSection
 from ...common.data import read_table
 from ...common.errors import ConfigError, DataError
-from ..folder import POLICY, data_section, load_site
+from ..folder import POLICY, data_section, load_site, named_dataset
 from .clean import write_clean
 from .look import Checked, Tell, check_rows
 from .page import write_page
@@ -51,9 +51,8 @@ def check_source(
     data = DataSection(test=source, text=text)
     if (Path(source) / POLICY).is_file():
         config, _ = load_site(Path(source))
-        if dataset not in config.datasets:
-            raise ConfigError(f"{source}: no data set '{dataset}'; allowed: {', '.join(config.datasets)}")
-        data = data_section(Path(source), config.datasets[dataset], DataSection(name=dataset, test=""))
+        named = named_dataset(Path(source), config, dataset)
+        data = data_section(Path(source), named, DataSection(name=dataset, test=""))
         text, label = data.text, label and data.label
     if out.exists() and not overwrite and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty; give another folder with --out, or --overwrite")

@@ -27,8 +27,8 @@ FULL, INT8 = "onnx", "int8"
 _NOISE = 0.1
 """share of letters spoiled, for the column of robustness"""
 _REPEATS, _WARM, _BATCH, _PARITY_ROWS = 60, 5, 32, 64
-
-
+_TRAINED = {"lora": "LoRA merged", "head": "the backbone and its head", "full": "all weights"}
+"""what a variant holds, by what was trained"""
 _MEASURES = {"class": ("accuracy", "accuracy"), "tags": ("span F1", "span_f1"), "number": ("R²", "r2")}
 """what `accuracy` is for a task, by what it gives: its name, and the task's"""
 
@@ -68,7 +68,7 @@ def make_variants(
     teacher = run.merged()
     place, rows = folder / VARIANTS, run.rows(_PARITY_ROWS)
     tell("exporting", 0, 1)
-    names = _pair(teacher, place, "", "LoRA merged", rows)
+    names = _pair(teacher, place, "", _TRAINED[run.config.model.train], rows)
     if pruned and public:
         student = teacher.copy()
         parts = []
@@ -148,7 +148,9 @@ def measure(
         rows.append(
             {
                 "name": name,
-                "what": "as trained: LoRA merged, torch" if own is None else load_variant(own).what,
+                "what": f"as trained: {_TRAINED[run.config.model.train]}, torch"
+                if own is None
+                else load_variant(own).what,
                 "mb": bytes_ / 1e6,
                 **_latency(model, sample),
                 "memory_mb": _memory(folder, name),

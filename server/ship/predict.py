@@ -159,7 +159,7 @@ def predict(
         done += len(part)
         tell(done)
     if not done:
-        raise DataError(f"{source}: no rows received")
+        raise DataError(f"{name}: no rows received")
     return done
 
 
