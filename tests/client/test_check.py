@@ -185,7 +185,7 @@ def test_a_site_is_looked_at_by_its_folder(tmp_path: Path) -> None:
     federation.make()
     outcome = check_source(str(federation.site("site-1")), tmp_path / "out")
     assert len(outcome.checked.texts) == 120
-    with pytest.raises(ConfigError, match="no data set 'other' in site.toml; allowed: default"):
+    with pytest.raises(ConfigError, match=r"no data set 'other' in site\.toml; allowed: default"):
         check_source(str(federation.site("site-1")), tmp_path / "two", dataset="other")
 
 
