@@ -7,6 +7,7 @@ Which rows a site chooses is decided at the site; a run on them is an ordinary r
 
 import csv
 import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -214,8 +215,7 @@ def _write(folder: Path, config: RunConfig, section: ActiveSection, curves: list
         )
     goal = rows[0]["accuracy"][-1]
     for row in rows:
-        reached = [count for count, value in zip(labels, row["accuracy"], strict=True) if value >= goal]
-        row["labels_needed"] = reached[0] if reached else None
+        row["labels_needed"] = labels_for(goal, labels, row["accuracy"])
     report = {
         "schema": 1,
         "kind": "active",
@@ -232,3 +232,14 @@ def _write(folder: Path, config: RunConfig, section: ActiveSection, curves: list
     }
     pictures = [("Accuracy against labels", "curves", plots.learning_curves(labels, rows))]
     write_pair(folder, report, render("active.html", pictures, report=report, configuration=text))
+
+
+def labels_for(goal: float, labels: list[int], accuracy: list[float]) -> int | None:
+    """How many labels give an accuracy, by a straight line between the points of a curve; None: not reached."""
+    for i, value in enumerate(accuracy):
+        if value >= goal:
+            if i == 0:
+                return labels[0]
+            share = (goal - accuracy[i - 1]) / (value - accuracy[i - 1])
+            return math.ceil(labels[i - 1] + share * (labels[i] - labels[i - 1]))
+    return None

@@ -45,6 +45,13 @@ def test_every_strategy_meets_random_choice_on_the_same_number_of_labels(recipe:
     assert (folder / "results.jsonl").read_text() == before
 
 
+def test_labels_for_an_accuracy_are_read_between_two_points() -> None:
+    assert active.labels_for(0.8, [100, 200, 300], [0.5, 0.7, 0.9]) == 250
+    assert active.labels_for(0.7, [100, 200, 300], [0.5, 0.7, 0.9]) == 200
+    assert active.labels_for(0.4, [100, 200], [0.5, 0.7]) == 100
+    assert active.labels_for(0.8, [100, 200], [0.5, 0.7]) is None
+
+
 def test_under_privacy_every_run_is_charged_and_the_pool_counts_twice(recipe: dict) -> None:
     content = merged(recipe, {"privacy": LOCAL, "active": {"strategies": ["entropy"], "seeds": 1, "rounds": 1}})
     folder = active.play(content, None, watch)
