@@ -241,5 +241,5 @@ def labels_for(goal: float, labels: list[int], accuracy: list[float]) -> int | N
             if i == 0:
                 return labels[0]
             share = (goal - accuracy[i - 1]) / (value - accuracy[i - 1])
-            return math.ceil(labels[i - 1] + share * (labels[i] - labels[i - 1]))
+            return math.ceil(round(labels[i - 1] + share * (labels[i] - labels[i - 1]), 6))
     return None
