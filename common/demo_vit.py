@@ -19,7 +19,7 @@ def demo_vit() -> PreTrainedModel:
         image_size=_SIZE,
         patch_size=_PATCH,
         num_channels=1,
-        initializer_range=0.05,  # 0.02 is for a width of 768 and hardly begins to learn here; 64^-½ overfits sooner
+        initializer_range=_WIDTH**-0.5,  # 0.02 is for a width of 768: at this one learning would hardly begin
     )
     model = ViTModel(config, add_pooling_layer=False)
     with torch.no_grad():
