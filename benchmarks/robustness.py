@@ -1,6 +1,6 @@
 """Sites and inputs that lie: `python -m benchmarks.robustness [PART …]`, the parts being those of `PARTS`.
 
-All but the first need ../shared/data. SEEDS=3. SWEEPS=folder: where sweeps are kept, and continued.
+All but the first need ../shared/data. SEEDS=3. SWEEPS=folder: where sweeps and runs are kept, and continued.
 """
 
 import csv
@@ -83,10 +83,13 @@ def training(scratch: Path) -> Table:
         for kind, settings in kinds.items():
             rows = []
             for seed in range(SEEDS):
-                folder = scratch / f"{name}-{len(found)}-{seed}"
-                own = [f"run.seed={seed}", f"run.output={json.dumps(str(folder))}"]
-                simulate(load(find_recipe("sst2"), [*LONGER, backbone, *more, *settings, *own]))
-                rows.append(_measured(folder))
+                folder = _home(scratch) / f"{name}-{len(found)}-{seed}"
+                measured = folder / "measured.json"
+                if not measured.is_file():
+                    own = [f"run.seed={seed}", f"run.output={json.dumps(str(folder))}"]
+                    simulate(load(find_recipe("sst2"), [*LONGER, backbone, *more, *settings, *own]), overwrite=True)
+                    measured.write_text(json.dumps(_measured(folder)))
+                rows.append(json.loads(measured.read_text()))
                 print(name, kind, seed, rows[-1], flush=True)
             found[kind] = np.array(rows)
             parts = zip(found[kind].mean(0), found[kind].min(0), found[kind].max(0), strict=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-_LARGEST = 64 * 2**20
+LARGEST = 64 * 2**20
 """pixels; beyond that a file is taken for an attack on memory"""
 _MODES = {1: "L", 3: "RGB"}
 
@@ -84,12 +84,12 @@ def read_picture(value: Any, folder: Path, form: PictureForm, where: str) -> np.
     return decoded(content, form, where)
 
 
-def decoded(content: bytes, form: PictureForm, where: str) -> np.ndarray:
-    """(C, H, W) uint8 from a file's bytes. Raises DataError."""
+def decoded(content: bytes, form: PictureForm, where: str, largest: int = LARGEST) -> np.ndarray:
+    """(C, H, W) uint8 from a file's bytes. largest: pixels. Raises DataError."""
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-            if picture.width * picture.height > _LARGEST:
-                raise DataError(f"{where}: a picture of {picture.width} × {picture.height}; at most {_LARGEST} pixels")
+            if picture.width * picture.height > largest:
+                raise DataError(f"{where}: a picture of {picture.width} × {picture.height}; at most {largest:,} pixels")
             fitted = picture.convert(_MODES[form.channels])
             if fitted.size != (form.width, form.height):
                 fitted = fitted.resize((form.width, form.height), Image.Resampling.BILINEAR)

@@ -31,7 +31,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...common.errors import ConfideError, ConfigError
-from ...common.pictures import PictureForm, decoded
+from ...common.pictures import LARGEST, PictureForm, decoded
 from ...common.types import Rows
 from .predict import Model
 
@@ -268,13 +268,14 @@ def _asked(content: dict[str, Any], model: Model, bounds: Bounds) -> list[Row]:
             _check_text(text, bounds)
     if model.form is None:
         return [Row(text) for text in texts]
-    return [Row(text, _picture(image, model.form)) for text, image in zip(texts, given[-1], strict=True)]
+    form, pixels = model.form, LARGEST // count  # a small file may hold a large picture
+    return [Row(text, _picture(image, form, pixels)) for text, image in zip(texts, given[-1], strict=True)]
 
 
-def _picture(image: str, form: PictureForm) -> np.ndarray:
-    """(C, H, W) uint8."""
+def _picture(image: str, form: PictureForm, pixels: int) -> np.ndarray:
+    """(C, H, W) uint8. pixels: at most."""
     try:
-        return decoded(base64.b64decode(image, validate=True), form, "an image")
+        return decoded(base64.b64decode(image, validate=True), form, "an image", pixels)
     except ValueError:
         raise RefusedError(422, "an image that is not valid base64 was received") from None
     except ConfideError as error:

@@ -171,7 +171,8 @@ def test_pictures_over_http(finished, tmp_path: Path) -> None:
     folder = finished(BOTH, rounds=1)
     model, _ = load(folder, "torch")
     Image.new("L", (8, 8), 90).save(tmp_path / "a.png")
-    image = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    Image.new("L", (6000, 6000)).save(tmp_path / "vast.png")  # 35 kB
+    image, vast = (base64.b64encode((tmp_path / f"{name}.png").read_bytes()).decode() for name in ("a", "vast"))
     with TestClient(make_app(model, "name", "torch", Bounds())) as client:
         found = client.post("/predict", json={"texts": ["good", "bad"], "images": [image, image]}).json()["predictions"]
         assert [{*one["probabilities"]} for one in found] == [{"lying", "upright"}] * 2
@@ -181,6 +182,7 @@ def test_pictures_over_http(finished, tmp_path: Path) -> None:
             ({"texts": ["good"], "images": [base64.b64encode(b"no").decode()]}, "not a readable"),
             ({"texts": ["good"], "images": [image, image]}, "1 texts and 2 images"),
             ({"texts": ["good"] * 65, "images": [image] * 65}, "allowed: 64"),
+            ({"texts": ["good"] * 2, "images": [image, vast]}, "a picture of 6000 × 6000; at most 33,554,432 pixels"),
         ):
             reply = client.post("/predict", json=content)
             assert reply.status_code == 422
