@@ -206,10 +206,10 @@ def canary_rows(
     rng = np.random.default_rng(_public_seed(config, "records", site))
     texts = [" ".join(rng.choice(words, _WORDS)) if words else "" for _ in range(count)]
     responses = [" ".join(rng.choice(words, _WORDS)) for _ in range(count)] if config.data.response else None
-    labels = rng.integers(0, classes, count) if classes else rng.normal(size=count) if numbers else None
-    pixels = None if picture is None else rng.integers(0, 256, (count, *picture), dtype=np.uint8)
     if tags:
         return Rows("canaries", texts, tags=[*rng.integers(0, classes, (count, _WORDS))])
+    labels = rng.integers(0, classes, count) if classes else rng.normal(size=count) if numbers else None
+    pixels = None if picture is None else rng.integers(0, 256, (count, *picture), dtype=np.uint8)
     return Rows("canaries", texts, responses, labels, pictures=pixels)
 
 

@@ -29,8 +29,9 @@ _NOISE = 0.1
 _REPEATS, _WARM, _BATCH, _PARITY_ROWS = 60, 5, 32, 64
 _TRAINED = {"lora": "LoRA merged", "head": "the backbone and its head", "full": "all weights"}
 """what a variant holds, by what was trained"""
-_MEASURES = {"class": ("accuracy", "accuracy"), "tags": ("span F1", "span_f1"), "number": ("R²", "r2")}
-"""what `accuracy` is for a task, by what it gives: its name, and the task's"""
+_ACCURACY = ("accuracy", "accuracy")
+_MEASURES = {"token-classification": ("span F1", "span_f1"), "regression": ("R²", "r2")}
+"""what `accuracy` is for a task, where it is another: its name, and the task's"""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def measure(
         "rows": len(sample),
         "threads": threads,
         "noise": _NOISE,
-        "measure": _MEASURES[teacher.kind.gives][0],
+        "measure": _MEASURES.get(teacher.task, _ACCURACY)[0],
         "variants": rows,
         "limits": vars(limits),
         **recommended(rows, limits),
@@ -214,12 +215,12 @@ def _right(model: Answering, sample: Rows) -> float:
         for i, row in enumerate(outputs):
             read = ~np.isnan(row[:, 0])
             found[i], true[i] = row[read].argmax(1), sample.tags[i][read]
-    elif model.kind.gives == "number":
+    elif model.reads.label == "number":
         found, true = np.concatenate(outputs), np.asarray(labels)
     else:
         return float((np.stack(outputs).argmax(1) == labels).mean())
     scores = {"predicted": found, "true": true, "loss": np.zeros(len(sample))}
-    return float(load_task(model.task).metrics(scores, len(model.labels))[0][_MEASURES[model.kind.gives][1]])
+    return float(load_task(model.task).metrics(scores, len(model.labels))[0][_MEASURES[model.task][1]])
 
 
 def _latency(model: Answering, sample: Rows) -> dict[str, float]:

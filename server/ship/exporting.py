@@ -17,7 +17,7 @@ import torch
 from ...common.errors import ConfigError, ModelError
 from ...common.types import Rows
 from .finished import TorchModel
-from .runtime import FACTS, MODEL, TOKENIZER, OnnxModel, Variant, file_sha256
+from .runtime import FACTS, MODEL, TOKENIZER, OnnxModel, Variant, file_sha256, input_names
 
 _INT8 = ["MatMul", "Gemm", "Gather"]
 """what is kept in int8: matrices and tables; onnxruntime has no quick convolution in int8"""
@@ -39,7 +39,7 @@ def export(model: TorchModel, folder: Path, name: str, what: str, rows: Rows, **
         place = Path(scratch) / name
         place.mkdir()
         _to_onnx(model, place / MODEL)
-        if model.kind.text:
+        if model.reads.text:
             model.tokenizer.save_pretrained(str(place))
             if not (place / TOKENIZER).is_file():
                 raise ModelError("the backbone's tokenizer has no tokenizer.json, which the export reads")
@@ -95,10 +95,10 @@ def quantized(source: Path, folder: Path, name: str, what: str, **facts: Any) ->
 
 def _to_onnx(model: TorchModel, path: Path) -> None:
     example, free = [], []
-    if model.kind.text:
+    if model.reads.text:
         example += model.batch([[model.pad + 1] * 7, [model.pad + 1] * 5])
         free += [{0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}] * 2
-    if model.kind.pictures and model.size is not None:
+    if model.reads.pictures and model.size is not None:
         example.append(torch.zeros(2, *model.size))
         free.append({0: torch.export.Dim.DYNAMIC})
     with _quiet():
@@ -108,7 +108,7 @@ def _to_onnx(model: TorchModel, path: Path) -> None:
                 tuple(example),
                 dynamo=True,
                 dynamic_shapes=tuple(free),
-                input_names=model.kind.inputs,
+                input_names=input_names(model.reads),
                 output_names=["logits"],
                 external_data=False,
                 verbose=False,

@@ -119,7 +119,7 @@ class TorchModel(Answering):
         scale: tuple[float, float] | None = None,
     ) -> None:
         self.task, self.labels, self.pad, self.size, self.scale = task, labels, pad, size, scale
-        self.module = _MODULES[self.kind.text, self.kind.pictures](classifier).eval()
+        self.module = _MODULES[self.reads.text, self.reads.pictures](classifier).eval()
         self.reader = reader
         self.max_length = max_length
 
@@ -136,7 +136,7 @@ class TorchModel(Answering):
         return TorchModel(classifier, self.reader, self.max_length, self.labels, self.pad)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
-        split = self.kind.gives == "tags"
+        split = self.reads.label == "tags"
         given = [text.split() for text in texts] if split else list(texts)
         encoded = self.tokenizer(
             given, is_split_into_words=split, truncation=True, max_length=self.max_length, padding=False

@@ -18,8 +18,8 @@ import numpy as np
 
 from ...common.errors import ConfigError, DataError
 from ...common.pictures import PictureForm, read_picture
-from ...common.types import Rows
-from .runtime import FACTS, KINDS, VARIANTS, Kind, OnnxModel
+from ...common.types import Reads, Rows
+from .runtime import FACTS, KINDS, VARIANTS, OnnxModel
 
 Format = Literal["csv", "jsonl", "text"]
 PREDICTED, PROBABILITY = "predicted", "probability"
@@ -34,7 +34,7 @@ class Model(Protocol):
     labels: list[str]
 
     @property
-    def kind(self) -> Kind: ...
+    def reads(self) -> Reads: ...
 
     @property
     def form(self) -> PictureForm | None: ...
@@ -49,8 +49,8 @@ class Columns:
     text: str = "text"
     image: str = "image"
 
-    def of(self, kind: Kind) -> list[str]:
-        return [*([self.text] if kind.text else []), *([self.image] if kind.pictures else [])]
+    def of(self, reads: Reads) -> list[str]:
+        return [*([self.text] if reads.text else []), *([self.image] if reads.pictures else [])]
 
 
 def load(folder: Path, variant: str | None = None, threads: int | None = None) -> tuple[Model, str]:
@@ -136,7 +136,7 @@ def predict(
     line, and comes out as csv. Pictures are paths from the source's folder. Raises ConfigError, DataError, which names
     the line and no content.
     """
-    wanted = columns.of(model.kind)
+    wanted = columns.of(model.reads)
     if format_ == "text" and len(wanted) > 1:
         raise ConfigError(f"--format: received 'text'; the model reads {' and '.join(wanted)}; give csv or jsonl")
     name = "standard input" if source == "-" else source
@@ -165,7 +165,7 @@ def predict(
 
 def _rows(records: list[dict[str, Any]], model: Model, columns: Columns, folder: Path, where: str, first: int) -> Rows:
     """What the model reads of records. first: the number of the first, for messages."""
-    texts = [str(record[columns.text]) if model.kind.text else "" for record in records]
+    texts = [str(record[columns.text]) if model.reads.text else "" for record in records]
     pictures = None
     if model.form is not None:
         pictures = np.stack(

@@ -10,13 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ...common.errors import ConfigError
 from ...common.pictures import PictureForm
-from ...common.types import Rows
+from ...common.types import Reads, Rows
 
 VARIANTS = "variants"
 """folder of a run that holds a folder for each"""
@@ -27,28 +27,19 @@ UNREAD = "?"
 _BATCH = 64
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What models of a task take and give."""
-
-    gives: Literal["class", "tags", "number", "continuation"]
-    text: bool = True
-    pictures: bool = False
-
-    @property
-    def inputs(self) -> list[str]:
-        """Names of the model's arguments, in their order."""
-        return [*(["input_ids", "attention_mask"] if self.text else []), *(["pixel_values"] if self.pictures else [])]
-
-
 KINDS = {
-    CLASSIFIES: Kind("class"),
-    "token-classification": Kind("tags"),
-    "regression": Kind("number"),
-    "image-classification": Kind("class", text=False, pictures=True),
-    "image-text-classification": Kind("class", pictures=True),
+    CLASSIFIES: Reads(),
+    "token-classification": Reads(label="tags"),
+    "regression": Reads(label="number"),
+    "image-classification": Reads(text=False, pictures=True),
+    "image-text-classification": Reads(pictures=True),
 }
-"""Tasks whose models can be exported."""
+"""Tasks whose models can be exported, and their `READS`, for where there is no torch to ask them."""
+
+
+def input_names(reads: Reads) -> list[str]:
+    """Names of a model's arguments, in their order."""
+    return [*(["input_ids", "attention_mask"] if reads.text else []), *(["pixel_values"] if reads.pictures else [])]
 
 
 @dataclass(frozen=True)
@@ -106,10 +97,10 @@ class Answering(ABC):
 
     @abstractmethod
     def run(self, inputs: list[np.ndarray]) -> np.ndarray:
-        """The logits of a batch; inputs: what `Kind.inputs` names, padded."""
+        """The logits of a batch; inputs: what `input_names` says, padded."""
 
     @property
-    def kind(self) -> Kind:
+    def reads(self) -> Reads:
         return KINDS[self.task]
 
     @property
@@ -123,16 +114,16 @@ class Answering(ABC):
 
     def outputs(self, rows: Rows) -> list[np.ndarray]:
         """For each row (K,) logits, (W, K) of its words, NaN where one is not read, or a number (1,)."""
-        ids, words = self.pieces(rows.text) if self.kind.text else ([[] for _ in rows.text], [])
+        ids, words = self.pieces(rows.text) if self.reads.text else ([[] for _ in rows.text], [])
         found: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(ids)
         order = np.argsort([len(one) for one in ids], kind="stable")
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
-            inputs = list(padded([ids[i] for i in part], self.pad)) if self.kind.text else []
-            if self.kind.pictures and rows.pictures is not None:
+            inputs = list(padded([ids[i] for i in part], self.pad)) if self.reads.text else []
+            if self.reads.pictures and rows.pictures is not None:
                 inputs.append(rows.pictures[part].astype(np.float32))
             for i, row in zip(part, self.run(inputs), strict=True):
-                found[i] = row if self.kind.gives != "tags" else by_word(row, words[i], len(rows.text[i].split()))
+                found[i] = row if self.reads.label != "tags" else by_word(row, words[i], len(rows.text[i].split()))
         return found
 
     def answers(self, rows: Rows) -> list[dict[str, Any]]:
@@ -143,9 +134,9 @@ class Answering(ABC):
         a number: number.
         """
         outputs = self.outputs(rows)
-        if self.kind.gives == "class":
+        if self.reads.label == "class":
             return [self._class(row) for row in softmax(np.stack(outputs))]
-        if self.kind.gives == "tags":
+        if self.reads.label == "tags":
             return [self._tags(text.split(), row) for text, row in zip(rows.text, outputs, strict=True)]
         mean, deviation = self.scale or (0.0, 1.0)
         return [{"number": float(row.item()) * deviation + mean} for row in outputs]
@@ -190,19 +181,19 @@ class OnnxModel(Answering):
         if threads is not None:
             options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
-        if self.kind.text:
+        if self.reads.text:
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(self.variant.max_length)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
-        split = self.kind.gives == "tags"
+        split = self.reads.label == "tags"
         given = [text.split() for text in texts] if split else list(texts)
         encoded = self._tokenizer.encode_batch(given, is_pretokenized=split)
         return [one.ids for one in encoded], [one.word_ids for one in encoded] if split else []
 
     def run(self, inputs: list[np.ndarray]) -> np.ndarray:
-        return np.asarray(self._session.run(None, dict(zip(self.kind.inputs, inputs, strict=True)))[0])
+        return np.asarray(self._session.run(None, dict(zip(input_names(self.reads), inputs, strict=True)))[0])
 
 
 def by_word(logits: np.ndarray, words: list[int | None], count: int) -> np.ndarray:

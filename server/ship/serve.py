@@ -33,11 +33,12 @@ from starlette.routing import Route
 from ...common.errors import ConfideError, ConfigError
 from ...common.pictures import LARGEST, PictureForm, decoded
 from ...common.types import Rows
-from .predict import Model
+from .predict import Columns, Model
 
 Explain = Callable[[str], dict[str, Any]]
 _TOGETHER = 64
 """rows of one pass through the model"""
+_KEYS = Columns("texts", "images")
 _PICTURED = 16
 """times as many bytes for requests with pictures"""
 _SAFE = {
@@ -152,7 +153,7 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
     """explain: a text → its map; None: /explain is not there."""
     together, rates = Together(model, bounds.waiting), Rates(bounds.rate)
     explaining = asyncio.Semaphore(1)
-    limit = replace(bounds, body=_PICTURED * bounds.body) if model.kind.pictures else bounds
+    limit = replace(bounds, body=_PICTURED * bounds.body) if model.reads.pictures else bounds
 
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
@@ -169,7 +170,11 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         return JSONResponse({"status": "ok", **facts, "explains": explain is not None})
 
     async def predict(request: Request) -> Response:
-        rows = await asyncio.to_thread(_asked, await _body(request, limit), model, bounds)
+        content = await _body(request, limit)
+        if model.form is None:
+            rows = _asked(content, model, bounds)
+        else:  # pictures take time to decode
+            rows = await asyncio.to_thread(_asked, content, model, bounds)
         return JSONResponse({"predictions": await together.ask(rows)})
 
     async def explain_(request: Request) -> Response:
@@ -210,7 +215,7 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         Route("/health", guarded(health)),
         Route("/predict", guarded(predict), methods=["POST"]),
         Route("/explain", guarded(explain_), methods=["POST"]),
-        *(Route(path, guarded(static)) for path in (() if model.kind.pictures else _STATIC)),
+        *(Route(path, guarded(static)) for path in (() if model.reads.pictures else _STATIC)),
     ]
     return Starlette(routes=routes, lifespan=life)
 
@@ -251,19 +256,20 @@ def _check_text(text: str, bounds: Bounds) -> None:
 
 def _asked(content: dict[str, Any], model: Model, bounds: Bounds) -> list[Row]:
     """The rows of a request to /predict. Raises RefusedError."""
-    wanted = [*(["texts"] if model.kind.text else []), *(["images"] if model.kind.pictures else [])]
+    wanted = _KEYS.of(model.reads)
     given: list[list[str]] = [value for name in wanted if isinstance(value := content.get(name), list)]
     if len(given) < len(wanted) or not all(v and all(isinstance(one, str) for one in v) for v in given):
         expected = ", ".join(f'"{name}": ["…", …]' for name in wanted)
-        files = ", files in base64" if model.kind.pictures else ""
+        files = ", files in base64" if model.reads.pictures else ""
         raise RefusedError(422, f"expected {{{expected}}}, one or more{files}")
     count = len(given[0])
     if count > bounds.rows:
         raise RefusedError(422, f"{count} {wanted[0]} received; allowed: {bounds.rows} in a request")
     if len(given[-1]) != count:
         raise RefusedError(422, f"{count} texts and {len(given[-1])} images received; give one for each")
-    texts = given[0] if model.kind.text else [""] * count
-    if model.kind.text:
+    texts = [""] * count
+    if model.reads.text:
+        texts = given[0]
         for text in texts:
             _check_text(text, bounds)
     if model.form is None:

@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 
-from ...common.types import Rows
+from ...common.types import Reads, Rows
 from .finished import FinishedRun
-from .runtime import Kind
 
 TASK = "causal-lm"
 
@@ -16,7 +15,7 @@ class Writer:
     the backbone has positions for fewer than twice as many."""
 
     task, labels, form = TASK, [], None
-    kind = Kind("continuation")
+    reads = Reads(label=None)
 
     def __init__(self, run: FinishedRun, tokens: int = 64) -> None:
         self.module = run.classifier()

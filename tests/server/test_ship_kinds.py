@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from confide.common.backbones import DEMO_VIT
 from confide.common.errors import ConfigError, DataError
+from confide.common.tasks import load_task
 from confide.common.types import Rows
 from confide.server.evaluation import evaluate
 from confide.server.ship.compress import make_variants, measure
@@ -83,6 +84,10 @@ def by_the_task(run: FinishedRun) -> dict[str, float]:
     """What the run's own evaluation says of its test set."""
     records = run.model.encode(run.rows())
     return evaluate(run.model, run.adapter, records, np.arange(len(records))).metrics
+
+
+def test_what_is_known_of_tasks_without_torch_is_what_they_say_themselves() -> None:
+    assert {task: load_task(task).READS for task in KINDS} == KINDS
 
 
 @pytest.mark.parametrize("task", [PICTURES, BOTH, NUMBERS])
