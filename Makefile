@@ -29,7 +29,7 @@ bench: .venv/dev
 	.venv/bin/python -m benchmarks.secagg
 	.venv/bin/python -m benchmarks.accuracy
 	.venv/bin/python -m benchmarks.deployment latency accuracy
-	.venv/bin/python -m benchmarks.robustness aggregators training
+	.venv/bin/python -m benchmarks.robustness aggregators
 
 soak: .venv/dev
 	.venv/bin/python -m benchmarks.deployment network soak

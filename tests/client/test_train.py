@@ -42,7 +42,7 @@ def test_one_step_sends_the_negative_mean_gradient(worker) -> None:
     batch = collate(w.model.task, w.data.records, w.data.parts[1], w.model.pad, w.model.device)
     loss = w.model.task.record_losses(w.model.module, batch).mean()
     gradients = torch.autograd.grad(loss, list(w.model.trained.values()))
-    expected = np.concatenate([g.numpy().ravel() for g in gradients])
+    expected = np.concatenate([g.cpu().numpy().ravel() for g in gradients])
     np.testing.assert_allclose(flat(update.delta), -expected, rtol=1e-3, atol=1e-6)
     assert update.weight == len(w.data.parts[1])
     assert update.metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
@@ -114,7 +114,7 @@ def test_a_poisoned_record_does_not_poison_the_update(worker, local, monkeypatch
 
     def poisoned(module, batch):
         losses = real(module, batch)
-        return losses * torch.where(torch.arange(len(losses)) == 0, float("nan"), 1.0)
+        return losses * torch.where(torch.arange(len(losses), device=losses.device) == 0, float("nan"), 1.0)
 
     monkeypatch.setattr(w.model.task, "record_losses", poisoned)
     account = account_of(w, 0, 0)

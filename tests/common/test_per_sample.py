@@ -82,7 +82,8 @@ def test_a_record_that_is_not_finite_counts_as_zero(model: FineTuneModel, bad: f
     expected = together(model, records, [0, 2], 0.1)
     with hooked(model):
         batch = collate(model.task, records, np.array([0, 1, 2]), model.pad, model.device)
-        losses = model.task.record_losses(model.module, batch) * torch.tensor([1.0, bad, 1.0])
+        losses = model.task.record_losses(model.module, batch)
+        losses = losses * torch.tensor([1.0, bad, 1.0], device=model.device)
         total, _ = clipped_sum(model, losses, 0.1)
     torch.testing.assert_close(total, expected, rtol=1e-3, atol=1e-6)
 
