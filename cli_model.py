@@ -97,13 +97,14 @@ def explain_model(
     """Show which words, or which parts of a picture, spoke for an answer, whether the map adds up, and is faithful."""
     from .common.errors import ConfigError
     from .server.report import amend_report, read_report
-    from .server.ship.attribute import explain_run
+    from .server.ship.attribute import EXPLAINED, explain_run
     from .server.ship.attribute_pictures import TASK, explain_pictures
     from .server.ship.finished import FinishedRun
     from .simulations.progress import bar
     from .simulations.tables import print_explained
 
-    pictures = read_report(run)["model"]["task"] == TASK
+    task = read_report(run)["model"]["task"]
+    pictures = task == TASK
     if pictures and against is not None:
         raise ConfigError(
             "--against: received for a model of pictures; two maps side by side are for texts; leave it out"
@@ -112,8 +113,9 @@ def explain_model(
         if pictures:
             facts = explain_pictures(FinishedRun(run, TASK), texts, sample=sample, tell=tell)
         else:
-            other = None if against is None else FinishedRun(against)
-            facts = explain_run(FinishedRun(run), texts, against=other, sample=sample, tell=tell)
+            finished = FinishedRun(run, *EXPLAINED, TASK)
+            other = None if against is None else FinishedRun(against, task)
+            facts = explain_run(finished, texts, against=other, sample=sample, tell=tell)
     amend_report(run, "explanation", facts)
     print_explained(facts)
     typer.echo(f"report: {run / 'report.html'}; it quotes the {'pictures' if pictures else 'texts'} that you gave")
@@ -189,12 +191,12 @@ def serve(
     if insecure:
         typer.echo("INSECURE: texts and answers travel unencrypted; anybody on the way can read them", err=True)
     model, name = load(run, variant)
-    why: Callable[[str], dict[str, Any]] | None = None
+    why: Callable[[str, int | None], dict[str, Any]] | None = None
     if explain:
-        from .server.ship.attribute import Explainer
+        from .server.ship.attribute import EXPLAINED, explainer_of
         from .server.ship.finished import FinishedRun
 
-        why = Explainer(FinishedRun(run).merged()).as_json
+        why = explainer_of(FinishedRun(run, *EXPLAINED)).as_json
     scheme = "http" if certificate is None else "https"
     served = make_app(model, run.resolve().name, name, Bounds(rate=rate), why)
     typer.echo(f"{name} of {run}: {scheme}://{host}:{port}/ (Ctrl-C ends it)")

@@ -311,6 +311,9 @@ def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D: PEFT corrects it itself
+            warnings.filterwarnings(
+                "ignore", message=".*tie_word_embeddings.*"
+            )  # trained whole: two tables from then on
             module = get_peft_model(base, config)
     except ValueError as error:
         if "target_modules" in str(error) and model.lora.targets is None:
@@ -391,7 +394,9 @@ def plain(model: FineTuneModel, adapter: Adapter) -> nn.Module:
     """
     own = model.copy(share=False)  # merging changes the weights
     own.set(adapter)
-    merged = own.module.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no longer tied.*")  # as they were trained
+        merged = own.module.merge_and_unload()
     if hasattr(merged, _STAND_IN):
         delattr(merged, _STAND_IN)
     return merged

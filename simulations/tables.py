@@ -257,16 +257,16 @@ def print_explained(facts: dict[str, Any]) -> None:
     console = Console()
     pictures = facts.get("pictures", [])
     for found in pictures:
-        why = f"the scores miss the logit's difference by {100 * found['delta']:.1f} %"
+        why = f"the scores miss what they should add up to by {100 * found['delta']:.1f} %"
         end = f"withheld: {why}" if found["refused"] else "its map is in the report"
         _print(f"{found['name']}: {found['label']} ({100 * found['probability']:.1f} %); {end}")
     for found in facts["texts"]:
         for title, one in (("", found), (f"{facts['against']}: ", found.get("against"))):
             if one is None:
                 continue
-            head = f"{title}{one['label']} ({100 * one['probability']:.1f} %): "
+            head = f"{title}{one['title']}: "
             if one["refused"]:
-                _print(f"{head}withheld: the scores miss the logit's difference by {100 * one['delta']:.1f} %")
+                _print(f"{head}withheld: the scores miss what they should add up to by {100 * one['delta']:.1f} %")
             elif console.is_terminal:
                 console.print(_coloured(head, one))
             else:
@@ -274,12 +274,12 @@ def print_explained(facts: dict[str, Any]) -> None:
                 _print(head + " ".join(f"{word}({score:+.2f})" for word, score in pairs))
     if facts["sample"]:
         held, kind = f"{100 * facts['held']:.1f} %", "pictures" if pictures else "texts"
-        _print(f"{held} of {facts['sample']} public {kind} have a map that adds up to within 1 %")
+        _print(f"{held} of {facts['sample']} maps of public {kind} add up to within 1 %")
     if facts["areas"]:
         a, parts = facts["areas"], "squares" if pictures else "words"
         _print(
-            f"mean probability as {parts} go: {a['deletion']:.3f} by score, {a['deletion_random']:.3f} at random; as "
-            f"they come: {a['insertion']:.3f}, {a['insertion_random']:.3f}"
+            f"mean of {facts['measure']} as {parts} go: {a['deletion']:.3f} by score, {a['deletion_random']:.3f} at "
+            f"random; as they come: {a['insertion']:.3f}, {a['insertion_random']:.3f}"
         )
 
 

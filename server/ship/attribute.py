@@ -1,14 +1,15 @@
 """Why a model answered so: integrated gradients on the embeddings, checked for completeness and for faithfulness.
 
 Layer integrated gradients (Sundararajan et al. 2017) by captum, from a baseline in which every word is padding and the
-marks at the ends stay. Attributions must add up to the logit's difference between text and baseline; where they miss it
-by more than a hundredth, more steps are taken, and if that does not help the map is refused. Attention is not shown:
-weights of attention say what is mixed, not what decides (Jain and Wallace 2019).
+marks at the ends stay. What is explained is a logit (of the class, of a word's tag, of the next token) or a number.
+Attributions must add up to its difference between text and baseline; where they miss it by more than a hundredth, more
+steps are taken, and if that does not help the map is refused. Attention is not shown: weights of attention say what is
+mixed, not what decides (Jain and Wallace 2019).
 """
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,12 @@ import torch
 
 from ...common.errors import ConfigError
 from ...common.robustness.embeddings import input_embeddings
-from ...common.types import Tell
-from .finished import FinishedRun, TorchModel
-from .runtime import softmax
+from ...common.types import Rows, Tell
+from .finished import FinishedRun
+from .goals import HIGHER, LOWER, OUTSIDE, Asked, Goal, Split, goals, split, tag_of, title, unit, worth
+from .runtime import KINDS, padded
+from .writer import TASK as WRITES
+from .writer import Writer
 
 TOLERANCE = 0.01
 _STEPS = (32, 128, 512)
@@ -42,25 +46,37 @@ def settled(attempt: Callable[[int], np.ndarray], difference: float) -> tuple[np
 
 @dataclass(frozen=True)
 class Explanation:
-    """One text."""
+    """What spoke for one thing that a model says of one text."""
 
+    goal: Goal
+    title: str
+    """what it says"""
     words: list[str]
     scores: list[float]
-    """of each word, towards the class; they add up to the logit's difference from the baseline"""
-    label: str
-    probability: float
+    """of each word, towards `label`; they add up to the difference from the baseline: of logits, or of the number"""
+    value: float
+    """its probability, or the number"""
     delta: float
     """what the scores miss of that difference, as a share of it"""
+
+    @property
+    def label(self) -> str:
+        return self.goal.label
 
     @property
     def refused(self) -> bool:
         return not self.delta <= TOLERANCE
 
+    def as_json(self) -> dict[str, Any]:
+        """As a report and a server tell it."""
+        names = ("title", "label", "words", "scores", "value", "delta", "refused")
+        return {"word": self.goal.word, **{name: getattr(self, name) for name in names}}
+
 
 class Explainer:
-    """Explains one model."""
+    """Explains one model of texts."""
 
-    def __init__(self, model: TorchModel) -> None:
+    def __init__(self, model: Asked) -> None:
         """Raises ConfigError without captum, ModelError for a model without embeddings."""
         try:
             from captum.attr import LayerIntegratedGradients
@@ -73,97 +89,95 @@ class Explainer:
         embedding.weight.requires_grad_()  # pyright: ignore[reportCallIssue,reportAttributeAccessIssue]  # gradients start here
         self._gradients = LayerIntegratedGradients(model.module, embedding)
 
-    def explain(self, text: str, target: int | None = None) -> Explanation:
-        """target: the class that is explained; omitted: the model's answer. Raises ConfigError for an empty text."""
-        ids, words, of_word = self._split(text)
-        tokens, mask = self.model.batch([ids])
-        with torch.no_grad():
-            logits = self.model.module(tokens, mask).numpy()
-        chosen = int(logits[0].argmax()) if target is None else target
-        baseline = torch.where(torch.from_numpy(of_word)[None] >= 0, self.model.pad, tokens)
-        with torch.no_grad():
-            difference = float(logits[0, chosen] - self.model.module(baseline, mask)[0, chosen])
+    def explain(self, text: str, target: int | None = None, word: int | None = None) -> Explanation:
+        """Of several tags the first. target: the class that is explained; omitted: the model's answer. word: the one
+        whose tag is. Raises ConfigError for an empty text, and for a word that is not there."""
+        read = split(self.model, text)
+        row = self._outputs([read.ids])[0]
+        if word is not None:
+            return self._explained(read, tag_of(self.model, row, read, word))
+        if target is not None:
+            return self._explained(read, Goal((target,), self.model.labels[target]))
+        return self._explained(read, goals(self.model, row, read)[0])
+
+    def maps(self, text: str) -> list[Explanation]:
+        """One of everything that the model says of the text. Raises ConfigError for an empty text."""
+        read = split(self.model, text)
+        return [self._explained(read, goal) for goal in goals(self.model, self._outputs([read.ids])[0], read)]
+
+    def as_json(self, text: str, word: int | None = None) -> dict[str, Any]:
+        """`explain`, as a server tells it."""
+        return self.explain(text, word=word).as_json()
+
+    @torch.no_grad()
+    def _outputs(self, ids: list[list[int]]) -> np.ndarray:
+        """Of texts of one length."""
+        return self.model.module(*map(torch.from_numpy, padded(ids, self.model.pad))).numpy()
+
+    def _explained(self, read: Split, goal: Goal) -> Explanation:
+        tokens, mask = map(torch.from_numpy, padded([read.ids], self.model.pad))
+        blank = [self.model.pad if word >= 0 else i for i, word in zip(read.ids, read.of_word, strict=True)]
+        there, empty = self._outputs([read.ids, blank])
 
         def attempt(steps: int) -> np.ndarray:
             found = self._gradients.attribute(
                 tokens,
-                baselines=baseline,
+                baselines=torch.tensor([blank]),
                 additional_forward_args=(mask,),
-                target=chosen,
+                target=goal.place,
                 n_steps=steps,
                 internal_batch_size=_CHUNK,
             )
             assert isinstance(found, torch.Tensor)  # noqa: S101  # one layer, one answer
             return found.sum(-1)[0].detach().double().numpy()
 
-        scores, delta = settled(attempt, difference)
-        by_word = np.zeros(len(words))
-        np.add.at(by_word, of_word[of_word >= 0], scores[of_word >= 0])
-        probability = float(softmax(logits)[0, chosen])
-        return Explanation(words, by_word.tolist(), self.model.labels[chosen], probability, delta)
-
-    def as_json(self, text: str) -> dict[str, Any]:
-        """`explain`, as a report and a server tell it."""
-        found = self.explain(text)
-        return {**asdict(found), "refused": found.refused}
-
-    def _split(self, text: str) -> tuple[list[int], list[str], np.ndarray]:
-        """Token ids, the words that they are pieces of as the text writes them, and (T,) which word; −1: a mark."""
-        encoded = self.model.tokenizer(
-            text, truncation=True, max_length=self.model.max_length, return_offsets_mapping=True
-        )
-        ids, offsets, numbers = encoded["input_ids"], encoded["offset_mapping"], encoded.word_ids()
-        words: list[str] = []
-        of_word, last = np.full(len(ids), -1), None
-        for place, (number, (start, end)) in enumerate(zip(numbers, offsets, strict=True)):
-            if number is None:
-                continue
-            if number != last:
-                words.append(text[start:end])
-                last = number
-            else:
-                words[-1] += text[start:end]
-            of_word[place] = len(words) - 1
-        if not words:
-            raise ConfigError("TEXT: nothing that the tokenizer knows was received; give a text")
-        return ids, words, of_word
+        scores, delta = settled(attempt, float(there[goal.place] - empty[goal.place]))
+        by_word = np.zeros(len(read.words))
+        np.add.at(by_word, read.of_word[read.of_word >= 0], unit(self.model) * scores[read.of_word >= 0])
+        value = float(worth(self.model, there[None], goal)[0])
+        return Explanation(goal, title(self.model, goal, read, value), read.words, by_word.tolist(), value, delta)
 
     def curves(self, text: str, found: Explanation, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Probability of the class when words go (`deletion`) or come (`insertion`), by score and in random order.
+        """What `found.value` becomes when words go (`deletion`) or come (`insertion`), by score and in random order.
 
         Each (11,), at 0 to 100 % of the words. What is gone is padding.
         """
-        ids, words, of_word = self._split(text)
+        read = split(self.model, text)
         by_score = np.argsort(-np.asarray(found.scores), kind="stable")
-        orders = {"": by_score, "_random": rng.permutation(len(words))}
-        class_ = self.model.labels.index(found.label)
+        orders = {"": by_score, "_random": rng.permutation(len(read.words))}
         batch, keys = [], []
         for suffix, order in orders.items():
             for what in ("deletion", "insertion"):
                 for share in np.linspace(0, 1, SHARES):
-                    touched = order[: round(share * len(words))]
-                    gone = np.isin(of_word, touched) if what == "deletion" else ~np.isin(of_word, touched)
-                    batch.append(
-                        [self.model.pad if g and w >= 0 else i for i, g, w in zip(ids, gone, of_word, strict=True)]
-                    )
+                    touched = order[: round(share * len(read.words))]
+                    gone = np.isin(read.of_word, touched)
+                    gone = (gone if what == "deletion" else ~gone) & (read.of_word >= 0)
+                    batch.append([self.model.pad if g else i for i, g in zip(read.ids, gone, strict=True)])
                 keys.append(what + suffix)
-        tokens, mask = self.model.batch(batch)
-        with torch.no_grad():
-            probabilities = softmax(self.model.module(tokens, mask).numpy())[:, class_]
-        return dict(zip(keys, probabilities.reshape(len(keys), SHARES), strict=True))
+        values = worth(self.model, self._outputs(batch), found.goal)
+        return dict(zip(keys, values.reshape(len(keys), SHARES), strict=True))
 
     @torch.no_grad()
     def vectors(self, texts: list[str]) -> np.ndarray | None:
         """(N, h) of unit length, of what the head reads; None for a model that reads more than one vector."""
-        represent = getattr(self.model.module.classifier, "represent", None)
+        represent: Any = getattr(self.model.module.classifier, "represent", None)
         if represent is None:
             return None
         found = []
-        for one in self.model.ids(texts):
-            tokens, mask = self.model.batch([one])
+        for text in texts:
+            tokens, mask = map(torch.from_numpy, padded([self.model.encoded(text)[0]], self.model.pad))
             found.append(represent(input_ids=tokens, attention_mask=mask)[0].numpy())
         rows = np.stack(found)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
+
+
+def explainer_of(run: FinishedRun) -> Explainer:
+    """Of a run whose task reads texts alone."""
+    return Explainer(Writer(run) if run.config.model.task == WRITES else run.merged())
+
+
+EXPLAINED = (*(task for task, reads in KINDS.items() if not reads.pictures), WRITES)
+"""tasks whose models have maps of words"""
 
 
 def explain_run(
@@ -176,33 +190,42 @@ def explain_run(
 ) -> dict[str, Any]:
     """Facts for report and terminal: the texts' maps, words that speak for each class, and the checks.
 
-    sample: texts of the public test set for checks and words. against: another run, whose maps stand beside.
-    Raises ConfigError, ModelError.
+    sample: texts of the public test set for checks and words. against: another run of the same task, whose maps stand
+    beside. Raises ConfigError, ModelError.
     """
-    explainer = Explainer(run.merged())
+    explainer = explainer_of(run)
     public = run.rows(sample)
-    other = None if against is None else Explainer(against.merged())
+    other = None if against is None else explainer_of(against)
     near = explainer.vectors(public.text)
     shown = []
     for number, text in enumerate(texts):
         tell("explaining", number, len(texts))
-        fact: dict[str, Any] = {**explainer.as_json(text), "nearest": []}
         own = explainer.vectors([text])
-        if near is not None and own is not None:
-            closeness = near @ own[0]
-            labels = np.asarray(public.labels)
-            fact["nearest"] = [
-                {"text": public.text[i], "label": run.labels[labels[i]], "cosine": float(closeness[i])}
-                for i in np.argsort(-closeness)[:NEIGHBOURS]
-            ]
-        if other is not None and against is not None:
-            fact["against"] = other.as_json(text)
-        shown.append(fact)
+        nearest = [] if near is None or own is None else _nearest(run, public, near @ own[0])
+        for found in explainer.maps(text):
+            fact = {**found.as_json(), "nearest": nearest}
+            if other is not None:
+                fact["against"] = other.as_json(text, found.goal.word)
+            shown.append(fact)
     return {
         "texts": shown,
         "against": None if against is None else against.report["name"],
+        "measure": "the number" if explainer.model.reads.label == "number" else "probability of the answer",
         **_checked(explainer, public.text, tell),
     }
+
+
+def _nearest(run: FinishedRun, public: Rows, closeness: np.ndarray) -> list[dict[str, Any]]:
+    """The public rows that are closest. closeness: (N,)."""
+    labels, (mean, deviation) = np.asarray(public.labels), run.config.data.scale or (0.0, 1.0)
+    return [
+        {
+            "text": public.text[i],
+            "label": run.labels[labels[i]] if run.labels else f"{labels[i] * deviation + mean:.6g}",
+            "cosine": float(closeness[i]),
+        }
+        for i in np.argsort(-closeness)[:NEIGHBOURS]
+    ]
 
 
 def _checked(explainer: Explainer, texts: list[str], tell: Tell) -> dict[str, Any]:
@@ -211,23 +234,30 @@ def _checked(explainer: Explainer, texts: list[str], tell: Tell) -> dict[str, An
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, text in enumerate(texts):
         tell("checking on public texts", number, len(texts))
-        found = explainer.explain(text)
-        deltas.append(found.delta)
-        if found.refused:
-            continue
-        for name, values in explainer.curves(text, found, np.random.default_rng([number, 0xDE1])).items():
-            curves[name].append(values)
-        for word, score in zip(found.words, found.scores, strict=True):
-            scores[found.label][word.lower()].append(score)
-    words = {}
-    for label in explainer.model.labels:
-        mean = {word: float(np.mean(s)) for word, s in scores[label].items() if len(s) >= _LEAST_SEEN}
-        words[label] = sorted(mean.items(), key=lambda item: -item[1])[:_TOP]
+        for found in explainer.maps(text):
+            deltas.append(found.delta)
+            if found.refused:
+                continue
+            for name, values in explainer.curves(text, found, np.random.default_rng([number, 0xDE1])).items():
+                curves[name].append(values)
+            for word, score in zip(found.words, found.scores, strict=True):
+                scores[found.label][word.lower()].append(score)
     held = np.asarray(deltas) <= TOLERANCE
     return {
-        "sample": len(texts),
-        "held": float(held.mean()) if len(texts) else 0.0,
+        "sample": len(deltas),
+        "held": float(held.mean()) if deltas else 0.0,
         "curves": {name: np.mean(values, axis=0).tolist() for name, values in curves.items()},
         "areas": {name: float(np.mean(values)) for name, values in curves.items()},
-        "words": words,
+        "words": _telling(explainer.model, scores),
     }
+
+
+def _telling(model: Asked, scores: dict[str, dict[str, list[float]]]) -> dict[str, list[tuple[str, float]]]:
+    """For each class or tag, or for higher and lower numbers, the words that speak most for it."""
+    lists = {}
+    for label in model.labels or ([HIGHER] if model.reads.label == "number" else []):
+        mean = {word: float(np.mean(s)) for word, s in scores[label].items() if len(s) >= _LEAST_SEEN}
+        lists[label] = sorted(mean.items(), key=lambda item: -item[1])
+    if HIGHER in lists:
+        lists = {HIGHER: lists[HIGHER], LOWER: lists[HIGHER][::-1]}
+    return {label: words[:_TOP] for label, words in lists.items() if label != OUTSIDE}

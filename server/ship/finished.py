@@ -82,6 +82,14 @@ class Logits(nn.Module):
         return self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
+class NextLogits(Logits):
+    """Of the token that comes next."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B, T), (B, T), all of one length → (B, V)."""
+        return self.classifier(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=1).logits[:, -1]
+
+
 class PictureLogits(Logits):
     """The same for pictures."""
 
@@ -143,6 +151,18 @@ class TorchModel(Answering):
         )
         ids = encoded["input_ids"]
         return ids, [encoded.word_ids(number) for number in range(len(ids))] if split else []
+
+    def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
+        """Of one text: token ids, the number of each one's word, and its letters; see `goals.Asked`."""
+        words = self.reads.label == "tags"
+        found = self.tokenizer(
+            text.split() if words else text,
+            is_split_into_words=words,
+            truncation=True,
+            max_length=self.max_length,
+            return_offsets_mapping=True,
+        )
+        return found["input_ids"], found.word_ids(), found["offset_mapping"]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self.pieces(texts)[0]

@@ -6,7 +6,8 @@
     POST /predict   {"texts": ["…", …]} → {"predictions": [{"label": …, "probability": …, "probabilities": {…}}, …]};
                     a model of pictures reads "images", files in base64, instead, or as many of both; predictions are
                     those of `Answering.answers`
-    POST /explain   {"text": "…"} → {"words": […], "scores": […], "label": …, "probability": …, "delta": …}
+    POST /explain   {"text": "…"} → {"title": …, "label": …, "words": […], "scores": […], "value": …, "delta": …}; of
+                    tags "word": N, too, asks for that word's; otherwise for the first that is not O
     GET  /          a page for trying a text, unless the model reads pictures
 
 Rows of waiting requests are answered together. Everything has a limit: bytes and seconds of a body, rows of a
@@ -35,7 +36,7 @@ from ...common.pictures import LARGEST, PictureForm, decoded
 from ...common.types import Rows
 from .predict import Columns, Model
 
-Explain = Callable[[str], dict[str, Any]]
+Explain = Callable[[str, int | None], dict[str, Any]]
 _TOGETHER = 64
 """rows of one pass through the model"""
 _KEYS = Columns("texts", "images")
@@ -150,7 +151,7 @@ class Together:
 
 
 def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Explain | None = None) -> Starlette:
-    """explain: a text → its map; None: /explain is not there."""
+    """explain: a text, and perhaps one of its words → a map; None: /explain is not there."""
     together, rates = Together(model, bounds.waiting), Rates(bounds.rate)
     explaining = asyncio.Semaphore(1)
     limit = replace(bounds, body=_PICTURED * bounds.body) if model.reads.pictures else bounds
@@ -178,9 +179,12 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         return JSONResponse({"predictions": await together.ask(rows)})
 
     async def explain_(request: Request) -> Response:
-        text = (await _body(request, limit)).get("text")
+        content = await _body(request, limit)
+        text, word = content.get("text"), content.get("word")
         if not isinstance(text, str):
             raise RefusedError(422, 'expected {"text": "…"}')
+        if word is not None and (type(word) is not int or model.reads.label != "tags"):
+            raise RefusedError(422, 'expected a number in "word", of a model of tags; otherwise leave it out')
         _check_text(text, bounds)
         if explain is None:
             raise RefusedError(404, "this server does not explain; start it with --explain")
@@ -188,9 +192,9 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
             raise RefusedError(503, "another text is being explained; come back in a moment")
         async with explaining:
             try:
-                return JSONResponse(await asyncio.to_thread(explain, text))
+                return JSONResponse(await asyncio.to_thread(explain, text, word))
             except ConfideError:
-                raise RefusedError(422, "this text cannot be explained") from None
+                raise RefusedError(422, "this text, or this word of it, cannot be explained") from None
 
     def guarded(handler):
         async def answer(request: Request) -> Response:

@@ -1,7 +1,7 @@
 // One text, its answer (a class, tags, a number or a continuation), and, where the server explains, the words that spoke
 // for and against it.
 const at = (id) => document.getElementById(id);
-let explains = false;
+let explains = false, asked = "";
 
 async function post(path, content) {
   const reply = await fetch(path, { method: "POST", body: JSON.stringify(content) });
@@ -37,6 +37,15 @@ function tagged(answer) {
       tag.textContent = answer.tags[i];
       span.append(tag);
     }
+    if (explains && answer.tags[i] !== "?") {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "word";
+      button.title = "What spoke for its tag?";
+      button.append(span);
+      button.addEventListener("click", () => ask(button, async () => words(await post("/explain", { text: asked, word: i }))));
+      return [button, " "];
+    }
     return [span, " "];
   }));
 }
@@ -62,28 +71,34 @@ function words(map) {
   });
   at("words").replaceChildren(...(map.refused ? [] : parts));
   at("check").textContent = map.refused
-    ? "The map is withheld: its scores miss the logit’s difference by " + (100 * map.delta).toFixed(1) + " %."
-    : "Green speaks for " + map.label + ", orange against it. The scores add up to the logit’s difference from an empty text, to " +
+    ? "The map is withheld: its scores miss what they should add up to by " + (100 * map.delta).toFixed(1) + " %."
+    : "Green speaks for " + map.label + ", orange against it. The scores add up to the difference from an empty text, to " +
       (100 * map.delta).toFixed(2) + " %.";
+  at("title").textContent = map.title;
 }
 
-at("form").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const button = event.target.querySelector("button");
+async function ask(button, question) {
   button.disabled = true;
   at("error").textContent = "";
   try {
-    const text = at("text").value;
-    const [answer] = (await post("/predict", { texts: [text] })).predictions;
-    show(answer);
-    at("why").hidden = !explains;
-    at("answer").hidden = false;
-    if (explains) words(await post("/explain", { text }));
+    await question();
   } catch (error) {
     at("error").textContent = error.message;
   } finally {
     button.disabled = false;
   }
+}
+
+at("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  ask(event.target.querySelector("button"), async () => {
+    asked = at("text").value;
+    const [answer] = (await post("/predict", { texts: [asked] })).predictions;
+    show(answer);
+    at("why").hidden = !explains;
+    at("answer").hidden = false;
+    if (explains) words(await post("/explain", { text: asked }));
+  });
 });
 
 fetch("/health").then((reply) => reply.json()).then((facts) => {

@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...common.types import Reads, Rows
-from .finished import FinishedRun
+from .finished import FinishedRun, NextLogits
 
 TASK = "causal-lm"
 
@@ -14,13 +15,16 @@ class Writer:
     """Continues each text with its likeliest next tokens (greedy), until the end token or `tokens` of them; fewer where
     the backbone has positions for fewer than twice as many."""
 
-    task, labels, form = TASK, [], None
+    task, form = TASK, None
     reads = Reads(label=None)
 
     def __init__(self, run: FinishedRun, tokens: int = 64) -> None:
-        self.module = run.classifier()
-        self.tokenizer = run.tokenizer
-        positions: int = getattr(self.module.config, "max_position_embeddings", None) or 4 * tokens
+        self.labels: list[str] = []
+        self.scale: tuple[float, float] | None = None
+        self._model: Any = run.classifier()
+        self.module: nn.Module = NextLogits(self._model)
+        self.tokenizer, self.pad = run.tokenizer, run.model.pad
+        positions: int = getattr(self._model.config, "max_position_embeddings", None) or 4 * tokens
         self.tokens = min(tokens, positions // 2)
         self._longest = min(run.config.model.max_length, positions - self.tokens)
 
@@ -34,7 +38,7 @@ class Writer:
         if not ids.shape[1]:
             return ""
         end = self.tokenizer.eos_token_id
-        written = self.module.generate(  # pyright: ignore[reportCallIssue]  # of transformers
+        written = self._model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=self.tokens,
@@ -42,3 +46,9 @@ class Writer:
             pad_token_id=0 if end is None else end,
         )
         return str(self.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
+        """Of one text: token ids, the number of each one's word, and its letters; see `goals.Asked`."""
+        found = self.tokenizer(text, return_offsets_mapping=True)
+        ids, numbers, spans = found["input_ids"], found.word_ids(), found["offset_mapping"]
+        return ids[-self._longest :], numbers[-self._longest :], spans[-self._longest :]

@@ -13,7 +13,7 @@ from confide.common import backbones
 from confide.common.backbones import resolve_backbone
 from confide.common.config import LoraSection, ModelSection
 from confide.common.errors import ConfigError, ModelError
-from confide.common.models import export_adapter, load_base, load_model, lora_pairs
+from confide.common.models import export_adapter, load_base, load_model, lora_pairs, plain
 from confide.common.tasks import load_task, task_names
 
 LORA = LoraSection(rank=2, alpha=4)
@@ -23,14 +23,23 @@ def section(folder: Path, **changes) -> ModelSection:
     return ModelSection(**{"backbone": str(folder), "lora": LORA, **changes})
 
 
-@pytest.mark.parametrize(("backbone", "pooling"), [("bert", "mean"), ("bert", "model"), ("gpt2", "last")])
-def test_an_exported_adapter_gives_the_same_logits_in_a_fresh_process(
-    request: pytest.FixtureRequest, backbone: str, pooling: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("backbone", "changes"),
+    [
+        ("bert", {"pooling": "mean"}),
+        ("bert", {"pooling": "model"}),
+        ("gpt2", {"pooling": "last"}),
+        ("gpt2", {"task": "causal-lm", "train": "full"}),  # its two embeddings were one before
+    ],
+)
+def test_an_exported_adapter_gives_the_same_logits_in_a_fresh_process_and_merged(
+    request: pytest.FixtureRequest, backbone: str, changes: dict, tmp_path: Path
 ) -> None:
-    chosen = section(request.getfixturevalue(backbone), pooling=pooling)
+    chosen = section(request.getfixturevalue(backbone), **changes)
     model = load_model(chosen, 3, 1)
     rng = np.random.default_rng(0)
-    model.set({name: rng.normal(size=a.shape).astype(np.float32) for name, a in model.initial.items()})
+    adapter = {name: rng.normal(size=a.shape).astype(np.float32) for name, a in model.initial.items()}
+    model.set(adapter)
     export_adapter(model, chosen, ["a", "b", "c"], tmp_path / "adapter")
     ids, mask = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     with torch.no_grad():
@@ -46,6 +55,9 @@ with torch.no_grad():
 """
     fresh = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     np.testing.assert_allclose(here, json.loads(fresh.stdout.splitlines()[-1]), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        merged = plain(model, adapter)(input_ids=ids, attention_mask=mask).logits.numpy()
+    np.testing.assert_allclose(here, merged, rtol=1e-3, atol=1e-4)
 
 
 def test_only_lora_and_head_are_trained(bert: Path) -> None:

@@ -1,6 +1,7 @@
 """Maps of words: complete, faithful where the answer is known beforehand, and withheld when they do not add up."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from confide.common.errors import ConfigError
 from confide.server.report import amend_report, read_report
 from confide.server.ship import attribute
 from confide.server.ship.attribute import TOLERANCE, Explainer, explain_run
-from confide.server.ship.finished import FinishedRun
+from confide.server.ship.finished import FinishedRun, TorchModel
 from confide.simulations.run import simulate
 from confide.tests.tiny import BAD, GOOD, run_content, save_data
 
@@ -34,7 +35,7 @@ def explainer(folder: Path) -> Explainer:
 
 def test_scores_add_up_to_the_logits_difference_from_padding(explainer: Explainer) -> None:
     """Completeness (Sundararajan et al. 2017, proposition 1), with the baseline made by hand."""
-    model, text = explainer.model, f"the {GOOD[0]} film"
+    model, text = cast(TorchModel, explainer.model), f"the {GOOD[0]} film"
     found = explainer.explain(text)
     tokens, mask = model.batch(model.ids([text]))
     marks = torch.isin(tokens, torch.tensor(model.tokenizer.all_special_ids))
@@ -70,9 +71,9 @@ def test_taking_words_by_score_lowers_the_answer_sooner_than_at_random(explainer
     text = f"the film and {GOOD[0]} story of this"
     found = explainer.explain(text)
     curves = explainer.curves(text, found, np.random.default_rng(0))
-    assert curves["deletion"][0] == pytest.approx(found.probability, rel=1e-4)
+    assert curves["deletion"][0] == pytest.approx(found.value, rel=1e-4)
     assert curves["deletion"][-1] == pytest.approx(curves["insertion"][0], rel=1e-4)
-    assert curves["insertion"][-1] == pytest.approx(found.probability, rel=1e-4)
+    assert curves["insertion"][-1] == pytest.approx(found.value, rel=1e-4)
     assert curves["deletion"].mean() < curves["deletion_random"].mean()
 
 

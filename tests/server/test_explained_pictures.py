@@ -135,7 +135,7 @@ def test_the_command_shows_them_in_the_report(folder: Path, confide, tmp_path: P
     shown = json.loads((folder / "report.json").read_text())["explanation"]["pictures"]
     assert code == 0
     assert "big.png: " in out
-    assert "of 10 public pictures" in out
+    assert "of 10 maps of public pictures" in out
     page = (folder / "report.html").read_text()
     assert page.count('class="tile"') == 4 - sum(found["refused"] for found in shown)
     assert "from the mean of public pictures" in page

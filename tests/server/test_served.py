@@ -308,14 +308,15 @@ def test_the_page_in_a_browser(tmp_path: Path, refused: bool) -> None:
     """A text is asked, its answer and its map are shown, and markup in it stays text."""
     text = "a <b>gorgeous</b> film & no <script>alert(1)</script>"
 
-    def explain(asked: str) -> dict:
+    def explain(asked: str, word: int | None) -> dict:
         words = asked.split(" ")
         scores = [float(i) for i in range(len(words))]
         return {
             "words": words,
             "scores": scores,
+            "title": "positive (90.0 %)",
             "label": "positive",
-            "probability": 0.9,
+            "value": 0.9,
             "delta": 0.001,
             "refused": refused,
         }
