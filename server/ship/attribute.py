@@ -210,7 +210,7 @@ def explain_run(
     return {
         "texts": shown,
         "against": None if against is None else against.report["name"],
-        "measure": "the number" if explainer.model.reads.label == "number" else "probability of the answer",
+        "measure": "the number" if explainer.model.reads.label == "number" else "the answer's probability",
         **_checked(explainer, public.text, tell),
     }
 
@@ -255,9 +255,9 @@ def _checked(explainer: Explainer, texts: list[str], tell: Tell) -> dict[str, An
 def _telling(model: Asked, scores: dict[str, dict[str, list[float]]]) -> dict[str, list[tuple[str, float]]]:
     """For each class or tag, or for higher and lower numbers, the words that speak most for it."""
     lists = {}
-    for label in model.labels or ([HIGHER] if model.reads.label == "number" else []):
+    for label in [label for label in model.labels if label != OUTSIDE] or [HIGHER]:
         mean = {word: float(np.mean(s)) for word, s in scores[label].items() if len(s) >= _LEAST_SEEN}
         lists[label] = sorted(mean.items(), key=lambda item: -item[1])
-    if HIGHER in lists:
-        lists = {HIGHER: lists[HIGHER], LOWER: lists[HIGHER][::-1]}
-    return {label: words[:_TOP] for label, words in lists.items() if label != OUTSIDE}
+    if model.reads.label == "number":
+        lists[LOWER] = [(word, -score) for word, score in lists[HIGHER][::-1]]
+    return {label: [(word, score) for word, score in words if score > 0][:_TOP] for label, words in lists.items()}

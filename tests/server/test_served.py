@@ -358,3 +358,18 @@ def test_the_page_shows_tags_beside_their_words(tmp_path: Path) -> None:
     assert '<span>from</span> <span class="tagged">Paris<sub>B-loc</sub></span> <span>to</span>' in shown
     assert "Rome<sub>?</sub>" in shown
     assert "3 tags" in page
+    assert "<button" not in shown
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_each_word_of_a_tagging_page_can_be_asked_why(tmp_path: Path) -> None:
+    """The first map is shown; every word that is read is a button for its own."""
+
+    def explain(asked: str, word: int | None) -> dict:
+        title = f"word {word} of {asked}"
+        return {"title": title, "label": "B-loc", "words": ["Paris"], "scores": [1.0], "delta": 0.0, "refused": False}
+
+    page = in_a_browser(make_app(Tagging(), "a/tagger", "torch", Bounds(), explain), "from Paris to Rome", tmp_path)
+    shown = page[page.index('id="bars"') : page.index('id="why"')]
+    assert shown.count('<button type="button" class="word"') == 3
+    assert '<span id="title">word None of from Paris to Rome</span>' in page
