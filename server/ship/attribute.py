@@ -20,7 +20,7 @@ from ...common.robustness.embeddings import input_embeddings
 from ...common.types import Rows, Tell
 from .finished import FinishedRun
 from .goals import HIGHER, LOWER, OUTSIDE, Asked, Goal, Split, goals, split, tag_of, title, unit, worth
-from .runtime import KINDS, padded
+from .runtime import TEXTS, padded
 from .writer import TASK as WRITES
 from .writer import Writer
 
@@ -176,7 +176,7 @@ def explainer_of(run: FinishedRun) -> Explainer:
     return Explainer(Writer(run) if run.config.model.task == WRITES else run.merged())
 
 
-EXPLAINED = (*(task for task, reads in KINDS.items() if not reads.pictures), WRITES)
+EXPLAINED = (*TEXTS, WRITES)
 """tasks whose models have maps of words"""
 
 

@@ -21,7 +21,7 @@ from .exporting import export, quantized
 from .factors import factorise
 from .finished import FinishedRun, TorchModel
 from .prune import keep_layers, layers_of, least_needed_layers, prune
-from .runtime import CLASSIFIES, FACTS, KINDS, MODEL, VARIANTS, Answering, OnnxModel, load_variant
+from .runtime import CLASSIFIES, FACTS, KINDS, MODEL, TEXTS, VARIANTS, Answering, OnnxModel, load_variant
 
 FULL, INT8 = "onnx", "int8"
 _NOISE = 0.1
@@ -65,7 +65,7 @@ def make_variants(
         raise ConfigError(
             "--layers, --heads, --ffn, --factors: what matters is measured on public text; name it with --public"
         )
-    run = FinishedRun(folder, *([CLASSIFIES] if pruned else KINDS))
+    run = FinishedRun(folder, *(TEXTS if pruned else KINDS))
     teacher = run.merged()
     place, rows = folder / VARIANTS, run.rows(_PARITY_ROWS)
     tell("exporting", 0, 1)
@@ -103,7 +103,7 @@ def make_student(
     tell: Tell = lambda *_: None,
 ) -> list[str]:
     """`confide distill`. student: a number of the model's own layers, or a backbone. Returns the variants' names."""
-    run = FinishedRun(folder)
+    run = FinishedRun(folder, *TEXTS)
     teacher = run.merged()
     own = student.isdigit()
     made = shallow(teacher, int(student)) if own else other_backbone(teacher, student, pooling, lesson.seed)

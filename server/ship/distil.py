@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ...common.backbones import resolve_backbone
@@ -19,6 +18,7 @@ from ...common.models import pad_of
 from ...common.optimizer import warmed_up
 from ...common.tasks import load_task
 from ...common.types import Tell, shuffled_batches
+from .answers import Compared, apart
 from .finished import TorchModel
 from .prune import keep_layers, layers_of, spread
 
@@ -52,35 +52,35 @@ def other_backbone(teacher: TorchModel, backbone: str, pooling: str, seed: int) 
     path = resolve_backbone(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        section = ModelSection.model_validate({"backbone": backbone, "pooling": pooling})
-        module = load_task("sequence-classification").build(path, section, len(teacher.labels))
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    return TorchModel(module.eval(), tokenizer, teacher.max_length, teacher.labels, pad_of(tokenizer))
+        section = ModelSection.model_validate({"backbone": backbone, "pooling": pooling, "task": teacher.task})
+        module = load_task(teacher.task).build(path, section, len(teacher.labels))
+    tokenizer, task = AutoTokenizer.from_pretrained(path), teacher.task
+    asked = tokenizer, teacher.max_length, teacher.labels, pad_of(tokenizer), task
+    return TorchModel(module.eval(), *asked, scale=teacher.scale)
 
 
 def distil(teacher: TorchModel, student: TorchModel, texts: list[str], lesson: Lesson, tell: Tell) -> None:
-    """Trains the student in place: T²·KL(teacher ‖ student) at temperature T, all its weights, AdamW.
+    """Trains all the student's weights, in place, by `answers.apart`: T²·KL(teacher ‖ student) at temperature T. AdamW.
 
     texts: public or unlabelled. Raises ConfigError for too few, or hidden states of unlike widths.
     """
-    if len(texts) < lesson.batch:
-        raise ConfigError(f"--text: {len(texts)} texts received; at least {lesson.batch}, a batch, are needed")
-    goals = torch.from_numpy(teacher.logits(texts))
-    ids = student.ids(texts)
+    both = Compared(teacher, student, texts)
+    if len(both.texts) < lesson.batch:
+        raise ConfigError(f"--public: {len(both.texts)} texts received; at least {lesson.batch}, a batch, are needed")
     pairs = _pairs(teacher, student) if lesson.hidden else []
-    same_tokens = not pairs or teacher.ids(texts[:50]) == ids[:50]
+    same_tokens = not pairs or teacher.ids(texts[:50]) == both.ids[:50]
     if not same_tokens:
         raise ConfigError("--hidden: teacher and student read other tokens; distil logits alone")
     rise = max(1, round(_WARMUP * lesson.steps))
     optimizer, schedule = warmed_up(student.module.parameters(), lesson.learning_rate, lesson.steps, rise)
-    parts = shuffled_batches(np.arange(len(texts)), lesson.batch, np.random.default_rng([lesson.seed, 0xD15]))
+    parts = shuffled_batches(both.texts, lesson.batch, np.random.default_rng([lesson.seed, 0xD15]))
     for p in student.module.parameters():
         p.requires_grad_()
     for step, chosen in zip(range(lesson.steps), parts, strict=False):
-        tokens, mask = student.batch([ids[i] for i in chosen])
+        tokens, mask = student.batch([both.ids[i] for i in chosen])
         with _noted([layer for _, layer in pairs]) as learned:
-            answers = student.module(tokens, mask)
-        loss = _apart(goals[chosen], answers, lesson.temperature)
+            found = both.found(student.module(tokens, mask), chosen)
+        loss = apart(both.wanted(chosen), found, both.reads, lesson.temperature)
         if pairs:
             with torch.no_grad(), _noted([layer for layer, _ in pairs]) as known:
                 teacher.module(tokens, mask)
@@ -95,11 +95,6 @@ def distil(teacher: TorchModel, student: TorchModel, texts: list[str], lesson: L
         schedule.step()
         tell(f"teaching, loss {float(loss.detach()):.3f}", step + 1, lesson.steps)
     student.module.eval()
-
-
-def _apart(goals: torch.Tensor, answers: torch.Tensor, temperature: float) -> torch.Tensor:
-    wanted, found = (goals / temperature).log_softmax(1), (answers / temperature).log_softmax(1)
-    return temperature**2 * F.kl_div(found, wanted, log_target=True, reduction="batchmean")
 
 
 def _pairs(teacher: TorchModel, student: TorchModel) -> list[tuple[nn.Module, nn.Module]]:

@@ -139,9 +139,10 @@ class TorchModel(Answering):
         return self.reader
 
     def copy(self) -> "TorchModel":
-        """For one class for a text."""
         classifier = copy.deepcopy(self.module.classifier)
-        return TorchModel(classifier, self.reader, self.max_length, self.labels, self.pad)
+        return TorchModel(
+            classifier, self.reader, self.max_length, self.labels, self.pad, self.task, self.size, self.scale
+        )
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
         split = self.reads.label == "tags"

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...common.errors import ConfigError, ModelError
+from .answers import answer_rows, apart, stacked
 from .finished import TorchModel
 
 _BATCH = 32
@@ -49,9 +50,9 @@ def spread(layers: int, count: int) -> list[int]:
 def least_needed_layers(model: TorchModel, texts: list[str], count: int) -> list[int]:
     """The `count` layers to keep: one by one, the layer without which answers change least is left out.
 
-    Change: mean KL divergence of the classes' probabilities from the whole model's.
+    Change: `answers.apart` from the whole model's.
     """
-    whole = torch.from_numpy(model.logits(texts)).log_softmax(1)
+    whole = stacked(answer_rows(model, texts))
     kept = list(range(len(layers_of(model.module))))
     spread(len(kept), count)
     while len(kept) > count:
@@ -59,8 +60,7 @@ def least_needed_layers(model: TorchModel, texts: list[str], count: int) -> list
         for left_out in kept:
             trial = model.copy()
             keep_layers(trial, [i for i in kept if i != left_out])
-            found = torch.from_numpy(trial.logits(texts)).log_softmax(1)
-            changes.append(float(F.kl_div(found, whole, log_target=True, reduction="batchmean")))
+            changes.append(float(apart(whole, stacked(answer_rows(trial, texts)), model.reads)))
         kept.remove(kept[int(np.argmin(changes))])
     return kept
 
@@ -91,7 +91,8 @@ def prune(model: TorchModel, texts: list[str], *, heads: float = 0.0, neurons: f
     """Cuts a share of all attention heads and of all feed-forward neurons, the least important of each layer.
 
     Importance: |∂L/∂a · a| summed over public text, of what a head or a neuron gives (Michel et al. 2019; Molchanov et
-    al. 2017). L: cross-entropy with the model's own answer. Raises ModelError for a backbone not built as BERT's.
+    al. 2017). L: cross-entropy with the model's own answer, or the number. Raises ModelError for a backbone not built
+    as BERT's.
     """
     blocks = [_Block(layer) for layer in layers_of(model.module)]
     of_heads, of_neurons = importance(model, texts)
@@ -116,7 +117,10 @@ def importance(model: TorchModel, texts: list[str]) -> tuple[list[torch.Tensor],
         tokens, mask = model.batch(ids[start : start + _BATCH])
         with _inputs_of([part for block in blocks for part in (block.joining, block.narrowing)]) as seen:
             logits = model.module(tokens, mask)
-            loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
+            logits = logits[mask.bool()] if logits.ndim == 3 else logits  # (tokens, K) or (B, K)
+            own = logits.detach().argmax(1)
+            number = model.reads.label == "number"
+            loss = logits.sum() if number else F.cross_entropy(logits, own, reduction="sum")
             gradients = torch.autograd.grad(loss, seen)
         products = [(g * a.detach()) * mask[..., None] for g, a in zip(gradients, seen, strict=True)]  # (B, T, width)
         for number, block in enumerate(blocks):

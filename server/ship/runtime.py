@@ -38,6 +38,8 @@ KINDS = {
     "image-text-classification": Reads(pictures=True),
 }
 """Tasks whose models can be exported, and their `READS`, for where there is no torch to ask them."""
+TEXTS = tuple(task for task, reads in KINDS.items() if not reads.pictures)
+"""those of text alone, whose models can be cut, taught to students and explained by words"""
 
 
 def input_names(reads: Reads) -> list[str]:

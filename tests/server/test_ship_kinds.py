@@ -220,7 +220,9 @@ def test_texts_are_continued(finished) -> None:
 
 def test_what_a_task_has_not_is_refused(finished, tmp_path: Path) -> None:
     folder = finished(BOTH, rounds=1)
-    with pytest.raises(ConfigError, match="this is for 'sequence-classification'"):
+    with pytest.raises(
+        ConfigError, match="this is for 'sequence-classification', 'token-classification', 'regression'"
+    ):
         make_variants(folder, public=["a text"], heads=0.5)
     (tmp_path / "asked.txt").write_text("good\n")
     with pytest.raises(ConfigError, match=r"received 'text'; the model reads text and image; give csv or jsonl"):
