@@ -181,6 +181,18 @@ def wider(scratch: Path) -> Table:
     return table
 
 
+def privacy(scratch: Path) -> Table:
+    """What DP alone gives: the plain mean under noise, on the recipe's film reviews."""
+    content = load_content(find_recipe("byzantine"), [*_short(scratch), f"sweep.seeds={SEEDS}"])
+    local = ["privacy.mode=local", "privacy.epsilon=8", "privacy.sampling_rate=0.08", "privacy.clip=4"]
+    client = ["privacy.mode=client", "privacy.epsilon=100", "privacy.sampling_rate=1", "privacy.clip=0.5"]
+    content["sweep"]["defences"] = {
+        "mean, `local`, ε = 8": [*local, "privacy.declared_examples=4000"],
+        "mean, `client`, ε = 100": [*client, "server.secure_aggregation=false"],
+    }
+    return _table(content, _home(scratch) / "byzantine-privacy")
+
+
 def _home(scratch: Path) -> Path:
     """Where what is kept lies."""
     return Path(os.environ.get("SWEEPS", scratch))
@@ -234,6 +246,7 @@ PARTS: dict[str, Callable[[Path], Table]] = {
     "byzantine": byzantine,
     "byzantine-banking77": byzantine_banking77,
     "wider": wider,
+    "privacy": privacy,
 }
 
 
