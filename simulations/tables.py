@@ -278,7 +278,7 @@ def print_explained(facts: dict[str, Any]) -> None:
     if facts["areas"]:
         a, parts = facts["areas"], "squares" if pictures else "words"
         _print(
-            f"mean of {facts['measure']} as {parts} go: {a['deletion']:.3f} by score, {a['deletion_random']:.3f} at "
+            f"mean {facts['measure']} as {parts} go: {a['deletion']:.3f} by score, {a['deletion_random']:.3f} at "
             f"random; as they come: {a['insertion']:.3f}, {a['insertion_random']:.3f}"
         )
 

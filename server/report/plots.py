@@ -289,7 +289,7 @@ def faithfulness(facts: dict[str, Any]) -> bytes:
         axes.plot(shares, facts["curves"][f"{what}_random"], color=color, linestyle=":", label=f"{what}, random order")
     parts = "squares" if facts.get("pictures") else "words"
     axes.set(xlabel=f"{parts} taken away or put in, %", ylabel=facts["measure"], xlim=(0, 100))
-    if facts["measure"] != "the number":
+    if facts["measure"] == "probability":
         axes.set(ylim=(0, 1))
     axes.legend(fontsize=7, frameon=False, loc="best")
     return _png(figure)

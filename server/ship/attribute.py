@@ -210,7 +210,7 @@ def explain_run(
     return {
         "texts": shown,
         "against": None if against is None else against.report["name"],
-        "measure": "the number" if explainer.model.reads.label == "number" else "the answer's probability",
+        "measure": "number" if explainer.model.reads.label == "number" else "probability",
         **_checked(explainer, public.text, tell),
     }
 

@@ -139,7 +139,7 @@ def explain_pictures(
         "texts": [],
         "pictures": shown,
         "against": None,
-        "measure": "the answer's probability",
+        "measure": "probability",
         "sample": len(public),
         "held": float((np.asarray(deltas) <= TOLERANCE).mean()),
         "curves": {key: np.mean(values, axis=0).tolist() for key, values in curves.items()},

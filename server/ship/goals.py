@@ -29,8 +29,8 @@ class Asked(Protocol):
     def tokenizer(self) -> Any: ...
 
     def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
-        """Token ids; which word each is a piece of, None for a mark; and its letters: from, to, in the text, or, where
-        the task splits texts at blanks, in the word."""
+        """Token ids; which word each is a piece of, None for a mark; and its letters in the text: from, to. Of tags a
+        word is what stands between blanks, and the letters are the word's."""
         ...
 
 
@@ -51,30 +51,28 @@ class Split:
 
     ids: list[int]
     words: list[str]
-    """as the text writes them"""
+    """as the text writes them; of tags those between blanks, some of which may have no token"""
     of_word: np.ndarray
     """(T,) which of the words a token is a piece of; −1: a mark"""
 
 
 def split(model: Asked, text: str) -> Split:
     """Raises ConfigError for a text without words."""
-    given = text.split() if model.reads.label == "tags" else None
     words: list[str] = []
     ids, numbers, spans = model.encoded(text)
     of_word, last = np.full(len(ids), -1), None
     for place, (number, (start, end)) in enumerate(zip(numbers, spans, strict=True)):
         if number is None:
             continue
-        piece = (text if given is None else given[number])[start:end]
         if number != last:
-            words.append(piece)
+            words.append(text[start:end])
             last = number
         else:
-            words[-1] += piece
-        of_word[place] = len(words) - 1
+            words[-1] += text[start:end]
+        of_word[place] = len(words) - 1 if model.reads.label != "tags" else number
     if not words:
         raise ConfigError("TEXT: nothing that the tokenizer knows was received; give a text")
-    return Split(ids, words, of_word)
+    return Split(ids, words if model.reads.label != "tags" else text.split()[: of_word.max() + 1], of_word)
 
 
 def goals(model: Asked, row: np.ndarray, text: Split) -> list[Goal]:
@@ -89,21 +87,23 @@ def goals(model: Asked, row: np.ndarray, text: Split) -> list[Goal]:
     if kind is None:
         best = int(row.argmax())
         return [Goal((best,), model.tokenizer.decode([best]))]
-    tags = [tag_of(model, row, text, word) for word in range(len(text.words))]
+    read = np.unique(text.of_word[text.of_word >= 0])
+    tags = [tag_of(model, row, text, int(word)) for word in read]
     if found := [tag for tag in tags if tag.label != OUTSIDE]:
         return found
-    firsts = [int(np.flatnonzero(text.of_word == word)[0]) for word in range(len(text.words))]
+    firsts = [tag.place[0] for tag in tags]
     named = [index for index, label in enumerate(model.labels) if label != OUTSIDE]
     shares = softmax(row[firsts])[:, named]
     word, best = np.unravel_index(shares.argmax(), shares.shape)
-    return [Goal((firsts[word], named[best]), model.labels[named[best]], int(word))]
+    return [Goal((firsts[word], named[best]), model.labels[named[best]], int(read[word]))]
 
 
 def tag_of(model: Asked, row: np.ndarray, text: Split, word: int) -> Goal:
-    """The tag of one word: that of its first token. Raises ConfigError for a word that is not there."""
-    if not 0 <= word < len(text.words):
+    """The tag of one word: that of its first token. Raises ConfigError for a word that is not read."""
+    places = np.flatnonzero(text.of_word == word)
+    if word < 0 or not len(places):
         raise ConfigError(f"word: received {word}; allowed: 0 to {len(text.words) - 1}, of the words that are read")
-    first = int(np.flatnonzero(text.of_word == word)[0])
+    first = int(places[0])
     best = int(row[first].argmax())
     return Goal((first, best), model.labels[best], word)
 

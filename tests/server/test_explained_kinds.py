@@ -13,11 +13,11 @@ from torch import nn
 
 from confide.common.config import RunConfig
 from confide.common.errors import ConfigError
-from confide.common.types import Rows
+from confide.common.types import Reads, Rows
 from confide.server.report import read_report
 from confide.server.ship.attribute import TOLERANCE, Explainer, explain_run, explainer_of
 from confide.server.ship.finished import FinishedRun, NextLogits
-from confide.server.ship.goals import HIGHER, LOWER, Asked
+from confide.server.ship.goals import HIGHER, LOWER, Asked, goals, split, tag_of
 from confide.server.ship.runtime import padded
 from confide.server.ship.serve import Bounds, make_app
 from confide.server.ship.writer import Writer
@@ -150,6 +150,23 @@ def test_of_a_linear_model_the_score_of_a_word_is_known(explainers: dict[str, Ex
     np.testing.assert_allclose(found.scores, exact.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_word_without_a_token_keeps_its_place() -> None:
+    """A page asks for words by their place between blanks."""
+
+    def encoded(text: str) -> tuple:
+        return [2, 7, 8, 9, 3], [None, 0, 2, 3, None], [(0, 0), (0, 3), (0, 3), (0, 4), (0, 0)]
+
+    asked = cast(Asked, SimpleNamespace(reads=Reads(label="tags"), labels=["B-x", "O"], encoded=encoded))
+    read = split(asked, "ann \u200b new york unread")
+    assert read.words == ["ann", "\u200b", "new", "york"]
+    row = np.array([[0, 0], [9, 0], [0, 9], [9, 0], [0, 0]], dtype=np.float32)
+    assert [(goal.word, goal.place) for goal in goals(asked, row, read)] == [(0, (1, 0)), (3, (3, 0))]
+    assert tag_of(asked, row, read, 2).label == "O"
+    for word in (1, 4, -1):
+        with pytest.raises(ConfigError, match="allowed: 0 to 3"):
+            tag_of(asked, row, read, word)
+
+
 @pytest.mark.parametrize("task", [TAGS, NUMBERS, WRITES])
 def test_taking_words_by_score_changes_the_answer_sooner_than_at_random(folders, task: str) -> None:
     facts = explain_run(FinishedRun(folders[task], task), [], sample=20)
@@ -174,7 +191,7 @@ def test_the_command_prints_them_and_fills_the_report(folders, confide) -> None:
         assert f"{facts['texts'][0]['title']}: " in out
         page = (folder / "report.html").read_text()
         assert facts["texts"][0]["title"] in page
-        assert facts["measure"] in page
+        assert f"Mean {facts['measure']} while words" in page
         assert "<b>:" not in page
     code, _, err = confide("explain-model", folders[TAGS], "a", "--against", folders[NUMBERS])
     assert code != 0
