@@ -11,14 +11,25 @@ import zlib
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoModelForMaskedLM, BertForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from ..config import ModelSection
 from ..errors import ModelError
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import Batch, load_backbone, piece_ids, ragged, token_losses, token_metrics, token_score, token_targets
+from . import (
+    Batch,
+    inputs_of,
+    load_backbone,
+    piece_ids,
+    ragged,
+    token_losses,
+    token_metrics,
+    token_score,
+    token_targets,
+)
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = False, 4, Reads(label=None)
@@ -39,11 +50,16 @@ class WordGuesser(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
+        **_: object,
     ) -> MaskedLMOutput:
-        """input_ids, attention_mask: (B, T). Returns logits (B, T, V)."""
+        """input_ids, attention_mask: (B, T). Returns logits (B, T, V), or (B, M, V) of the named places (B, M)."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, T, h)
+        hidden = hidden if places is None else _at(hidden, places)
         words = self.backbone.get_input_embeddings().weight  # (V, h)
         return MaskedLMOutput(logits=self.head(hidden) @ words.T)
 
@@ -83,10 +99,28 @@ def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
     return token_targets(records, indices, length)
 
 
+def _at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """(B, T, h) at places (B, M) → (B, M, h)."""
+    return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
+
+
 def _guesses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, T, V) and the tokens that they should name (B, T)."""
-    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-    return logits, batch["targets"]
+    """Logits (B, M, V) of the hidden tokens, M of the record that has most, and what they should name (B, M).
+
+    Only those are compared with all words where the head can be told: it takes most of a step's time.
+    """
+    hidden = batch["targets"] != IGNORED
+    most = max(1, int(hidden.sum(1).max()))
+    places = hidden.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    base = module.get_base_model() if isinstance(module, PeftModel) else module
+    inputs = inputs_of(batch)
+    if isinstance(base, WordGuesser):
+        logits = module(**inputs, places=places).logits
+    elif isinstance(base, BertForMaskedLM):
+        logits = base.cls(_at(base.bert(**inputs).last_hidden_state, places))
+    else:
+        logits = _at(module(**inputs).logits, places)
+    return logits.float(), batch["targets"].gather(1, places)
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """`token-classification` and `masked-lm`: alignment, spans and losses by hand, and what they refuse."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from confide.common.config import DataSection, LoraSection, ModelSection, RunCon
 from confide.common.data import label_names, read_rows
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.models import FineTuneModel, load_model
-from confide.common.tasks import collate, masked_lm, token_classification
+from confide.common.per_sample import clipped_sum, hooked
+from confide.common.tasks import collate, masked_lm, token_classification, token_losses
 from confide.common.types import IGNORED, Reads, Rows
 from confide.tests.tiny import merged
 
@@ -177,6 +179,31 @@ def test_masked_loss_is_transformers_own(guesser: FineTuneModel) -> None:
         batch = collate(guesser.task, records, np.array([index]), guesser.pad, guesser.device)
         reference = guesser.module(input_ids=batch["input_ids"], labels=batch["targets"]).loss
         torch.testing.assert_close(both[index], reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "model"])
+def test_only_hidden_tokens_are_compared_with_all_words_and_nothing_else_changes(
+    wordpiece: Path, pooling: Literal["mean", "model"]
+) -> None:
+    """Losses, and each record's clipped gradient, against those of the whole table of logits, record by record."""
+    section = ModelSection(backbone=str(wordpiece), task="masked-lm", pooling=pooling, lora=LORA)
+    model = load_model(section, 0, 0)
+    texts = ["ann sees new york in it and ann goes to rome", "it", "ann sees new york in it " * 4]
+    records, clip = model.task.encode(Rows("x", texts), model.tokenizer, 64), 0.001
+    wanted, losses = [], []
+    for index in range(3):
+        batch = model.batch(records, np.array([index]))
+        whole = model.module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        loss = token_losses(whole, batch["targets"])[1].sum()
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.trained.values()))])
+        wanted.append(gradient * min(1, clip / float(gradient.norm())))
+        losses.append(float(loss.detach()))
+    with hooked(model):
+        found = model.losses(records, np.arange(3))
+        total, norms = clipped_sum(model, found, clip)
+    assert found.tolist() == pytest.approx(losses, rel=1e-4)
+    assert (norms > clip).all()
+    torch.testing.assert_close(total, torch.stack(wanted).sum(0), rtol=1e-3, atol=1e-7)
 
 
 def test_our_own_head_begins_as_likeness_to_the_embeddings(wordpiece: Path) -> None:
