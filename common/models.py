@@ -311,9 +311,8 @@ def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D: PEFT corrects it itself
-            warnings.filterwarnings(
-                "ignore", message=".*tie_word_embeddings.*"
-            )  # trained whole: two tables from then on
+            # input and output embeddings that are trained whole are two tables from then on
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
             module = get_peft_model(base, config)
     except ValueError as error:
         if "target_modules" in str(error) and model.lora.targets is None:

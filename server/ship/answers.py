@@ -35,14 +35,16 @@ class Compared:
         self.reads = teacher.reads
         goals = answer_rows(teacher, texts)
         self.ids, words = student.pieces(texts)
-        places = [np.arange(len(row)) for row in goals]  # (R,) of each text: the tokens that answer
+        self._places: list[np.ndarray] = []
+        """of tags, (R,) of each text: the tokens that answer"""
         if self.reads.label == "tags":
             for i, row in enumerate(goals):
                 order = np.arange(len(words[i]), dtype=np.float32)[:, None]
                 firsts = by_word(order, words[i], len(row))[:, 0]  # (W,) the first token of each word
                 both = ~np.isnan(firsts) & ~np.isnan(row[:, 0])
-                places[i], goals[i] = firsts[both].astype(int), row[both]
-        self._goals, self._places = goals, places
+                self._places.append(firsts[both].astype(int))
+                goals[i] = row[both]
+        self._goals = goals
         self.texts = np.flatnonzero([len(row) > 0 for row in goals])
         """those with something to compare"""
 

@@ -92,18 +92,19 @@ class Explainer:
     def explain(self, text: str, target: int | None = None, word: int | None = None) -> Explanation:
         """Of several tags the first. target: the class that is explained; omitted: the model's answer. word: the one
         whose tag is. Raises ConfigError for an empty text, and for a word that is not there."""
-        read = split(self.model, text)
-        row = self._outputs([read.ids])[0]
+        read, ends = self._read(text)
         if word is not None:
-            return self._explained(read, tag_of(self.model, row, read, word))
-        if target is not None:
-            return self._explained(read, Goal((target,), self.model.labels[target]))
-        return self._explained(read, goals(self.model, row, read)[0])
+            goal = tag_of(self.model, ends[0], read, word)
+        elif target is not None:
+            goal = Goal((target,), self.model.labels[target])
+        else:
+            goal = goals(self.model, ends[0], read)[0]
+        return self._explained(read, ends, goal)
 
     def maps(self, text: str) -> list[Explanation]:
         """One of everything that the model says of the text. Raises ConfigError for an empty text."""
-        read = split(self.model, text)
-        return [self._explained(read, goal) for goal in goals(self.model, self._outputs([read.ids])[0], read)]
+        read, ends = self._read(text)
+        return [self._explained(read, ends, goal) for goal in goals(self.model, ends[0], read)]
 
     def as_json(self, text: str, word: int | None = None) -> dict[str, Any]:
         """`explain`, as a server tells it."""
@@ -114,15 +115,24 @@ class Explainer:
         """Of texts of one length."""
         return self.model.module(*map(torch.from_numpy, padded(ids, self.model.pad))).numpy()
 
-    def _explained(self, read: Split, goal: Goal) -> Explanation:
+    def _read(self, text: str) -> tuple[Split, np.ndarray]:
+        """A text, and (2, …) outputs of it and of the baseline."""
+        read = split(self.model, text)
+        return read, self._outputs([read.ids, self._blank(read)])
+
+    def _blank(self, read: Split) -> list[int]:
+        """The baseline."""
+        return read.without(np.ones(len(read.ids), dtype=bool), self.model.pad)
+
+    def _explained(self, read: Split, ends: np.ndarray, goal: Goal) -> Explanation:
+        """ends: (2, …) outputs, as `_read` gives them."""
         tokens, mask = map(torch.from_numpy, padded([read.ids], self.model.pad))
-        blank = [self.model.pad if word >= 0 else i for i, word in zip(read.ids, read.of_word, strict=True)]
-        there, empty = self._outputs([read.ids, blank])
+        baseline, (there, empty) = torch.tensor([self._blank(read)]), ends
 
         def attempt(steps: int) -> np.ndarray:
             found = self._gradients.attribute(
                 tokens,
-                baselines=torch.tensor([blank]),
+                baselines=baseline,
                 additional_forward_args=(mask,),
                 target=goal.place,
                 n_steps=steps,
@@ -150,9 +160,8 @@ class Explainer:
             for what in ("deletion", "insertion"):
                 for share in np.linspace(0, 1, SHARES):
                     touched = order[: round(share * len(read.words))]
-                    gone = np.isin(read.of_word, touched)
-                    gone = (gone if what == "deletion" else ~gone) & (read.of_word >= 0)
-                    batch.append([self.model.pad if g else i for i, g in zip(read.ids, gone, strict=True)])
+                    gone = np.isin(read.of_word, touched, invert=what == "insertion")
+                    batch.append(read.without(gone, self.model.pad))
                 keys.append(what + suffix)
         values = worth(self.model, self._outputs(batch), found.goal)
         return dict(zip(keys, values.reshape(len(keys), SHARES), strict=True))

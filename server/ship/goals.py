@@ -55,6 +55,10 @@ class Split:
     of_word: np.ndarray
     """(T,) which of the words a token is a piece of; −1: a mark"""
 
+    def without(self, gone: np.ndarray, pad: int) -> list[int]:
+        """The token ids with padding for the words that are gone; marks stay. gone: (T,) bool."""
+        return np.where(gone & (self.of_word >= 0), pad, self.ids).tolist()
+
 
 def split(model: Asked, text: str) -> Split:
     """Raises ConfigError for a text without words."""
