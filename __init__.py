@@ -1,16 +1,17 @@
 """confide: federated, privacy-preserving fine-tuning of Hugging Face models.
 
-The command is `confide`; from Python, `load_base(folder)` builds the model that an exported adapter belongs to.
+The command is `confide`; from Python, `load_base(folder)` builds the model that an exported adapter belongs to, and
+`load_spelling(folder)` says how it reads words that are misspelled.
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["RunConfig", "__version__", "load_base", "simulate"]
+__all__ = ["RunConfig", "__version__", "load_base", "load_spelling", "simulate"]
 
 if TYPE_CHECKING:
     from .common.config import RunConfig
-    from .common.models import load_base
+    from .common.models import load_base, load_spelling
     from .simulations.run import simulate
 
 
@@ -20,10 +21,10 @@ def __getattr__(name: str) -> Any:
         from .common.config import RunConfig
 
         return RunConfig
-    if name == "load_base":
-        from .common.models import load_base
+    if name in ("load_base", "load_spelling"):
+        from .common import models
 
-        return load_base
+        return getattr(models, name)
     if name == "simulate":
         from .simulations.run import simulate
 

@@ -40,7 +40,14 @@ LONGER = [
     *("run.rounds=12", "training.local_steps=20", "training.learning_rate=0.002"),
 ]
 COPIES, PUSHED = "copies with 30 % of letters spoiled", "PGD on embeddings, radius 0.05"
-_VIEWS = {"plain": [], COPIES: ["training.augmentation=0.3"]}
+SPELLED, BOTH = "spelling 'english'", "spelling 'english', copies with 30 % of letters spoiled"
+_ENGLISH = "model.spelling=english"
+_VIEWS = {
+    "plain": [],
+    COPIES: ["training.augmentation=0.3"],
+    SPELLED: [_ENGLISH],
+    BOTH: [_ENGLISH, "training.augmentation=0.3"],
+}
 TRAINED = {
     "SST-2": ([], {**_VIEWS, PUSHED: ["training.adversarial=0.05"]}),
     "banking77": (

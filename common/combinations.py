@@ -243,6 +243,16 @@ def _check_views(config: "RunConfig") -> None:
         f"training.augmentation: received for task '{task}'; spoiled text would be learned as text; allowed: "
         f"{', '.join(_OF_TEXTS)}",
     )
+    spelled, spelling = (*_OF_TEXTS, "token-classification"), config.model.spelling
+    _require(
+        spelling == "none" or task in spelled,
+        f"model.spelling: received for task '{task}', which learns the text itself, or reads none; allowed: "
+        f"{', '.join(spelled)}",
+    )
+    _require(
+        spelling != "none" or not config.model.right_words,
+        "model.right_words: received with model.spelling 'none', which leaves every word; choose vocabulary or english",
+    )
     _require(
         not made.of_texts or task in _OF_TEXTS,
         f"data.augmentation: swap, delete, insert or punctuation received for task '{task}'; spoiled text would be "

@@ -18,6 +18,7 @@ from .combinations import check_combinations
 from .errors import ConfigError
 from .robustness.limits import ROBUST, default_liars
 from .secagg.params import Parameters
+from .spelling import Words
 
 OUR_AGGREGATIONS = ("fedavg", "ffa", "exact")
 FLOWER_STRATEGIES = {
@@ -97,6 +98,11 @@ class ModelSection(Section, frozen=True):
     init_from: str | None = None
     """folder of a finished run with the same backbone and LoRA, from whose adapter training starts: e.g. of `masked-lm`
     on text without labels"""
+    spelling: Words = "none"
+    """words that misspelled ones are read as: of the backbone's vocabulary (any language), or English ones; from
+    training to serving. What becomes of a text depends on it and on those words alone, so ε does not change"""
+    right_words: tuple[str, ...] = ()
+    """with spelling: left as they are beside the known ones, e.g. names of drugs"""
     pooling: Literal["mean", "first", "last", "model"] = "mean"
     """how tokens become one vector for the head; `model`: the backbone's own head"""
     train: Literal["lora", "head", "full"] = "lora"

@@ -30,6 +30,7 @@ from .config import DataSection, ModelSection, RunConfig
 from .data import read_rows
 from .errors import ModelError
 from .pictures import PictureForm
+from .spelling import Spelling, spelling_of
 from .tasks import Batch, Task, collate, inputs_of, load_task
 from .types import Adapter, Records, Rows, split
 
@@ -61,6 +62,8 @@ class FineTuneModel:
     device: torch.device
     template: PeftModel
     """the module before it was used: copies are made of it, so that no hook is copied"""
+    spelling: Spelling | None
+    """how texts are read; None: as they are"""
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -91,6 +94,8 @@ class FineTuneModel:
 
     def encode(self, rows: Rows, variant: int = 0) -> Records:
         """Rows as the task reads them, tokenised."""
+        if self.spelling is not None:
+            rows = replace(rows, text=[self.spelling.read(text) for text in rows.text])
         return self.task.encode(rows, self.reader, self.max_length, variant)
 
     def batch(self, records: Records, indices: np.ndarray) -> Batch:
@@ -209,9 +214,10 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
     for name, p in parameters.items():
         p.requires_grad_(name not in frozen)
     initial = {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters.items()}
+    reader = _tokenizer(path) if task.READS.text else None
     loaded = FineTuneModel(
         module,
-        _tokenizer(path) if task.READS.text else None,
+        reader,
         model.max_length,
         task,
         parameters,
@@ -220,6 +226,7 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
         model.train == "head",
         device,
         template=module,
+        spelling=None if reader is None else spelling_of(model.spelling, reader.get_vocab(), model.right_words),
     )
     return loaded.copy()
 
@@ -343,7 +350,8 @@ def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str
         model.reader.save_pretrained(str(folder))
     card = {"model": section.model_dump(mode="json"), "labels": labels}
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_ADAPTER_README, encoding="utf-8")
+    read = _ADAPTER_README if section.spelling == "none" else _ADAPTER_README.replace(*_SPELLED)
+    (folder / "README.md").write_text(read, encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], list[str], Adapter]:
@@ -370,6 +378,7 @@ logits = model(**tokenizer("a text", return_tensors="pt")).logits
 
 `confide.json` names backbone, pooling and classes; `load_base` builds the base model from it.
 """
+_SPELLED = '"a text"', 'confide.load_spelling(folder).read("a text")'
 
 
 def load_base(folder: str | Path) -> nn.Module:
@@ -377,13 +386,24 @@ def load_base(folder: str | Path) -> nn.Module:
 
     Raises ModelError when the folder holds no `confide.json` or the backbone cannot be found.
     """
-    card = Path(folder) / CARD
-    if not card.is_file():
+    section, labels = _card_of(Path(folder))
+    return _build(load_task(section.task), resolve_backbone(section.backbone), section, len(labels)).eval()
+
+
+def load_spelling(folder: str | Path) -> Spelling | None:
+    """How the model in `folder` reads misspelled words: its texts pass through `read` before they are cut into tokens.
+    None: they are taken as they are. Raises ModelError when the folder holds no `confide.json`."""
+    section, _ = _card_of(Path(folder))
+    if section.spelling == "none":
+        return None
+    return spelling_of(section.spelling, _tokenizer(str(folder)).get_vocab(), section.right_words)
+
+
+def _card_of(folder: Path) -> tuple[ModelSection, list[str]]:
+    if not (folder / CARD).is_file():
         raise ModelError(f"{folder}: no {CARD} there; give the adapter folder of a run")
-    content = json.loads(card.read_text(encoding="utf-8"))
-    section = ModelSection.model_validate(content["model"])
-    base = _build(load_task(section.task), resolve_backbone(section.backbone), section, len(content["labels"]))
-    return base.eval()
+    content = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    return ModelSection.model_validate(content["model"]), content["labels"]
 
 
 def plain(model: FineTuneModel, adapter: Adapter) -> nn.Module:

@@ -56,6 +56,7 @@ def evaluate_robustness(
         "rows": len(sample),
         "seeds": seeds,
         "clean": float((clean.argmax(1) == labels).mean()),
+        "spelling": _spelling(subject, sample.text),
         "perturbations": _perturbations(subject, sample, labels, seeds, tell),
         "checks": _checks(subject, sample, clean.argmax(1)),
         "slices": _slices(subject, sample, labels, clean),
@@ -65,6 +66,15 @@ def evaluate_robustness(
     }
     amend_report(folder, "robustness", facts)
     return facts
+
+
+def _spelling(subject: Subject, texts: list[str]) -> dict[str, Any] | None:
+    """What words are read as, and how many of texts as they are become others; None: no word does."""
+    spelling = subject.model.spelling
+    if spelling is None:
+        return None
+    pairs = [pair for text in texts for pair in zip(text.split(), spelling.read(text).split(), strict=True)]
+    return {"words": spelling.words, "changed": sum(a != b for a, b in pairs) / max(1, len(pairs))}
 
 
 def _perturbations(subject: Subject, sample: Rows, labels: np.ndarray, seeds: int, tell: Tell) -> list[dict[str, Any]]:

@@ -307,6 +307,9 @@ def print_robustness(facts: dict[str, Any]) -> None:
         shown = [f"{100 * found[s]['accuracy']:.1f} ± {100 * found[s]['spread']:.1f}" for s in strengths]
         table.add_row(name, f"{100 * facts['clean']:.1f}", *shown)
     _print(table)
+    if facts["spelling"]:
+        changed = 100 * facts["spelling"]["changed"]
+        _print(f"spelling '{facts['spelling']['words']}': {changed:.1f} % of the words as they are become others")
     for check in facts["checks"]:
         wanted = "should" if check["should"] else "should not"
         _print(f"{check['name']}: {100 * check['changed']:.1f} % of {check['rows']} answers change; they {wanted}")

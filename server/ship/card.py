@@ -50,7 +50,7 @@ def card(folder: Path, variants: list[str], *, intended: str | None = None, lice
         lines += ["", "## Robustness and slices", *_robustness(report["robustness"])]
     if report.get("compression"):
         lines += ["", "## Variants", *_compression(report["compression"], variants)]
-    lines += ["", "## Use", *_use(model["task"], variants)]
+    lines += ["", "## Use", *_use(model["task"], variants, config["model"].get("spelling", "none"))]
     lines += ["", "## Limits", *_limits(report), "", "## Licence", _licence(backbone, found), ""]
     return "\n".join(lines)
 
@@ -212,10 +212,11 @@ def _compression(facts: dict[str, Any], shipped: list[str]) -> list[str]:
     return lines
 
 
-def _use(task: str, shipped: list[str]) -> list[str]:
+def _use(task: str, shipped: list[str], spelling: str) -> list[str]:
     without = [f"Without torch: `confide predict onnx/{name} rows.csv`" for name in shipped]
     if task.startswith(("image", "regression")):
         return ["`confide.load_base(folder)` builds the base model, onto which PEFT loads this folder.", *without]
+    text = '"a text"' if spelling == "none" else 'confide.load_spelling(folder).read("a text")'
     code = [
         "```python",
         "import confide",
@@ -224,7 +225,7 @@ def _use(task: str, shipped: list[str]) -> list[str]:
         "",
         'folder = "."',
         "model = PeftModel.from_pretrained(confide.load_base(folder), folder).eval()",
-        'logits = model(**AutoTokenizer.from_pretrained(folder)("a text", return_tensors="pt")).logits',
+        f'logits = model(**AutoTokenizer.from_pretrained(folder)({text}, return_tensors="pt")).logits',
         "```",
     ]
     return [*code, *without]

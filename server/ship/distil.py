@@ -56,7 +56,8 @@ def other_backbone(teacher: TorchModel, backbone: str, pooling: str, seed: int) 
         module = load_task(teacher.task).build(path, section, len(teacher.labels))
     tokenizer, task = AutoTokenizer.from_pretrained(path), teacher.task
     asked = tokenizer, teacher.max_length, teacher.labels, pad_of(tokenizer), task
-    return TorchModel(module.eval(), *asked, scale=teacher.scale)
+    spelling = None if teacher.spelling is None else teacher.spelling.over(tokenizer.get_vocab())
+    return TorchModel(module.eval(), *asked, scale=teacher.scale, spelling=spelling)
 
 
 def distil(teacher: TorchModel, student: TorchModel, texts: list[str], lesson: Lesson, tell: Tell) -> None:

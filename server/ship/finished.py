@@ -16,6 +16,7 @@ from ...common.data import shuffled_limit
 from ...common.errors import ConfigError
 from ...common.models import FineTuneModel, model_of, plain
 from ...common.run_folder import CONFIG
+from ...common.spelling import Spelling
 from ...common.types import Adapter, Rows
 from ..report import read_report
 from .runtime import CLASSIFIES, Answering, padded
@@ -67,6 +68,7 @@ class FinishedRun:
             config.model.task,
             None if form is None else (form.channels, form.height, form.width),
             config.data.scale,
+            model.spelling,
         )
 
 
@@ -125,10 +127,11 @@ class TorchModel(Answering):
         task: str = CLASSIFIES,
         size: tuple[int, int, int] | None = None,
         scale: tuple[float, float] | None = None,
+        spelling: Spelling | None = None,
     ) -> None:
         self.task, self.labels, self.pad, self.size, self.scale = task, labels, pad, size, scale
         self.module = _MODULES[self.reads.text, self.reads.pictures](classifier).eval()
-        self.reader = reader
+        self.reader, self.spelling = reader, spelling
         self.max_length = max_length
 
     @property
@@ -140,13 +143,13 @@ class TorchModel(Answering):
 
     def copy(self) -> "TorchModel":
         classifier = copy.deepcopy(self.module.classifier)
-        return TorchModel(
-            classifier, self.reader, self.max_length, self.labels, self.pad, self.task, self.size, self.scale
-        )
+        asked = self.reader, self.max_length, self.labels, self.pad, self.task, self.size, self.scale, self.spelling
+        return TorchModel(classifier, *asked)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
         split = self.reads.label == "tags"
-        given = [text.split() for text in texts] if split else list(texts)
+        read = [self.as_read(text) for text in texts]
+        given = [text.split() for text in read] if split else read
         encoded = self.tokenizer(
             given, is_split_into_words=split, truncation=True, max_length=self.max_length, padding=False
         )
@@ -155,7 +158,7 @@ class TorchModel(Answering):
 
     def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
         """Of one text: token ids, the number of each one's word, and its letters; see `goals.Asked`."""
-        words = self.reads.label == "tags"
+        words, text = self.reads.label == "tags", self.as_read(text)
         found = self.tokenizer(
             text.split() if words else text,
             is_split_into_words=words,

@@ -28,8 +28,12 @@ class Asked(Protocol):
     @property
     def tokenizer(self) -> Any: ...
 
+    def as_read(self, text: str) -> str:
+        """The text that is cut into tokens."""
+        ...
+
     def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
-        """Token ids; which word each is a piece of, None for a mark; and its letters in the text: from, to. Of tags a
+        """Token ids; which word each is a piece of, None for a mark; and its letters in `as_read`: from, to. Of tags a
         word is what stands between blanks, and the letters are the word's."""
         ...
 
@@ -51,7 +55,7 @@ class Split:
 
     ids: list[int]
     words: list[str]
-    """as the text writes them; of tags those between blanks, some of which may have no token"""
+    """as they are read; of tags those between blanks, some of which may have no token"""
     of_word: np.ndarray
     """(T,) which of the words a token is a piece of; −1: a mark"""
 
@@ -64,6 +68,7 @@ def split(model: Asked, text: str) -> Split:
     """Raises ConfigError for a text without words."""
     words: list[str] = []
     ids, numbers, spans = model.encoded(text)
+    text = model.as_read(text)
     of_word, last = np.full(len(ids), -1), None
     for place, (number, (start, end)) in enumerate(zip(numbers, spans, strict=True)):
         if number is None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...common.errors import ConfigError
 from ...common.pictures import PictureForm
+from ...common.spelling import Spelling, Words, spelling_of
 from ...common.types import Reads, Rows
 
 VARIANTS = "variants"
@@ -65,6 +66,10 @@ class Variant:
     """channels, height and width of a picture"""
     scale: tuple[float, float] | None = None
     """`regression`: mean and standard deviation of the numbers that it was taught in"""
+    spelling: Words = "none"
+    """words that misspelled ones are read as"""
+    right_words: tuple[str, ...] = ()
+    """left as they are beside those"""
     facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -88,17 +93,22 @@ def file_sha256(path: Path) -> str:
 
 
 class Answering(ABC):
-    """A model that answers rows. Its five attributes are those of `Variant`."""
+    """A model that answers rows. Its first five attributes are those of `Variant`."""
 
     task: str
     labels: list[str]
     pad: int
     size: tuple[int, int, int] | None
     scale: tuple[float, float] | None
+    spelling: Spelling | None
 
     @abstractmethod
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
         """The token ids of each text, and for `token-classification` the number of each token's word."""
+
+    def as_read(self, text: str) -> str:
+        """The text that is cut into tokens; its blanks are those of the text."""
+        return text if self.spelling is None else self.spelling.read(text)
 
     @abstractmethod
     def run(self, inputs: list[np.ndarray]) -> np.ndarray:
@@ -176,6 +186,7 @@ class OnnxModel(Answering):
         self.variant = load_variant(folder)
         self.task, self.labels, self.pad = self.variant.task, self.variant.labels, self.variant.pad
         self.size, self.scale = self.variant.size, self.variant.scale
+        self.spelling = None
         try:
             import onnxruntime
             from tokenizers import Tokenizer
@@ -192,10 +203,13 @@ class OnnxModel(Answering):
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(self.variant.max_length)
+            spelling, right = self.variant.spelling, self.variant.right_words
+            self.spelling = spelling_of(spelling, self._tokenizer.get_vocab(), right)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
         split = self.reads.label == "tags"
-        given = [text.split() for text in texts] if split else list(texts)
+        read = [self.as_read(text) for text in texts]
+        given = [text.split() for text in read] if split else read
         encoded = self._tokenizer.encode_batch(given, is_pretokenized=split)
         return [one.ids for one in encoded], [one.word_ids for one in encoded] if split else []
 

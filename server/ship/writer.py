@@ -47,6 +47,9 @@ class Writer:
         )
         return str(self.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
 
+    def as_read(self, text: str) -> str:
+        return text
+
     def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
         """Of one text: token ids, the number of each one's word, and its letters; see `goals.Asked`."""
         found = self.tokenizer(text, return_offsets_mapping=True)

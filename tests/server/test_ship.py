@@ -14,10 +14,12 @@ from torch import nn
 from confide.common.errors import ConfigError, ModelError
 from confide.common.models import load_base
 from confide.server.report import read_report
+from confide.server.ship.card import card
 from confide.server.ship.compress import Limits, make_student, make_variants, measure, recommended
 from confide.server.ship.distil import Lesson, distil, shallow
 from confide.server.ship.factors import factored, factorise
 from confide.server.ship.finished import FinishedRun
+from confide.server.ship.goals import split
 from confide.server.ship.prune import importance, keep_layers, layers_of, least_needed_layers, prune, spread
 from confide.server.ship.runtime import VARIANTS, OnnxModel, load_variant
 from confide.simulations.run import simulate
@@ -88,6 +90,30 @@ def test_variants_answer_as_the_model_and_need_no_torch(copy: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(small.shape[1] - 1), "False"]  # positive is the second of two
+
+
+def test_misspelled_words_are_read_alike_by_every_form_of_a_model(make_config, bert: Path, tmp_path: Path) -> None:
+    """Torch, variants, a student's own tokenizer, maps and the card; without torch as well."""
+    folder = simulate(
+        make_config(
+            model={"spelling": "vocabulary", "right_words": ["hapy"]}, run={"rounds": 1, "output": str(tmp_path / "r")}
+        )
+    )
+    names = make_variants(folder) + make_student(folder, str(bert), PUBLIC, Lesson(steps=5, batch=16))
+    model = FinishedRun(folder).merged()
+    wrong, right = ["the flim was luvely", "hapy actro"], ["the film was lovely", "hapy actor"]
+    for name in ("torch", *names):
+        asked = model if name == "torch" else OnnxModel(folder / VARIANTS / name)
+        np.testing.assert_allclose(asked.logits(wrong), asked.logits(right), atol=1e-6)
+        assert asked.as_read(wrong[1]) == right[1]
+    assert split(model, wrong[0]).words == right[0].split()
+    script = (
+        "import sys; from pathlib import Path; from confide.server.ship.runtime import OnnxModel\n"
+        f"print(OnnxModel(Path({str(folder / VARIANTS / 'int8')!r})).as_read('flim'), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["film", "False"]
+    assert 'load_spelling(folder).read("a text")' in card(folder, [])
 
 
 def test_a_changed_model_file_is_refused(copy: Path) -> None:

@@ -47,6 +47,23 @@ def test_the_command_adds_to_the_report(finished: Path, monkeypatch, capsys) -> 
     assert "attack by queries" in out
 
 
+def test_misspelled_words_that_are_read_as_known_ones_cost_less(make_config, tmp_path: Path) -> None:
+    facts = []
+    for words in ("none", "vocabulary"):
+        out = str(tmp_path / words)
+        folder = simulate(make_config(model={"spelling": words}, run={"rounds": 15, "output": out}))
+        facts.append(evaluate_robustness(folder, lambda *_: None, rows=100, attacked=10, budget=60, seeds=2))
+    plain, spelled = facts
+    noisy = [next(row["accuracy"] for row in f["perturbations"] if row["strength"] == 0.2) for f in facts]
+    assert spelled["clean"] == plain["clean"]  # every word of these texts is known
+    assert plain["clean"] - noisy[0] > 2 * (spelled["clean"] - noisy[1])
+    assert spelled["blackbox"]["success"] < plain["blackbox"]["success"]
+    assert plain["spelling"] is None
+    assert spelled["spelling"] == {"words": "vocabulary", "changed": 0.0}
+    page = (tmp_path / "vocabulary" / "report.html").read_text()
+    assert "Misspelled words are read as known ones (vocabulary)" in page
+
+
 def test_the_model_is_the_one_of_the_report(finished: Path) -> None:
     subject = Subject(finished)
     rows = subject.rows(1000)
