@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from confide.common.backbones import DEMO_BACKBONE
-from confide.common.config import LoraSection, ModelSection
 from confide.common.mechanism import PoissonMechanism, plan_for
 from confide.common.models import FineTuneModel, load_model
 from confide.common.noise import secure_generator
 from confide.common.per_sample import clipped_sum, hooked
+from confide.common.run_tables import LoraSection, ModelSection
 from confide.common.tasks import collate, ragged
 from confide.common.types import Records
 

@@ -18,8 +18,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from ..common.config import DataSection, DatasetSection, RunConfig, SiteConfig, SiteSection
+from ..common.config import DatasetSection, RunConfig, SiteConfig, SiteSection
 from ..common.errors import ConfigError
+from ..common.run_tables import DataSection
 
 POLICY = "site.toml"
 LEDGER, NODE_KEY, PUBLIC, CA = "ledger", "node.key", "site.pub", "ca.crt"

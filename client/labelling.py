@@ -9,10 +9,10 @@ import numpy as np
 
 from ..common.active import Strategy, choose
 from ..common.backbones import FOLDERS
-from ..common.config import DataSection
 from ..common.data import read_table, read_texts
 from ..common.errors import ConfigError, DataError
 from ..common.models import read_adapter
+from ..common.run_tables import DataSection
 from ..common.types import Reads, Rows
 from .folder import load_site, own_backbones, write_private
 from .personal import load_finished

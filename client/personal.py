@@ -7,10 +7,10 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..common.backbones import FOLDERS
-from ..common.config import DataSection, ModelSection
 from ..common.errors import ConfigError, ModelError
 from ..common.models import CARD, FineTuneModel, load_model, read_adapter
 from ..common.personal import PersonalHead, personal_head
+from ..common.run_tables import DataSection, ModelSection
 from ..common.types import Adapter
 from .folder import data_section, load_site, named_dataset, own_backbones, write_private
 

@@ -15,11 +15,13 @@ import httpx
 import tomli_w
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ..common.config import DataSection, RunConfig, SiteConfig, read_toml
+from ..common.config import RunConfig, SiteConfig
 from ..common.credentials import SiteLine, expiry, fingerprint, new_node_key, parse_line
 from ..common.data import label_names, read_rows, read_table
 from ..common.errors import ConfideError, ConfigError, DeploymentError
 from ..common.ledger import Ledger
+from ..common.run_tables import DataSection
+from ..common.section import read_toml
 from .folder import CA, LEDGER, NODE_KEY, POLICY, PUBLIC, approve, data_section, load_site, write_private
 
 _CLOCK_SECONDS = 30.0

@@ -16,10 +16,10 @@ import pyarrow.json
 import pyarrow.parquet
 
 from . import demo
-from .config import DataSection
 from .demo_pictures import digits
 from .errors import DataError
 from .pictures import PictureForm, read_pictures
+from .run_tables import DataSection
 from .types import Reads, Rows
 
 _URL = re.compile(r"^[a-z][a-z0-9+]*://")

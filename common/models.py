@@ -26,10 +26,11 @@ from transformers.utils import logging as hf_logging
 
 from .audit import canary_rows
 from .backbones import resolve_backbone
-from .config import DataSection, ModelSection, RunConfig
+from .config import RunConfig
 from .data import read_rows
 from .errors import ModelError
 from .pictures import PictureForm
+from .run_tables import DataSection, ModelSection
 from .spelling import Spelling, spelling_of
 from .tasks import Batch, Task, collate, inputs_of, load_task
 from .types import Adapter, Records, Rows, split

@@ -5,8 +5,8 @@
 
 import numpy as np
 
-from .config import PartitionSection
 from .errors import DataError
+from .run_tables import PartitionSection
 
 
 def partition(

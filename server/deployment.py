@@ -29,9 +29,10 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from pydantic import Field
 
 from ..common.chain import write_json
-from ..common.config import PublicKey, Section, read_toml
+from ..common.config import PublicKey
 from ..common.credentials import SiteLine, expiry, fingerprint, issue, make_ca, parse_line
 from ..common.errors import ConfigError, DeploymentError
+from ..common.section import Section, read_toml
 from .control import Control
 from .front import nginx
 

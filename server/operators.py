@@ -21,10 +21,11 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from .. import __version__
-from ..common.config import RunConfig, Section, parse_toml
+from ..common.config import RunConfig
 from ..common.errors import ConfideError, ConfigError
 from ..common.resolve import SENT, is_path
 from ..common.run_folder import CONFIG, PROGRESS
+from ..common.section import Section, parse_toml
 from .runs import LocalRuns, rounds_done
 
 VERSION = "x-confide-version"

@@ -9,8 +9,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from ..common import wire
-from ..common.config import FLOWER_STRATEGIES, RunConfig
+from ..common.config import RunConfig
 from ..common.errors import ConfigError
+from ..common.run_tables import FLOWER_STRATEGIES
 from ..common.types import Adapter, Update, split
 from .aggregation import Aggregate, ProductMean, Robust, RobustState, ServerStep, make_aggregate, weight_cap
 from .checkpoint import arrays_of, restore_arrays

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from ..client.site import make_ledgers
 from ..common.active import SCORED, STRATEGIES, Strategy, choose, pool_epsilon
-from ..common.config import Positive, RunConfig, Section
+from ..common.config import RunConfig
 from ..common.data import training_rows
 from ..common.errors import ConfigError
 from ..common.ledger_audit import audit, find_ledgers
@@ -27,6 +27,7 @@ from ..common.models import FineTuneModel, model_of
 from ..common.partition import partition, site_name
 from ..common.resolve import resolve
 from ..common.run_folder import CONFIG
+from ..common.section import Positive, Section
 from ..common.types import Adapter, Reads, Records, Rows
 from ..server.report import plots, read_report
 from ..server.report.render import render, write_pair

@@ -13,11 +13,12 @@ import numpy as np
 import tomli_w
 from pydantic import Field
 
-from ..common.config import Positive, RunConfig, Section
+from ..common.config import RunConfig
 from ..common.errors import ConfigError
 from ..common.models import model_of
 from ..common.resolve import resolve
 from ..common.run_folder import CONFIG
+from ..common.section import Positive, Section
 from ..common.types import Reads
 from ..common.zero_shot import as_text, zero_shot
 from ..server.report import plots, read_report

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from ..common.config import override
 from ..common.run_folder import CONFIG, require_room
+from ..common.section import override
 
 RESULTS = "results.jsonl"
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from ..client.worker import SimulatedData, load_simulated
-from ..common.config import AttackSection
 from ..common.partition import site_name
 from ..common.robustness import blackbox
 from ..common.robustness.embeddings import ascended, embedding_layer, moved
 from ..common.robustness.perturbations import PERTURBATIONS, STRENGTHS, names_swapped, negated
+from ..common.run_tables import AttackSection
 from ..common.tasks.sequence_classification import calibration_error
 from ..common.types import Rows, Tell
 from ..server.evaluation import evaluate, probabilities

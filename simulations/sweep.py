@@ -14,9 +14,10 @@ import numpy as np
 import tomli_w
 from pydantic import Field
 
-from ..common.config import Positive, RunConfig, Section
+from ..common.config import RunConfig
 from ..common.errors import ConfigError
 from ..common.run_folder import CONFIG
+from ..common.section import Positive, Section
 from ..server.report import plots, read_report
 from ..server.report.render import render, write_pair
 from .played import Results, Watch, varied

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from ..backbones import DEMO_VIT
-from ..config import ModelSection
 from ..demo_vit import demo_vit
 from ..errors import ConfigError
+from ..run_tables import ModelSection
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 
 Batch = dict[str, torch.Tensor]

@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch import nn
 
 from ..backbones import resolve_backbone
-from ..config import ModelSection
 from ..errors import ConfigError
 from ..heads import PictureTextClassifier
 from ..pictures import PictureForm
+from ..run_tables import ModelSection
 from ..types import Reads, Records, Rows
 from . import load_backbone
 from . import sequence_classification as text

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config import ModelSection
 from ..heads import PooledClassifier
+from ..run_tables import ModelSection
 from ..types import Metrics, Reads, Records, Rows
 from . import Batch, inputs_of, load_backbone, piece_ids, ragged
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from confide.common.config import FLOWER_STRATEGIES, RunConfig, load
+from confide.common.config import RunConfig, load
 from confide.common.errors import ConfigError
+from confide.common.run_tables import FLOWER_STRATEGIES
 from confide.simulations.recipes import FOLDER, find_recipe
 
 MINIMAL = """

@@ -9,9 +9,9 @@ import pyarrow.parquet
 import pytest
 
 from confide.common import demo
-from confide.common.config import DataSection, PartitionSection
 from confide.common.data import label_names, read_rows, shuffled_limit
 from confide.common.errors import DataError
+from confide.common.run_tables import DataSection, PartitionSection
 
 LABELS = ["no", "yes"]
 ROWS = [("first text", "yes"), ("second, with comma", "no"), ("third\nover two lines", "yes")]

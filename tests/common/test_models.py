@@ -11,9 +11,9 @@ import torch
 
 from confide.common import backbones
 from confide.common.backbones import resolve_backbone
-from confide.common.config import LoraSection, ModelSection
 from confide.common.errors import ConfigError, ModelError
 from confide.common.models import export_adapter, load_base, load_model, lora_pairs, plain
+from confide.common.run_tables import LoraSection, ModelSection
 from confide.common.tasks import load_task, task_names
 
 LORA = LoraSection(rank=2, alpha=4)

@@ -12,13 +12,14 @@ from transformers import ViTConfig, ViTModel
 
 import confide
 from confide.common.backbones import DEMO_VIT
-from confide.common.config import DataSection, RunConfig
+from confide.common.config import RunConfig
 from confide.common.data import read_table
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.models import canary_records, model_of
 from confide.common.per_sample import clipped_sum, hooked
 from confide.common.pictures import PictureForm, read_pictures, spoiled
 from confide.common.resolve import resolve
+from confide.common.run_tables import DataSection
 from confide.server.report import read_report
 from confide.simulations.run import simulate
 from confide.tests.tiny import merged, sentences, write_csv

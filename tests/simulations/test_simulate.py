@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 import confide
 from confide.client.site import _simulated_sites
 from confide.client.worker import Worker, _worker
-from confide.common.config import FLOWER_STRATEGIES, RunConfig
+from confide.common.config import RunConfig
 from confide.common.errors import ConfigError, DataError, PrivacyError, RoundError
+from confide.common.run_tables import FLOWER_STRATEGIES
 from confide.server import rounds
 from confide.simulations.run import resume, simulate
 
