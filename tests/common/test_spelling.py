@@ -8,6 +8,7 @@ import pytest
 from confide.common.errors import ConfigError
 from confide.common.models import export_adapter, load_model, load_spelling
 from confide.common.robustness.perturbations import EDITS, homoglyph
+from confide.common.run_tables import LoraSection, ModelSection
 from confide.common.spelling import Spelling, spelling_of
 from confide.common.types import Rows
 from confide.tests.tiny import VOCABULARY
@@ -127,6 +128,20 @@ def test_records_are_those_of_the_corrected_text(make_config, tmp_path: Path) ->
     assert 'load_spelling(folder).read("a text")' in (tmp_path / "README.md").read_text()
     export_adapter(load_model(make_config().model, 2, 0), make_config().model, ["a", "b"], tmp_path)
     assert load_spelling(tmp_path) is None
+
+
+def test_tags_stay_with_their_words(wordpiece: Path) -> None:
+    section = ModelSection(
+        backbone=str(wordpiece),
+        task="token-classification",
+        lora=LoraSection(targets=("query", "value")),
+        spelling="vocabulary",
+    )
+    model = load_model(section, 3, 0)
+    tags = [np.array([1, 0, 0, 2], np.int32)]
+    wrong, right = (model.encode(Rows("t", [text], tags=tags)) for text in ("bob gooes to yorkk", "bob goes to york"))
+    assert wrong.tokens.tolist() == right.tokens.tolist()
+    assert wrong.digest(np.array([0])) == right.digest(np.array([0]))
 
 
 def test_what_cannot_be_read_so_says_why(make_config) -> None:
