@@ -250,8 +250,8 @@ def _check_views(config: "RunConfig") -> None:
         f"{', '.join(spelled)}",
     )
     _require(
-        spelling != "none" or not config.model.right_words,
-        "model.right_words: received with model.spelling 'none', which leaves every word; choose vocabulary or english",
+        spelling != "none" or not config.model.known_words,
+        "model.known_words: received with model.spelling 'none', which leaves every word; choose vocabulary or english",
     )
     _require(
         not made.of_texts or task in _OF_TEXTS,

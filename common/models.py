@@ -227,7 +227,7 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
         model.train == "head",
         device,
         template=module,
-        spelling=None if reader is None else spelling_of(model.spelling, reader.get_vocab(), model.right_words),
+        spelling=None if reader is None else spelling_of(model.spelling, reader.get_vocab(), model.known_words),
     )
     return loaded.copy()
 
@@ -397,7 +397,7 @@ def load_spelling(folder: str | Path) -> Spelling | None:
     section, _ = _card_of(Path(folder))
     if section.spelling == "none":
         return None
-    return spelling_of(section.spelling, _tokenizer(str(folder)).get_vocab(), section.right_words)
+    return spelling_of(section.spelling, _tokenizer(str(folder)).get_vocab(), section.known_words)
 
 
 def _card_of(folder: Path) -> tuple[ModelSection, list[str]]:

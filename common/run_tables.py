@@ -63,8 +63,8 @@ class ModelSection(Section, frozen=True):
     spelling: Words = "none"
     """words that misspelled ones are read as: of the backbone's vocabulary (any language), or English ones; from
     training to serving. What becomes of a text depends on it and on those words alone, so ε does not change"""
-    right_words: tuple[str, ...] = ()
-    """with spelling: left as they are beside the known ones, e.g. names of drugs"""
+    known_words: tuple[Annotated[str, Field(pattern=r"^[^\W\d_]+$")], ...] = ()
+    """with spelling: known as well, e.g. names of drugs, letters alone; of words as near they come first"""
     pooling: Literal["mean", "first", "last", "model"] = "mean"
     """how tokens become one vector for the head; `model`: the backbone's own head"""
     train: Literal["lora", "head", "full"] = "lora"

@@ -18,6 +18,7 @@ Words = Literal["none", "vocabulary", "english"]
 _SHORTEST, _FURTHEST, _LETTERS_AN_EDIT = 3, 2, 3
 """letters of the shortest word that is corrected; most edits of one, and one more for every so many letters"""
 _WORD = re.compile(r"[^\W\d_]+")
+_CAPITALS = re.compile(r"[A-ZÀ-ÖØ-Þ].*[A-ZÀ-ÖØ-Þ]")
 _LOOKALIKES = str.maketrans(
     "аеіјорсѕухһԁԛԝѵАВЕЅІЈКМНОРСТУХҮԌαγινορυΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",
     "aeijopcsyxhdqwvABESIJKMHOPCTYXYGayivopuABEZHIKMNOPTYX",
@@ -28,34 +29,38 @@ _LOOKALIKES = str.maketrans(
 class Spelling:
     """Reads texts as words that are known."""
 
-    def __init__(self, words: Words, vocabulary: Mapping[str, int], right: Iterable[str] = ()) -> None:
+    def __init__(self, words: Words, vocabulary: Mapping[str, int], known: Iterable[str] = ()) -> None:
         """words: what misspelled ones are read as: those of the vocabulary, or English ones by how common they are.
 
         vocabulary: a tokenizer's, piece → number; of its words as near, that of the least number is taken, which
-        vocabularies give to the commonest. right: words that are left as they are, beside those that are known.
+        vocabularies give to the commonest. Its words stay in either case. known: more words, which come first among
+        those as near.
         """
         self.words: Words = words
-        self.right_words = tuple(right)
+        self.known_words = tuple(known)
         ranks = _whole_words(vocabulary)
         last = max(ranks.values(), default=0)
         counts = _english() if words == "english" else {word: last - rank + 1 for word, rank in ranks.items()}
+        counts |= dict.fromkeys((word.lower() for word in self.known_words), max(counts.values(), default=0) + 1)
         self._known = SymSpell(max_dictionary_edit_distance=_FURTHEST)
         for word, count in counts.items():
             if len(word) >= _SHORTEST - 1:
                 self._known.create_dictionary_entry(word, count)
-        self._right = {word.lower() for word in self.right_words} | ranks.keys() | counts.keys()
+        self._right = ranks.keys() | counts.keys()
         self._corrected = lru_cache(maxsize=1 << 16)(self._nearest)
 
     def over(self, vocabulary: Mapping[str, int]) -> "Spelling":
         """The same for another tokenizer."""
-        return Spelling(self.words, vocabulary, self.right_words)
+        return Spelling(self.words, vocabulary, self.known_words)
 
     def read(self, text: str) -> str:
         """The text with unknown words as the nearest known ones, and letters that look Latin as Latin ones where most
-        are Latin. Blanks, marks and digits stay, and so do words that nothing known is near to."""
+        are Latin. Blanks, marks and digits stay, and so do words that nothing known is near to, and those with several
+        capitals in a text that has small letters: names of things, more often than not."""
         if not text.isascii():
             text = _as_latin(text)
-        return _WORD.sub(lambda match: self._corrected(match[0]), text)
+        shouted = text.isupper()
+        return _WORD.sub(lambda m: m[0] if not shouted and _CAPITALS.search(m[0]) else self._corrected(m[0]), text)
 
     def _nearest(self, word: str) -> str:
         small = word.lower()
@@ -69,9 +74,9 @@ class Spelling:
         return term.upper() if word.isupper() else term.capitalize() if word[0].isupper() else term
 
 
-def spelling_of(words: Words, vocabulary: Mapping[str, int], right: Iterable[str]) -> Spelling | None:
+def spelling_of(words: Words, vocabulary: Mapping[str, int], known: Iterable[str]) -> Spelling | None:
     """What the settings of a model say; None: texts are read as they are."""
-    return None if words == "none" else Spelling(words, vocabulary, right)
+    return None if words == "none" else Spelling(words, vocabulary, known)
 
 
 def _english() -> dict[str, int]:

@@ -59,7 +59,7 @@ def export(model: TorchModel, folder: Path, name: str, what: str, rows: Rows, **
             model.size,
             model.scale,
             "none" if model.spelling is None else model.spelling.words,
-            () if model.spelling is None else model.spelling.right_words,
+            () if model.spelling is None else model.spelling.known_words,
             facts,
         ).save(place)
         wanted, found = (_flat(asked.outputs(rows)) for asked in (model, OnnxModel(place)))

@@ -68,8 +68,8 @@ class Variant:
     """`regression`: mean and standard deviation of the numbers that it was taught in"""
     spelling: Words = "none"
     """words that misspelled ones are read as"""
-    right_words: tuple[str, ...] = ()
-    """left as they are beside those"""
+    known_words: tuple[str, ...] = ()
+    """known beside those"""
     facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -203,8 +203,8 @@ class OnnxModel(Answering):
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(self.variant.max_length)
-            spelling, right = self.variant.spelling, self.variant.right_words
-            self.spelling = spelling_of(spelling, self._tokenizer.get_vocab(), right)
+            words, known = self.variant.spelling, self.variant.known_words
+            self.spelling = spelling_of(words, self._tokenizer.get_vocab(), known)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
         split = self.reads.label == "tags"

@@ -56,15 +56,18 @@ def test_a_word_becomes_the_commonest_of_the_nearest(spelling: Spelling) -> None
 
 
 def test_blanks_marks_digits_and_the_form_of_letters_stay(spelling: Spelling) -> None:
-    assert spelling.read("  The fulm,\tFilmm FLIM\n3rd 'stroy'- x1 ") == "  The film,\tFilm FILM\n3rd 'story'- x1 "
+    assert spelling.read("  The fulm,\tFilmm FLIM\n3rd 'stroy'- x1 ") == "  The film,\tFilm FLIM\n3rd 'story'- x1 "
+    assert spelling.read("THE FLIM, 3RD STROY") == "THE FILM, 3RD STORY"
+    assert spelling.read("a FiLn") == "a FiLn"
     assert spelling.read("") == ""
     assert spelling.read("wa ca") == "wa ca"  # too short to tell
     assert spelling.read("tachycardia") == "tachycardia"
 
 
-def test_right_words_stay() -> None:
-    assert Spelling("vocabulary", PIECES).read("Filn") == "Film"
-    assert Spelling("vocabulary", PIECES, ["filn"]).read("Filn fiml") == "Filn film"
+def test_words_of_a_trade_are_known_and_come_first() -> None:
+    assert Spelling("vocabulary", PIECES).read("Filn filz") == "Film film"
+    for words in ("vocabulary", "english"):
+        assert Spelling(words, PIECES, ["Filn", "Statin"]).read("Filn fiml filz statn") == "Filn film filn statin"
 
 
 def test_words_go_on_in_every_form_of_vocabulary() -> None:
@@ -149,7 +152,9 @@ def test_what_cannot_be_read_so_says_why(make_config) -> None:
         ConfigError, match=r"model\.spelling: received for task 'causal-lm', which learns the text itself"
     ):
         make_config(model={"task": "causal-lm", "spelling": "english"})
-    with pytest.raises(ConfigError, match=r"model\.right_words: received with model\.spelling 'none'"):
-        make_config(model={"right_words": ["aspirin"]})
+    with pytest.raises(ConfigError, match=r"model\.known_words: received with model\.spelling 'none'"):
+        make_config(model={"known_words": ["aspirin"]})
+    with pytest.raises(ConfigError, match=r"model\.known_words\.1: received 'co-amoxiclav'"):
+        make_config(model={"spelling": "english", "known_words": ["aspirin", "co-amoxiclav"]})
     with pytest.raises(ConfigError, match=r"model\.spelling: received 'german'"):
         make_config(model={"spelling": "german"})

@@ -96,7 +96,7 @@ def test_misspelled_words_are_read_alike_by_every_form_of_a_model(make_config, b
     """Torch, variants, a student's own tokenizer, maps and the card; without torch as well."""
     folder = simulate(
         make_config(
-            model={"spelling": "vocabulary", "right_words": ["hapy"]}, run={"rounds": 1, "output": str(tmp_path / "r")}
+            model={"spelling": "vocabulary", "known_words": ["hapy"]}, run={"rounds": 1, "output": str(tmp_path / "r")}
         )
     )
     names = make_variants(folder) + make_student(folder, str(bert), PUBLIC, Lesson(steps=5, batch=16))
