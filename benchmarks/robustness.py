@@ -45,11 +45,17 @@ _ENGLISH = "model.spelling=english"
 _VIEWS = {
     "plain": [],
     COPIES: ["training.augmentation=0.3"],
-    SPELLED: [_ENGLISH],
-    BOTH: [_ENGLISH, "training.augmentation=0.3"],
 }
 TRAINED = {
-    "SST-2": ([], {**_VIEWS, PUSHED: ["training.adversarial=0.05"]}),
+    "SST-2": (
+        [],
+        {
+            **_VIEWS,
+            SPELLED: [_ENGLISH],
+            BOTH: [_ENGLISH, "training.augmentation=0.3"],
+            PUSHED: ["training.adversarial=0.05"],
+        },
+    ),
     "banking77": (
         [
             *("data.name=banking77", f"data.train={DATA / 'banking77' / 'train.csv'}"),
@@ -101,9 +107,11 @@ def training(scratch: Path) -> Table:
             parts = zip(found[kind].mean(0), found[kind].min(0), found[kind].max(0), strict=True)
             spread = "; ".join(f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in parts)
             table.append((f"{name}, {kind}: clean; 20 % of letters spoiled; turned by PGD", spread, ""))
-        plain, spoiled = found["plain"].mean(0), found[COPIES].mean(0)
-        lost = [100 * (values[0] - values[1]) for values in (plain, spoiled)]
-        table.append((f"{name}: points lost to noise, plain → copies", f"{lost[0]:.1f} → {lost[1]:.1f}", "half"))
+        plain = found["plain"].mean(0)
+        lost = {kind: 100 * float(rows.mean(0)[0] - rows.mean(0)[1]) for kind, rows in found.items() if kind != PUSHED}
+        for kind in [kind for kind in lost if kind != "plain"]:
+            what = f"{name}: points lost to noise, plain → {kind}"
+            table.append((what, f"{lost['plain']:.1f} → {lost[kind]:.1f}", "half"))
         if PUSHED in found:
             pushed = found[PUSHED].mean(0)
             turned = f"{100 * plain[2]:.0f} → {100 * pushed[2]:.0f} %; {100 * (pushed[0] - plain[0]):+.1f} points"
