@@ -87,7 +87,7 @@ def aggregators(scratch: Path) -> Table:
 
 
 def training(scratch: Path) -> Table:
-    """What training on views gains, and what it costs, without privacy: about three hours of one core a seed. The figures
+    """What training on views and spelling gain, and cost, without privacy: three hours of one core a seed. The figures
     of noise are of banking questions and film reviews, those of PGD of film reviews."""
     table: Table = []
     for name, (more, kinds) in TRAINED.items():
