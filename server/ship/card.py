@@ -215,7 +215,12 @@ def _compression(facts: dict[str, Any], shipped: list[str]) -> list[str]:
 def _use(task: str, shipped: list[str], spelling: str) -> list[str]:
     without = [f"Without torch: `confide predict onnx/{name} rows.csv`" for name in shipped]
     if task.startswith(("image", "regression")):
-        return ["`confide.load_base(folder)` builds the base model, onto which PEFT loads this folder.", *without]
+        read = ["Texts pass through `confide.load_spelling(folder).read` first."] if spelling != "none" else []
+        return [
+            "`confide.load_base(folder)` builds the base model, onto which PEFT loads this folder.",
+            *read,
+            *without,
+        ]
     text = '"a text"' if spelling == "none" else 'confide.load_spelling(folder).read("a text")'
     code = [
         "```python",

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -82,6 +82,10 @@ def load_variant(folder: Path) -> Variant:
         variant = Variant(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise ConfigError(f"{folder}: no {FACTS} there; make variants with confide compress RUN") from None
+    if variant.spelling not in get_args(Words):
+        raise ConfigError(
+            f"{folder / FACTS}: spelling: received {variant.spelling!r}; allowed: {', '.join(get_args(Words))}"
+        )
     if not (folder / MODEL).is_file() or file_sha256(folder / MODEL) != variant.sha256:
         raise ConfigError(f"{folder / MODEL}: is missing or was changed since it was made; make it again")
     return variant

@@ -114,6 +114,10 @@ def test_misspelled_words_are_read_alike_by_every_form_of_a_model(make_config, b
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["film", "False"]
     assert 'load_spelling(folder).read("a text")' in card(folder, [])
+    facts = folder / VARIANTS / "int8" / "variant.json"
+    facts.write_text(facts.read_text().replace('"vocabulary"', '"klingon"'))
+    with pytest.raises(ConfigError, match="spelling: received 'klingon'; allowed: none, vocabulary, english"):
+        OnnxModel(facts.parent)
 
 
 def test_a_changed_model_file_is_refused(copy: Path) -> None:
