@@ -138,7 +138,9 @@ def test_of_a_linear_model_the_score_of_a_word_is_known(explainers: dict[str, Ex
     torch.manual_seed(3)
     bag, real = Bag(), cast(Writer, explainers[WRITES].model)
     asked = SimpleNamespace(
-        **{name: getattr(real, name) for name in ("labels", "pad", "scale", "reads", "tokenizer", "encoded")},
+        **{
+            name: getattr(real, name) for name in ("labels", "pad", "scale", "reads", "tokenizer", "as_read", "encoded")
+        },
         module=NextLogits(bag),
     )
     found = Explainer(cast(Asked, asked)).explain("good film bad was")
@@ -156,7 +158,7 @@ def test_a_word_without_a_token_keeps_its_place() -> None:
     def encoded(text: str) -> tuple:
         return [2, 7, 8, 9, 3], [None, 0, 2, 3, None], [(0, 0), (0, 3), (0, 3), (0, 4), (0, 0)]
 
-    asked = cast(Asked, SimpleNamespace(reads=Reads(label="tags"), labels=["B-x", "O"], encoded=encoded))
+    asked = cast(Asked, SimpleNamespace(reads=Reads(label="tags"), labels=["B-x", "O"], as_read=str, encoded=encoded))
     read = split(asked, "ann \u200b new york unread")
     assert read.words == ["ann", "\u200b", "new", "york"]
     row = np.array([[0, 0], [9, 0], [0, 9], [9, 0], [0, 0]], dtype=np.float32)
