@@ -41,18 +41,15 @@ LONGER = [
 ]
 COPIES, PUSHED = "copies with 30 % of letters spoiled", "PGD on embeddings, radius 0.05"
 SPELLED, BOTH = "spelling 'english'", "spelling 'english', copies with 30 % of letters spoiled"
-_ENGLISH = "model.spelling=english"
-_VIEWS = {
-    "plain": [],
-    COPIES: ["training.augmentation=0.3"],
-}
+_ENGLISH, _COPIED = "model.spelling=english", "training.augmentation=0.3"
+_VIEWS = {"plain": [], COPIES: [_COPIED]}
 TRAINED = {
     "SST-2": (
         [],
         {
             **_VIEWS,
             SPELLED: [_ENGLISH],
-            BOTH: [_ENGLISH, "training.augmentation=0.3"],
+            BOTH: [_ENGLISH, _COPIED],
             PUSHED: ["training.adversarial=0.05"],
         },
     ),
@@ -108,10 +105,10 @@ def training(scratch: Path) -> Table:
             spread = "; ".join(f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in parts)
             table.append((f"{name}, {kind}: clean; 20 % of letters spoiled; turned by PGD", spread, ""))
         plain = found["plain"].mean(0)
-        lost = {kind: 100 * float(rows.mean(0)[0] - rows.mean(0)[1]) for kind, rows in found.items() if kind != PUSHED}
-        for kind in [kind for kind in lost if kind != "plain"]:
-            what = f"{name}: points lost to noise, plain → {kind}"
-            table.append((what, f"{lost['plain']:.1f} → {lost[kind]:.1f}", "half"))
+        for kind, seeds in found.items():
+            if kind not in ("plain", PUSHED):
+                before, after = (100 * (means[0] - means[1]) for means in (plain, seeds.mean(0)))
+                table.append((f"{name}: points lost to noise, plain → {kind}", f"{before:.1f} → {after:.1f}", "half"))
         if PUSHED in found:
             pushed = found[PUSHED].mean(0)
             turned = f"{100 * plain[2]:.0f} → {100 * pushed[2]:.0f} %; {100 * (pushed[0] - plain[0]):+.1f} points"

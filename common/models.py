@@ -31,7 +31,7 @@ from .data import read_rows
 from .errors import ModelError
 from .pictures import PictureForm
 from .run_tables import DataSection, ModelSection
-from .spelling import Spelling, spelling_of
+from .spelling import Spelling, Words, spelling_of
 from .tasks import Batch, Task, collate, inputs_of, load_task
 from .types import Adapter, Records, Rows, split
 
@@ -351,8 +351,8 @@ def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str
         model.reader.save_pretrained(str(folder))
     card = {"model": section.model_dump(mode="json"), "labels": labels}
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    read = _ADAPTER_README if section.spelling == "none" else _ADAPTER_README.replace(*_SPELLED)
-    (folder / "README.md").write_text(read, encoding="utf-8")
+    readme = _ADAPTER_README.replace(asked_text("none"), asked_text(section.spelling))
+    (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], list[str], Adapter]:
@@ -379,7 +379,11 @@ logits = model(**tokenizer("a text", return_tensors="pt")).logits
 
 `confide.json` names backbone, pooling and classes; `load_base` builds the base model from it.
 """
-_SPELLED = '"a text"', 'confide.load_spelling(folder).read("a text")'
+
+
+def asked_text(spelling: Words) -> str:
+    """The text of an example of use, as code, for a model that reads texts so."""
+    return '"a text"' if spelling == "none" else 'confide.load_spelling(folder).read("a text")'
 
 
 def load_base(folder: str | Path) -> nn.Module:

@@ -174,7 +174,8 @@ class Explainer:
             return None
         found = []
         for text in texts:
-            tokens, mask = map(torch.from_numpy, padded([self.model.encoded(text)[0]], self.model.pad))
+            ids = self.model.encoded(self.model.as_read(text))[0]
+            tokens, mask = map(torch.from_numpy, padded([ids], self.model.pad))
             found.append(represent(input_ids=tokens, attention_mask=mask)[0].numpy())
         rows = np.stack(found)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)

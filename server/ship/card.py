@@ -8,7 +8,8 @@ from typing import Any
 from ... import __version__
 from ...common.backbones import resolve_backbone
 from ...common.errors import ConfigError, ModelError
-from ...common.models import CARD
+from ...common.models import CARD, asked_text
+from ...common.spelling import Words
 from ..report import read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 
@@ -212,7 +213,7 @@ def _compression(facts: dict[str, Any], shipped: list[str]) -> list[str]:
     return lines
 
 
-def _use(task: str, shipped: list[str], spelling: str) -> list[str]:
+def _use(task: str, shipped: list[str], spelling: Words) -> list[str]:
     without = [f"Without torch: `confide predict onnx/{name} rows.csv`" for name in shipped]
     if task.startswith(("image", "regression")):
         read = ["Texts pass through `confide.load_spelling(folder).read` first."] if spelling != "none" else []
@@ -221,7 +222,6 @@ def _use(task: str, shipped: list[str], spelling: str) -> list[str]:
             *read,
             *without,
         ]
-    text = '"a text"' if spelling == "none" else 'confide.load_spelling(folder).read("a text")'
     code = [
         "```python",
         "import confide",
@@ -230,7 +230,7 @@ def _use(task: str, shipped: list[str], spelling: str) -> list[str]:
         "",
         'folder = "."',
         "model = PeftModel.from_pretrained(confide.load_base(folder), folder).eval()",
-        f'logits = model(**AutoTokenizer.from_pretrained(folder)({text}, return_tensors="pt")).logits',
+        f'logits = model(**AutoTokenizer.from_pretrained(folder)({asked_text(spelling)}, return_tensors="pt")).logits',
         "```",
     ]
     return [*code, *without]

@@ -147,9 +147,7 @@ class TorchModel(Answering):
         return TorchModel(classifier, *asked)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
-        split = self.reads.label == "tags"
-        read = [self.as_read(text) for text in texts]
-        given = [text.split() for text in read] if split else read
+        split, given = self.reads.label == "tags", self.given(texts)
         encoded = self.tokenizer(
             given, is_split_into_words=split, truncation=True, max_length=self.max_length, padding=False
         )
@@ -157,8 +155,8 @@ class TorchModel(Answering):
         return ids, [encoded.word_ids(number) for number in range(len(ids))] if split else []
 
     def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
-        """Of one text: token ids, the number of each one's word, and its letters; see `goals.Asked`."""
-        words, text = self.reads.label == "tags", self.as_read(text)
+        """Of one text as read: token ids, the number of each one's word, and its letters; see `goals.Asked`."""
+        words = self.reads.label == "tags"
         found = self.tokenizer(
             text.split() if words else text,
             is_split_into_words=words,

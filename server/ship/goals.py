@@ -33,8 +33,8 @@ class Asked(Protocol):
         ...
 
     def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
-        """Token ids; which word each is a piece of, None for a mark; and its letters in `as_read`: from, to. Of tags a
-        word is what stands between blanks, and the letters are the word's."""
+        """Of a text as read: token ids; which word each is a piece of, None for a mark; and its letters: from, to. Of
+        tags a word is what stands between blanks, and the letters are the word's."""
         ...
 
 
@@ -67,8 +67,8 @@ class Split:
 def split(model: Asked, text: str) -> Split:
     """Raises ConfigError for a text without words."""
     words: list[str] = []
-    ids, numbers, spans = model.encoded(text)
     text = model.as_read(text)
+    ids, numbers, spans = model.encoded(text)
     of_word, last = np.full(len(ids), -1), None
     for place, (number, (start, end)) in enumerate(zip(numbers, spans, strict=True)):
         if number is None:

@@ -114,6 +114,11 @@ class Answering(ABC):
         """The text that is cut into tokens; its blanks are those of the text."""
         return text if self.spelling is None else self.spelling.read(text)
 
+    def given(self, texts: Sequence[str]) -> list[str] | list[list[str]]:
+        """Texts as a tokenizer takes them: as they are read; of tags the words between blanks."""
+        read = [self.as_read(text) for text in texts]
+        return [text.split() for text in read] if self.reads.label == "tags" else read
+
     @abstractmethod
     def run(self, inputs: list[np.ndarray]) -> np.ndarray:
         """The logits of a batch; inputs: what `input_names` says, padded."""
@@ -211,9 +216,7 @@ class OnnxModel(Answering):
             self.spelling = spelling_of(words, self._tokenizer.get_vocab(), known)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
-        split = self.reads.label == "tags"
-        read = [self.as_read(text) for text in texts]
-        given = [text.split() for text in read] if split else read
+        split, given = self.reads.label == "tags", self.given(texts)
         encoded = self._tokenizer.encode_batch(given, is_pretokenized=split)
         return [one.ids for one in encoded], [one.word_ids for one in encoded] if split else []
 
