@@ -37,7 +37,7 @@ _STEPS = 10_000
 
 
 def request(run: str, steps: int = 1, dataset: str = "reviews") -> Request:
-    return Request(run, dataset, "0" * 64, "example", _STEP, steps, 1e-5, "tiny", "1" * 64)
+    return Request(run, dataset, digest(dataset.encode()), "example", _STEP, steps, 1e-5, "tiny", "1" * 64)
 
 
 def _forkserver() -> ForkServerContext:
@@ -299,7 +299,9 @@ def timing(entries: int) -> dict[str, float]:
                 pass
 
         for number in range(entries // 2):
-            asked = Request(f"r{number}", "reviews", "0" * 64, "example", steps[number % 4], 1, 1e-5, "tiny", "1" * 64)
+            asked = Request(
+                f"r{number}", "reviews", digest(b"reviews"), "example", steps[number % 4], 1, 1e-5, "tiny", "1" * 64
+            )
             reservations: list[Reservation] = []
             timed(lambda asked=asked, kept=reservations: kept.append(ledger.reserve(asked, Limit(8.0, 1e-5))))
             timed(lambda kept=reservations: commit(kept[0]))

@@ -6,20 +6,22 @@ touched. In a simulation there is a site for every client, with a ledger in memo
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ..common import audit
 from ..common.chain import Head, SiteKey
 from ..common.config import DatasetSection, PolicySection, RunConfig, SiteConfig
-from ..common.errors import PolicyError, PrivacyError
+from ..common.errors import PolicyError, PrivacyError, SecureSumError
 from ..common.ledger import Ledger, Limit, Request, Reservation
 from ..common.mechanism import PrivacyPlan
 from ..common.partition import site_name
 from ..common.plan import declared_steps, step_of
+from ..common.secagg.params import Parameters
 from .folder import POLICY
 
 
@@ -66,10 +68,14 @@ class Site:
     """name → public key of every site that secure sums may be made with, this one included"""
 
     def admit(self, run: RunConfig) -> DatasetSection:
-        """The budget that the run would be charged to. Raises PolicyError: what came, what is allowed."""
+        """The table of the run's data set; its budget may be another's, see `SiteConfig.budget`.
+
+        Needs no plan and no data. Raises PolicyError: what came, what is allowed.
+        """
         policy, dataset = self.config.policy, run.data.name
         self._require(dataset in self.config.datasets, "data set", dataset, ", ".join(self.config.datasets))
-        self._require(run.privacy.mode in policy.modes, "mode", run.privacy.mode, ", ".join(policy.modes))
+        mode, control = released_mode(run), " (audit.control)" if run.audit.control else ""
+        self._require(mode in policy.modes, "mode", f"{mode}{control}", ", ".join(policy.modes))
         for what, value, allowed in (
             ("task", run.model.task, policy.tasks),
             ("backbone", run.model.backbone, policy.backbones),
@@ -78,16 +84,60 @@ class Site:
         ):
             self._require(value is None or allowed is None or value in allowed, what, value, ", ".join(allowed or ()))
         self._require(policy.canaries or not run.audit.planted, "audit canaries", run.audit.planted, "none")
+        if run.secure:
+            self._admit_sum(run)
         return self.config.datasets[dataset]
 
+    def _admit_sum(self, run: RunConfig) -> None:
+        """n, t and c decide how the noise is shared out. The server declares them; this site's policy and peers hold.
+
+        With peers listed, no sum is set up that would be unsafe among all of them: t > (n + c)/2 for n of this site's
+        own, or two disjoint sets of survivors could be opened, or one colluder left with too little noise.
+        """
+        policy, c, groups = self.config.policy, run.privacy.colluders, run.server.groups or 1
+        self._require(c >= policy.min_colluders, "colluders", c, f"{policy.min_colluders} and above")
+        most = len(self.peers)
+        self._require(not most or run.clients <= most, "sites", run.clients, f"at most {most}, as [peers] lists")
+        declared = run.secure_parameters
+        n, t = declared.sites, declared.survivors
+        self._require(n >= policy.min_sites, "sites in a sum", n, f"{policy.min_sites} and above")
+        self._require(t >= policy.min_survivors, "survivors", t, f"{policy.min_survivors} and above")
+        if most:
+            try:
+                Parameters(most // groups, t, c)
+            except SecureSumError as error:
+                raise PolicyError(
+                    f"site {self.name}: its policy refuses the run: {n} sites with {t} survivors and {c} colluders "
+                    f"declared, {most} listed in [peers]: {error}"
+                ) from None
+
     def _admit_plan(self, run: RunConfig, plan: PrivacyPlan) -> None:
-        policy, z, clip = self.config.policy, plan.noise_multiplier, plan.clip
-        least, lowest, highest = policy.min_noise_multiplier, policy.min_clip, policy.max_clip
+        policy, z = self.config.policy, plan.noise_multiplier
+        least, most = policy.min_noise_multiplier, policy.max_epsilon_per_run
         self._require(least is None or z >= least, "noise multiplier", f"{z:g}", f"{least} and above")
+        self._admit_norm(plan.clip)
+        _, budget = self.config.budget(run.data.name)
+        epsilon = replace(plan, delta=budget.delta).epsilon()
+        allowed = f"at most {most} (δ = {budget.delta:g})"
+        self._require(most is None or epsilon <= most, "ε for one run", f"{epsilon:.4g}", allowed)
+
+    def admit_clip(self, run: RunConfig, plan: PrivacyPlan | None, clip: float | None) -> None:
+        """Checks the clip norm that a task carries, which only a run with `privacy.clip_quantile` may move.
+
+        plan: None in mode `none`. clip: None where the task carries none. Raises PolicyError.
+        """
+        if clip is None:
+            return
+        self._require(math.isfinite(clip) and clip > 0, "a task's clip norm", clip, "a finite number above 0")
+        fixed = None if plan is None or run.privacy.clip_quantile is not None else plan.clip
+        declared = f"{fixed}, as the run declares: privacy.clip_quantile is not set"
+        self._require(fixed is None or clip == fixed, "a task's clip norm", clip, declared)
+        self._admit_norm(clip)
+
+    def _admit_norm(self, clip: float) -> None:
+        lowest, highest = self.config.policy.min_clip, self.config.policy.max_clip
         self._require(lowest is None or clip >= lowest, "clip norm", f"{clip:g}", f"{lowest} and above")
         self._require(highest is None or clip <= highest, "clip norm", f"{clip:g}", f"{highest} and below")
-        most, epsilon = policy.max_epsilon_per_run, plan.epsilon()
-        self._require(most is None or epsilon <= most, "ε for one run", f"{epsilon:.4g}", f"at most {most}")
 
     def _require(self, condition: bool, what: str, received: object, allowed: str) -> None:
         if not condition:
@@ -98,12 +148,13 @@ class Site:
 
         Raises PolicyError or BudgetError, charging nothing.
         """
-        dataset = self.admit(run)
+        self.admit(run)
         if plan is not None:
             self._admit_plan(run, plan)
+        name, budget = self.config.budget(run.data.name)
         request = Request(
             run=_run_id(run),
-            dataset=run.data.name,
+            dataset=name,
             content=self.ledger.key.derive("content", content).hex(),
             unit="client" if run.privacy.mode == "client" else "example",
             step=step_of(run, plan),
@@ -113,8 +164,8 @@ class Site:
             configuration=run.digest(),
             commitment=audit.commitment(self.coin_seed(run)) if run.audit.planted else None,
         )
-        limit = Limit(dataset.epsilon, dataset.delta, dataset.order)
-        return SiteAccount(self, plan, self.ledger.reserve(request, limit))
+        limit = Limit(budget.epsilon, budget.delta, budget.order)
+        return SiteAccount(self, plan, self.ledger.reserve(request, limit, self.config.aliases(name)))
 
     def coin_seed(self, run: RunConfig) -> bytes:
         """What decides an audit's canaries: only the holder of the site's key can know it before it is revealed."""
@@ -130,12 +181,29 @@ def _run_id(run: RunConfig) -> str:
     return run.run.id
 
 
+def released_mode(run: RunConfig) -> str:
+    """The mode as a policy sees it: an audit's control run declares noise and adds none."""
+    return "none" if run.audit.control else run.privacy.mode
+
+
 def simulated_policy(run: RunConfig) -> SiteConfig:
     """What simulated sites allow when no site.toml says otherwise: this run once, and no ε beyond its own."""
-    unlimited = not run.private or run.audit.control
-    budget = DatasetSection(epsilon=None if unlimited else run.privacy.epsilon, delta=run.privacy.delta)
-    policy = PolicySection(modes=(run.privacy.mode,), metrics=True, canaries=True)
+    mode = released_mode(run)
+    budget = DatasetSection(epsilon=None if mode == "none" else run.privacy.epsilon, delta=run.privacy.delta)
+    policy = PolicySection.model_validate({"modes": (mode,), "metrics": True, "canaries": True, **_lowered(run)})
     return SiteConfig(datasets={run.data.name: budget}, policy=policy)
+
+
+def _lowered(run: RunConfig) -> dict[str, int]:
+    """The policy's minimums for secure sums, where this run needs lower ones."""
+    if not run.secure:
+        return {}
+    needed, usual = run.secure_parameters, PolicySection()
+    return {
+        "min_colluders": min(needed.colluders, usual.min_colluders),
+        "min_sites": min(needed.sites, usual.min_sites),
+        "min_survivors": min(needed.survivors, usual.min_survivors),
+    }
 
 
 class SimulatedSites:

@@ -1,6 +1,8 @@
 """Whose privacy a run's ε speaks of, and against whom, in words: the same everywhere that an ε is shown."""
 
 from .config import RunConfig
+from .copies import copies_epsilon, ledgers_epsilon
+from .mechanism import PrivacyPlan
 
 
 def unit(config: RunConfig) -> str:
@@ -36,17 +38,41 @@ def sampling(config: RunConfig) -> str:
     return f"Poisson, each record with q = {rate} in every step, drawn in secret at the site"
 
 
+def one_noise(config: RunConfig) -> bool:
+    """Whether one noise covers the contributions of all sites, so that the sites' ledgers do not compose."""
+    return config.privacy.mode != "local"
+
+
 def limits(config: RunConfig) -> str:
     """What the ε does not say."""
+    subject, hidden = "each record lives", "a site took part"
     if config.privacy.mode == "client":
-        return (
-            "It does not hide that a site is registered, and it says nothing about what the public test set or the "
-            "backbone already reveal."
+        subject, hidden = "what one person gave lies", "a site is registered"
+    several = "the sites' ledgers compose"
+    chosen = ""
+    if config.data.limit is not None and config.privacy.mode != "client":
+        chosen = (
+            " data.limit chose the records: one record more in data.train may push another one out, so for it this is "
+            "the ε of a group of two, (2ε, (1 + e^ε)·δ)."
         )
+    if one_noise(config):
+        several = "one noise covers all copies, and the sites' ledgers do not add up to their ε"
     return (
-        "This holds where each record lives at one site; it does not hide that a site took part, and it says nothing "
-        "about what the public test set or the backbone already reveal."
+        f"This holds where {subject} at one site (at several, {several}); it does not hide that {hidden}, and it says "
+        f"nothing about what the public test set or the backbone already reveal.{chosen}"
     )
+
+
+def several_sites(config: RunConfig, plan: PrivacyPlan, copies: int = 2) -> str:
+    """The assumption J = 1, and ε where `copies` = J sites hold the same; seconds of work where one noise covers it."""
+    subject = "what one person gave" if config.privacy.mode == "client" else "a record"
+    if one_noise(config):
+        found = copies_epsilon(plan, copies)
+        how = "one noise covers all copies, and the sites' ledgers do not add up to it"
+    else:
+        found = ledgers_epsilon(plan, copies)
+        how = f"each site adds noise of its own, and the {copies} ledgers compose"
+    return f"Assumed: {subject} lies at one site. At {copies} sites its ε is {found:.3g} at δ = {plan.delta:g}: {how}."
 
 
 def noise(config: RunConfig) -> str:

@@ -172,23 +172,36 @@ class DatasetSection(Section, frozen=True):
     epsilon: PositiveFloat | None = None
     """limit over all runs together; omitted: none, which alone admits runs without noise"""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """δ of the limit; a run may not ask for a larger one"""
+    """δ of the data set, limited or not; a private run may not ask for a larger one"""
     order: Annotated[float, Field(gt=1, le=512)] | None = None
-    """α* of the Rényi filter; omitted: what suits the first run's declaration; fixed from then on"""
+    """α* of the Rényi filter; omitted: what suits the first private run's declaration; fixed from that run on, limited
+    or not"""
+    same_as: str | None = None
+    """another data set of this file, which holds the same records: its budget (epsilon, delta, order) is this one's,
+    and the ledger knows both by its name"""
 
 
 class PolicySection(Section, frozen=True):
     """What a site lets a run ask for."""
 
     modes: tuple[Literal["none", "local", "distributed", "client"], ...] = ("local", "distributed", "client")
+    """an audit's control run (audit.control) releases without noise and counts as `none`"""
     tasks: tuple[str, ...] | None = None
     """omitted: all"""
     backbones: tuple[str, ...] | None = None
     """hub ids or folders; omitted: all"""
     max_epsilon_per_run: PositiveFloat | None = None
+    """at the data set's delta, whatever δ the run declares"""
     min_noise_multiplier: PositiveFloat | None = None
     min_clip: PositiveFloat | None = None
     max_clip: PositiveFloat | None = None
+    """these two also for the clip norm that a task carries"""
+    min_colluders: Annotated[int, Field(ge=0)] = 1
+    """secure sums: sites that may work for the server, against which the noise must still hold"""
+    min_sites: Annotated[int, Field(ge=2)] = 2
+    """secure sums: sites in a sum, of a group where there are groups"""
+    min_survivors: Annotated[int, Field(ge=2)] = 2
+    """secure sums: inputs without which nothing is opened"""
     metrics: bool = False
     """whether a training loss may leave, in mode `none`"""
     canaries: bool = False
@@ -231,10 +244,44 @@ class SiteConfig(Section, frozen=True):
     peers: dict[str, PublicKey] = Field(default_factory=dict)
     """the sites of the federation: name → public key. Secure sums are made with these and with nobody else"""
 
+    @model_validator(mode="after")
+    def _check_same(self) -> Self:
+        for name, dataset in self.datasets.items():
+            if dataset.same_as is not None:
+                _check_same_as(name, dataset, self.datasets)
+        return self
+
+    def budget(self, name: str) -> tuple[str, DatasetSection]:
+        """The data set that a run on `name` is charged to, by its name in the ledger and its table: `same_as` is
+        followed. Raises KeyError for a data set that is not listed."""
+        name = self.datasets[name].same_as or name
+        return name, self.datasets[name]
+
+    def aliases(self, name: str) -> list[str]:
+        """Names of other tables that are the same as this one; a ledger may have charged them before they were."""
+        return [other for other, dataset in self.datasets.items() if dataset.same_as == name]
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """Raises ConfigError."""
         return cls.parse(read_toml(path, "a site needs its limits and its policy"), str(path))
+
+
+def _check_same_as(name: str, dataset: DatasetSection, datasets: dict[str, DatasetSection]) -> None:
+    """Raises ValueError with one line: no such data set, a chain of names, or a budget beside the other's."""
+    where, other = f"datasets.{name}.same_as: received '{dataset.same_as}'", datasets.get(str(dataset.same_as))
+    if other is None or other is dataset:
+        allowed = ", ".join(key for key in datasets if key != name) or "none, there is no other"
+        raise ValueError(f"{where}; allowed: another data set of this file: {allowed}; correct the name, or remove it")
+    if other.same_as is not None:
+        raise ValueError(f"{where}, which is the same as '{other.same_as}' itself; name '{other.same_as}' here, too")
+    for key in ("epsilon", "delta", "order"):
+        own = getattr(dataset, key)
+        if own not in (DatasetSection.model_fields[key].default, getattr(other, key)):
+            raise ValueError(
+                f"datasets.{name}.{key}: {own:g} received beside same_as; the budget is that of '{dataset.same_as}'; "
+                "set it there, and remove it here"
+            )
 
 
 def load(path: Path, overrides: list[str] | None = None) -> RunConfig:

@@ -52,6 +52,10 @@ class BudgetError(PrivacyError):
     """A site was asked for more than the run declared, or than its data set has left; nothing was charged."""
 
 
+class SameRecordsError(BudgetError):
+    """Two data sets of a site hold the same records; which ones is for the site's operator alone."""
+
+
 class PolicyError(PrivacyError):
     """A site's policy does not allow what a run asks for; nothing was charged."""
 

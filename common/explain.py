@@ -84,11 +84,11 @@ def calibrated(plan: PrivacyPlan, epsilon: float, steps: int) -> PrivacyPlan | N
 
 
 def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
-    """Paragraphs: what is protected, against whom, how well, and what is not."""
+    """Paragraphs: what is protected, against whom, how well, under which assumption, and what is not."""
     if config.privacy.mode == "client":
         unit, taken, cut = "site", "in every round each site takes part", "its whole update"
         what = "whether a site contributed, and anything about what it contributed"
-        several = "somebody whose records lie at several sites (two sites: ε doubles and more)"
+        several = "somebody whose records lie at several sites"
     else:
         unit, taken, cut = "record", "in every step each record takes part", "its gradient"
         what = "whether a record was among the site's records, and what it said"
@@ -105,13 +105,14 @@ def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
     epsilon = plan.epsilon()
     found = most_found(plan, 0.01)
     return [
-        f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one {unit}, over "
+        f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one {unit}{'' if unit == 'site' else ' at one site'}, over "
         f"{f'all {plan.steps} steps of the run' if plan.steps > 1 else 'the one release of the run'}.",
         f"Protected: {what}. Against: {claims.adversary(config)}. They know every other {unit}'s part, and have "
         f"unlimited computing power{' but for breaking the secure sum' if config.secure else ''}.",
         f"How well: whoever thinks it a coin toss whether a given {unit} was used can become at most "
         f"{100 * belief(epsilon):.4g} % sure. A test that wrongly accuses 1 % of the {unit}s that were not used finds "
         f"at most {100 * found:.3g} % of those that were.",
+        claims.several_sites(config, plan),
         f"By what: {released}, and noise of standard deviation {plan.noise_multiplier:.4g} · C "
         f"is added in each of {plan.coordinates:,} coordinates. Who adds it: {claims.noise(config)}.",
         f"Not protected: that the site is in the federation; {several}; what the backbone and the public test set "

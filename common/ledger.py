@@ -3,9 +3,9 @@
 Order (PRIVACY section 5): lock → check → write RESERVE → durable → then touch the data → COMMIT → release.
 
 A run reserves all of its declared steps at once, before its first touch of the data; that charges them, whatever
-happens next. Each round COMMITs its steps before the update leaves, so no more than the reserved steps can ever be
-released, across crashes, restarts and processes. ABORT gives a reservation back only where the process that made it
-has not touched data.
+happens next. `admission.admit` alone says whether it may. Each round COMMITs its steps before the update leaves, so no
+more than the reserved steps can ever be released, across crashes, restarts and processes. ABORT gives a reservation
+back only where the process that made it has not touched data.
 
 A site's folder holds `ledger.db`; `receipt.json`, the signed last head with the file's SHA-256; `site.key` (mode 0600)
 and `public.key`. The chain shows edits, the receipt shows truncation, rollback and every changed byte; a rollback of
@@ -14,23 +14,20 @@ of the receipt, never behind it.
 """
 
 import fcntl
-import json
 import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dp_accounting import NonPrivateDpEvent
-
 from .. import __version__
 from . import events
-from .accounting import epsilon_of, filter_epsilon, filter_order, is_private, nearest_order
+from .admission import admit, require_same
+from .book import RELATION, Book, Charge, Limit, Request
 from .chain import (
     GENESIS,
     Head,
@@ -44,120 +41,12 @@ from .chain import (
     verify,
     write_json,
 )
-from .errors import BudgetError, LedgerError, PrivacyError
-from .events import History, Step, counted, history_of, repeated
+from .errors import BudgetError, LedgerError
+from .events import repeated
 
 DATABASE, RECEIPT, KEY, PUBLIC_KEY, LOCK = "ledger.db", "receipt.json", "site.key", "public.key", "ledger.lock"
-RELATION = "add-or-remove-one"
-UNITS = ("example", "client")
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError, OverflowError)
 """what Python's sqlite3 raises for files that were damaged"""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """The budget of a named data set. epsilon None: not limited, the only kind that admits releases without noise."""
-
-    epsilon: float | None
-    delta: float
-    order: float | None = None
-    """α* of the Rényi filter; None: fixed by the first request"""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a run asks of one data set: `steps` times `step`."""
-
-    run: str
-    dataset: str
-    content: str
-    """keyed hash of the records: tells the site's owner which version was read, and nobody else anything"""
-    unit: str
-    step: Step
-    steps: int
-    delta: float
-    model: str
-    configuration: str
-    """SHA-256 of the run's configuration"""
-    commitment: str | None = None
-    """SHA-256 that binds an audit's coins before training"""
-
-
-@dataclass(frozen=True)
-class Charge(Request):
-    """A run's reservation on a data set, as the entries tell it; its `steps` are what counts against the limit."""
-
-    used: int = 0
-    """committed: what may have left the site"""
-    aborted: bool = False
-
-
-@dataclass
-class Book:
-    """What a verified chain says."""
-
-    head: Head = field(default_factory=lambda: Head(0, GENESIS))
-    charges: dict[tuple[str, str], Charge] = field(default_factory=dict)
-    """by data set and run"""
-    limits: dict[str, Limit] = field(default_factory=dict)
-    """the limit at the last reservation of each data set, its order fixed at the first"""
-
-    histories: dict[str, History] = field(default_factory=dict)
-    """everything charged to each data set, whichever run asked"""
-
-    def copy(self) -> "Book":
-        histories = {dataset: history.copy() for dataset, history in self.histories.items()}
-        return Book(self.head, dict(self.charges), dict(self.limits), histories)
-
-    def history(self, dataset: str) -> History:
-        return self.histories.get(dataset, History())
-
-    def add(self, body: str, hash_: str) -> None:
-        """The next entry. Raises LedgerError when it does not follow, or says what cannot be."""
-        number = self.head.seq + 1
-        try:
-            if digest(body.encode()) != hash_:
-                raise LedgerError(f"entry {number}: its hash is not that of its content")
-            entry = json.loads(body)
-            if entry["seq"] != number or entry["previous"] != self.head.hash:
-                raise LedgerError(f"entry {number}: does not follow the entry before it")
-            self._apply(entry)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LedgerError(f"entry {number}: a part is missing or wrong ({type(error).__name__})") from None
-        except PrivacyError as error:
-            raise LedgerError(f"entry {number}: {error}") from None
-        self.head = Head(number, hash_)
-
-    def _apply(self, entry: dict[str, Any]) -> None:
-        number = entry["seq"]
-        step, count = counted(events.from_json(entry["event"]))
-        key = (entry["dataset"], entry["run"])
-        charge = self.charges.get(key)
-        if entry["kind"] == "RESERVE":
-            if charge is not None and not charge.aborted:
-                raise LedgerError(f"entry {number}: run {entry['run']} reserves twice")
-            if entry["relation"] != RELATION or entry["unit"] not in UNITS:
-                raise LedgerError(f"entry {number}: relation or unit unknown")
-            limit = entry["limit"]
-            self.limits[entry["dataset"]] = Limit(limit["epsilon"], limit["delta"], limit["order"])
-            self.charges[key] = Charge(
-                **{name: entry[name] for name in ("run", "dataset", "delta", "unit", "model", "content")},
-                configuration=entry["configuration"],
-                commitment=entry.get("commitment"),
-                step=step,
-                steps=count,
-            )
-            self.histories.setdefault(entry["dataset"], History())[step] += count
-            return
-        if charge is None or charge.aborted or step != charge.step:
-            raise LedgerError(f"entry {number}: {entry['kind']} without its reservation")
-        if entry["kind"] == "COMMIT" and charge.used + count <= charge.steps:
-            self.charges[key] = replace(charge, used=charge.used + count)
-        elif entry["kind"] == "ABORT" and charge.used == 0 and count == charge.steps:
-            self.charges[key] = replace(charge, aborted=True)
-            self.histories[charge.dataset] -= History({step: count})
-        else:
-            raise LedgerError(f"entry {number}: {entry['kind']} of {count} steps, {charge.used} of {charge.steps} used")
 
 
 class Ledger:
@@ -251,27 +140,20 @@ class Ledger:
             row = database.execute("SELECT hash FROM entries WHERE seq = ?", (seq,)).fetchone()
         return None if row is None else str(row[0])
 
-    def reserve(self, request: Request, limit: Limit) -> "Reservation":
+    def reserve(self, request: Request, limit: Limit, same: Collection[str] = ()) -> "Reservation":
         """Charges all steps of a run, or finds what the run reserved before.
 
-        Raises BudgetError, changing nothing: over the limit, or the run has reserved other steps than these.
+        same: other names of the data set, whose charges count as its own.
+        Raises BudgetError, changing nothing: `admission.admit` refuses the run, or it comes back as another than it
+        was (`admission.require_same`).
         """
         with self._exclusive() as database:
             self._catch_up(database)
             held = self._book.charges.get((request.dataset, request.run))
             if held is not None and not held.aborted:
-                if (held.step, held.steps, held.unit, held.commitment) != (
-                    request.step,
-                    request.steps,
-                    request.unit,
-                    request.commitment,
-                ):
-                    raise BudgetError(
-                        f"site {self.site}: run {request.run} has reserved {held.steps} steps of another kind; a run "
-                        "takes what it declared first"
-                    )
+                require_same(held, request, self.site)
                 return Reservation(self, request, fresh=False)
-            order = self._check(request, limit)
+            order = admit(self._book, request, limit, self.site, same)
             self._append(
                 database,
                 "RESERVE",
@@ -289,40 +171,6 @@ class Ledger:
                 },
             )
         return Reservation(self, request, fresh=True)
-
-    def _check(self, request: Request, limit: Limit) -> float | None:
-        """The filter's order. Raises BudgetError when the request does not fit into the limit."""
-        asked = history_of([repeated(request.step, request.steps)])
-        events.check(repeated(request.step, request.steps))
-        spent = self._book.history(request.dataset)
-        where = f"site {self.site}: data set '{request.dataset}'"
-        if limit.epsilon is None:
-            return None
-        if isinstance(request.step, NonPrivateDpEvent) or not is_private(spent):
-            whose = "what was asked" if is_private(spent) else "an earlier run"
-            raise BudgetError(f"{where}: {whose} has no noise, so its ε is infinite; limit {limit.epsilon:g}")
-        units = {c.unit for c in self._book.charges.values() if c.dataset == request.dataset and not c.aborted}
-        if units - {request.unit}:
-            raise BudgetError(
-                f"{where}: charged per {', '.join(sorted(units))} so far, asked per {request.unit}; ε of two units "
-                "do not add up; give the data set another name"
-            )
-        if request.delta > limit.delta:
-            raise BudgetError(f"{where}: asked δ = {request.delta:g}, limit {limit.delta:g}; lower privacy.delta")
-        fixed = self._book.limits.get(request.dataset)
-        order = fixed.order if fixed is not None else None
-        if order is None:
-            first = spent + asked
-            order = nearest_order(limit.order) if limit.order else filter_order(first, limit.epsilon, limit.delta)
-        after = filter_epsilon(spent + asked, order, limit.delta)
-        if after > limit.epsilon:
-            before = filter_epsilon(spent, order, limit.delta)
-            raise BudgetError(
-                f"{where}: spent ε = {before:.4g}, asked {epsilon_of(asked, limit.delta):.4g}, together {after:.4g}, "
-                f"limit {limit.epsilon:g}, remaining {max(0.0, limit.epsilon - before):.4g} (δ = {limit.delta:g}, "
-                f"Rényi filter of order {order:g}); nothing was charged"
-            )
-        return order
 
     def _commit(self, request: Request, steps: int) -> None:
         with self._exclusive() as database:

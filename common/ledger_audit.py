@@ -15,6 +15,7 @@ from typing import Any
 
 from . import events
 from .accounting import epsilon_opacus, epsilon_pld, epsilon_rdp, filter_epsilon
+from .book import RELATION, Book, Charge, Limit
 from .chain import Head, check_document, read_json, read_public_key, signed_document
 from .errors import ConfideError, LedgerError
 from .events import History, Step, history_of, repeated
@@ -22,12 +23,8 @@ from .ledger import (
     DATABASE,
     PUBLIC_KEY,
     RECEIPT,
-    RELATION,
     UNREADABLE,
-    Book,
-    Charge,
     Ledger,
-    Limit,
     connect,
     file_digest,
     locked,
@@ -94,7 +91,20 @@ def audit(database: Path, receipt: Path | None = None, public_key: Path | None =
     datasets = [_dataset(name, book.limits[name], _charges(book, name)) for name in book.limits]
     for facts in datasets:
         findings += facts["findings"]
+    notes += _shared_contents(book)
     return LedgerAudit(str(database), site, head, findings, notes, datasets)
+
+
+def _shared_contents(book: Book) -> list[str]:
+    """What ledgers of earlier versions may hold: one content with two budgets. Their ε are of the same records."""
+    names: dict[str, set[str]] = {}
+    for charge in book.standing():
+        names.setdefault(charge.content, set()).add(charge.dataset)
+    return [
+        f"data sets {', '.join(sorted(same))} were charged for the same records: what these have spent is all of it"
+        for same in names.values()
+        if len(same) > 1
+    ]
 
 
 def _charges(book: Book, dataset: str) -> list[Charge]:
@@ -125,9 +135,9 @@ def _dataset(name: str, limit: Limit, charges: list[Charge]) -> dict[str, Any]:
     by = _epsilons(history, limit.delta)
     findings = [f"data set '{name}': {finding}" for finding in _disagreements(by)]
     filtered = None
-    if limit.epsilon is not None and limit.order is not None:
+    if limit.order is not None:
         filtered = filter_epsilon(history, limit.order, limit.delta)
-        if filtered > limit.epsilon:
+        if limit.epsilon is not None and filtered > limit.epsilon:
             findings.append(f"data set '{name}': spent ε = {filtered:.4g} is above the limit {limit.epsilon:g}")
     return {
         "dataset": name,

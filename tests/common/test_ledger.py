@@ -12,10 +12,10 @@ import pytest
 from dp_accounting import NonPrivateDpEvent
 
 from confide.benchmarks import ledger as stress
-from confide.common.accounting import epsilon_rdp
+from confide.common.accounting import epsilon_rdp, filter_order
 from confide.common.chain import SiteKey, check_document, read_json, read_public_key, signed_document, verify
 from confide.common.errors import BudgetError, ConfigError, LedgerError, PrivacyError
-from confide.common.events import SkellamDpEvent, step_event
+from confide.common.events import SkellamDpEvent, history_of, repeated, step_event
 from confide.common.ledger import DATABASE, KEY, RECEIPT, Head, Ledger, Limit, Request
 from confide.common.ledger_audit import audit, export, find_ledgers, verify_account
 
@@ -58,13 +58,18 @@ def test_a_second_run_is_refused_with_all_numbers_and_changes_nothing(any_ledger
     assert any_ledger.book().head == before
 
 
+def asked_elsewhere(run: str, dataset: str = "letters", **changes: Any) -> Request:
+    """Of a data set that holds other records."""
+    return asked(run, dataset=dataset, content="d" * 64, **changes)
+
+
 def test_the_budget_belongs_to_the_name_not_to_the_content_the_run_or_the_model(any_ledger: Ledger) -> None:
     any_ledger.reserve(asked(), LIMIT)
     others: list[dict[str, Any]] = [{"content": "d" * 64}, {"model": "other"}, {"configuration": "0" * 64}]
     for change in others:
         with pytest.raises(BudgetError):
             any_ledger.reserve(asked("other", **change), LIMIT)
-    any_ledger.reserve(asked("other", dataset="letters"), LIMIT)  # another name has a budget of its own
+    any_ledger.reserve(asked_elsewhere("another"), LIMIT)  # another name of other records has a budget of its own
 
 
 def test_a_resumed_run_finds_its_reservation_and_pays_once(any_ledger: Ledger) -> None:
@@ -76,10 +81,21 @@ def test_a_resumed_run_finds_its_reservation_and_pays_once(any_ledger: Ledger) -
         {"steps": 41},
         {"step": step_event(0.03, SkellamDpEvent(0.59, 1000))},
         {"unit": "client"},
+        {"delta": 1e-6},
+        {"content": "d" * 64},
+        {"configuration": "0" * 64},
+        {"model": "other"},
+        {"commitment": "a" * 64},
     ]
+    before = any_ledger.book().head
     for change in others:
-        with pytest.raises(BudgetError, match="takes what it declared first"):
+        key = next(iter(change))
+        name = {"step": "mechanism", "delta": "δ"}.get(key, key)
+        with pytest.raises(BudgetError, match=f"run r returns with another {name} than .*takes what it declared first"):
             any_ledger.reserve(asked(**change), LIMIT)
+    with pytest.raises(BudgetError, match="run r has reserved on 'reviews'"):
+        any_ledger.reserve(asked_elsewhere("r"), LIMIT)
+    assert any_ledger.book().head == before
 
 
 def test_steps_beyond_the_reservation_are_refused_before_data_is_touched(any_ledger: Ledger) -> None:
@@ -136,9 +152,12 @@ def test_releases_without_noise_need_a_data_set_without_limit(any_ledger: Ledger
         any_ledger.reserve(asked("next"), LIMIT)
 
 
-def test_a_larger_delta_than_the_limits_is_refused(any_ledger: Ledger) -> None:
+@pytest.mark.parametrize("limit", [LIMIT, Limit(None, 1e-5)])
+def test_a_larger_delta_than_the_data_sets_is_refused_limited_or_not(any_ledger: Ledger, limit: Limit) -> None:
     with pytest.raises(BudgetError, match=r"asked δ = 0\.001, limit 1e-05"):
-        any_ledger.reserve(asked(delta=1e-3), LIMIT)
+        any_ledger.reserve(asked(delta=1e-3), limit)
+    assert any_ledger.book().head.seq == 0
+    any_ledger.reserve(asked("bare", step=NonPrivateDpEvent(), delta=1e-3), Limit(None, 1e-5))  # claims no δ
 
 
 @pytest.mark.parametrize("z", [0.0, -1.0, float("nan"), float("inf")])
@@ -159,6 +178,88 @@ def test_the_filters_order_is_fixed_by_the_first_request(any_ledger: Ledger) -> 
     declared = Ledger.in_memory("x", SiteKey.new())
     declared.reserve(small, Limit(8.5, 1e-5, order=4.02))
     assert declared.book().limits["reviews"].order == pytest.approx(4.0)
+
+
+def test_the_order_is_fixed_before_there_is_a_limit(any_ledger: Ledger) -> None:
+    """A limit that comes later cannot choose the order by what was released: every later request is held to it."""
+    small = asked(step=step_event(0.01, SkellamDpEvent(2.0, 1000)), steps=10)
+    unlimited = Limit(None, 1e-5)
+    any_ledger.reserve(small, unlimited)
+    order = any_ledger.book().limits["reviews"].order
+    own = history_of([repeated(small.step, 10)])
+    assert order == filter_order(own, epsilon_rdp(own, 1e-5), 1e-5)
+    any_ledger.reserve(replace(small, run="bare", step=NonPrivateDpEvent()), unlimited)
+    assert any_ledger.book().limits["reviews"].order == order
+    again = Ledger.in_memory("x", SiteKey.new())
+    again.reserve(small, unlimited)
+    wide = replace(small, run="second", step=step_event(0.2, SkellamDpEvent(6.0, 1000)))
+    again.reserve(wide, Limit(20.0, 1e-5, order=4.0))
+    assert again.book().limits["reviews"].order == order != 4.0
+    assert again.book().limits["reviews"].epsilon == 20.0
+
+
+def test_releases_without_noise_have_no_order(any_ledger: Ledger) -> None:
+    any_ledger.reserve(asked(step=NonPrivateDpEvent()), Limit(None, 1e-5, order=4.0))
+    assert any_ledger.book().limits["reviews"].order is None
+    any_ledger.reserve(asked("second"), Limit(None, 1e-5, order=4.0))  # the first private one: site.toml's wish
+    assert any_ledger.book().limits["reviews"].order == 4.0
+
+
+def test_an_order_that_an_earlier_version_left_open_follows_from_the_first_private_run(
+    any_ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = asked(step=step_event(0.01, SkellamDpEvent(2.0, 1000)), steps=10)
+    with monkeypatch.context() as old:
+        old.setattr("confide.common.ledger.admit", lambda *_: None)
+        any_ledger.reserve(small, Limit(None, 1e-5))
+    any_ledger.reserve(
+        replace(small, run="second", step=step_event(0.2, SkellamDpEvent(6.0, 1000))), Limit(20.0, 1e-5, order=4.0)
+    )
+    own = history_of([repeated(small.step, 10)])
+    assert any_ledger.book().limits["reviews"].order == filter_order(own, epsilon_rdp(own, 1e-5), 1e-5)
+
+
+def test_one_content_under_two_names_is_refused(any_ledger: Ledger) -> None:
+    any_ledger.reserve(asked(), LIMIT)
+    before = any_ledger.book().head
+    for limit in (LIMIT, Limit(None, 1e-5)):
+        with pytest.raises(
+            BudgetError, match=r"'letters': holds the records that were charged as 'reviews'.*same_as = \"reviews\""
+        ):
+            any_ledger.reserve(asked("other", dataset="letters"), limit)
+    assert any_ledger.book().head == before
+
+
+def test_a_content_that_was_given_back_is_free(any_ledger: Ledger) -> None:
+    any_ledger.reserve(asked(), LIMIT).abort()
+    any_ledger.reserve(asked("other", dataset="letters"), LIMIT)
+
+
+def test_what_was_charged_under_a_name_before_it_was_the_same_counts(any_ledger: Ledger) -> None:
+    any_ledger.reserve(asked(dataset="letters"), LIMIT)
+    with pytest.raises(BudgetError, match=r"'reviews': spent ε = 7\.\d+, asked"):
+        any_ledger.reserve(asked("other"), LIMIT, same=["letters"])
+    with pytest.raises(BudgetError, match="run r has reserved on 'letters'"):
+        any_ledger.reserve(asked(), LIMIT, same=["letters"])
+    any_ledger.reserve(asked("other"), Limit(30.0, 1e-5), same=["letters"])
+
+
+def test_an_audit_notes_one_content_under_two_names(ledger: Ledger, tmp_path: Path, monkeypatch) -> None:
+    """As ledgers of earlier versions may have it."""
+    ledger.reserve(asked(), LIMIT)
+    assert not audit(tmp_path / "site" / DATABASE).notes
+    monkeypatch.setattr("confide.common.ledger.admit", lambda *_: 4.0)
+    ledger.reserve(asked("other", dataset="letters"), LIMIT)
+    assert (
+        "data sets letters, reviews were charged for the same records" in audit(tmp_path / "site" / DATABASE).notes[0]
+    )
+
+
+def test_an_audit_shows_the_filter_before_there_is_a_limit(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.reserve(asked(), Limit(None, 1e-5))
+    facts = audit(tmp_path / "site" / DATABASE).datasets[0]
+    assert facts["epsilon_filter"] == pytest.approx(7.249, abs=0.01)
+    assert facts["remaining"] is None
 
 
 def test_ledgers_are_never_replaced(ledger: Ledger, tmp_path: Path) -> None:
@@ -243,10 +344,10 @@ def test_audits_need_the_receipt_and_the_registered_key(ledger: Ledger, tmp_path
     assert "cannot be read" in audit(database).findings[0]
 
 
-def test_an_audit_reports_what_was_overspent(ledger: Ledger, tmp_path: Path) -> None:
+def test_an_audit_reports_what_was_overspent(ledger: Ledger, tmp_path: Path, monkeypatch) -> None:
     """A site that raised its limit and lowered it again: the last limit does not cover what was spent."""
     ledger.reserve(asked(), Limit(30.0, 1e-5))
-    ledger._check = lambda request, limit: ledger._book.limits["reviews"].order  # type: ignore[method-assign]
+    monkeypatch.setattr("confide.common.ledger.admit", lambda book, *_: book.limits["reviews"].order)
     ledger.reserve(asked("second"), Limit(8.5, 1e-5))
     outcome = audit(tmp_path / "site" / DATABASE)
     assert not outcome.holds
