@@ -1,7 +1,9 @@
 """A real site as its worker's handlers see it: the run's model and data, loaded once, and what was answered before."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,19 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from ..common.augmentation import encode_with_copies
 from ..common.backbones import FOLDERS
 from ..common.config import RunConfig
-from ..common.errors import PolicyError
+from ..common.data import read_checked
+from ..common.errors import DataError, PolicyError
 from ..common.ledger import Ledger
 from ..common.models import FineTuneModel
 from ..common.resolve import is_path
+from ..common.run_tables import DataSection
+from ..common.types import Rows
+from .contents import content_of, keyed, take_digests
 from .folder import APPROVED, LEDGER, PENDING, data_section, load_site, own_backbones, write_private
 from .site import Site
 from .worker import SimulatedData, Worker
 
+log = logging.getLogger("confide.worker")
 _REPLIES_KEPT = 8
 """files: two a run"""
 _PENDING_KEPT = 20
@@ -37,6 +44,7 @@ class DeployedHost:
         self._workers: dict[str, Worker] = {}
         self._states: dict[str, RecordDict] = {}
         self.state = RecordDict()
+        take_digests(folder, load_site(folder)[0], self._ledger, only_new=True)  # before any task is known
 
     def enter(self, run_config: Mapping) -> "DeployedHost":
         """The host for messages of this run."""
@@ -75,14 +83,29 @@ class DeployedHost:
             self._require_approval(site, run)
         self._workers.clear()  # one run at a time keeps memory flat
         data = data_section(self._folder, dataset, run.data)
-
-        def load(config: RunConfig, model: FineTuneModel) -> SimulatedData:
-            rows = model.rows(data.training, data)
-            return SimulatedData(encode_with_copies(config, model, rows), [np.arange(len(rows))], None)
-
-        worker = Worker(run, load)
+        content = content_of(self._folder, self._ledger, run.data.name)
+        worker = Worker(run, partial(self._load, data, content), lambda: content)
         self._workers[self._key] = worker
         return worker
+
+    def _load(self, data: DataSection, content: bytes, config: RunConfig, model: FineTuneModel) -> SimulatedData:
+        """The rows that contribute, and nothing of those that cannot: which they are stays at the site.
+
+        Raises DataError when the rows are not those of `content`, which the run was charged for.
+        """
+        labels = list(data.labels or []) if model.task.CLASSES else None
+        checked = read_checked(data.training, data, labels, reads=model.task.READS, picture=model.picture)
+        if keyed(self._ledger, checked.digest) != content.hex():
+            raise DataError(
+                f"data set '{data.name}': its rows are not those of the last check; run: confide site check "
+                f"{self._folder}, and restart the site"
+            )
+        if checked.problems:
+            count = len(checked.problems)
+            log.warning("data set '%s': %d rows contribute nothing; see confide site check", data.name, count)
+        rows = readable(model, checked.rows)
+        records = encode_with_copies(config, model, rows, self._ledger.key.derive("records", b""))
+        return SimulatedData(records, [np.arange(len(rows))], None, [content])
 
     def _require_backbone(self, site: Site, run: RunConfig) -> None:
         """The server names a backbone, never a path."""
@@ -127,3 +150,21 @@ class DeployedHost:
         write_private(path, key.encode() + b"\n" + recorddict_to_proto(reply).SerializeToString())
         for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-_REPLIES_KEPT]:
             old.unlink(missing_ok=True)
+
+
+def readable(model: FineTuneModel, rows: Rows) -> Rows:
+    """The rows that the model's tokenizer takes; mostly all. One that it fails on costs nobody else anything."""
+    try:
+        model.tokenised(rows)
+    except Exception:
+        return rows.take(np.array([i for i in range(len(rows)) if _is_readable(model, rows.take(np.array([i])))], int))
+    return rows
+
+
+def _is_readable(model: FineTuneModel, row: Rows) -> bool:
+    try:
+        model.tokenised(row)
+    except Exception as error:
+        log.warning("a row contributes nothing: %s in reading it", type(error).__name__)
+        return False
+    return True

@@ -7,6 +7,7 @@
     node.key       P-384, proves the connection to the server (mode 0600)
     site.pub       the line that the server registers and other sites list as a peer
     ledger/        the account of spent privacy, with the site's identity key
+    contents.json  a keyed digest of each data set's rows, as the last check or start found them (mode 0600)
     approved/      configurations of runs that were approved by hand, by their hash
     pending/       configurations that were refused for want of approval
     replies/       the last answers of a run, so that a server that lost them gets the same ones
@@ -24,7 +25,7 @@ from ..common.run_tables import DataSection
 
 POLICY = "site.toml"
 LEDGER, NODE_KEY, PUBLIC, CA = "ledger", "node.key", "site.pub", "ca.crt"
-APPROVED, PENDING = "approved", "pending"
+APPROVED, PENDING, CONTENTS = "approved", "pending", "contents.json"
 
 
 def load_site(folder: Path) -> tuple[SiteConfig, SiteSection]:

@@ -24,6 +24,7 @@ from ..common.errors import (
     LedgerError,
     ModelError,
     PolicyError,
+    SameRecordsError,
     WireError,
 )
 from ..common.secagg.facts import from_site
@@ -73,23 +74,33 @@ def handle(message: Message, host: Host) -> Message:
     charges = _Charges()
     try:
         return Message(handler(message.content, host, charges), reply_to=message)
-    except ConfideError as failure:
+    except Exception as failure:
+        return _answered(message, host, charges, failure)
+
+
+def _answered(message: Message, host: Host, charges: "_Charges", failure: Exception) -> Message:
+    """An error as it is told to the server. What fails after a run was admitted may fail because of what the records
+    are: a real site then says nothing but that it failed."""
+    kind = message.metadata.message_type
+    if host.discreet and charges.made:
+        log.error("%s: %s", kind, failure if isinstance(failure, ConfideError) else type(failure).__name__)
+        return _failure(message, wire.FAILED, "the site could not answer; its worker.log says why")
+    if isinstance(failure, ConfideError):
         code = wire.REFUSED
         if isinstance(failure, BudgetError | PolicyError | LedgerError):
             code = wire.DECLINED
         elif isinstance(failure, KeysLostError):
             code = wire.KEYS_LOST
         reason = str(failure)
-        if host.discreet and isinstance(failure, ConfigError | DataError | ModelError):
+        if host.discreet and isinstance(failure, ConfigError | DataError | ModelError | SameRecordsError):
             log.error("%s: %s", kind, failure)  # names files and columns of the site: not for the server
             reason = f"{type(failure).__name__} at this site; its worker.log says why"
             code = wire.DECLINED
         return _failure(message, wire.FAILED if charges.made else code, reason)
-    except Exception as failure:
-        # the text of a foreign exception may quote a record: only its kind and place are told
-        place = traceback.extract_tb(failure.__traceback__)[-1]
-        reason = f"{type(failure).__name__} in {place.filename.rsplit('/', 1)[-1]}, line {place.lineno}"
-        return _failure(message, wire.FAILED if charges.made else wire.REFUSED, reason)
+    # the text of a foreign exception may quote a record: only its kind and place are told
+    place = traceback.extract_tb(failure.__traceback__)[-1]
+    reason = f"{type(failure).__name__} in {place.filename.rsplit('/', 1)[-1]}, line {place.lineno}"
+    return _failure(message, wire.FAILED if charges.made else wire.REFUSED, reason)
 
 
 def _failure(message: Message, code: int, reason: str) -> Message:
@@ -193,7 +204,9 @@ def _train(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
     if secure is not None:
         secure.expect(task.round)  # before anything is charged
         secagg.claim(secure, host.site, "mask", task.round)
-    account = worker.account(host.site, host.number, asked_before)
+    site = host.site
+    site.admit_clip(config, worker.plan, task.clip)
+    account = worker.account(site, host.number, asked_before)
     charges.begin(account)
     try:
         update = worker.train(host.number, task, account, secure)

@@ -62,8 +62,10 @@ from ..common import wire
 from ..common.chain import write_json
 from ..common.config import SiteSection
 from ..common.errors import DeploymentError, WireError, WorkerError
+from ..common.ledger import Ledger
 from .app import DEADLINE, LIMIT, SOCKET, app
-from .folder import CA, NODE_KEY, load_site
+from .contents import take_digests
+from .folder import CA, LEDGER, NODE_KEY, load_site
 
 HEARTBEAT_SECONDS = 30.0
 """after twice as long without one, the server holds the site to be away"""
@@ -122,10 +124,13 @@ class Node:
     """One site's connection; `run` returns after `stop`."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ConfigError, DeploymentError."""
+        """Reads every data set once, for its digest, before any task is known. Raises ConfigError, DeploymentError,
+        LedgerError."""
         self._folder = folder
-        _, self._section = load_site(folder)
+        config, self._section = load_site(folder)
         self._keys = read_node_key(folder / NODE_KEY)
+        for name, reason in take_digests(folder, config, Ledger.open(folder / LEDGER)).items():
+            log.error("data set '%s' cannot be read, so runs on it are answered with noise alone: %s", name, reason)
         self._stopped = threading.Event()
         self._worker = Worker(folder)
         self._configs: dict[int, dict[str, Any]] = {}
@@ -229,7 +234,7 @@ class Node:
             self._tell(last_error=reply.error.reason, last_error_at=_now())
         if time.time() > metadata.created_at + metadata.ttl:
             log.warning("%s: answered after the server's deadline; the reply is refused there", metadata.message_type)
-        self._push(client, node, reply, time.monotonic() - started)
+        self._push(client, node, reply)
         log.info("%s answered in %.2f s", metadata.message_type, time.monotonic() - started)
         self._tell(last_message=metadata.message_type, last_message_at=_now())
 
@@ -297,7 +302,7 @@ class Node:
             self._configs = {run_id: config}
         return self._configs[run_id]
 
-    def _push(self, client: FleetHttpClient, node: ProtoNode, reply: Message, seconds: float) -> None:
+    def _push(self, client: FleetHttpClient, node: ProtoNode, reply: Message) -> None:
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with no_object_id_recompute():
             answer = client.PushMessages(
@@ -305,7 +310,7 @@ class Node:
                     node=node,
                     messages_list=[message_to_proto(remove_content_from_message(reply))],
                     message_object_trees=[get_object_tree(reply)],
-                    clientapp_runtime_list=[seconds],
+                    clientapp_runtime_list=[0.0],  # how long it took depends on the records: nobody is told
                 )
             )
             push_objects(

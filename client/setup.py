@@ -17,15 +17,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ..common.config import RunConfig, SiteConfig
 from ..common.credentials import SiteLine, expiry, fingerprint, new_node_key, parse_line
-from ..common.data import label_names, read_rows, read_table
-from ..common.errors import ConfideError, ConfigError, DeploymentError
+from ..common.data import Checked, examine
+from ..common.errors import ConfideError, ConfigError, DataError, DeploymentError
 from ..common.ledger import Ledger
 from ..common.run_tables import DataSection
 from ..common.section import read_toml
+from .contents import take_digests
 from .folder import CA, LEDGER, NODE_KEY, POLICY, PUBLIC, approve, data_section, load_site, write_private
 
 _CLOCK_SECONDS = 30.0
 """further from the server's clock, its authentication refuses"""
+
+_NAMED = 5
+"""rows with a problem that a check names"""
 
 _TEMPLATE = """# Site {name}: what this site allows. The server can name nothing that stands here.
 [site]
@@ -50,6 +54,9 @@ modes = ["local", "distributed", "client"]
 # backbones = ["sentence-transformers/all-MiniLM-L6-v2"]
 # max_epsilon_per_run = 8.0
 # min_noise_multiplier = 0.5
+# min_colluders = 1            # secure sums: sites that may work for the server and still learn no more than ε says
+# min_sites = 2                # secure sums: sites in one sum
+# min_survivors = 2            # secure sums: inputs without which nothing is opened
 # approval = true              # every run's configuration is approved by hand: confide site approve
 
 # [backbones]                  # a backbone's name in runs = the folder that holds it here; otherwise the hub's cache
@@ -146,7 +153,9 @@ def check_site(folder: Path) -> Iterator[Check]:
     yield _checked("CA certificate", lambda: _certificate(folder / CA))
     for name, dataset in config.datasets.items():
         yield _checked(f"data set {name}", lambda name=name, dataset=dataset: _data(folder, name, dataset))
-        yield _checked(f"budget of {name}", lambda name=name, dataset=dataset: _budget(folder, name, dataset))
+        budget = config.budget(name)
+        yield _checked(f"budget of {name}", lambda budget=budget: _budget(folder, *budget))
+    yield _checked("contents", lambda: _contents(folder, config))
     if any(mode in config.policy.modes for mode in ("distributed", "client")):
         yield _checked("peers", lambda: _peers(folder, config, section.name))
     reached = _checked("server", lambda: _reach(folder, section.server))
@@ -192,11 +201,37 @@ def _certificate(path: Path) -> str:
 
 def _data(folder: Path, name: str, dataset: Any) -> str:
     data = data_section(folder, dataset, DataSection(name=name, test=""))
-    table = read_table(data.training, data)
-    labels = label_names([data.training], data) if data.label in table.column_names else None
-    rows = read_rows(data.training, data, labels)
-    classes = f", {len(labels)} classes: {', '.join(labels[:6])}{', …' if len(labels) > 6 else ''}" if labels else ""
-    return f"{len(rows):,} rows{classes}"
+    found = examine(data.training, data)
+    if not len(found.rows):
+        raise DataError(f"{found.rows.source}: {_left_out(found) or 'there are no rows; expected at least one'}")
+    return ", ".join(part for part in (f"{len(found.rows):,} rows", _classes(found.classes), _left_out(found)) if part)
+
+
+def _classes(counts: dict[str, int]) -> str:
+    """The classes, the most frequent first, so that a misspelled one stands at the end."""
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    if len(names) > max(20, sum(counts.values()) / 5):
+        return f"{len(names):,} different labels"
+    shown = [f"{' '.join(name.split())[:40]} ({counts[name]:,})" for name in names]
+    if len(shown) > 12:
+        shown = [*shown[:6], "…", *shown[-5:]]
+    return f"{len(names)} classes: {', '.join(shown)}" if names else ""
+
+
+def _left_out(found: Checked) -> str:
+    """How many rows a run would train nothing on, and which ones, without anything that they hold."""
+    count, everyone = len(found.problems), len(found.rows) + len(found.problems)
+    first = ", ".join(f"row {one.row} ({one.brief})" for one in found.problems[:_NAMED])
+    more = ", …" if count > _NAMED else ""
+    return f"{count:,} of {everyone:,} rows contribute{'s' * (count == 1)} nothing: {first}{more}" if count else ""
+
+
+def _contents(folder: Path, config: SiteConfig) -> str:
+    """Takes the digests that runs are charged for from now on."""
+    unread = take_digests(folder, config, Ledger.open(folder / LEDGER))
+    if unread:
+        return f"{', '.join(unread)} cannot be read: runs on it are answered with noise alone"
+    return "runs are charged for the rows as they are now; check again when they change, and restart the site"
 
 
 def _budget(folder: Path, name: str, dataset: Any) -> str:

@@ -5,39 +5,51 @@ added or removed, it can turn all M answers of that teacher, each by a vector of
 together move by at most √(2M). They are scaled so that this is the clip norm C, and released like a clipped sum.
 """
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 
+from ..common.errors import PrivacyError
 from ..common.plan import answer_scale, answers_shape
+from ..common.record_keys import Keys, choices
 from ..common.types import RoundTask, Rows
 from .train import Work, train_plain
 
+log = logging.getLogger("confide.worker")
+_DEAL = 0xDEA1
 
-def dealt(indices: np.ndarray, teachers: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The records of each teacher. Each record draws its teacher by itself, so one more moves none of the others (equal
-    parts of a shuffle would)."""
-    chosen = rng.integers(teachers, size=len(indices))
+
+def dealt(indices: np.ndarray, keys: Keys, teachers: int) -> list[np.ndarray]:
+    """The records of each teacher. A record's own key decides, so one more moves none of the others (equal parts of a
+    shuffle would). keys: (n,) of the records, keyed with a secret of the site."""
+    chosen = choices(keys, _DEAL, teachers)
     return [indices[chosen == teacher] for teacher in range(teachers)]
 
 
-def answers(work: Work, dealing: np.random.Generator) -> np.ndarray:
+def answers(work: Work) -> np.ndarray:
     """(M·K,) float64: how many of the site's teachers give each answer, scaled; not private by itself.
 
-    work: with the teachers' model, the records as it reads them, and the questions in its task. dealing: decides who
-    teaches what. A teacher without records says nothing.
+    work: with the teachers' model, the records as it reads them, and the questions in its task. A teacher without
+    records says nothing, and so does one whose training fails: that is what its own records did.
     """
     questions, classes = answers_shape(work.config)
     model, task = work.model, work.task
     asked = model.encode(Rows("the questions", list(task.questions), labels=np.zeros(questions, dtype=np.int64)))
     asked = model.with_features(asked)
     counts = np.zeros((questions, classes))
-    for number, part in enumerate(dealt(work.indices, work.config.distill.teachers, dealing)):
+    if work.records.keys is None:
+        raise PrivacyError("records without keys cannot be dealt to teachers")
+    for number, part in enumerate(dealt(work.indices, work.records.keys[work.indices], work.config.distill.teachers)):
         if not len(part):
             continue
         # what a teacher learns depends on its own records and on nobody else's
         rng = np.random.default_rng([work.config.run.seed, 0x7EAC, number])
-        train_plain(replace(work, indices=part, task=RoundTask(task.round, model.initial)), rng)
-        said = model.scores(asked, np.arange(questions))["predicted"]  # (M,) the class that each question gets
+        try:
+            train_plain(replace(work, indices=part, task=RoundTask(task.round, model.initial)), rng)
+            said = model.scores(asked, np.arange(questions))["predicted"]  # (M,) the class that each question gets
+        except Exception as error:
+            log.error("teacher %d says nothing: %s in its training", number + 1, type(error).__name__)
+            continue
         counts[np.arange(questions), said] += 1
     return counts.ravel() * answer_scale(work.config)

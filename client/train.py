@@ -4,6 +4,7 @@ Steps either move the site's own copy (`local_steps` > 1: FedAvg) or are sent as
 optimizer takes (`local_steps` = 1: one round is one step over all sites' data).
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,16 +13,19 @@ import numpy as np
 import torch
 
 from ..common.audit import NO_CANARIES, GradientCanaries
-from ..common.augmentation import view_losses
+from ..common.augmentation import Draw, padded_to, view_losses
 from ..common.clipping import Contribution, clipped
 from ..common.config import RunConfig
 from ..common.errors import PrivacyError
 from ..common.mechanism import PoissonMechanism
 from ..common.models import FineTuneModel
+from ..common.noise import secure_generator
 from ..common.optimizer import make_optimizer
-from ..common.per_sample import clipped_sum, hooked
+from ..common.per_sample import clipped_sum, forget, hooked
+from ..common.proof import proved_shapes
 from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches
 
+log = logging.getLogger("confide.worker")
 _BATCH_COST = 80
 """What a physical batch costs on a CPU beside its tokens, in tokens: MiniLM takes 0.3 ms a token and 25 ms a batch."""
 
@@ -41,12 +45,12 @@ class Work:
     """an audit's, which are drawn, added and noised as records are"""
 
     def batches(self, drawn: np.ndarray) -> Iterator[np.ndarray]:
-        """Physical batches of the named records."""
+        """Physical batches of the named records, as they cost least: for modes whose unit is not a record."""
         return _by_length(self.records, drawn, self.config.training.physical_batch, self.model.device)
 
-    def losses(self, part: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        """(V, B) losses of the views of the named records; gradients flow."""
-        return view_losses(self.config, self.model, self.records, part, self.task.round, rng)
+    def losses(self, part: np.ndarray, draw: Draw, length: int | None = None) -> torch.Tensor:
+        """(V, B) losses of the views of the named records; gradients flow. length: tokens to pad to."""
+        return view_losses(self.config, self.model, self.records, part, self.task.round, draw, length)
 
 
 Step = Callable[[], tuple[torch.Tensor, float]]
@@ -62,11 +66,11 @@ def train_plain(work: Work, rng: np.random.Generator) -> tuple[Adapter, float]:
     batches = shuffled_batches(work.indices, work.config.training.physical_batch, rng)
 
     def step() -> tuple[torch.Tensor, float]:
-        batch = next(batches)
+        batch, draw = next(batches), Draw.of(rng)
         parameters = list(model.trained.values())
         gradient, total = torch.zeros(sum(p.numel() for p in parameters), device=model.device), 0.0
         for part in work.batches(batch):
-            loss = work.losses(part, rng).mean(0).sum() / len(batch)
+            loss = work.losses(part, draw).mean(0).sum() / len(batch)
             gradient += torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
             total += float(loss.detach())
         return gradient, total
@@ -108,23 +112,46 @@ def train_client(work: Work, mechanism: PoissonMechanism, rng: np.random.Generat
     clip = mechanism.plan.clip if work.task.clip is None else work.task.clip
     nothing = Contribution(np.zeros(work.model.count()[0]), 0.0)
     takes_part = len(mechanism.draw(1)) == 1
-    if not takes_part and not work.config.secure:
+    if not len(work.indices) or (not takes_part and not work.config.secure):
         return nothing
     update = joined(train_plain(work, rng)[0])
     return clipped(update, clip) if takes_part else nothing
 
 
 def _drawn_sum(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
-    """(d,) sum of the clipped gradients of a Poisson draw; the model is hooked."""
-    indices, canaries = work.indices, work.canaries
+    """(d,) float64 sum of the clipped gradients of a Poisson draw; the model is hooked.
+
+    Each record's part is a function of that record, the step's weights and the step's own coins: batches have fixed
+    shapes, and a record that cannot be computed counts as zero by itself.
+    """
+    indices, canaries, clip = work.indices, work.canaries, mechanism.plan.clip
     drawn = mechanism.draw(len(indices) + len(canaries))
-    copies = np.random.default_rng()  # which spoiled copy is taken matters to accuracy only
-    total = np.zeros(mechanism.plan.coordinates)
-    for batch in work.batches(indices[drawn[drawn < len(indices)]]):
-        losses = work.losses(batch, copies)
-        total += clipped_sum(work.model, losses, mechanism.plan.clip)[0].double().cpu().numpy()
-    canaries.add(total, drawn[drawn >= len(indices)] - len(indices), mechanism.plan.clip)
+    chosen = indices[drawn[drawn < len(indices)]]
+    draw, total = Draw.of(secure_generator()), np.zeros(mechanism.plan.coordinates)
+    if len(chosen):
+        lengths = padded_to(work.config, work.model, work.records)[chosen]
+        for part, rows, length in proved_shapes(work.config, work.model).batches(lengths):
+            total += _batch_sum(work, chosen[rows], len(part), length, draw, clip)
+    canaries.add(total, drawn[drawn >= len(indices)] - len(indices), clip)
     return total
+
+
+def _batch_sum(work: Work, rows: np.ndarray, real: int, length: int, draw: Draw, clip: float) -> np.ndarray:
+    """(d,) float64 sum of the clipped gradients of the first `real` of the rows. Where the batch fails, each record is
+    tried by itself in a batch of the same shape; one that fails there, too, counts as zero."""
+    try:
+        return clipped_sum(work.model, work.losses(rows, draw, length), clip, real)[0].cpu().numpy()
+    except PrivacyError:
+        raise
+    except Exception as error:
+        forget(work.model)
+        if real == 1:
+            log.error("a record counts as zero: %s; confide site check looks for such rows", type(error).__name__)
+            return np.zeros(work.model.count()[0])
+        return sum(
+            (_batch_sum(work, np.full(len(rows), row), 1, length, draw, clip) for row in rows[:real]),
+            np.zeros(work.model.count()[0]),
+        )
 
 
 def _by_length(records: Records, drawn: np.ndarray, size: int, device: torch.device) -> Iterator[np.ndarray]:

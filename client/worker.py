@@ -5,11 +5,13 @@ is a view of the shared records.
 """
 
 import json
+import logging
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -18,37 +20,42 @@ from ..common.augmentation import encode_with_copies
 from ..common.clipping import to_vector
 from ..common.config import RunConfig
 from ..common.data import label_names, training_rows
-from ..common.errors import PrivacyError, WireError
+from ..common.errors import ConfideError, PrivacyError, WireError
 from ..common.mechanism import NoiselessControl, PoissonMechanism
 from ..common.models import FineTuneModel, canary_records, model_of
 from ..common.noise import secure_generator
 from ..common.partition import partition, site_name
 from ..common.per_sample import validate
 from ..common.plan import ANSWERS, answers_shape, privacy_plan
+from ..common.proof import check_reached, proved_shapes
+from ..common.record_keys import rows_digest, simulated_secret
 from ..common.robustness.poison import poisoned
 from ..common.secagg.protocol import Site as SecureSite
-from ..common.types import WHOLE, Records, RoundTask, Update, split
+from ..common.types import WHOLE, Adapter, Metrics, Records, RoundTask, Update, split
 from .site import Site, SiteAccount
 from .teach import answers
 from .train import Work, train_client, train_distributed, train_plain, train_private
 
+log = logging.getLogger("confide.worker")
+
 
 @dataclass(frozen=True)
 class SimulatedData:
-    """All sites' records of a simulation, tokenised once, and who holds which."""
+    """The records of a process' sites, tokenised once, and who holds which."""
 
     records: Records
     parts: list[np.ndarray]
     """one (n_i,) index array a site"""
     labels: np.ndarray | None
     """(N,) class of each record, for the partition plot"""
+    contents: list[bytes]
+    """32 bytes a site: digest of its rows"""
 
 
 @dataclass(frozen=True)
 class _Holding:
-    """What one run may touch at one site, once its account is open."""
+    """What a site's records are to one run, once they have been read."""
 
-    account: SiteAccount
     indices: np.ndarray
     """(n,) numbers of the site's records, an audit's canary records included"""
     canaries: GradientCanaries
@@ -56,28 +63,58 @@ class _Holding:
 
 
 class Worker:
-    """Loaded once a process; `train` may be called for any site in any order."""
+    """Loaded once a process; `train` may be called for any site in any order.
 
-    def __init__(self, config: RunConfig, load: "Load | None" = None) -> None:
-        """load: reads the data of this process' sites; omitted: those of a simulation."""
+    Its construction reads the backbone and no row. A real site's rows are read after its ledger has charged the run.
+    """
+
+    def __init__(
+        self, config: RunConfig, load: "Load | None" = None, content: Callable[[], bytes] | None = None
+    ) -> None:
+        """load: reads the data of this process' sites; omitted: those of a simulation. content: the digest of a site's
+        rows that is known before they are read; omitted: that of the rows, which a simulation holds anyway.
+
+        Raises ModelError for a model that cannot be trained, or under privacy not one record at a time.
+        """
         self.config = config
-        self._load = load or load_simulated
+        self._load, self._content = load or load_simulated, content
         at_sites = config.taught_at(None) if config.distils else config
         self.model = model_of(at_sites)
         self._idle = [self.model]
-        self.data = self._load(at_sites, self.model)
         self._others: dict[str, tuple[FineTuneModel, Records]] = {}
-        self._records = self.data.records
-        if load is None and config.audit.records >= config.clients:  # each site's share behind all sites' records
+        check_reached(self.model)
+        self.plan = privacy_plan(config, self.model.count()[0])
+        if self._by_record:
+            proved_shapes(config, self.model)
+        elif self.plan is not None and not config.distils:
+            validate(self.model)
+        self._opening = threading.RLock()
+        self._data: SimulatedData | None = None
+        self._accounts: dict[int, SiteAccount] = {}
+
+    @property
+    def _by_record(self) -> bool:
+        """Whether single records are clipped."""
+        return self.config.privacy.mode in ("local", "distributed") and not self.config.distils
+
+    @property
+    def data(self) -> SimulatedData:
+        """Read at the first use. Raises DataError."""
+        with self._opening:
+            if self._data is None:
+                at_sites = self.config.taught_at(None) if self.config.distils else self.config
+                self._data = self._load(at_sites, self.model)
+            return self._data
+
+    @cached_property
+    def _records(self) -> Records:
+        """All that may be trained on: behind a simulation's records each site's share of an audit's canary records."""
+        records, config = self.data.records, self.config
+        if self._content is None and config.audit.records >= config.clients:
             for number in range(config.clients):
                 name = site_name(number, config.clients)
-                self._records = self._records.joined(canary_records(config, self.model, name))
-        self.model.check_reached(self._records)
-        self.plan = privacy_plan(config, self.model.count()[0])
-        if self.plan is not None and not config.distils:
-            validate(self.model)
-        self._opening = threading.Lock()
-        self._holdings: dict[int, _Holding] = {}
+                records = records.joined(canary_records(config, self.model, name))
+        return records
 
     def check(self, task: RoundTask) -> None:
         """Raises WireError for a task whose adapter is not this model's, before anything is charged."""
@@ -95,30 +132,29 @@ class Worker:
                 raise WireError(f"{name}: shape {array.shape} in the task, expected {expected[name].shape}")
 
     def account(self, site: Site, number: int, steps_before: int) -> SiteAccount:
-        """The account of site `number` in this run, opened at the first call.
+        """The account of site `number` in this run, opened at the first call; it reads no row of a real site.
 
         steps_before: what the server has asked of it already. Raises PolicyError or BudgetError, charging nothing.
         """
         with self._opening:
-            if number not in self._holdings:
-                indices = self.data.parts[number]
-                account = site.account(self.config, self.plan, self.data.records.digest(indices))
-                self._holdings[number] = self._hold(account, number)
-        account = self._holdings[number].account
+            if number not in self._accounts:
+                content = self.data.contents[number] if self._content is None else self._content()
+                self._accounts[number] = site.account(self.config, self.plan, content)
+        account = self._accounts[number]
         account.catch_up(steps_before)
         return account
 
-    def _hold(self, account: SiteAccount, number: int) -> _Holding:
+    def _holding(self, account: SiteAccount, number: int) -> _Holding:
         """With the canaries that the site's coins put in."""
         config, indices = self.config, self.data.parts[number]
         if account.reservation.request.commitment is None:
-            return _Holding(account, indices, NO_CANARIES)
+            return _Holding(indices, NO_CANARIES)
         seed = account.site.coin_seed(config)
         count = config.audit.records // config.clients
         chosen = np.flatnonzero(coins(seed, "records", count))
         indices = np.concatenate([indices, len(self.data.records) + number * count + chosen])
         canaries = GradientCanaries.of_site(config, self.model.trained_initial, account.site.name)
-        return _Holding(account, indices, canaries.only(coins(seed, "gradient", len(canaries))))
+        return _Holding(indices, canaries.only(coins(seed, "gradient", len(canaries))))
 
     @contextmanager
     def _lend(self) -> Iterator[FineTuneModel]:
@@ -132,11 +168,18 @@ class Worker:
         finally:
             self._idle.append(model)
 
+    def _work(self, model: FineTuneModel, account: SiteAccount, number: int, task: RoundTask) -> Work:
+        holding = self._holding(account, number)
+        return Work(self.config, model, self._records, holding.indices, task, holding.canaries)
+
+    def _without_records(self, model: FineTuneModel, task: RoundTask) -> Work:
+        return Work(self.config, model, NO_RECORDS, np.empty(0, dtype=np.int64), task)
+
     def _teachers(self, work: Work, site: Site, number: int) -> Work:
         """The work with the model of this site's teachers, where it is another than the worker's."""
         names = self.config.distill.backbones
         name = site.config.datasets[self.config.data.name].teacher or (names[number % len(names)] if names else None)
-        if name is None or name == self.config.model.backbone:
+        if name is None or name == self.config.model.backbone or not len(work.indices):
             return work
         with self._opening:
             if name not in self._others:
@@ -146,61 +189,32 @@ class Worker:
         model, records = self._others[name]
         return replace(work, model=model.copy(), records=records)
 
-    def _answers(
-        self, work: Work, account: SiteAccount, number: int, before: int, secure: SecureSite | None
-    ) -> np.ndarray | bytes:
-        """What leaves of the answers of a site's teachers: (M·K,) the mean over them, or what a secure sum takes."""
-        work = self._teachers(work, account.site, number)
-        if account.plan is None:
-            said = answers(work, np.random.default_rng([work.config.run.seed, 0xDEA1, number]))
-            return said / work.config.distill.teachers
-        mechanism = PoissonMechanism(account.plan, secure_generator(), before)
-        mechanism.draw(0)  # nobody is drawn: every record is with a teacher
-        said = answers(work, secure_generator())
-        if secure is None:
-            return mechanism.release(said)
-        return secure.mask(work.task.round, mechanism.share(said, account.plan.clip))
-
     def train(self, number: int, task: RoundTask, account: SiteAccount, secure: SecureSite | None = None) -> Update:
         """Answers one task; several threads may ask, each for a site of its own.
 
         secure: the site's part of the run's secure sums; what leaves is masked by it.
         Raises BudgetError, with nothing touched, when the run has taken all the steps it reserved. What is returned
-        has been committed to the ledger before.
+        has been committed to the ledger before. Under privacy whatever fails from here on, in reading or in training,
+        is answered as draws that were all empty would be: that something failed may depend on what the records are.
         """
-        config, holding = self.config, self._holdings[number]
-        site, metrics, delta, masked = account.site, {}, {}, None
+        site, masked = account.site, None
         if secure is not None:
             secure.expect(task.round)
-        with account.taking(config.steps_per_round) as before, self._lend() as model:
-            work = Work(config, model, self._records, holding.indices, task, holding.canaries)
-            if config.distils:
-                said = self._answers(work, account, number, before, secure)
-                if isinstance(said, bytes):
-                    masked = said
-                else:
-                    delta = {ANSWERS: said.reshape(answers_shape(config)).astype(np.float32)}
-            elif account.plan is None:
-                rng = np.random.default_rng([config.run.seed, 0x7A1, number, task.round])
-                delta, loss = train_plain(work, rng)
-                if site.config.policy.metrics:
-                    metrics = {"loss": loss}
+        elif self.config.privacy.mode == "distributed":
+            raise PrivacyError("mode 'distributed' releases sums only, and no secure sum is set up")
+        with account.taking(self.config.steps_per_round) as before, self._lend() as model:
+            if account.plan is None or self.config.audit.control:
+                work = self._work(model, account, number, task)
+                delta, metrics, weight = self._openly(work, account, number, before)
             else:
-                kind = NoiselessControl if config.audit.control else PoissonMechanism
-                mechanism = kind(account.plan, secure_generator(), before)
-                if config.privacy.mode == "local":
-                    delta = train_private(work, mechanism)
-                elif secure is not None:
-                    masked = secure.mask(task.round, _share(work, mechanism))
-                elif config.privacy.mode == "client":
-                    contribution = train_client(work, mechanism, secure_generator())
-                    delta, metrics = split(contribution.update, model.trained_initial), {WHOLE: contribution.whole}
-                else:
-                    raise PrivacyError(f"mode '{config.privacy.mode}' releases sums only, and no secure sum is set up")
+                found = self._privately(model, account, number, task, before)
+                weight, delta, metrics = 1.0, found.delta, found.metrics
+                if found.share is not None and secure is not None:
+                    masked = secure.mask(task.round, found.share)
         return Update(
             site.name,
             delta,
-            float(len(holding.indices)) if account.plan is None else 1.0,
+            weight,
             account.steps,
             account.epsilon(),
             metrics,
@@ -209,14 +223,76 @@ class Worker:
             masked,
         )
 
+    def _openly(self, work: Work, account: SiteAccount, number: int, before: int) -> tuple[Adapter, Metrics, float]:
+        """Without privacy: the change, what may be told of it, and its weight; or an audit's control."""
+        config = self.config
+        if account.plan is not None:
+            found = self._released(work, NoiselessControl(account.plan, secure_generator(), before), account, number)
+            return found.delta, found.metrics, 1.0
+        weight = float(len(work.indices))
+        if config.distils:
+            said = answers(self._teachers(work, account.site, number)) / config.distill.teachers
+            return self._as_answers(said), {}, weight
+        rng = np.random.default_rng([config.run.seed, 0x7A1, number, work.task.round])
+        delta, loss = train_plain(work, rng)
+        return delta, {"loss": loss} if account.site.config.policy.metrics else {}, weight
 
-def _share(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
-    """A site's noised part of a secure sum, (d,) int64."""
-    if work.config.privacy.mode == "distributed":
-        return train_distributed(work, mechanism)
-    clip = mechanism.plan.clip if work.task.clip is None else work.task.clip
-    contribution = train_client(work, mechanism, secure_generator())
-    return mechanism.share(to_vector(contribution, mechanism.plan, clip), clip)
+    def _privately(
+        self, model: FineTuneModel, account: SiteAccount, number: int, task: RoundTask, before: int
+    ) -> "_Release":
+        """What leaves a site under privacy, with or without its records."""
+        if account.plan is None:
+            raise PrivacyError("no plan: nothing says how much noise there is to be")
+        try:
+            mechanism = PoissonMechanism(account.plan, secure_generator(), before)
+            return self._released(self._work(model, account, number, task), mechanism, account, number)
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = str(error) if isinstance(error, ConfideError) else type(error).__name__
+            where = f"{place.filename.rsplit('/', 1)[-1]}, line {place.lineno}"
+            log.error(
+                "%s: round %d is answered with noise alone: %s (%s)", account.site.name, task.round, reason, where
+            )
+        mechanism = PoissonMechanism(account.plan, secure_generator(), before)
+        return self._released(self._without_records(model, task), mechanism, account, number)
+
+    def _released(self, work: Work, mechanism: PoissonMechanism, account: SiteAccount, number: int) -> "_Release":
+        config, secure = self.config, self.config.secure
+        if config.distils:
+            mechanism.draw(0)  # nobody is drawn: every record is with a teacher
+            said = np.zeros(mechanism.plan.coordinates)
+            if len(work.indices):
+                said = answers(self._teachers(work, account.site, number))
+            if secure:
+                return _Release(share=mechanism.share(said, mechanism.plan.clip))
+            return _Release(self._as_answers(mechanism.release(said)))
+        if config.privacy.mode == "local":
+            return _Release(train_private(work, mechanism))
+        if config.privacy.mode == "distributed":
+            return _Release(share=train_distributed(work, mechanism))
+        contribution = train_client(work, mechanism, secure_generator())
+        if not secure:
+            return _Release(split(contribution.update, work.model.trained_initial), {WHOLE: contribution.whole})
+        clip = mechanism.plan.clip if work.task.clip is None else work.task.clip
+        return _Release(share=mechanism.share(to_vector(contribution, mechanism.plan, clip), clip))
+
+    def _as_answers(self, said: np.ndarray) -> Adapter:
+        return {ANSWERS: said.reshape(answers_shape(self.config)).astype(np.float32)}
+
+
+@dataclass(frozen=True)
+class _Release:
+    """What one round of a site gives away."""
+
+    delta: Adapter = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    share: np.ndarray | None = None
+    """(d,) int64, for a secure sum"""
+
+
+NO_RECORDS = Records(
+    np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64), keys=np.empty(0, np.uint64)
+)
 
 
 Load = Callable[[RunConfig, FineTuneModel], SimulatedData]
@@ -234,7 +310,8 @@ def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
     parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)
     rows = poisoned(rows, parts, config)
     classes = None if model.task.READS.label == "number" else rows.labels
-    return SimulatedData(encode_with_copies(config, model, rows), parts, classes)
+    contents = [rows_digest(rows.take(part)) for part in parts]
+    return SimulatedData(encode_with_copies(config, model, rows, simulated_secret(config)), parts, classes, contents)
 
 
 _loading = threading.Lock()

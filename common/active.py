@@ -13,11 +13,13 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .errors import ModelError
 from .models import FineTuneModel
 from .personal import head_inputs
+from .record_keys import mixed
 from .types import Adapter, Records
 
 Strategy = Literal["random", "entropy", "margin", "bald", "coreset", "badge"]
@@ -26,6 +28,8 @@ SCORED: tuple[Strategy, ...] = ("random", "entropy", "margin", "bald")
 """strategies that give each record a score of its own"""
 
 _PASSES, _DROPOUT = 20, 0.1
+_BLOCK = 256
+"""rows that a head reads at once"""
 
 
 def choose(
@@ -40,12 +44,16 @@ def choose(
 ) -> np.ndarray:
     """At most `count` of the unlabelled rows, the most wanted first.
 
-    pool: all rows of the site; unlabelled, labelled: numbers among them. Raises ModelError for a task without classes,
-    or a head that reads more than one vector a record.
+    pool: all rows of the site, with keys; unlabelled, labelled: numbers among them. rng: what it draws is the same for
+    every record, and with each record's own key decides what is random about it. Raises ModelError for a task without
+    classes, or a head that reads more than one vector a record.
     """
-    count = min(count, len(unlabelled))
+    count, salt = min(count, len(unlabelled)), int(rng.integers(2**63))
+    if pool.keys is None:
+        raise ModelError("a pool without keys of its records: one record more would change the choice among the others")
+    lots = mixed(pool.keys[unlabelled], salt)
     if strategy == "random":
-        return rng.permutation(unlabelled)[:count]
+        return unlabelled[np.argsort(lots, kind="stable")[:count]]
     read, head = head_inputs(model, adapter, pool, np.concatenate([unlabelled, labelled]))
     vectors, known = read[: len(unlabelled)], read[len(unlabelled) :]
     if strategy == "coreset":
@@ -57,8 +65,7 @@ def choose(
         scores = disagreement(_with_dropout(head, vectors, rng))
     else:
         scores = entropy(guessed) if strategy == "entropy" else -margin(guessed)
-    # equal scores in an order that is each record's own
-    return unlabelled[np.lexsort((rng.random(len(scores)), -scores))[:count]]
+    return unlabelled[np.lexsort((lots, -scores))[:count]]  # equal scores in an order that is each record's own
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
@@ -124,17 +131,24 @@ def gradients_apart(probabilities: np.ndarray, vectors: np.ndarray, count: int, 
 
 @torch.no_grad()
 def _probabilities(head: nn.Module, vectors: torch.Tensor) -> np.ndarray:
-    logits = head(vectors)
-    if logits.dim() != 2:
-        raise ModelError("labels are asked for whole records; this head answers for each token")
-    return logits.softmax(1).numpy()
+    """(N, h) → (N, K), in blocks of one size: a row has the same bits whoever else is there."""
+    blocks = []
+    for block in vectors.split(_BLOCK):
+        logits = head(F.pad(block, (0, 0, 0, _BLOCK - len(block))))
+        if logits.dim() != 2:
+            raise ModelError("labels are asked for whole records; this head answers for each token")
+        blocks.append(logits.softmax(1)[: len(block)].numpy())
+    return np.concatenate(blocks) if blocks else np.zeros((0, 1), dtype=np.float32)
 
 
 def _with_dropout(head: nn.Module, vectors: torch.Tensor, rng: np.random.Generator) -> np.ndarray:
-    """(P, N, K): answers with dropout on what the head reads (Gal et al. 2017, on the last layer alone)."""
+    """(P, N, K): answers with dropout on what the head reads (Gal et al. 2017, on the last layer alone).
+
+    One mask a pass for all records: masks of each record, drawn in file order, would change with one record more.
+    """
     found = []
     for _ in range(_PASSES):
-        kept = torch.from_numpy(rng.random(vectors.shape, dtype=np.float32) >= _DROPOUT)
+        kept = torch.from_numpy(rng.random((1, vectors.shape[1]), dtype=np.float32) >= _DROPOUT)
         found.append(_probabilities(head, vectors * kept / (1 - _DROPOUT)))
     return np.stack(found)
 

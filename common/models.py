@@ -6,9 +6,11 @@ exported folder loads with `peft.PeftModel.from_pretrained`.
 
 import copy
 import json
+import math
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +32,9 @@ from .config import RunConfig
 from .data import read_rows
 from .errors import ModelError
 from .pictures import PictureForm
+from .record_keys import record_keys
 from .run_tables import DataSection, ModelSection
+from .shapes import Shapes
 from .spelling import Spelling, Words, spelling_of
 from .tasks import Batch, Task, collate, inputs_of, load_task
 from .types import Adapter, Records, Rows, split
@@ -38,7 +42,7 @@ from .types import Adapter, Records, Rows, split
 CARD = "confide.json"
 _STAND_IN = "stand_in"
 """a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
-_FEATURE_BATCH, _FEATURE_SETS = 128, 4
+_FEATURE_ROWS, _FEATURE_SETS = 32, 4
 _features: WeakKeyDictionary[PeftModel, dict[bytes, np.ndarray]] = WeakKeyDictionary()
 _SHARED = re.compile(r"(position|token_type)[\w]*$|\.wpe$")
 
@@ -94,29 +98,83 @@ class FineTuneModel:
         return read_rows(source, data, labels, reads=self.task.READS, picture=self.picture, group=group)
 
     def encode(self, rows: Rows, variant: int = 0) -> Records:
-        """Rows as the task reads them, tokenised."""
+        """Rows as the task reads them, tokenised, with a key of each record's own."""
+        return replace(self.tokenised(rows, variant), keys=record_keys(rows, b""))
+
+    def tokenised(self, rows: Rows, variant: int = 0) -> Records:
+        """Without keys. A token that the backbone has no embedding for (a tokenizer may know more) becomes padding."""
         if self.spelling is not None:
             rows = replace(rows, text=[self.spelling.read(text) for text in rows.text])
-        return self.task.encode(rows, self.reader, self.max_length, variant)
+        records = self.task.encode(rows, self.reader, self.max_length, variant)
+        unknown = records.tokens >= self.vocabulary if self.task.READS.text else np.zeros(0, dtype=bool)
+        return replace(records, tokens=np.where(unknown, self.pad, records.tokens)) if unknown.any() else records
 
-    def batch(self, records: Records, indices: np.ndarray) -> Batch:
-        """The named records, padded to their longest."""
-        return collate(self.task, records, indices, self.pad, self.device)
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that have an embedding. Raises ModelError for a model that reads no text."""
+        weight = input_embeddings(self.module).weight
+        return len(weight) if isinstance(weight, torch.Tensor) else 0
+
+    def batch(self, records: Records, indices: np.ndarray, length: int | None = None) -> Batch:
+        """The named records, padded to `length` tokens; omitted: to their longest."""
+        return collate(self.task, records, indices, self.pad, self.device, length)
 
     @torch.no_grad()
     def with_features(self, records: Records) -> Records:
         """Where only a head is trained: the records with what it reads of each, made once; otherwise as they are."""
-        if not self.head_only or not self.pools:
+        if not self.head_only or not self.pools or not len(records):
             return records
         everyone = np.arange(len(records))
         made, key = _features.setdefault(self.template, {}), records.digest(everyone)
         if key not in made:  # the same rows of many runs in one process
-            parts, back = records.by_length(everyone, _FEATURE_BATCH)
-            read = [self.represent(self.batch(records, part)).float().cpu().numpy() for part in parts]
-            made[key] = np.concatenate(read)[back]
+            made[key] = self.features(records, everyone)
             while len(made) > _FEATURE_SETS:
                 del made[next(iter(made))]
         return replace(records, features=made[key])
+
+    @torch.no_grad()
+    def features(self, records: Records, which: np.ndarray) -> np.ndarray:
+        """(n, F) float32 of the named records, in batches of fixed shapes: a record's vector has the same bits whoever
+        else is there. NaN for a record that the model fails on; raises what it raises when it fails on all of them."""
+        whole = replace(records, features=None)
+        made: list[tuple[np.ndarray, np.ndarray | None]] = []
+        failed: Exception | None = None
+        for part, batch in self.fixed_batches(whole, which):
+            try:
+                made.append((part, self._represented(batch)[: len(part)]))
+            except ModelError:
+                raise
+            except Exception as error:
+                failed = error
+                made += [(part[i : i + 1], self._alone(batch, i)) for i in range(len(part))]
+        width = next((found.shape[1] for _, found in made if found is not None), None)
+        if width is None and failed is not None:
+            raise failed
+        rows = [np.full((len(part), width or 1), np.nan, np.float32) if x is None else x for part, x in made]
+        return np.concatenate(rows)[np.argsort(np.concatenate([part for part, _ in made]))]
+
+    def _represented(self, batch: Batch) -> np.ndarray:
+        return self.represent(batch).float().cpu().numpy()
+
+    def _alone(self, batch: Batch, row: int) -> np.ndarray | None:
+        """(1, F) of one row of a batch that failed, in the same shape; None: it is this row that fails."""
+        try:
+            return self._represented({name: values[[row] * len(values)] for name, values in batch.items()})[:1]
+        except Exception:
+            return None
+
+    def fixed_batches(self, records: Records, which: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Batches of fixed shapes, to be read: (m,) positions among the named records, and a batch whose first m rows
+        are theirs."""
+        spare = self.positions is None or self.positions > self.max_length
+        shapes = Shapes(self.max_length if self.task.READS.text else 0, _FEATURE_ROWS, math.inf, spare)
+        for part, rows, length in shapes.batches(records.lengths(which)):
+            yield part, self.batch(records, which[rows], length)
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens that the backbone has positions for; None: no bound is stated."""
+        return positions(self.module.get_base_model())
 
     @property
     def pools(self) -> bool:
@@ -165,9 +223,9 @@ class FineTuneModel:
         arrays = {_saved_name(name): p for name, p in module.named_parameters()}
         return replace(self, module=module, parameters={name: arrays[name] for name in self.parameters})
 
-    def losses(self, records: Records, batch: np.ndarray) -> torch.Tensor:
-        """(B,) losses of the named records, each a function of its own record; gradients flow."""
-        return self.task.record_losses(self.module, self.batch(records, batch))
+    def losses(self, records: Records, batch: np.ndarray, length: int | None = None) -> torch.Tensor:
+        """(B,) losses of the named records, each a function of its own record; gradients flow. length: of `batch`."""
+        return self.task.record_losses(self.module, self.batch(records, batch, length))
 
     @torch.no_grad()
     def scores(self, records: Records, indices: np.ndarray, size: int = 64) -> dict[str, np.ndarray]:
@@ -175,18 +233,6 @@ class FineTuneModel:
         parts, back = records.by_length(indices, size)
         scores = [self.task.score(self.module, self.batch(records, part)) for part in parts]
         return {key: np.concatenate([score[key] for score in scores])[back] for key in scores[0]}
-
-    def check_reached(self, records: Records) -> None:
-        """Raises ModelError when the loss does not depend on a trained array: nothing could be trained then."""
-        if not len(records):
-            return
-        loss = self.losses(records, np.array([0])).sum()
-        found = torch.autograd.grad(loss, list(self.trained.values()), allow_unused=True)
-        if lost := [name for name, g in zip(self.trained, found, strict=True) if g is None]:
-            raise ModelError(
-                f"model.lora.targets: the loss does not depend on {lost[0]} (and {len(lost) - 1} more); name targets "
-                "that the task uses"
-            )
 
     def count(self) -> tuple[int, int]:
         """Numbers that are trained, and numbers in all."""
@@ -207,6 +253,8 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         base = _build(task, path, model, classes)
+        if task.READS.text:
+            check_length(base, model.max_length)
         module = _with_lora(base, task, model)
     module.eval()  # dropout off; `per_sample.hooked` puts only the trained layers into training mode
     module.to(device)
@@ -230,6 +278,30 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
         spelling=None if reader is None else spelling_of(model.spelling, reader.get_vocab(), model.known_words),
     )
     return loaded.copy()
+
+
+def positions(base: nn.Module) -> int | None:
+    """Tokens that a model has positions for; None: no bound is stated."""
+    config = getattr(base, "config", None)
+    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
+    found = [value for value in stated if isinstance(value, int) and value > 0]
+    for name, module in base.named_modules():
+        if name.startswith("eye."):  # an image's patches
+            continue
+        if isinstance(module, nn.Embedding) and re.search(r"(position_embeddings?|embed_positions|\.wpe)$", name):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            found.append(module.num_embeddings - max(first, int(getattr(module, "offset", 0))))
+    return min(found, default=None)
+
+
+def check_length(base: nn.Module, max_length: int) -> None:
+    """Raises ModelError where records would be longer than the model has positions for."""
+    most = positions(base)
+    if most is not None and max_length > most:
+        raise ModelError(
+            f"model.max_length: {max_length} received; this backbone has positions for {most} tokens; allowed: at most "
+            f"{most}"
+        )
 
 
 def _not_trained(module: PeftModel, freeze_a: bool, *, lora: bool) -> set[str]:
@@ -333,6 +405,21 @@ def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
     if not isinstance(module, PeftModel):
         raise ModelError("PEFT did not return a PeftModel")
     return module
+
+
+def input_embeddings(whole: nn.Module) -> nn.Module:
+    """The layer of any module that turns tokens into vectors. Raises ModelError for a model without one."""
+    for module in whole.modules():
+        getter = getattr(module, "get_input_embeddings", None)
+        if getter is None:
+            continue
+        try:
+            layer = getter()
+        except (AttributeError, NotImplementedError):
+            continue
+        if isinstance(layer, nn.Module):
+            return layer
+    raise ModelError(f"{type(whole).__name__} has no input embeddings that could be moved")
 
 
 def lora_pairs(names: list[str]) -> list[tuple[str, str]]:

@@ -15,12 +15,12 @@ from torch import nn
 
 from .errors import ModelError
 from .models import FineTuneModel
+from .record_keys import Keys, choices
 from .types import Adapter, Records
 
 STRENGTHS = (1.0, 0.1, 0.01, 0.001)
 """of the pull towards the shared head, per record; infinite is the shared head itself"""
 _FOLDS, _STEPS, _LEAST = 4, 100, 20
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def personal_head(
     kept = {name: adapter[name] for name in names}
     if len(indices) < _LEAST:
         return PersonalHead(kept, None, shared, shared)
-    fold = np.random.default_rng([seed, 0x4EAD]).permutation(len(indices)) % _FOLDS
+    fold = choices(_keys(records)[indices], seed, _FOLDS)  # each record's own: one more moves none of the others
     right = dict.fromkeys(STRENGTHS, 0.0)
     for left_out in range(_FOLDS):
         inside, outside = torch.from_numpy(fold != left_out), torch.from_numpy(fold == left_out)
@@ -62,6 +62,12 @@ def personal_head(
     state = _fitted(head, inputs, targets, best).state_dict()
     arrays = {name: _of(state, name).detach().cpu().numpy().astype(np.float32) for name in names}
     return PersonalHead(arrays, best, shared, right[best] / len(indices))
+
+
+def _keys(records: Records) -> Keys:
+    if records.keys is None:
+        raise ModelError("records without keys cannot be dealt to folds")
+    return records.keys
 
 
 def head_names(model: FineTuneModel) -> list[str]:
@@ -93,15 +99,17 @@ def head_inputs(
     model.set(adapter)
     head, seen = _head(model), []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().cpu()))
-    parts, back = records.by_length(indices, _BATCH)
+    done = []
     try:
-        for part in parts:
-            model.task.score(model.module, model.batch(records, part))
+        for part, batch in model.fixed_batches(records, indices):
+            model.task.score(model.module, batch)
+            seen[-1] = seen[-1][: len(part)]
+            done.append(part)
     finally:
         hook.remove()
     if any(one.dim() != 2 for one in seen):
         raise ModelError("the head reads whole texts, not one vector each; set model.pooling to mean, first or last")
-    inputs = torch.cat(seen)[torch.from_numpy(back)]
+    inputs = torch.cat(seen)[torch.from_numpy(np.argsort(np.concatenate(done)))]
     own = copy.deepcopy(head).cpu().eval()
     return inputs, own
 

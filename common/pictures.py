@@ -73,15 +73,23 @@ def read_picture(value: Any, folder: Path, form: PictureForm, where: str) -> np.
 
     Raises DataError, which begins with `where`.
     """
+    return decoded(picture_file(value, folder, where), form, where)
+
+
+def picture_file(value: Any, folder: Path, where: str) -> bytes:
+    """The encoded file of the same, not yet looked at. Raises DataError, which begins with `where`."""
     content = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
     if isinstance(content, str) and content.strip():
         try:
-            content = (folder / content).read_bytes()
+            path = folder / content
+            if path.exists() and not path.is_file():
+                raise DataError(f"{where}: the picture's path is not of a file; correct it")
+            content = path.read_bytes()
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: the picture's file cannot be read ({type(error).__name__})") from None
     if not isinstance(content, bytes) or not content:
         raise DataError(f"{where}: no picture; expected a path or the bytes of a {', '.join(_FORMATS)} file")
-    return decoded(content, form, where)
+    return content
 
 
 def decoded(content: bytes, form: PictureForm, where: str, largest: int = LARGEST) -> np.ndarray:
@@ -94,7 +102,9 @@ def decoded(content: bytes, form: PictureForm, where: str, largest: int = LARGES
             if fitted.size != (form.width, form.height):
                 fitted = fitted.resize((form.width, form.height), Image.Resampling.BILINEAR)
             values = np.array(fitted, dtype=np.uint8)  # its own: a view of the file would be read-only
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except DataError:
+        raise
+    except Exception:  # a damaged file makes a decoder raise anything, and a row that ends a run tells of itself
         raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} picture; convert it") from None
     return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
 

@@ -104,6 +104,8 @@ class Records:
     """(N, C, H, W) uint8"""
     features: np.ndarray | None = None
     """(N, F) float32: what a frozen backbone makes of the records, where only the head is trained"""
+    keys: np.ndarray | None = None
+    """(N,) uint64: each record's own (`record_keys`), from which its randomness follows"""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -117,6 +119,7 @@ class Records:
             _both(self.wanted, other.wanted),
             _both(self.pictures, other.pictures),
             _both(self.features, other.features),
+            _both(self.keys, other.keys),
         )
 
     def digest(self, indices: np.ndarray) -> bytes:

@@ -25,6 +25,7 @@ from ..common.errors import ConfigError
 from ..common.ledger_audit import audit, find_ledgers
 from ..common.models import FineTuneModel, model_of
 from ..common.partition import partition, site_name
+from ..common.record_keys import in_order
 from ..common.resolve import resolve
 from ..common.run_folder import CONFIG
 from ..common.section import Positive, Section
@@ -127,8 +128,8 @@ class _Curve:
                 f"active.start, active.add, active.rounds: {count} rows a site received, and one site has {least}; "
                 "label fewer, or deal the rows out among fewer sites"
             )
-        rng = np.random.default_rng([self.seed, 0xAC71])
-        labelled = [rng.permutation(part)[: self.section.start] for part in parts]
+        keys = np.asarray(pool.keys)
+        labelled = [part[in_order(keys[part], self.seed)][: self.section.start] for part in parts]
         points = []
         for number in range(self.section.rounds + 1):
             place = self.results.place(self.strategy, self.seed, number)

@@ -63,9 +63,7 @@ def audit_leakage(folder: Path, references: int, watch: Watch) -> dict[str, Any]
 def _pool(config: RunConfig, model: FineTuneModel, references: int) -> tuple[Records, list[np.ndarray]]:
     """The run's records, as many others after them, and who of them each reference model is trained on."""
     rows = model.rows(config.data.training, config.data)
-    draws = [
-        reference_draw(len(rows), _reference(config, number).data, config.run.seed) for number in range(references)
-    ]
+    draws = [reference_draw(rows, _reference(config, number).data, config.run.seed) for number in range(references)]
     pool = rows.take(draws[0][0])
     return model.encode(pool), [half for _, half in draws]
 

@@ -255,10 +255,10 @@ def test_a_reply_counts_once_however_often_it_is_sent(federation: Federation, mo
     """Site 3, which has stopped, comes back as one that sends every answer twice, and all its old ones again."""
     real, sent = Node._push, []
 
-    def again(self, client, node, reply, seconds):
+    def again(self, client, node, reply):
         sent.append(reply)
         for old in [*sent, reply]:
-            real(self, client, node, old, seconds)
+            real(self, client, node, old)
 
     monkeypatch.setattr(Node, "_push", again)
     node = Node(federation.site("site-3"))

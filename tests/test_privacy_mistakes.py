@@ -128,7 +128,6 @@ def test_the_denominator_does_not_count(private, monkeypatch) -> None:
     worker = Worker(config)
     part = worker.data.parts[0]
     once = train(worker, 0, 1)
-    worker._holdings.clear()
     worker.data.parts[0] = np.concatenate([part, part])
     np.testing.assert_allclose(train(worker, 0, 1), 2 * once, rtol=1e-2, atol=1e-4)
 

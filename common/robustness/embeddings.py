@@ -10,8 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..errors import ModelError
-from ..models import FineTuneModel
+from ..models import FineTuneModel, input_embeddings
 from ..tasks import Batch
 
 _STEP = 2.5
@@ -21,21 +20,6 @@ _STEP = 2.5
 def embedding_layer(model: FineTuneModel) -> nn.Module:
     """The layer that turns tokens into vectors. Raises ModelError for a model without one."""
     return input_embeddings(model.module)
-
-
-def input_embeddings(whole: nn.Module) -> nn.Module:
-    """The same of any module."""
-    for module in whole.modules():
-        getter = getattr(module, "get_input_embeddings", None)
-        if getter is None:
-            continue
-        try:
-            layer = getter()
-        except (AttributeError, NotImplementedError):
-            continue
-        if isinstance(layer, nn.Module):
-            return layer
-    raise ModelError(f"{type(whole).__name__} has no input embeddings that could be moved")
 
 
 @contextmanager

@@ -73,10 +73,12 @@ def load_task(name: str) -> Task:
     return cast(Task, importlib.import_module(f".{name.replace('-', '_')}", __package__))
 
 
-def collate(task: Task, records: Records, indices: np.ndarray, pad: int, device: torch.device) -> Batch:
-    """A batch of the named records, padded to its own longest."""
+def collate(
+    task: Task, records: Records, indices: np.ndarray, pad: int, device: torch.device, length: int | None = None
+) -> Batch:
+    """A batch of the named records, padded to `length` tokens; omitted: to its own longest."""
     lengths = records.lengths(indices)
-    longest = int(lengths.max())
+    longest = int(lengths.max()) if length is None else length
     batch = {"targets": task.targets(records, indices, longest)}
     if records.features is not None:
         batch["features"] = torch.from_numpy(records.features[indices])

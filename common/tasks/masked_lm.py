@@ -105,12 +105,13 @@ def _at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 def _guesses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, M, V) of the hidden tokens, M of the record that has most, and what they should name (B, M).
+    """Logits (B, M, V) of the hidden tokens and what they should name (B, M); M is what a text of this length may hide,
+    whoever is in the batch.
 
     Only those are compared with all words where the head can be told: it takes most of a step's time.
     """
     hidden = batch["targets"] != IGNORED
-    most = max(1, int(hidden.sum(1).max()))
+    most = max(1, round(_HIDDEN * hidden.shape[1]))
     places = hidden.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     base = module.get_base_model() if isinstance(module, PeftModel) else module
     inputs = inputs_of(batch)

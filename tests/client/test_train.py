@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from confide.client.site import SimulatedSites, SiteAccount
-from confide.client.train import _BATCH_COST, _cheapest_cuts
+from confide.client.train import _BATCH_COST, Work, _cheapest_cuts
 from confide.client.worker import Worker
-from confide.common import per_sample
 from confide.common.errors import BudgetError, PrivacyError
+from confide.common.mechanism import PoissonMechanism
 from confide.common.partition import site_name
 from confide.common.types import RoundTask
 
@@ -130,19 +130,50 @@ def test_a_model_that_does_not_move_is_noticed(worker, local, monkeypatch) -> No
         w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0))
 
 
-def test_no_noise_no_release(worker, local, monkeypatch) -> None:
-    """When the sum cannot be bounded the step fails; what was reserved stays charged."""
-    w = worker(privacy={**local, "sampling_rate": 1.0})
+def test_what_fails_is_answered_with_noise_alone(worker, local, monkeypatch) -> None:
+    """When the sum cannot be bounded nothing of it is released; that it failed may depend on the records, so the answer
+    looks as after empty draws, and is charged."""
+    w = worker(privacy={**local, "sampling_rate": 1.0, "clip": 100.0})
+    signal = flat(w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0)).delta)
 
     def broken(*args, **kwargs):
         raise PrivacyError("no per-sample gradient")
 
     monkeypatch.setattr("confide.client.train.clipped_sum", broken)
-    account = account_of(w, 0, 0)
-    with pytest.raises(PrivacyError):
-        w.train(0, RoundTask(1, w.model.initial), account)
+    account = account_of(w, 1, 0)
+    update = w.train(1, RoundTask(1, w.model.initial), account)
     assert account.steps == 1
-    assert per_sample.hooked is not None
+    scale, n = w.plan.noise_multiplier * w.plan.clip / w.plan.denominator, w.plan.coordinates
+    assert np.mean(flat(update.delta) ** 2) == pytest.approx(scale**2, rel=6 * np.sqrt(2 / n))
+    assert update.metrics == {}
+    assert update.weight == 1.0
+    assert flat(update.delta).shape == signal.shape
+
+
+def test_a_record_that_cannot_be_computed_costs_itself_alone(worker, local, monkeypatch) -> None:
+    w = worker(privacy={**local, "sampling_rate": 1.0})
+    released: list[np.ndarray] = []
+    monkeypatch.setattr(PoissonMechanism, "share", lambda self, total, clip: released.append(total) or no_share(self))
+    w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0))
+    real, bad = Work.losses, int(w.data.parts[0][7])
+
+    def fails(self, part, draw, length=None):
+        if bad in part:
+            raise RuntimeError("a record's text is in here")
+        return real(self, part, draw, length)
+
+    monkeypatch.setattr(Work, "losses", fails)
+    w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0))
+    w.data.parts[0] = w.data.parts[0][w.data.parts[0] != bad]
+    w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0))
+    whole, failed, without = released
+    np.testing.assert_allclose(failed, without, rtol=0, atol=1e-12)
+    assert 0.5 < np.linalg.norm(whole - failed) <= w.plan.clip
+
+
+def no_share(mechanism: PoissonMechanism) -> np.ndarray:
+    mechanism._awaiting_release = False
+    return np.zeros(mechanism.plan.coordinates, dtype=np.int64)
 
 
 def test_the_reservation_comes_before_the_data(worker, local, monkeypatch) -> None:

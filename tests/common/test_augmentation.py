@@ -6,12 +6,13 @@ import torch
 
 from confide.client.site import SimulatedSites
 from confide.client.worker import Worker
-from confide.common.augmentation import POOL, encode_with_copies, view_losses
+from confide.common.augmentation import POOL, Draw, encode_with_copies, view_losses
 from confide.common.config import RunConfig
 from confide.common.errors import ConfigError
 from confide.common.models import FineTuneModel, model_of
 from confide.common.per_sample import clipped_sum, hooked
 from confide.common.plan import privacy_plan
+from confide.common.record_keys import choices
 from confide.common.robustness.embeddings import ascended, embedding_layer, moved
 from confide.common.robustness.perturbations import reworded
 from confide.common.tasks import collate
@@ -21,12 +22,14 @@ from confide.simulations.run import simulate
 
 TEXTS = ["the film was good and warm", "a gloomy story", "quite a bad actor and a dark film", "lovely"]
 LABELS = np.array([1, 0, 0, 1])
+SECRET = b"a site's own"
 ROWS = Rows("test", TEXTS, labels=LABELS)
 AUGMENTED = {"augmentation": 0.3, "views": 3}
 PGD = {"adversarial": 0.2}
 FREELB = {"adversarial": 0.2, "adversarial_kind": "freelb", "adversarial_steps": 2}
 options = pytest.mark.parametrize("training", [AUGMENTED, PGD, FREELB])
 ALL = np.arange(len(TEXTS))
+DRAW = Draw.of(np.random.default_rng(5))
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def prepared(make_config):
         config = make_config(data={"labels": ["negative", "positive"]}, training=training, **changes)
         model = model_of(config)
         model.set(model.initial)
-        return config, model, encode_with_copies(config, model, ROWS)
+        return config, model, encode_with_copies(config, model, ROWS, SECRET)
 
     return make
 
@@ -61,14 +64,11 @@ def test_a_records_views_are_averaged_before_clipping(prepared, training: dict) 
     config, model, records = prepared(training)
     clip = 0.05
     with hooked(model):
-        together, norms = clipped_sum(
-            model, view_losses(config, model, records, ALL, 1, np.random.default_rng(5)), clip
-        )
+        together, norms = clipped_sum(model, view_losses(config, model, records, ALL, 1, DRAW), clip)
     expected = torch.zeros_like(together)
     for i in range(len(TEXTS)):
         if "augmentation" in training:
-            drawn = np.random.default_rng(5)
-            copies = [ALL[i] + 4 * (1 + drawn.integers(POOL, size=4)[i]) for _ in range(2)]
+            copies = [i + 4 * (1 + int(choices(records.keys[[i]], DRAW.salt + view, POOL)[0])) for view in range(2)]
             losses = [model.losses(records, np.array([index]))[0] for index in (i, *copies)]
             mean = torch.stack([gradient(model, loss) for loss in losses]).mean(0)
         else:
@@ -81,7 +81,7 @@ def test_a_records_views_are_averaged_before_clipping(prepared, training: dict) 
                     parts.append(gradient(model, model.task.record_losses(model.module, batch).sum()))
             mean = torch.stack(parts).mean(0)
         assert float(norms[i]) == pytest.approx(float(mean.norm()), rel=1e-2)
-        expected += mean * min(1.0, clip / float(mean.norm()))
+        expected += mean.double() * min(1.0, clip / float(mean.norm()))
     torch.testing.assert_close(together, expected, rtol=2e-2, atol=2e-4)
 
 
@@ -94,7 +94,7 @@ def test_privacy_is_unchanged(prepared, local, training: dict) -> None:
     clip = 0.05
     for i in range(len(TEXTS)):
         with hooked(model):
-            losses = view_losses(config, model, records, ALL[i : i + 1], 1, np.random.default_rng(i))
+            losses = view_losses(config, model, records, ALL[i : i + 1], 1, DRAW)
             alone, norms = clipped_sum(model, losses, clip)
         assert float(norms[0]) > clip
         assert float(alone.norm()) <= clip
@@ -102,9 +102,8 @@ def test_privacy_is_unchanged(prepared, local, training: dict) -> None:
 
 def test_plain_training_until_the_warm_up_is_over(prepared) -> None:
     config, model, records = prepared({**PGD, "adversarial_warmup": 2})
-    rng = np.random.default_rng(0)
-    assert len(view_losses(config, model, records, ALL, 2, rng)) == 1
-    assert len(view_losses(config, model, records, ALL, 3, rng)) == 2
+    assert len(view_losses(config, model, records, ALL, 2, DRAW)) == 1
+    assert len(view_losses(config, model, records, ALL, 3, DRAW)) == 2
 
 
 @options
@@ -130,7 +129,7 @@ def test_a_site_trains_on_its_own_records_only(make_config, training: dict) -> N
         for copy in range(records.targets.size // size):
             index = other + size * copy
             blind[records.offsets[index] : records.offsets[index + 1]] = 1
-    w._records = Records(blind, records.offsets, records.targets)
+    w._records = Records(blind, records.offsets, records.targets, keys=records.keys)
     again = w.train(0, task, w.account(SimulatedSites(config).site(0), 0, 0))
     for name, array in first.delta.items():
         np.testing.assert_array_equal(array, again.delta[name])
@@ -179,8 +178,9 @@ def test_mixed_losses_are_those_of_mixed_features(prepared) -> None:
             )
         }
     )
-    losses = view_losses(config, model, records, ALL, 1, np.random.default_rng(3))
+    losses = view_losses(config, model, records, ALL, 1, Draw.of(np.random.default_rng(3)))
     rng = np.random.default_rng(3)
+    rng.integers(2**63)  # the salt
     share = torch.from_numpy(rng.beta(0.4, 0.4, size=len(ALL)).astype(np.float32))
     other = torch.from_numpy(rng.permutation(len(ALL)))
     batch = model.batch(records, ALL)

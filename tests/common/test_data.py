@@ -45,7 +45,6 @@ def write_all(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # sqlalchemy's pool closes its connection when collected
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "sql table", "sql query"])
 def test_every_source_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     rows = read_rows(write_all(tmp_path)[kind], section(), LABELS)
@@ -137,7 +136,6 @@ def test_broken_files(tmp_path: Path) -> None:
     assert "not a readable parquet file" in refused(tmp_path / "a.parquet")
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_sql_errors_hide_passwords_and_rows(tmp_path: Path) -> None:
     source = write_all(tmp_path)["sql table"]
     assert "no table named" in refused(source.partition("#")[0])

@@ -36,7 +36,7 @@ def some_records(lengths: tuple[int, ...] = (3, 9, 5, 7)) -> Records:
 def one_by_one(model: FineTuneModel, records: Records, index: int) -> torch.Tensor:
     batch = collate(model.task, records, np.array([index]), model.pad, model.device)
     loss = model.task.record_losses(model.module, batch).sum()
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.trained.values()))])
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.trained.values()))]).double()
 
 
 def together(model: FineTuneModel, records: Records, indices: list[int], clip: float) -> torch.Tensor:

@@ -204,7 +204,7 @@ def test_only_hidden_tokens_are_compared_with_all_words_and_nothing_else_changes
         total, norms = clipped_sum(model, found, clip)
     assert found.tolist() == pytest.approx(losses, rel=1e-4)
     assert (norms > clip).all()
-    torch.testing.assert_close(total, torch.stack(wanted).sum(0), rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(total, torch.stack(wanted).sum(0).double(), rtol=1e-3, atol=1e-7)
 
 
 def test_our_own_head_begins_as_likeness_to_the_embeddings(wordpiece: Path) -> None:

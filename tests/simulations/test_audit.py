@@ -210,11 +210,12 @@ def test_reports_are_read_and_amended_or_refused(make_config, tmp_path: Path) ->
 
 def test_reference_draws_hold_every_record_half_of_the_time(make_config) -> None:
     from confide.common.data import reference_draw
+    from confide.common.types import Rows
 
     config = make_config(data={"limit": 50, "reference": 0})
     held = np.zeros(100)
     for number in range(6):
         data = config.data.model_copy(update={"reference": number})
-        _, drawn = reference_draw(240, data, 3)
+        _, drawn = reference_draw(Rows("x", [f"text {i}" for i in range(240)]), data, 3)
         held[drawn] += 1
     assert (held == 3).all()

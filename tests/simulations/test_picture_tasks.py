@@ -153,7 +153,7 @@ def test_per_sample_gradients_are_those_of_records_alone(make_config, train: str
         alone.append(flat * (0.1 / flat.norm()).clamp(max=1))
     with hooked(model):
         together, _ = clipped_sum(model, model.losses(records, np.arange(6)), 0.1)
-    torch.testing.assert_close(together, torch.stack(alone).sum(0), atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(together, torch.stack(alone).sum(0).double(), atol=1e-5, rtol=1e-3)
 
 
 def test_features_give_the_losses_of_the_whole_model(make_config) -> None:

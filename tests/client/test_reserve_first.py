@@ -1,0 +1,206 @@
+"""A real site charges first and reads then; and whatever its records are, what the server sees is the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from confide.client import contents, deployed
+from confide.client.deployed import DeployedHost
+from confide.client.folder import CONTENTS, load_site
+from confide.client.handlers import handle
+from confide.client.setup import check_site
+from confide.client.train import Work
+from confide.common import wire
+from confide.common.config import RunConfig, load
+from confide.common.errors import DeploymentError
+from confide.common.mechanism import PoissonMechanism
+from confide.server.runs import declare
+from confide.tests.federation import Federation, run_content, write_run
+from confide.tests.tiny import merged, sentences, write_csv
+
+LABELS = ["negative", "positive"]
+SITE = "site-1"  # the one that reads a csv
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Federation:
+    federation = Federation(tmp_path, 1)
+    federation.make()
+    return federation
+
+
+def local_run(federation: Federation, run: str = "r1", **changes: dict) -> RunConfig:
+    content = run_content(2, 1) | {"server": {"min_clients": 1}}
+    content = merged(content, {"privacy": {"mode": "local"}, "run": {"id": run}, "data": {"labels": LABELS}})
+    return declare(federation.server, load(write_run(federation.folder, merged(content, changes))))
+
+
+def message(kind: str, content: RecordDict) -> Message:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    made = Message(content, 1, kind)
+    made.metadata.__dict__["_message_id"] = "1"
+    return made
+
+
+def ask(host: DeployedHost, config: RunConfig, number: int = 1) -> Message:
+    host.enter(config.to_flat())
+    facts = wire.task_config()
+    facts[wire.ROUND] = number
+    arrays = wire.arrays_to_record(host.worker().model.initial)
+    return handle(message("train", RecordDict({wire.ARRAYS: arrays, wire.CONFIG: facts})), host)
+
+
+def shown(reply: Message) -> dict:
+    """All that a reply tells but the noised numbers themselves and the ledger's signatures."""
+    assert not reply.has_error(), reply.error.reason
+    return {
+        name: {key: (value.shape, value.dtype) for key, value in record.items()}
+        if name == wire.ARRAYS
+        else {key: value for key, value in record.items() if "hash" not in key and "signature" not in key}
+        for name, record in reply.content.items()
+    }
+
+
+def source(federation: Federation) -> Path:
+    return federation.folder / "data-0.csv"
+
+
+def test_no_row_is_read_for_a_task_before_it_is_charged(federation: Federation, monkeypatch) -> None:
+    config, host = local_run(federation), DeployedHost(federation.site(SITE))
+    charged: list[int] = []
+    real = deployed.read_checked
+
+    def watched(*args, **kwargs):
+        charged.append(host.site.ledger.charge("default", "r1").steps)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(deployed, "read_checked", watched)
+    monkeypatch.setattr(contents, "content_digest", lambda *_: pytest.fail("read for a task"))
+    for kind in ("hello", "reveal", "holds"):  # nor for questions
+        handle(message(f"query.{kind}", RecordDict()), host.enter(config.to_flat()))
+    assert charged == []
+    shown(ask(host, config))
+    assert charged == [2]
+
+
+def test_a_run_that_is_refused_reads_nothing(federation: Federation, monkeypatch) -> None:
+    host = DeployedHost(federation.site(SITE))
+    monkeypatch.setattr(deployed, "read_checked", lambda *_, **__: pytest.fail("read"))
+    reply = ask(host, local_run(federation, privacy={"epsilon": 60.0}))
+    assert reply.error.code == wire.DECLINED
+
+
+def test_rows_that_changed_are_answered_with_noise(federation: Federation, monkeypatch, caplog) -> None:
+    """… which looks the same, is charged, and is written into the site's log."""
+    folder, sums = federation.site(SITE), []
+    real = PoissonMechanism.share
+    monkeypatch.setattr(
+        PoissonMechanism, "share", lambda self, total, clip: sums.append(total.copy()) or real(self, total, clip)
+    )
+    config = local_run(federation, privacy={"sampling_rate": 1.0})
+    first = shown(ask(DeployedHost(folder), config))
+    assert np.linalg.norm(sums[-1]) > 0
+    write_csv(source(federation), sentences(119, 10))
+    host = DeployedHost(folder)  # as after a restart of the worker: no new digest is taken
+    second = ask(host, config, 2)
+    assert {**shown(second)[wire.SITE], wire.ROUND: 1}.keys() == {**first[wire.SITE], wire.ROUND: 1}.keys()
+    assert shown(second)[wire.ARRAYS] == first[wire.ARRAYS]
+    assert np.linalg.norm(sums[-1]) == 0
+    assert host.site.ledger.charge("default", "r1").used == 2
+    assert "run: confide site check" in caplog.text
+    checks = {check.what: check for check in check_site(folder)}
+    assert checks["contents"].passed, checks["contents"].detail
+    shown(ask(DeployedHost(folder), local_run(federation, "r2", privacy={"sampling_rate": 1.0})))
+    assert np.linalg.norm(sums[-1]) > 0
+
+
+def test_a_run_that_returns_with_other_rows_is_refused(federation: Federation) -> None:
+    folder, config = federation.site(SITE), local_run(federation)
+    shown(ask(DeployedHost(folder), config))
+    write_csv(source(federation), sentences(119, 10))
+    list(check_site(folder))
+    reply = ask(DeployedHost(folder), config, 2)
+    assert reply.error.code == wire.DECLINED
+    assert "content" in reply.error.reason
+
+
+BAD_ROWS = {
+    "a class that no run has": ("a story", "neither"),
+    "no text": ("", "positive"),
+    "a text beyond all positions": ("good film " * 400, "positive"),
+    "no class": ("a story", ""),
+}
+
+
+BAD_LINES = {"broken bytes": b"caf\xe9,positive\n", "too many columns": b"a,b,c,d\n"}
+
+
+@pytest.mark.parametrize("kind", [*BAD_ROWS, *BAD_LINES, "the file itself"])
+def test_what_a_record_is_changes_no_answer(tmp_path: Path, kind: str) -> None:
+    """An error, or its absence, read a site's labels out for ε = 0."""
+    found = []
+    for there in (False, True):
+        (tmp_path / str(there)).mkdir()
+        federation = Federation(tmp_path / str(there), 1)
+        federation.make()
+        rows = sentences(60, 10)
+        path = write_csv(
+            source(federation), [*rows[:30], *([BAD_ROWS[kind]] if there and kind in BAD_ROWS else []), *rows[30:]]
+        )
+        if there and kind not in BAD_ROWS:
+            more = {"broken bytes": b"caf\xe9,positive\n", "too many columns": b"a,b,c,d\n", "the file itself": b"\n"}[
+                kind
+            ]
+            path.write_bytes(b"" if kind == "the file itself" else path.read_bytes() + more)
+        config, host = local_run(federation), DeployedHost(federation.site(SITE))
+        replies = [shown(ask(host, config, number)) for number in (1, 2)]
+        found.append([{**reply, wire.SITE: {**reply[wire.SITE]}} for reply in replies])
+    assert repr(found[0]) == repr(found[1])
+
+
+def test_an_error_in_training_is_no_error_to_the_server(federation: Federation, monkeypatch, caplog) -> None:
+    host, config = DeployedHost(federation.site(SITE)), local_run(federation)
+    usual = shown(ask(host, config))
+
+    def fails(self, part, draw, length=None):
+        raise RuntimeError("what the text of record 7 was")
+
+    monkeypatch.setattr(Work, "losses", fails)
+    failed = shown(ask(host, config, 2))
+    assert failed[wire.ARRAYS] == usual[wire.ARRAYS]
+    assert failed[wire.SITE].keys() == usual[wire.SITE].keys()
+    assert "RuntimeError" in caplog.text
+    assert "record 7" not in caplog.text
+
+
+def test_two_names_for_the_same_rows_are_one_budget_or_none(federation: Federation) -> None:
+    folder = federation.site(SITE)
+    text = (folder / "site.toml").read_text()
+    twin = '[datasets.twin]\nsource = "../copy.csv"\n'
+    (federation.folder / "copy.csv").write_bytes(source(federation).read_bytes())
+    (folder / "site.toml").write_text(text + twin)
+    with pytest.raises(DeploymentError, match=r'hold the same rows.*same_as = "default"'):
+        DeployedHost(folder)
+    assert not {check.what: check for check in check_site(folder)}["contents"].passed
+    (folder / "site.toml").write_text(text + twin + 'same_as = "default"\n')
+    host = DeployedHost(folder)
+    shown(ask(host, local_run(federation, data={"name": "twin"})))
+    assert host.site.ledger.charge("default", "r1").used == 1
+
+
+def test_digests_are_kept_private_and_tell_nobody_anything(federation: Federation) -> None:
+    folder = federation.site(SITE)
+    DeployedHost(folder)
+    path = folder / CONTENTS
+    assert path.stat().st_mode & 0o777 == 0o600
+    kept = json.loads(path.read_text())
+    config, _ = load_site(folder)
+    host = DeployedHost(folder)
+    assert kept == {"default": contents.content_of(folder, host.site.ledger, "default").hex()}
+    path.write_text("no json")
+    with pytest.raises(DeploymentError, match="confide site check"):
+        contents.take_digests(folder, config, host.site.ledger)

@@ -1,0 +1,133 @@
+"""Per-record gradients are proved before data is read: right ones pass, wrong ones are named and refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from confide.client.worker import Worker
+from confide.common import per_sample, proof
+from confide.common.errors import ModelError, PrivacyError
+from confide.common.models import FineTuneModel, check_length, load_model
+from confide.common.per_sample import clipped_sum, hooked
+from confide.common.proof import check_reached, dummy_records, prove
+from confide.common.run_tables import LoraSection, ModelSection
+from confide.common.shapes import Shapes
+from confide.tests.architectures import save_architecture
+
+SHAPES = Shapes(24, 16, 30.0)
+
+
+def load(folder: Path, name: str, seed: int = 0, **section) -> FineTuneModel:
+    lora = LoraSection(rank=2, alpha=4, targets=section.pop("targets", None))
+    made = ModelSection(backbone=str(save_architecture(name, folder)), max_length=24, lora=lora, **section)
+    return load_model(made, 3, seed)
+
+
+def test_a_record_has_the_same_bits_in_every_place_and_company(bert: Path) -> None:
+    model = load_model(ModelSection(backbone=str(bert), max_length=24, lora=LoraSection(rank=2)), 3, 0)
+    model.set({n: a + np.float32(0.05) for n, a in model.initial.items()})
+    shapes = prove(model, SHAPES)
+    records, rng = dummy_records(model, [20, 18, 24, 17, 22, 19, 21, 23] * 4, 5), np.random.default_rng(1)
+
+    def part_of(rows: np.ndarray, place: int) -> torch.Tensor:
+        with hooked(model):
+            gradients = per_sample.record_gradients(model, model.losses(records, rows, 24))
+        return torch.cat([part[place] for part in gradients])
+
+    count = shapes.rows(24)
+    wanted = part_of(np.arange(count), 3)
+    for place in range(count):
+        mates = rng.integers(0, 32, count)
+        mates[place] = 3
+        assert torch.equal(part_of(mates, place), wanted)
+
+
+def test_a_table_that_passes_through_a_trained_layer_is_refused(tmp_path: Path) -> None:
+    """DeBERTa-v3 with PEFT's default targets: a record moved the sum by 1.48 C."""
+    with pytest.raises(ModelError, match=r"query_proj reads an array of shape \(1, .*not the batch.*lora\.targets"):
+        prove(load(tmp_path, "deberta-v3"), SHAPES)
+
+
+def test_other_targets_of_the_same_model_work(tmp_path: Path) -> None:
+    prove(load(tmp_path, "deberta-v3", targets=("value_proj", "dense")), SHAPES)
+
+
+def test_a_sequence_first_layer_is_refused_even_where_the_numbers_agree(tmp_path: Path) -> None:
+    """Longformer's projections read (tokens, records, width); with as many tokens as records no shape tells."""
+    model = load(tmp_path, "longformer", targets=("query", "value"))
+    with pytest.raises(ModelError, match=r"self\.query"):
+        prove(model, SHAPES)
+    for length, rows in ((16, 16), (8, 8)):
+        with pytest.raises(ModelError, match=r"self\.query"):
+            prove(model, Shapes(length, rows, 1e9))
+
+
+def test_a_layer_that_is_applied_twice_is_right(tmp_path: Path) -> None:
+    prove(load(tmp_path, "albert", targets=("query", "value")), SHAPES)
+
+
+def test_a_loss_that_looks_at_batch_mates_is_refused(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's causal loss averages over a batch's tokens; this one divides by the mean of all losses."""
+    model = load_model(ModelSection(backbone=str(bert), max_length=24, lora=LoraSection(rank=2)), 3, 11)
+    real = model.task.record_losses
+    monkeypatch.setattr(
+        model.task, "record_losses", lambda module, batch: (found := real(module, batch)) / found.mean().detach()
+    )
+    with pytest.raises(ModelError, match="differs from that of the record taken alone"):
+        prove(model, SHAPES)
+
+
+def test_every_call_of_a_layer_is_checked_in_training_too(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that reads a table of one row beside the batch, after the proof: no sum is given away."""
+    model = load_model(ModelSection(backbone=str(bert), max_length=24, lora=LoraSection(rank=2)), 3, 12)
+    records = dummy_records(model, [9, 8, 7])
+    query = next(m for n, m in model.module.named_modules() if n.endswith("query"))
+    with hooked(model):
+        losses = model.losses(records, np.arange(3)) + query(torch.ones(1, 4, 32)).sum() * 0.1
+        with pytest.raises(PrivacyError, match=r"query reads an array of shape \(1, 4, 32\) in a batch of 3 records"):
+            clipped_sum(model, losses, 1.0)
+
+
+def test_a_text_longer_than_the_positions_is_refused_before_anything_else(tmp_path: Path, bert: Path) -> None:
+    with pytest.raises(ModelError, match="65 received; this backbone has positions for 64 tokens"):
+        load_model(ModelSection(backbone=str(bert), max_length=65), 2, 0)
+    folder = save_architecture("roberta", tmp_path)  # 66 positions, counted from its padding on
+    with pytest.raises(ModelError, match="positions for 65 tokens"):
+        load_model(ModelSection(backbone=str(folder), max_length=66), 2, 0)
+    check_reached(load_model(ModelSection(backbone=str(folder), max_length=65), 2, 0))
+    check_length(nn.Linear(2, 2), 10**6)  # nothing is stated
+
+
+def test_a_site_refuses_before_it_reads(make_config, local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(
+        run={"id": "r"},
+        model={"backbone": str(save_architecture("deberta-v3", tmp_path / "backbone"))},
+        data={"labels": ["negative", "positive"]},
+        privacy=local,
+    )
+    with pytest.raises(ModelError, match="query_proj"):
+        Worker(config, lambda *_: pytest.fail("data was read"))
+    assert proof.prove is not None
+
+
+def test_a_clipped_sum_is_bounded_whatever_the_types_do(bert: Path) -> None:
+    """‖S(D) − S(D − r)‖ ≤ C to the last bit that float64 holds, for gradients of any size."""
+    model = load_model(ModelSection(backbone=str(bert), max_length=24, lora=LoraSection(rank=2)), 3, 0)
+    records = dummy_records(model, [9] * 16, 3)
+    for clip in (1e-6, 1e-2, 1e2):
+        with hooked(model):
+            whole = clipped_sum(model, model.losses(records, np.arange(16), 16), clip)[0]
+            left = clipped_sum(model, model.losses(records, np.resize(np.arange(1, 16), 16), 16), clip, 15)[0]
+        assert float((whole - left).norm()) <= clip
+
+
+@pytest.mark.parametrize("max_length", [8, 16, 17, 24])
+def test_weights_that_are_used_twice_are_refused_at_any_length(wordpiece: Path, max_length: int) -> None:
+    """Trained whole, the embeddings are also what guessed words are compared with: hooks see one use of two."""
+    section = ModelSection(backbone=str(wordpiece), task="masked-lm", train="full", max_length=max_length)
+    model = load_model(section, 0, 0)
+    with pytest.raises(ModelError, match=r"word_embeddings.*differs from that of the record taken alone"):
+        prove(model, Shapes(max_length, 16, 30.0))
