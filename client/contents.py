@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 
 from ..common.config import SiteConfig
-from ..common.data import content_digest
+from ..common.content import NOBODY
+from ..common.data import source_contents
 from ..common.errors import ConfideError, DeploymentError
 from ..common.ledger import Ledger
 from ..common.run_tables import DataSection
@@ -20,9 +21,18 @@ _UNREADABLE = b"unreadable"
 """stands for a file that could not be read: runs are admitted as ever, and answered with noise"""
 
 
-def keyed(ledger: Ledger, digest: bytes) -> str:
-    """What is kept of a digest: nobody without the site's key can try rows out on it."""
-    return ledger.key.derive("contents", digest).hex()
+_HALF = 64
+"""hexadecimal digits that say whose records they are; the rest says what they hold"""
+
+
+def whose(name: str, identity: bytes) -> bytes:
+    """Whose records a data set holds: where it holds none, its own."""
+    return name.encode() if identity == NOBODY else identity
+
+
+def keyed(ledger: Ledger, identity: bytes, digest: bytes) -> str:
+    """What is kept of a data set's digests: nobody without the site's key can try rows out on it."""
+    return (ledger.key.derive("whose", identity) + ledger.key.derive("contents", digest)).hex()
 
 
 def take_digests(folder: Path, config: SiteConfig, ledger: Ledger, *, only_new: bool = False) -> dict[str, str]:
@@ -39,9 +49,10 @@ def take_digests(folder: Path, config: SiteConfig, ledger: Ledger, *, only_new: 
             continue
         try:
             data = data_section(folder, dataset, DataSection(name=name, test=""))
-            found[name] = keyed(ledger, content_digest(data.training, data))
+            identity, digest = source_contents(data.training, data)
+            found[name] = keyed(ledger, whose(name, identity), digest)
         except ConfideError as error:
-            failed[name], found[name] = str(error), keyed(ledger, _UNREADABLE + name.encode())
+            failed[name], found[name] = str(error), _unreadable(ledger, name)
     _refuse_twins(folder, config, found)
     if found != known:
         write_private(folder / CONTENTS, json.dumps(found, indent=2).encode() + b"\n")
@@ -49,14 +60,18 @@ def take_digests(folder: Path, config: SiteConfig, ledger: Ledger, *, only_new: 
 
 
 def content_of(folder: Path, ledger: Ledger, dataset: str) -> bytes:
-    """What a reservation names; the rows are not read for it."""
-    return bytes.fromhex(_read(folder).get(dataset) or keyed(ledger, _UNREADABLE + dataset.encode()))
+    """64 bytes that a reservation names; the rows are not read for it."""
+    return bytes.fromhex(_read(folder).get(dataset) or _unreadable(ledger, dataset))
+
+
+def _unreadable(ledger: Ledger, dataset: str) -> str:
+    return keyed(ledger, _UNREADABLE + dataset.encode(), b"")
 
 
 def _refuse_twins(folder: Path, config: SiteConfig, found: dict[str, str]) -> None:
     first: dict[str, str] = {}
     for name, content in found.items():
-        other = first.setdefault(content, name)
+        other = first.setdefault(content[:_HALF], name)
         if config.budget(name)[0] != config.budget(other)[0]:
             raise DeploymentError(
                 f"{folder}: data sets '{other}' and '{name}' hold the same rows; a record has one budget: remove one, "

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,22 +12,22 @@ from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
-from ..common.augmentation import encode_with_copies
-from ..common.backbones import FOLDERS
+from ..common.augmentation import encode_with_copies, encodings
+from ..common.backbones import DEMO_VIT, FOLDERS
 from ..common.config import RunConfig
 from ..common.data import read_checked
-from ..common.errors import DataError, PolicyError
+from ..common.errors import DataError, PolicyError, contain
 from ..common.ledger import Ledger
 from ..common.models import FineTuneModel
-from ..common.resolve import is_path
 from ..common.run_tables import DataSection
-from ..common.types import Rows
-from .contents import content_of, keyed, take_digests
+from ..common.types import Records, Rows
+from .contents import content_of, keyed, take_digests, whose
 from .folder import APPROVED, LEDGER, PENDING, data_section, load_site, own_backbones, write_private
 from .site import Site
 from .worker import SimulatedData, Worker
 
 log = logging.getLogger("confide.worker")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _REPLIES_KEPT = 8
 """files: two a run"""
 _PENDING_KEPT = 20
@@ -95,7 +96,7 @@ class DeployedHost:
         """
         labels = list(data.labels or []) if model.task.CLASSES else None
         checked = read_checked(data.training, data, labels, reads=model.task.READS, picture=model.picture)
-        if keyed(self._ledger, checked.digest) != content.hex():
+        if keyed(self._ledger, whose(data.name, checked.identity), checked.digest) != content.hex():
             raise DataError(
                 f"data set '{data.name}': its rows are not those of the last check; run: confide site check "
                 f"{self._folder}, and restart the site"
@@ -103,16 +104,16 @@ class DeployedHost:
         if checked.problems:
             count = len(checked.problems)
             log.warning("data set '%s': %d rows contribute nothing; see confide site check", data.name, count)
-        rows = readable(model, checked.rows)
-        records = encode_with_copies(config, model, rows, self._ledger.key.derive("records", b""))
-        return SimulatedData(records, [np.arange(len(rows))], None, [content])
+        records = readable(config, model, checked.rows, self._ledger.key.derive("records", b""))
+        return SimulatedData(records, [np.arange(len(records) // encodings(config, model))], None, [content])
 
     def _require_backbone(self, site: Site, run: RunConfig) -> None:
         """The server names a backbone, never a path."""
         folders = own_backbones(self._folder, site.config)
         FOLDERS.update(folders)
         for name in (run.model.backbone, run.model.image_backbone):
-            if name is not None and name not in folders and is_path(name):
+            # by the form of the name alone: whether something of that name is on this disk is nobody's business
+            if name is not None and name not in folders and name != DEMO_VIT and not _HUB_ID.fullmatch(name):
                 raise PolicyError(
                     f"site {site.name}: backbone '{name[:80]}' is a path; allowed: a hub id, or a name under "
                     "[backbones]"
@@ -152,19 +153,21 @@ class DeployedHost:
             old.unlink(missing_ok=True)
 
 
-def readable(model: FineTuneModel, rows: Rows) -> Rows:
-    """The rows that the model's tokenizer takes; mostly all. One that it fails on costs nobody else anything."""
+def readable(config: RunConfig, model: FineTuneModel, rows: Rows, secret: bytes) -> Records:
+    """The records of the rows that can be read and copied; mostly all. A row that fails costs nobody else anything."""
     try:
-        model.tokenised(rows)
-    except Exception:
-        return rows.take(np.array([i for i in range(len(rows)) if _is_readable(model, rows.take(np.array([i])))], int))
-    return rows
+        return encode_with_copies(config, model, rows, secret)
+    except BaseException as error:
+        contain(error)
+    alone = [i for i in range(len(rows)) if _is_readable(config, model, rows.take(np.array([i])), secret)]
+    return encode_with_copies(config, model, rows.take(np.array(alone, dtype=np.int64)), secret)
 
 
-def _is_readable(model: FineTuneModel, row: Rows) -> bool:
+def _is_readable(config: RunConfig, model: FineTuneModel, row: Rows, secret: bytes) -> bool:
     try:
-        model.tokenised(row)
-    except Exception as error:
+        encode_with_copies(config, model, row, secret)
+    except BaseException as error:
+        contain(error)
         log.warning("a row contributes nothing: %s in reading it", type(error).__name__)
         return False
     return True

@@ -24,8 +24,9 @@ from ..common.errors import (
     LedgerError,
     ModelError,
     PolicyError,
-    SameRecordsError,
+    RecordsError,
     WireError,
+    contain,
 )
 from ..common.secagg.facts import from_site
 from .site import Site, SiteAccount
@@ -74,11 +75,12 @@ def handle(message: Message, host: Host) -> Message:
     charges = _Charges()
     try:
         return Message(handler(message.content, host, charges), reply_to=message)
-    except Exception as failure:
+    except BaseException as failure:
+        contain(failure)
         return _answered(message, host, charges, failure)
 
 
-def _answered(message: Message, host: Host, charges: "_Charges", failure: Exception) -> Message:
+def _answered(message: Message, host: Host, charges: "_Charges", failure: BaseException) -> Message:
     """An error as it is told to the server. What fails after a run was admitted may fail because of what the records
     are: a real site then says nothing but that it failed."""
     kind = message.metadata.message_type
@@ -92,7 +94,7 @@ def _answered(message: Message, host: Host, charges: "_Charges", failure: Except
         elif isinstance(failure, KeysLostError):
             code = wire.KEYS_LOST
         reason = str(failure)
-        if host.discreet and isinstance(failure, ConfigError | DataError | ModelError | SameRecordsError):
+        if host.discreet and isinstance(failure, ConfigError | DataError | ModelError | RecordsError):
             log.error("%s: %s", kind, failure)  # names files and columns of the site: not for the server
             reason = f"{type(failure).__name__} at this site; its worker.log says why"
             code = wire.DECLINED

@@ -86,6 +86,11 @@ class Site:
         self._require(policy.canaries or not run.audit.planted, "audit canaries", run.audit.planted, "none")
         if run.secure:
             self._admit_sum(run)
+        elif mode == "client" and not policy.trust_server:
+            raise PolicyError(
+                f"site {self.name}: its policy refuses the run: mode client without secure sums shows the server a "
+                "clipped update before any noise; allowed: with secure sums, or policy.trust_server = true"
+            )
         return self.config.datasets[dataset]
 
     def _admit_sum(self, run: RunConfig) -> None:
@@ -144,7 +149,8 @@ class Site:
             raise PolicyError(f"site {self.name}: its policy refuses the run: {what} {received}; allowed: {allowed}")
 
     def account(self, run: RunConfig, plan: PrivacyPlan | None, content: bytes) -> SiteAccount:
-        """Charges the whole run, or finds what it reserved before. content: digest of the records.
+        """Charges the whole run, or finds what it reserved before. content: digest of the records, its first 32 bytes
+        of whose they are alone: what is charged under one name is refused under another.
 
         Raises PolicyError or BudgetError, charging nothing.
         """
@@ -152,10 +158,11 @@ class Site:
         if plan is not None:
             self._admit_plan(run, plan)
         name, budget = self.config.budget(run.data.name)
+        derive = self.ledger.key.derive
         request = Request(
             run=_run_id(run),
             dataset=name,
-            content=self.ledger.key.derive("content", content).hex(),
+            content=(derive("content", content[:32]) + derive("content", content)).hex(),
             unit="client" if run.privacy.mode == "client" else "example",
             step=step_of(run, plan),
             steps=declared_steps(run),
@@ -190,7 +197,8 @@ def simulated_policy(run: RunConfig) -> SiteConfig:
     """What simulated sites allow when no site.toml says otherwise: this run once, and no ε beyond its own."""
     mode = released_mode(run)
     budget = DatasetSection(epsilon=None if mode == "none" else run.privacy.epsilon, delta=run.privacy.delta)
-    policy = PolicySection.model_validate({"modes": (mode,), "metrics": True, "canaries": True, **_lowered(run)})
+    allowed = {"modes": (mode,), "metrics": True, "canaries": True, "trust_server": mode == "client" and not run.secure}
+    policy = PolicySection.model_validate({**allowed, **_lowered(run)})
     return SiteConfig(datasets={run.data.name: budget}, policy=policy)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..common.errors import PrivacyError
+from ..common.errors import PrivacyError, contain
 from ..common.plan import answer_scale, answers_shape
 from ..common.record_keys import Keys, choices
 from ..common.types import RoundTask, Rows
@@ -48,7 +48,8 @@ def answers(work: Work) -> np.ndarray:
         try:
             train_plain(replace(work, indices=part, task=RoundTask(task.round, model.initial)), rng)
             said = model.scores(asked, np.arange(questions))["predicted"]  # (M,) the class that each question gets
-        except Exception as error:
+        except BaseException as error:
+            contain(error)
             log.error("teacher %d says nothing: %s in its training", number + 1, type(error).__name__)
             continue
         counts[np.arange(questions), said] += 1

@@ -16,13 +16,14 @@ from ..common.audit import NO_CANARIES, GradientCanaries
 from ..common.augmentation import Draw, padded_to, view_losses
 from ..common.clipping import Contribution, clipped
 from ..common.config import RunConfig
-from ..common.errors import PrivacyError
+from ..common.errors import PrivacyError, contain
 from ..common.mechanism import PoissonMechanism
 from ..common.models import FineTuneModel
 from ..common.noise import secure_generator
 from ..common.optimizer import make_optimizer
 from ..common.per_sample import clipped_sum, forget, hooked
 from ..common.proof import proved_shapes
+from ..common.shapes import Shapes
 from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches
 
 log = logging.getLogger("confide.worker")
@@ -84,8 +85,10 @@ def train_private(work: Work, mechanism: PoissonMechanism) -> Adapter:
     Everything the result depends on beyond public values passed through `mechanism.release`.
     """
 
+    shapes = proved_shapes(work.config, work.model)
+
     def step() -> tuple[torch.Tensor, float]:
-        total = _drawn_sum(work, mechanism)
+        total = _drawn_sum(work, mechanism, shapes)
         return torch.from_numpy(mechanism.release(total)).float().to(work.model.device), 0.0
 
     with hooked(work.model):
@@ -97,9 +100,10 @@ def train_distributed(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
 
     Returns (d,) int64 for a secure sum; by itself it is not private.
     """
+    shapes = proved_shapes(work.config, work.model)
     work.model.set(work.task.adapter)
     with hooked(work.model):
-        total = _drawn_sum(work, mechanism)
+        total = _drawn_sum(work, mechanism, shapes)
     return mechanism.share(total, mechanism.plan.clip)
 
 
@@ -118,8 +122,8 @@ def train_client(work: Work, mechanism: PoissonMechanism, rng: np.random.Generat
     return clipped(update, clip) if takes_part else nothing
 
 
-def _drawn_sum(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
-    """(d,) float64 sum of the clipped gradients of a Poisson draw; the model is hooked.
+def _drawn_sum(work: Work, mechanism: PoissonMechanism, shapes: Shapes) -> np.ndarray:
+    """(d,) float64 sum of the clipped gradients of a Poisson draw; the model is hooked, and proved in these shapes.
 
     Each record's part is a function of that record, the step's weights and the step's own coins: batches have fixed
     shapes, and a record that cannot be computed counts as zero by itself.
@@ -130,7 +134,7 @@ def _drawn_sum(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
     draw, total = Draw.of(secure_generator()), np.zeros(mechanism.plan.coordinates)
     if len(chosen):
         lengths = padded_to(work.config, work.model, work.records)[chosen]
-        for part, rows, length in proved_shapes(work.config, work.model).batches(lengths):
+        for part, rows, length in shapes.batches(lengths):
             total += _batch_sum(work, chosen[rows], len(part), length, draw, clip)
     canaries.add(total, drawn[drawn >= len(indices)] - len(indices), clip)
     return total
@@ -143,7 +147,8 @@ def _batch_sum(work: Work, rows: np.ndarray, real: int, length: int, draw: Draw,
         return clipped_sum(work.model, work.losses(rows, draw, length), clip, real)[0].cpu().numpy()
     except PrivacyError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        contain(error)
         forget(work.model)
         if real == 1:
             log.error("a record counts as zero: %s; confide site check looks for such rows", type(error).__name__)

@@ -20,7 +20,7 @@ from ..common.augmentation import encode_with_copies
 from ..common.clipping import to_vector
 from ..common.config import RunConfig
 from ..common.data import label_names, training_rows
-from ..common.errors import ConfideError, PrivacyError, WireError
+from ..common.errors import ConfideError, PrivacyError, WireError, contain
 from ..common.mechanism import NoiselessControl, PoissonMechanism
 from ..common.models import FineTuneModel, canary_records, model_of
 from ..common.noise import secure_generator
@@ -49,7 +49,7 @@ class SimulatedData:
     labels: np.ndarray | None
     """(N,) class of each record, for the partition plot"""
     contents: list[bytes]
-    """32 bytes a site: digest of its rows"""
+    """64 bytes a site: digests of its rows"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Worker:
         at_sites = config.taught_at(None) if config.distils else config
         self.model = model_of(at_sites)
         self._idle = [self.model]
-        self._others: dict[str, tuple[FineTuneModel, Records]] = {}
+        self._others: dict[str, tuple[FineTuneModel, SimulatedData]] = {}
         check_reached(self.model)
         self.plan = privacy_plan(config, self.model.count()[0])
         if self._by_record:
@@ -185,9 +185,9 @@ class Worker:
             if name not in self._others:
                 other = self.config.taught_at(name)
                 model = model_of(other)
-                self._others[name] = model, self._load(other, model).records
-        model, records = self._others[name]
-        return replace(work, model=model.copy(), records=records)
+                self._others[name] = model, self._load(other, model)
+        model, data = self._others[name]  # with its own numbers: its tokenizer may fail on other rows
+        return replace(work, model=model.copy(), records=data.records, indices=data.parts[number])
 
     def train(self, number: int, task: RoundTask, account: SiteAccount, secure: SecureSite | None = None) -> Update:
         """Answers one task; several threads may ask, each for a site of its own.
@@ -203,39 +203,36 @@ class Worker:
         elif self.config.privacy.mode == "distributed":
             raise PrivacyError("mode 'distributed' releases sums only, and no secure sum is set up")
         with account.taking(self.config.steps_per_round) as before, self._lend() as model:
-            if account.plan is None or self.config.audit.control:
-                work = self._work(model, account, number, task)
-                delta, metrics, weight = self._openly(work, account, number, before)
+            if account.plan is None:
+                found = self._openly(self._work(model, account, number, task), account, number)
+            elif self.config.audit.control:
+                mechanism = NoiselessControl(account.plan, secure_generator(), before)
+                found = self._released(self._work(model, account, number, task), mechanism, account, number)
             else:
                 found = self._privately(model, account, number, task, before)
-                weight, delta, metrics = 1.0, found.delta, found.metrics
-                if found.share is not None and secure is not None:
-                    masked = secure.mask(task.round, found.share)
+            if found.share is not None and secure is not None:
+                masked = secure.mask(task.round, found.share)
         return Update(
             site.name,
-            delta,
-            weight,
+            found.delta,
+            found.weight,
             account.steps,
             account.epsilon(),
-            metrics,
+            found.metrics,
             site.head(),
             account.reservation.request.commitment,
             masked,
         )
 
-    def _openly(self, work: Work, account: SiteAccount, number: int, before: int) -> tuple[Adapter, Metrics, float]:
-        """Without privacy: the change, what may be told of it, and its weight; or an audit's control."""
-        config = self.config
-        if account.plan is not None:
-            found = self._released(work, NoiselessControl(account.plan, secure_generator(), before), account, number)
-            return found.delta, found.metrics, 1.0
-        weight = float(len(work.indices))
+    def _openly(self, work: Work, account: SiteAccount, number: int) -> "_Release":
+        """Without privacy: the change, what may be told of it, and how many records are behind it."""
+        config, weight = self.config, float(len(work.indices))
         if config.distils:
             said = answers(self._teachers(work, account.site, number)) / config.distill.teachers
-            return self._as_answers(said), {}, weight
+            return _Release(self._as_answers(said), weight=weight)
         rng = np.random.default_rng([config.run.seed, 0x7A1, number, work.task.round])
         delta, loss = train_plain(work, rng)
-        return delta, {"loss": loss} if account.site.config.policy.metrics else {}, weight
+        return _Release(delta, {"loss": loss} if account.site.config.policy.metrics else {}, weight=weight)
 
     def _privately(
         self, model: FineTuneModel, account: SiteAccount, number: int, task: RoundTask, before: int
@@ -246,7 +243,8 @@ class Worker:
         try:
             mechanism = PoissonMechanism(account.plan, secure_generator(), before)
             return self._released(self._work(model, account, number, task), mechanism, account, number)
-        except Exception as error:
+        except BaseException as error:
+            contain(error)
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = str(error) if isinstance(error, ConfideError) else type(error).__name__
             where = f"{place.filename.rsplit('/', 1)[-1]}, line {place.lineno}"
@@ -288,6 +286,7 @@ class _Release:
     metrics: Metrics = field(default_factory=dict)
     share: np.ndarray | None = None
     """(d,) int64, for a secure sum"""
+    weight: float = 1.0
 
 
 NO_RECORDS = Records(

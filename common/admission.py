@@ -12,9 +12,11 @@ from dp_accounting import NonPrivateDpEvent
 from . import events
 from .accounting import epsilon_of, epsilon_rdp, filter_epsilon, filter_order, is_private, nearest_order
 from .book import Book, Charge, Limit, Request
-from .errors import BudgetError
+from .errors import BudgetError, RecordsError
 from .events import History, history_of, repeated
 
+_WHOSE = 64
+"""hexadecimal digits of a content that say whose records they are; the others say what they hold"""
 _NAMES = {"step": "mechanism", "delta": "δ"}
 """how a message calls a part of a request that does not explain itself"""
 
@@ -63,7 +65,7 @@ def require_same(held: Charge, request: Request, site: str) -> None:
     parts = [field.name for field in fields(Request)]
     others = [_NAMES.get(name, name) for name in parts if getattr(held, name) != getattr(request, name)]
     if others:
-        raise BudgetError(
+        raise (RecordsError if others == ["content"] else BudgetError)(
             f"site {site}: run {request.run} returns with another {', '.join(others)} than it reserved; a run takes "
             "what it declared first; start a new run"
         )
@@ -74,8 +76,8 @@ def _require_one_name(book: Book, request: Request, where: str, same: Collection
     for charge in book.standing():
         if charge.dataset == request.dataset:
             continue
-        if charge.content == request.content and charge.dataset not in same:
-            raise BudgetError(
+        if charge.content[:_WHOSE] == request.content[:_WHOSE] and charge.dataset not in same:
+            raise RecordsError(
                 f"{where}: holds the records that were charged as '{charge.dataset}', and two names would be two "
                 f'budgets; set same_as = "{charge.dataset}" in [datasets.{request.dataset}] of site.toml, which makes '
                 "them one"

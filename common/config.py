@@ -206,6 +206,9 @@ class PolicySection(Section, frozen=True):
     """whether a training loss may leave, in mode `none`"""
     canaries: bool = False
     """whether an audit may put canaries among the records"""
+    trust_server: bool = False
+    """whether, in mode `client` without secure sums, a clipped update may leave without noise, for the server to
+    add it"""
     approval: bool = False
     """whether a run needs `confide site approve` by hand before any data is read"""
 

@@ -1,4 +1,7 @@
-"""The digest of what a data set's rows hold: the same for the same rows, whatever their order and kind of source."""
+"""Digests of a data set: of whose records they are, and of all that they hold. Both are the same for the same rows,
+whatever their order and kind of source.
+
+Two data sets with the same texts are the same people's, whatever other columns a table of site.toml names as labels."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,6 +12,7 @@ from .pictures import picture_file
 from .run_tables import DataSection
 from .tables import Table, as_bytes
 
+_NOTHING = (b"", b"nan", b"none", b"null")
 ROLES = ("text", "label", "image", "prompt", "response")
 """the columns that a digest covers, by their keys in [data]"""
 
@@ -27,6 +31,28 @@ def _marks(values: list[object], folder: Path) -> Iterator[bytes | None]:
         except DataError:
             content = None
         yield mark(value, content)
+
+
+def identity(table: Table, data: DataSection, marks: list[bytes | None] | None) -> bytes:
+    """32 bytes over the texts alone, or over the pictures where there are no texts. Nothing, null and NaN are alike.
+    marks: of the pictures, where they were read."""
+    values = table.columns.get(data.prompt or data.text)
+    if values is not None:
+        known = (b"" if value is None else as_bytes(value) for value in values)
+        rows = [b"" if one.strip().lower() in _NOTHING else one for one in known]
+    else:
+        images = table.columns.get(data.image, [])
+        rows = [one or b"" for one in (marks if marks is not None else _marks(images, table.folder))]
+    rows += [b"raw" + lost.raw for lost in table.lost]
+    return _whose(rows)
+
+
+def _whose(rows: list[bytes]) -> bytes:
+    return hashlib.sha256(b"who" + b"".join(sorted(hashlib.sha256(row).digest() for row in rows))).digest()
+
+
+NOBODY = _whose([])
+"""the identity of a data set without rows"""
 
 
 def digest(table: Table, data: DataSection, marks: list[bytes | None] | None) -> bytes:

@@ -5,7 +5,7 @@ of problems, for a site's own data: it is left out and noted, and everything els
 without it, so that neither an error nor another row tells that it is there.
 
 Errors name file, row and column, and never show what a row holds: they end up in logs that leave the site.
-Rows are counted from 1 and the header of a csv is row 1, as an editor shows them.
+Rows are counted from 1 and the header of a csv is row 1; empty lines, and line ends inside quotes, do not count.
 """
 
 import re
@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from .columns import Notes, read_images, read_labels, read_numbers, read_strings, read_tags, read_text, refuse, require
-from .content import ROLES, digest
+from .content import ROLES, digest, identity
 from .errors import DataError
 from .pictures import PictureForm
-from .record_keys import in_order, record_keys
+from .record_keys import choices, in_order, record_keys
 from .run_tables import DataSection
 from .sql import URL
 from .tables import DEMO, FILES, Problem, Table, UnreadableError, as_text, load
@@ -44,6 +44,8 @@ class Checked:
     """one for each that cannot"""
     digest: bytes
     """as `content_digest`, of exactly what was read"""
+    identity: bytes
+    """as `source_contents`"""
     classes: dict[str, int] = field(default_factory=dict)
     """class (or tag) → how often it occurs in `rows`"""
 
@@ -94,6 +96,13 @@ def content_digest(source: str, data: DataSection) -> bytes:
     `problems`: never for a row.
     """
     return digest(load(source, _covered(data)), data, None)
+
+
+def source_contents(source: str, data: DataSection) -> tuple[bytes, bytes]:
+    """Whose records a source holds, 32 bytes over their texts (or pictures) alone, and its `content_digest`, from one
+    read. Raises DataError as `content_digest`."""
+    table = load(source, _covered(data))
+    return identity(table, data, None), digest(table, data, None)
 
 
 def examine(source: str, data: DataSection) -> Checked:
@@ -207,7 +216,7 @@ def reference_draw(rows: Rows, data: DataSection, seed: int) -> tuple[np.ndarray
     """For membership tests: the pool of the first 2·limit rows, of which the run itself took the first half, and which
     of them reference run `data.reference` takes.
 
-    Returns (P,) row numbers and (P/2,) positions in it. Raises DataError when there are too few rows.
+    Returns (P,) row numbers and positions in it, of about half. Raises DataError when there are too few rows.
     """
     count = len(rows)
     size = 2 * (data.limit or count)
@@ -216,10 +225,11 @@ def reference_draw(rows: Rows, data: DataSection, seed: int) -> tuple[np.ndarray
             f"{data.train}: {count} rows, of which the run took {data.limit or 'all'}; as many again must be left to "
             f"compare with; lower data.limit to {count // 2} or less"
         )
+    pool = _ordered(rows, seed)[:size]
+    # in pairs, by each record's own key: every record is in one of the two, and one row more moves none of the others
     number = data.reference or 0
-    order = np.random.default_rng([seed, 0x5EF, number // 2]).permutation(size)
-    drawn = order[: size // 2] if number % 2 == 0 else order[size // 2 :]  # in pairs: every record is in one of the two
-    return _ordered(rows, seed)[:size], np.sort(drawn)
+    halves = choices(record_keys(rows.take(pool), b"data.reference"), seed + number // 2, 2)
+    return pool, np.flatnonzero(halves == number % 2)
 
 
 def _needed(
@@ -254,7 +264,8 @@ def _checked(
     rows, marks = _read(notes, data, labels, reads, picture, group=False)
     found = rows.labels if reads.label == "class" else np.concatenate(rows.tags) if rows.tags else None
     counts = Counter() if found is None or labels is None else Counter(labels[number] for number in found)
-    return Checked(rows, notes.all(), digest(table, data, marks), dict(counts))
+    who = identity(table, data, marks)
+    return Checked(rows, notes.all(), digest(table, data, marks), who, dict(counts))
 
 
 def _read(

@@ -52,8 +52,9 @@ class BudgetError(PrivacyError):
     """A site was asked for more than the run declared, or than its data set has left; nothing was charged."""
 
 
-class SameRecordsError(BudgetError):
-    """Two data sets of a site hold the same records; which ones is for the site's operator alone."""
+class RecordsError(BudgetError):
+    """A budget is refused for what a data set holds: another's records, or others than before. For the site's operator
+    alone; nothing was charged."""
 
 
 class PolicyError(PrivacyError):
@@ -92,3 +93,13 @@ class StoppedError(ConfideError):
     """The user stopped a run."""
 
     exit_code = 130
+
+
+def contain(error: BaseException) -> None:
+    """Raises an error again that means the process, not the work: Ctrl-C, exit.
+
+    For the places where whatever a record does must not show. A tokenizer in Rust panics with an exception that is no
+    Exception.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error

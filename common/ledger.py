@@ -1,9 +1,9 @@
 """A site's account of spent privacy: one SQLite file, one writer at a time, nothing forgotten.
 
-Order (PRIVACY section 5): lock → check → write RESERVE → durable → then touch the data → COMMIT → release.
+Order (PRIVACY section 5): lock → check → write RESERVE → durable → COMMIT of a round's steps → then touch the data.
 
 A run reserves all of its declared steps at once, before its first touch of the data; that charges them, whatever
-happens next. `admission.admit` alone says whether it may. Each round COMMITs its steps before the update leaves, so no
+happens next. `admission.admit` alone says whether it may. Each round COMMITs its steps before it reads, so no
 more than the reserved steps can ever be released, across crashes, restarts and processes. ABORT gives a reservation
 back only where the process that made it has not touched data.
 
@@ -269,7 +269,8 @@ class Reservation:
 
     @contextmanager
     def taking(self, steps: int) -> Iterator[int]:
-        """Within, the data may be touched; gives the steps used before. COMMITs at the end, whether or not it failed.
+        """Within, the data may be touched; gives the steps used before. COMMITs first, so that whatever happens within,
+        even the death of the process, has used them.
 
         Raises BudgetError, before anything is touched, when `steps` more than were reserved are asked for.
         """
@@ -277,10 +278,8 @@ class Reservation:
         if held.used + steps > held.steps:
             raise BudgetError(_too_many(self.ledger.site, held, steps))
         self._abortable = False
-        try:
-            yield held.used
-        finally:
-            self.ledger._commit(self.request, steps)
+        self.ledger._commit(self.request, steps)
+        yield held.used
 
     def abort(self) -> None:
         """Gives the reservation back. Raises LedgerError unless this object made it and no data was touched."""

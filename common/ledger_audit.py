@@ -99,7 +99,7 @@ def _shared_contents(book: Book) -> list[str]:
     """What ledgers of earlier versions may hold: one content with two budgets. Their ε are of the same records."""
     names: dict[str, set[str]] = {}
     for charge in book.standing():
-        names.setdefault(charge.content, set()).add(charge.dataset)
+        names.setdefault(charge.content[:64], set()).add(charge.dataset)
     return [
         f"data sets {', '.join(sorted(same))} were charged for the same records: what these have spent is all of it"
         for same in names.values()

@@ -30,7 +30,7 @@ from .audit import canary_rows
 from .backbones import resolve_backbone
 from .config import RunConfig
 from .data import read_rows
-from .errors import ModelError
+from .errors import ModelError, contain
 from .pictures import PictureForm
 from .record_keys import record_keys
 from .run_tables import DataSection, ModelSection
@@ -138,13 +138,14 @@ class FineTuneModel:
         else is there. NaN for a record that the model fails on; raises what it raises when it fails on all of them."""
         whole = replace(records, features=None)
         made: list[tuple[np.ndarray, np.ndarray | None]] = []
-        failed: Exception | None = None
+        failed: BaseException | None = None
         for part, batch in self.fixed_batches(whole, which):
             try:
                 made.append((part, self._represented(batch)[: len(part)]))
             except ModelError:
                 raise
-            except Exception as error:
+            except BaseException as error:
+                contain(error)
                 failed = error
                 made += [(part[i : i + 1], self._alone(batch, i)) for i in range(len(part))]
         width = next((found.shape[1] for _, found in made if found is not None), None)
@@ -160,7 +161,8 @@ class FineTuneModel:
         """(1, F) of one row of a batch that failed, in the same shape; None: it is this row that fails."""
         try:
             return self._represented({name: values[[row] * len(values)] for name, values in batch.items()})[:1]
-        except Exception:
+        except BaseException as error:
+            contain(error)
             return None
 
     def fixed_batches(self, records: Records, which: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:

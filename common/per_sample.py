@@ -61,6 +61,8 @@ def hooked(model: FineTuneModel) -> Iterator[None]:
     stays off. Raises ModelError when the model's trained part has no per-record gradients.
     """
     attached = _attach(model)
+    if attached.hooks.hooks_enabled:
+        raise PrivacyError("hooked twice: one pass would take the hooks of the other")
     attached.clear(model)
     for owner in attached.owners.values():
         owner.train()
@@ -119,7 +121,13 @@ def _attach_new(model: FineTuneModel) -> _Attached:
                 f"{plain_name(name)}: {type(owner).__name__} holds trained arrays and submodules; per-record gradients "
                 "need layers without submodules; choose other model.lora.targets"
             )
-    attached = _Attached(owners, GradSampleHooks(model.module, loss_reduction="sum", strict=False))
+    try:
+        attached = _Attached(owners, GradSampleHooks(model.module, loss_reduction="sum", strict=False))
+    except Exception:  # a layer that Opacus does not know: nothing of its hooks stays
+        for handle in model.module.__dict__.pop("autograd_grad_sample_hooks", []):
+            handle.remove()
+        raise
+    attached.hooks.disable_hooks()
     for name, owner in owners.items():
         owner.register_forward_pre_hook(_noting(attached, name))
     return attached

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .augmentation import views_of
 from .config import RunConfig
@@ -27,7 +28,7 @@ from .tasks import ragged
 from .types import IGNORED, Records
 
 _TOLERANCE = 1e-4
-"""of a record's gradient alone, unpadded, against the same in a batch: other kernels round otherwise (≤ 10⁻⁶ seen)"""
+"""of a record's gradient alone against the same in a batch: other kernels round otherwise (≤ 10⁻⁶ seen)"""
 _SHORT = 16
 """tokens up to which every position is looked at; longer batches have more numbers in each, and cost more"""
 _RECORDS, _MANY, _ALONE = 16, 32, 3
@@ -121,6 +122,7 @@ def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -
     done = _proved.setdefault(model.template, {})
     key = shapes, views, torch.get_num_threads()
     if key not in done:
+        _check_stateless(model, shapes)
         with _filled_in(model):
             proof = _Proof(model, views)
             found = {length: proof.rows_for(shapes, length) for length in shapes.all_lengths}
@@ -143,7 +145,9 @@ class _Proof:
         for rows in shapes.candidates(length):
             if compared:
                 self._compare(length, rows)
-            if rows == 1 or (self._rows_alike(shapes, rows) and self._bits_stay(length, rows, 0)):
+            if rows == 1 or (
+                self._rows_alike(shapes, rows) and self._same_work(length, rows) and self._bits_stay(length, rows, 0)
+            ):
                 return rows
         return 1
 
@@ -152,7 +156,18 @@ class _Proof:
         records = self._records(length, 0)
         together = _together(self.model, records, np.arange(min(_RECORDS, rows)), rows, self.views[0], length)
         for index in range(min(_ALONE, rows)):
-            _compare(self.model, _alone(self.model, records, index), [part[index] for part in together])
+            _compare(self.model, _alone(self.model, records, index, length), [part[index] for part in together])
+
+    def _same_work(self, length: int, rows: int) -> bool:
+        """Whether the model does the same operations on the same shapes for other records: an expert that is given as
+        many tokens as its mates send takes another kernel for other mates, and random records need not show it."""
+        seen = []
+        for seed in range(2):
+            records, which = self._records(length, seed), np.resize(np.arange(_RECORDS), rows)
+            with _Operations() as operations, torch.no_grad():
+                self.model.losses(records, which, length)
+            seen.append(operations.seen)
+        return seen[0] == seen[1]
 
     def _rows_alike(self, shapes: Shapes, rows: int) -> bool:
         """Over many records, at the shortest length: a product of one vector a record has few numbers, so few records
@@ -183,6 +198,52 @@ class _Proof:
                 if not all(torch.equal(one[where], two) for one, two in zip(together, again, strict=True)):
                     return False
         return True
+
+
+class _Operations(TorchDispatchMode):
+    """Notes what is computed, and the shapes that come of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else [result]
+        self.seen.append((str(func), tuple(tuple(x.shape) for x in results if isinstance(x, torch.Tensor))))
+        return result
+
+
+def _check_stateless(model: FineTuneModel, shapes: Shapes) -> None:
+    """Raises ModelError for a model that one record changes for the next: some choose their attention for good by the
+    first batch they see. Looked at on a copy that has seen nothing."""
+    if not shapes.longest:
+        return
+    fresh = model.copy()
+    before = _state(fresh.module)
+    for tokens in (shapes.longest, min(4, shapes.longest), shapes.longest):
+        with torch.no_grad():
+            length = int(shapes.lengths(np.array([tokens]))[0])
+            fresh.losses(dummy_records(fresh, [tokens]), np.array([0]), length)
+        changed = [name for name, state in _state(fresh.module).items() if before.get(name) != state]
+        if changed:
+            raise ModelError(
+                f"{plain_name(changed[0]) or 'model.backbone'}: changes with what it has read, so one record would "
+                "change another's gradient; choose another backbone"
+            )
+
+
+def _state(module: nn.Module) -> dict[str, tuple]:
+    """Of each part: its kind, its settings, and its buffers' sums."""
+    plain = (int, float, str, bool, type(None))
+    return {
+        name: (
+            type(part).__name__,
+            sorted((key, repr(value)) for key, value in vars(part).items() if isinstance(value, plain)),
+            [(key, float(buffer.double().sum())) for key, buffer in part.named_buffers(recurse=False)],
+        )
+        for name, part in module.named_modules()
+    }
 
 
 def _check_features(model: FineTuneModel) -> None:
@@ -242,9 +303,9 @@ def _advice(model: FineTuneModel) -> str:
     return f"choose other model.lora.targets (layers here: {', '.join(left)}), or model.train = 'head'"
 
 
-def _alone(model: FineTuneModel, records: Records, index: int) -> list[torch.Tensor]:
-    """(d_p,) of each trained array, by autograd, without hooks, padding or mates."""
-    loss = model.losses(records, np.array([index])).sum()
+def _alone(model: FineTuneModel, records: Records, index: int, length: int) -> list[torch.Tensor]:
+    """(d_p,) of each trained array, by autograd, without hooks or mates."""
+    loss = model.losses(records, np.array([index]), length).sum()
     found = torch.autograd.grad(loss, list(model.trained.values()), allow_unused=True)
     return [
         torch.zeros(p.numel(), device=p.device) if g is None else g.flatten()

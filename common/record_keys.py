@@ -23,10 +23,14 @@ def record_keys(rows: Rows, secret: bytes) -> Keys:
 
 
 def rows_digest(rows: Rows) -> bytes:
-    """32 bytes of all rows together, whatever their order."""
-    return hashlib.sha256(
-        b"".join(sorted(hashlib.sha256(_framed(parts)).digest() for parts in _contents(rows)))
-    ).digest()
+    """64 bytes, whatever the order: whose records they are (their texts, or else pictures), and all that they hold."""
+    everything = list(_contents(rows))
+    whose = [parts[:1] if parts[0] else parts[4:] for parts in everything]
+    return b"".join(_in_any_order(found) for found in (whose, everything))
+
+
+def _in_any_order(rows: list[list[bytes]]) -> bytes:
+    return hashlib.sha256(b"".join(sorted(hashlib.sha256(_framed(parts)).digest() for parts in rows))).digest()
 
 
 def simulated_secret(config: RunConfig) -> bytes:

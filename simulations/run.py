@@ -33,7 +33,9 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
     initial_adapter(resolved, model)
     if resolved.distils:
         Lesson(resolved, model)
-    return resolved, worker_for(resolved.to_flat())
+    worker = worker_for(resolved.to_flat())
+    _ = worker.data  # a row that cannot be used is named here, where nobody but its owner sees it
+    return resolved, worker
 
 
 def simulate(config: RunConfig, *, overwrite: bool = False) -> Path:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from confide.client.site import SimulatedSites, Site, make_ledgers, simulated_policy
 from confide.common.chain import SiteKey
-from confide.common.config import RunConfig, SiteConfig
+from confide.common.config import PolicySection, RunConfig, SiteConfig
 from confide.common.errors import BudgetError, ConfigError, PolicyError
 from confide.common.ledger import Ledger
 from confide.common.mechanism import gaussian_epsilon
@@ -236,3 +237,14 @@ def test_a_run_that_returns_as_another_is_refused(make_config, local) -> None:
         site.account(run, privacy_plan(run, 1000), b"1" * 32)
     assert account(site, run).steps == 0
     assert site.ledger.book().head.seq == 1
+
+
+def test_a_clipped_update_without_noise_is_for_a_trusted_server_only(make_config) -> None:
+    """Mode client with `secure_aggregation = false`: the server's own switch must not take the noise off."""
+    privacy = {"mode": "client", "epsilon": 8.0, "sampling_rate": 1.0}
+    run = make_config(run={"id": "r"}, privacy=privacy, server={"secure_aggregation": False})
+    site = SimulatedSites(run).site(0)
+    assert site.config.policy.trust_server  # a simulation is its own server
+    real = replace(site, config=SiteConfig(datasets=site.config.datasets, policy=PolicySection()))
+    with pytest.raises(PolicyError, match=r"before any noise; allowed: with secure sums, or policy\.trust_server"):
+        real.admit(run)

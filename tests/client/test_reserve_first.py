@@ -79,7 +79,7 @@ def test_no_row_is_read_for_a_task_before_it_is_charged(federation: Federation, 
         return real(*args, **kwargs)
 
     monkeypatch.setattr(deployed, "read_checked", watched)
-    monkeypatch.setattr(contents, "content_digest", lambda *_: pytest.fail("read for a task"))
+    monkeypatch.setattr(contents, "source_contents", lambda *_: pytest.fail("read for a task"))
     for kind in ("hello", "reveal", "holds"):  # nor for questions
         handle(message(f"query.{kind}", RecordDict()), host.enter(config.to_flat()))
     assert charged == []
@@ -118,14 +118,15 @@ def test_rows_that_changed_are_answered_with_noise(federation: Federation, monke
     assert np.linalg.norm(sums[-1]) > 0
 
 
-def test_a_run_that_returns_with_other_rows_is_refused(federation: Federation) -> None:
+def test_a_run_that_returns_with_other_rows_is_refused(federation: Federation, caplog) -> None:
     folder, config = federation.site(SITE), local_run(federation)
     shown(ask(DeployedHost(folder), config))
     write_csv(source(federation), sentences(119, 10))
     list(check_site(folder))
     reply = ask(DeployedHost(folder), config, 2)
     assert reply.error.code == wire.DECLINED
-    assert "content" in reply.error.reason
+    assert reply.error.reason == "RecordsError at this site; its worker.log says why"
+    assert "another content" in caplog.text
 
 
 BAD_ROWS = {

@@ -110,17 +110,13 @@ def test_steps_beyond_the_reservation_are_refused_before_data_is_touched(any_led
 
 
 def test_two_holders_of_one_reservation_cannot_release_more_than_it(ledger: Ledger) -> None:
-    """Both pass the check; the second's COMMIT fails, so what it computed is not released."""
+    """A step is used up before it is taken: the other holder touches nothing."""
     first, second = (
         ledger.reserve(asked(steps=1), LIMIT),
         Ledger.open(ledger.folder or Path()).reserve(asked(steps=1), LIMIT),
     )
-    taking = second.taking(1)
-    taking.__enter__()
-    with first.taking(1):
-        pass
-    with pytest.raises(BudgetError, match="spent 1 steps, asked 1"):
-        taking.__exit__(None, None, None)
+    with second.taking(1), pytest.raises(BudgetError, match="spent 1 steps, asked 1"), first.taking(1):
+        pytest.fail("data was touched")
 
 
 def test_a_failure_is_charged(any_ledger: Ledger) -> None:

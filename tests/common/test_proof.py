@@ -131,3 +131,13 @@ def test_weights_that_are_used_twice_are_refused_at_any_length(wordpiece: Path, 
     model = load_model(section, 0, 0)
     with pytest.raises(ModelError, match=r"word_embeddings.*differs from that of the record taken alone"):
         prove(model, Shapes(max_length, 16, 30.0))
+
+
+def test_a_refused_model_is_refused_for_the_same_reason_again(tmp_path: Path) -> None:
+    section = ModelSection(
+        backbone=str(save_architecture("gemma3", tmp_path)), task="causal-lm", train="full", max_length=24
+    )
+    model = load_model(section, 0, 0)
+    for expected in (30.0, 31.0):
+        with pytest.raises(ModelError, match=r"embed_tokens .*buffers"):
+            prove(model, Shapes(24, 16, expected))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from confide.common.config import RunConfig
 from confide.common.errors import ConfigError, DataError, RoundError
@@ -112,11 +113,22 @@ def test_an_audit_stands_beside_the_claim(make_config, local) -> None:
     assert gradient["epsilon_steinke"] <= report["privacy"]["epsilon_spent"]
     # without noise a canary that was drawn even once stands out: nearly all of 20 guesses are right
     assert control["correct"] >= 18
+    # the same canary records twice: on every update, and on the final model alone
+    through, blackbox = found["clipped_records"], found["records"]
+    assert (through["canaries"], through["guesses"]) == (blackbox["canaries"], blackbox["guesses"]) == (80, 4)
+    assert {"clipped_records", "records"} < found["control"].keys()
+    sensitivity = found["sensitivity"]
+    assert sensitivity["holds"]
+    assert 0 < sensitivity["largest"] <= 1
+    assert (sensitivity["canaries"], sensitivity["records"]) == (8, 248)
     assert found["noise"] is True
     assert found["control"]["noise"] is False
     html = (config.output / "report.html").read_text()
     assert "Planned, spent, measured" in html
     assert 'id="audit"' in html
+    for part in (gradient, through, blackbox, sensitivity):
+        assert "cannot show" in part["scope"]
+        assert escape(part["scope"]) in html
     assert not (config.output / "control").exists()
 
 

@@ -139,7 +139,7 @@ def test_sites_may_have_teachers_of_other_backbones(distil, tmp_path: Path) -> N
     folder.mkdir()
     other = save_bert(folder)
     config = distil(distill={"backbones": (str(other), distil().model.backbone)})
-    assert read_report(simulate(config))["after"]["accuracy"] > 0.8
+    assert read_report(simulate(config))["after"]["accuracy"] > 0.75
     worker = Worker(resolve(config))
     sites = SimulatedSites(worker.config)
     task = RoundTask(1, {ANSWERS: np.zeros((120, 2))}, questions=Lesson(worker.config, worker.model).questions)
