@@ -141,3 +141,48 @@ def test_a_refused_model_is_refused_for_the_same_reason_again(tmp_path: Path) ->
     for expected in (30.0, 31.0):
         with pytest.raises(ModelError, match=r"embed_tokens .*buffers"):
             prove(model, Shapes(24, 16, expected))
+
+
+def test_a_model_that_changes_with_what_it_reads_is_refused(tmp_path: Path) -> None:
+    """BigBird takes full attention for good after one short batch: the next record's gradient is another then."""
+    from transformers import BigBirdConfig, BigBirdModel
+
+    from confide.tests.tiny import VOCABULARY, save
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BigBirdConfig(
+        **size, vocab_size=len(VOCABULARY), max_position_embeddings=130, block_size=4, num_random_blocks=1
+    )
+    section = ModelSection(
+        backbone=str(save(BigBirdModel(config), tmp_path)), max_length=120, lora=LoraSection(targets=("query", "value"))
+    )
+    with pytest.raises(ModelError, match="changes with what it has read"):
+        prove(load_model(section, 2, 0), Shapes(120, 16, 30.0))
+
+
+def test_a_model_that_routes_tokens_gets_one_record_at_a_time(tmp_path: Path) -> None:
+    """How many tokens an expert multiplies depends on the mates, and so may the kernel that does it."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from confide.tests.tiny import VOCABULARY, save
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        max_position_embeddings=66,
+        pad_token_id=0,
+    )
+    section = ModelSection(
+        backbone=str(save(MixtralForCausalLM(config), tmp_path)),
+        task="causal-lm",
+        max_length=24,
+        lora=LoraSection(targets=("q_proj", "v_proj")),
+    )
+    assert set(prove(load_model(section, 0, 0), SHAPES).found.values()) == {1}
