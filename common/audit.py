@@ -11,6 +11,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import brentq
@@ -20,7 +21,26 @@ from .config import RunConfig
 from .errors import ConfigError
 from .types import Adapter, Rows
 
+if TYPE_CHECKING:
+    from .models import FineTuneModel
+
 CONFIDENCE = 0.95
+SCOPES = {
+    "gradient": "Gradient canaries are added after the clip. They show a wrong sampling rate, missing or short noise, "
+    "and wrong composition; they cannot show anything about clipping, per-record gradients, or coupling between "
+    "records.",
+    "clipped_records": "Canary records pass forward, backward and clip like any other, and are scored on every update. "
+    "They show what gradient canaries show, and a clip that does not bound or a record that is counted twice; they "
+    "cannot show how other records change when a canary is there (coupling): only a comparison of neighbouring data "
+    "sets does, which is the neighbour sensitivity, and tests/test_neighbours.py of this project.",
+    "records": "The same canary records, scored on the final model alone. They show what the model memorised of them; "
+    "they cannot show an error that leaves no trace in the loss of those records, which is most errors.",
+    "sensitivity": "The clipped sum of one site's records with and without a canary record, at the first round's "
+    "weights, everybody drawn, no noise. It shows a clip that does not bound, and coupling: whatever else in the sum "
+    "changes with one record, in reading, copies or batches; it cannot show anything about sampling, noise or "
+    "composition, later weights, or records unlike these.",
+}
+"""what each part of an audit can show, and what it cannot"""
 _LARGEST = 64.0
 
 
@@ -179,6 +199,24 @@ class GradientCanaries:
         return GradientCanaries(self.coordinates[which], self.directions[which])
 
 
+def canary_rows_of(config: RunConfig, model: "FineTuneModel", site: str) -> Rows:
+    """A site's canary records as rows, before they are encoded."""
+    reads, words = model.task.READS, []
+    if reads.text:
+        special = set(model.tokenizer.all_special_tokens)
+        words = sorted(word for word in model.tokenizer.get_vocab() if word.isalpha() and word not in special)
+    form = model.picture if reads.pictures else None
+    return canary_rows(
+        config,
+        words,
+        site,
+        classes=model.classes if model.task.CLASSES else 0,
+        numbers=reads.label == "number",
+        tags=reads.label == "tags",
+        picture=None if form is None else (form.channels, form.height, form.width),
+    )
+
+
 _WIDTH = 64
 """coordinates of a canary, where there are enough"""
 _WORDS = 8
@@ -213,12 +251,66 @@ def canary_rows(
     return Rows("canaries", texts, responses, labels, pictures=pixels)
 
 
-def step_likelihood(observed: np.ndarray, sampling_rate: float, noise_multiplier: float) -> np.ndarray:
+def step_likelihood(observed: np.ndarray, sampling_rate: float, noise_multiplier: float | np.ndarray) -> np.ndarray:
     """log of (density if the canary is in) ÷ (if it is out), for one step: the best score by Neyman and Pearson.
 
-    observed: (k,) scores in units of C: N(1, z²) when drawn, with probability q, else N(0, z²).
+    observed: (k,) scores in units of what a drawn canary adds: N(1, z²) when drawn, with probability q, else N(0, z²).
+    noise_multiplier: z, of all canaries or (k,) of each.
     """
     shift = (2 * observed - 1) / (2 * noise_multiplier**2)
     if sampling_rate == 1:
         return shift
     return np.logaddexp(math.log1p(-sampling_rate), math.log(sampling_rate) + shift)
+
+
+def record_likelihood(
+    gradients: np.ndarray, released: np.ndarray, sampling_rate: float, noise_multiplier: float, drawn: float
+) -> np.ndarray:
+    """As `step_likelihood`, for records whose gradients are not orthogonal and move the sum by less than C.
+
+    gradients: (k, d) of the canaries at the step's weights, clipped, in units of C: the effect sizes. released: (d,)
+    the step's noisy sum in units of C. drawn: D, the records that a step is expected to draw. Returns (k,).
+    To canary i, everything else in the sum is noise. It is taken for Gaussian, with the covariance
+    Σ₋ᵢ = σ²I + ρ·Σ_{j≠i} g_j g_jᵀ: ρ = q/2 + D/k, as if the other records were like the canaries. With
+    Σ = Σ₋ᵢ + ρ g_i g_iᵀ and c_i = g_iᵀ Σ⁻¹ g_i the best linear statistic is g_iᵀ Σ⁻¹ released / c_i: N(1, 1/c_i − ρ)
+    when i is drawn, else N(0, 1/c_i − ρ). One canary alone has variance σ²/‖g‖².
+    σ and the unit are what the release shows where that is worse for privacy than what is claimed: otherwise missing
+    noise would be scored as if it were there, and a clip that does not bound as if it did. A bound on ε holds whatever
+    the score is: all this only decides how good the guesses are.
+    """
+    k = len(gradients)
+    rho = sampling_rate / 2 + drawn / k
+    products = (gradients @ gradients.T).astype(np.float64)  # (k, k)
+    projected = (gradients @ released).astype(np.float64)  # (k,)
+    scale, variance = _shown(products, projected, released, rho, noise_multiplier**2 + drawn / len(released))
+    inverse = np.linalg.inv(variance * np.eye(k) + rho * products)  # GΣ⁻¹ = (σ²I + ρGGᵀ)⁻¹G
+    precision = np.einsum("ij,ji->i", inverse, products)  # c
+    moved = precision > _UNMOVED
+    precision = np.where(moved, precision, 1.0)
+    spread = np.sqrt(np.maximum(1 / precision - rho, variance))
+    return np.where(moved, step_likelihood(inverse @ projected / scale / precision, sampling_rate, spread), 0.0)
+
+
+def _shown(
+    products: np.ndarray, projected: np.ndarray, released: np.ndarray, rho: float, claimed: float
+) -> tuple[float, float]:
+    """What a canary moves a release by, at least 1, and the variance elsewhere in that unit squared, at most `claimed`:
+    estimated from the release's energy in the span of the canaries' gradients and outside it.
+
+    products: (k, k) and projected: (k,) of the gradients with one another and with the release.
+    """
+    k, d = len(products), len(released)
+    inside = float(projected @ np.linalg.solve(products + _RIDGE * np.eye(k), projected))
+    outside = (float(released @ released) - inside) / max(1, d - k)
+    draws = rho * k
+    expected = draws * float(np.trace(products)) / k + draws**2 * float(products.mean())
+    if d <= k or expected <= _UNMOVED or outside <= 0:
+        return 1.0, claimed
+    scale = math.sqrt(max(1.0, (inside - k * outside) / expected))
+    return scale, min(claimed, outside / scale**2)
+
+
+_UNMOVED = 1e-12
+"""a canary that moves the sum by nothing that could be seen says nothing"""
+_RIDGE = 1e-6
+"""of squared norms of at most 1, in float32"""

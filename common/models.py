@@ -26,7 +26,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from .audit import canary_rows
+from .audit import canary_rows_of
 from .backbones import resolve_backbone
 from .config import RunConfig
 from .data import read_rows
@@ -334,21 +334,7 @@ def model_of(config: RunConfig) -> FineTuneModel:
 
 def canary_records(config: RunConfig, model: FineTuneModel, site: str) -> Records:
     """An audit's canary records of one site; public, and the same at the site and at the server."""
-    reads, words = model.task.READS, []
-    if reads.text:
-        special = set(model.tokenizer.all_special_tokens)
-        words = sorted(word for word in model.tokenizer.get_vocab() if word.isalpha() and word not in special)
-    form = model.picture if reads.pictures else None
-    rows = canary_rows(
-        config,
-        words,
-        site,
-        classes=model.classes if model.task.CLASSES else 0,
-        numbers=reads.label == "number",
-        tags=reads.label == "tags",
-        picture=None if form is None else (form.channels, form.height, form.width),
-    )
-    return model.with_features(model.encode(rows))
+    return model.with_features(model.encode(canary_rows_of(config, model, site)))
 
 
 def _build(task: Task, path: str, model: ModelSection, classes: int) -> nn.Module:

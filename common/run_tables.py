@@ -290,9 +290,13 @@ class DistillSection(Section, frozen=True):
 
 class AuditSection(Section, frozen=True):
     canaries: Annotated[int, Field(ge=0)] = 0
-    """gradient canaries among all sites' records, each in with probability ½, scored on the released updates"""
+    """gradient canaries among all sites' records, each in with probability ½, added after the clip and scored on the
+    released updates: they test sampling, noise and composition"""
     records: Annotated[int, Field(ge=0)] = 0
-    """canary records of random words and a random class, each in with probability ½, scored on the final model"""
+    """canary records of random words and a random class, each in with probability ½, that pass through the clip like
+    any record: scored on the released updates (with local_steps = 1) and on the final model. Costs the server a
+    forward and a backward pass of each canary record in every round, in batches of training.physical_batch, and 256
+    MiB; and `confide audit canary` at the end nine sums of gradients over at most 256 records"""
     guesses: Positive | None = None
     """r: how many are guessed to be in; omitted: 5 % of the canaries"""
     control: bool = False

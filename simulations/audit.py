@@ -1,15 +1,39 @@
-"""`confide audit canary`: a run with canaries, the same run without noise as its control, one report."""
+"""`confide audit canary`: a run with canaries, the same run without noise as its control, one report.
+
+Beside them, what no canary sees: the sum of one site's records with and without one of them.
+"""
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..common.config import RunConfig
-from ..common.errors import ConfigError
+import numpy as np
+
+from ..client.train import Work, _drawn_sum
+from ..common.audit import SCOPES, canary_rows_of
+from ..common.augmentation import encode_with_copies
+from ..common.config import RunConfig, load
+from ..common.data import training_rows
+from ..common.errors import ConfigError, PrivacyError
+from ..common.mechanism import NoiselessControl
+from ..common.models import FineTuneModel, model_of
+from ..common.noise import secure_generator
+from ..common.partition import site_name
+from ..common.per_sample import hooked
+from ..common.plan import privacy_plan
+from ..common.proof import proved_shapes
+from ..common.record_keys import simulated_secret
+from ..common.run_folder import CONFIG
+from ..common.types import Adapter, RoundTask, Rows
 from ..server.report import amend_report, read_report
+from ..server.start import initial_adapter
 from .run import simulate
 
 CONTROL = "control"
+_NEIGHBOURS, _AMONG = 8, 256
+"""canary records that are taken out, one at a time, and records that they are among"""
 
 
 def with_canaries(config: RunConfig, canaries: int, records: int, guesses: int | None) -> RunConfig:
@@ -31,6 +55,8 @@ def audit_canaries(config: RunConfig, *, control: bool = True, overwrite: bool =
     """
     folder = simulate(config, overwrite=overwrite)
     found = read_report(folder)["audit"]
+    if found.get("records"):
+        found["sensitivity"] = _sensitivity_facts(load(folder / CONFIG, []))
     if control:
         with tempfile.TemporaryDirectory(prefix="confide-control-") as scratch:
             plain = _control_of(config, Path(scratch) / CONTROL)
@@ -45,3 +71,65 @@ def _control_of(config: RunConfig, folder: Path) -> RunConfig:
     content["engine"]["ledger"] = None
     content["run"] |= {"output": str(folder), "id": None}
     return RunConfig.parse(content, "control")
+
+
+def neighbour_sensitivity(
+    config: RunConfig, model: FineTuneModel, adapter: Adapter, rows: Rows, removed: Sequence[int]
+) -> float:
+    """max over r in `removed` of ‖S(D) − S(D − r)‖/C, which must be at most 1.
+
+    S: the clipped sum of a site that holds `rows`, by the code of training: rows are read into records (with their
+    copies, where the run augments), all are drawn, and no noise is added. D − r is read anew, without row r.
+    Raises PrivacyError for a run that does not clip records.
+    """
+    plan = privacy_plan(config, model.count()[0])
+    if plan is None or config.privacy.mode not in ("local", "distributed"):
+        raise PrivacyError(f"mode '{config.privacy.mode}' clips no records: there is no sensitivity of one")
+    shapes = proved_shapes(config, model)  # as a site does before it reads a row; not within `hooked`
+    everybody = replace(plan, sampling_rate=1.0)
+    secret = simulated_secret(config)
+
+    def clipped_sum(of: Rows) -> np.ndarray:
+        records = encode_with_copies(config, model, of, secret)
+        model.set(adapter)
+        with hooked(model):
+            work = Work(config, model, records, np.arange(len(of)), RoundTask(1, adapter))
+            return _drawn_sum(work, NoiselessControl(everybody, secure_generator()), shapes)
+
+    whole, everyone = clipped_sum(rows), np.arange(len(rows))
+    return (
+        max(float(np.linalg.norm(whole - clipped_sum(rows.take(everyone[everyone != r])))) for r in removed) / plan.clip
+    )
+
+
+def _sensitivity_facts(config: RunConfig) -> dict[str, Any]:
+    """Of a site that holds a few canary records, and behind them the first of the run's rows. config: resolved."""
+    model = model_of(config)
+    canaries = canary_rows_of(config, model, site_name(0, config.clients))
+    canaries = canaries.take(np.arange(min(_NEIGHBOURS, len(canaries))))
+    rows = training_rows(model.rows(config.data.training, config.data), config.data, config.run.seed)
+    rows = _joined(canaries, rows.take(np.arange(min(_AMONG - len(canaries), len(rows)))))
+    largest = neighbour_sensitivity(config, model, initial_adapter(config, model), rows, range(len(canaries)))
+    return {
+        "largest": largest,
+        "holds": largest <= 1,
+        "canaries": len(canaries),
+        "records": len(rows),
+        "scope": SCOPES["sensitivity"],
+    }
+
+
+def _joined(first: Rows, second: Rows) -> Rows:
+    """One after the other."""
+
+    def both(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+        return None if one is None or other is None else np.concatenate([one, other])
+
+    return Rows(
+        second.source,
+        first.text + second.text,
+        None if first.response is None or second.response is None else first.response + second.response,
+        both(first.labels, second.labels),
+        None if first.tags is None or second.tags is None else first.tags + second.tags,
+        pictures=both(first.pictures, second.pictures),
+    )

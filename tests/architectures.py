@@ -3,6 +3,7 @@ that no documentation names, whose layers read something else than a batch of re
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as hf
@@ -17,13 +18,31 @@ WORDS = [*VOCABULARY, "[MASK]"]
 NOTHING = "§"
 """a text that the tokenizer makes no token of"""
 POSITIONS = 66
-_SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-_PLACES = {"vocab_size": len(WORDS), "max_position_embeddings": POSITIONS}
-_COMMON = {**_SIZE, **_PLACES}
-_ROBERTA = {**_COMMON, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "type_vocab_size": 1}
-_DECODER = {**_COMMON, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 4}
-_GEMMA = {**_DECODER, "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
-_MODERN = {
+_SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+_PLACES: dict[str, Any] = {"vocab_size": len(WORDS), "max_position_embeddings": POSITIONS}
+_COMMON: dict[str, Any] = {**_SIZE, **_PLACES}
+_ROBERTA: dict[str, Any] = {**_COMMON, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "type_vocab_size": 1}
+_DECODER: dict[str, Any] = {
+    **_COMMON,
+    "num_key_value_heads": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 4,
+}
+_LARGER: dict[str, Any] = {
+    **_DECODER,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+_GEMMA: dict[str, Any] = {
+    **_DECODER,
+    "head_dim": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 16,
+}
+_MODERN: dict[str, Any] = {
     **_COMMON,
     "pad_token_id": 0,
     "bos_token_id": 2,
@@ -32,7 +51,7 @@ _MODERN = {
     "sep_token_id": 3,
     "local_attention": 16,
 }
-_V3 = {
+_V3: dict[str, Any] = {
     "relative_attention": True,
     "pos_att_type": ["p2c", "c2p"],
     "position_buckets": 16,
@@ -88,6 +107,8 @@ IMAGES: dict[str, Callable[[], PreTrainedModel]] = {
     "clip-vision": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**_SIZE, image_size=8, patch_size=4, num_channels=3)),
 }
 ALL = {**ENCODERS, **DECODERS, **IMAGES}
+WIDE: dict[str, Callable[[], PreTrainedModel]] = {"wide llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_LARGER))}
+"""large enough for the kernels that a CPU takes for larger models"""
 
 TARGETS: dict[str, tuple[str, ...]] = {
     "bert": ("query", "key", "value", "dense"),
@@ -118,7 +139,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 def save_architecture(name: str, folder: Path) -> Path:
     """Weights of larger spread than usual: two layers of 32 numbers would otherwise make nearly the same of all."""
     torch.manual_seed(0)
-    model = ALL[name]()
+    model = (ALL | WIDE)[name]()
     spread_out(model)
     model.save_pretrained(str(folder))
     _save_tokenizer(folder, ends=name in ENCODERS and name != "electra")

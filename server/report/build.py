@@ -128,7 +128,7 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
         "mechanism": f"Skellam noise on a grid of 2^16 steps per clip norm, {plan.coordinates} numbers a step",
         "statement": (
             f"{claims.protected(config)} is protected with ε = {spent:.2f} at δ = {plan.delta:g} against {adversary}. "
-            f"{claims.limits(config)}"
+            f"{claims.limits(config)} {claims.several_sites(config, plan)}"
         ),
         "sites": sites,
     }

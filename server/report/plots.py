@@ -84,7 +84,11 @@ def epsilon_over_rounds(plan: PrivacyPlan, rounds: int, steps_a_round: int, othe
     return _png(figure)
 
 
-AUDIT_KINDS = {"gradient": "released updates", "records": "final model"}
+AUDIT_KINDS = {
+    "gradient": "released updates",
+    "clipped_records": "released updates, through the clip",
+    "records": "final model",
+}
 """what an audit looked at, by the name of its part in the report"""
 
 

@@ -69,8 +69,8 @@ def test_a_panic_in_training_costs_one_record(make_config, local, monkeypatch) -
     worker.train(0, RoundTask(1, worker.model.initial), account)
     monkeypatch.setattr(Work, "losses", panics)
     worker.train(0, RoundTask(1, worker.model.initial), account)
-    assert 0 < np.linalg.norm(sums[0] - sums[1]) <= worker.plan.clip
-    assert np.linalg.norm(sums[1]) > 2 * worker.plan.clip
+    assert 0 < np.linalg.norm(sums[0] - sums[1]) <= config.privacy.clip
+    assert np.linalg.norm(sums[1]) > 2 * config.privacy.clip
 
 
 def test_sites_side_by_side_prove_before_they_draw(make_config, local, caplog: pytest.LogCaptureFixture) -> None:

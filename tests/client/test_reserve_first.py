@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,15 +55,16 @@ def ask(host: DeployedHost, config: RunConfig, number: int = 1) -> Message:
     return handle(message("train", RecordDict({wire.ARRAYS: arrays, wire.CONFIG: facts})), host)
 
 
-def shown(reply: Message) -> dict:
+def shown(reply: Message) -> dict[str, dict[str, Any]]:
     """All that a reply tells but the noised numbers themselves and the ledger's signatures."""
     assert not reply.has_error(), reply.error.reason
-    return {
-        name: {key: (value.shape, value.dtype) for key, value in record.items()}
-        if name == wire.ARRAYS
-        else {key: value for key, value in record.items() if "hash" not in key and "signature" not in key}
-        for name, record in reply.content.items()
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for name, record in reply.content.array_records.items():
+        found[name] = {key: (value.shape, value.dtype) for key, value in record.items()}
+    for name, record in [*reply.content.config_records.items(), *reply.content.metric_records.items()]:
+        told = {key: value for key, value in record.items() if "hash" not in key and "signature" not in key}
+        found[name] = dict(told)
+    return found
 
 
 def source(federation: Federation) -> Path:

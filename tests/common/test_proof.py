@@ -1,6 +1,7 @@
 """Per-record gradients are proved before data is read: right ones pass, wrong ones are named and refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +151,12 @@ def test_a_model_that_changes_with_what_it_reads_is_refused(tmp_path: Path) -> N
     from confide.tests.tiny import VOCABULARY, save
 
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     config = BigBirdConfig(
         **size, vocab_size=len(VOCABULARY), max_position_embeddings=130, block_size=4, num_random_blocks=1
     )

@@ -1,0 +1,18 @@
+"""The sites of the neighbour tests, made once a module."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from confide.tests.neighbours.site import Sites, Watch
+
+
+@pytest.fixture(scope="session")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
+    return Sites(tmp_path_factory.mktemp("sites"))
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    with Watch() as watch:
+        yield watch

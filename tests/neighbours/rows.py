@@ -1,0 +1,212 @@
+"""A site's rows for every task: ordinary ones, and those that a site had better not hold."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from confide.tests.architectures import NOTHING
+from confide.tests.tiny import BAD, GOOD, NEUTRAL
+
+Kind = Literal["good", "bad", "any"]
+"""contributes; contributes nothing, as if it were not there; either"""
+Form = Literal["csv", "jsonl"]
+
+CLASSES, TAGS = ["negative", "positive"], ["B-per", "I-per", "O"]
+PROMPTED = "prompt and response"
+"""stands for the task causal-lm on two columns"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record as it stands in a file."""
+
+    name: str
+    kind: Kind
+    values: tuple[str | bytes, ...]
+    """one a column; bytes are written as they are"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a site's file is made of."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def without(self, row: Row) -> "Table":
+        return Table(self.columns, tuple(other for other in self.rows if other is not row))
+
+    def shorter(self, names: set[str]) -> "Table":
+        """About a dozen rows: those that are named, and some of each kind."""
+        assert names <= {row.name for row in self.rows}
+        return Table(self.columns, tuple(row for row in self.rows if row.name in names | _KEPT))
+
+    def write(self, folder: Path, form: Form) -> Path:
+        path = folder / f"data.{form}"
+        line = _csv if form == "csv" else self._json
+        header = [",".join(self.columns).encode()] if form == "csv" else []
+        path.write_bytes(b"".join(one + b"\n" for one in [*header, *(line(row.values) for row in self.rows)]))
+        return path
+
+    def _json(self, values: Sequence[str | bytes]) -> bytes:
+        if len(values) != len(self.columns):
+            return b'{"' + self.columns[0].encode() + b'": "the film", '
+        pairs = zip(self.columns, values, strict=True)
+        parts = [json.dumps(key).encode() + b": " + (_quoted(value)) for key, value in pairs]
+        return b"{" + b", ".join(parts) + b"}"
+
+
+def _quoted(value: str | bytes) -> bytes:
+    return b'"' + value + b'"' if isinstance(value, bytes) else json.dumps(value).encode()
+
+
+def _csv(values: Sequence[str | bytes]) -> bytes:
+    parts = []
+    for value in values:
+        content = value if isinstance(value, bytes) else value.encode()
+        special = any(mark in content for mark in b',"\n')
+        parts.append(b'"' + content.replace(b'"', b'""') + b'"' if special else content)
+    return b",".join(parts)
+
+
+def words(count: int, seed: int) -> str:
+    """A text of so many words."""
+    return " ".join(np.random.default_rng(seed).choice([*GOOD, *BAD, *NEUTRAL], count))
+
+
+_BROKEN = "broken bytes"
+_KEPT = {"first", "shortest", "twin", "over-long", "middle", "longest", "last", "empty", "unknown class", _BROKEN}
+_TEXTS: dict[str, str] = {
+    "first": "the film was good and warm",
+    "second": words(9, 1),
+    "shortest": "film",
+    "twin": "a gloomy story",
+    "words nobody knows": "zzz éé 😀, qq",
+    "over-long": words(300, 2),
+    "middle": 'quite "a" bright, film\nand a story',
+    "its twin": "a gloomy story",
+    "longest": words(17, 3),
+    "over-long, too": words(90, 4),
+    "last but one": words(7, 5),
+    "last": words(12, 6),
+}
+"""texts that are records, by the name of their row"""
+
+
+def table_of(task: str, turn: int = 0) -> Table:
+    """Some twenty rows. turn: how many of them go from the front to the end, so that bad rows come first, too."""
+    columns, rows = _MADE[task]() if task in _MADE else _plain()
+    turn %= len(rows)
+    return Table(columns, (*rows[turn:], *rows[:turn]))
+
+
+def _classified() -> tuple[tuple[str, ...], list[Row]]:
+    rows = [Row(name, "good", (text, CLASSES[i % 2])) for i, (name, text) in enumerate(_TEXTS.items())]
+    rows += _bad_texts("positive")
+    rows.insert(3, Row("unknown class", "bad", ("the film was dark", "neither")))
+    rows.insert(6, Row("no class", "bad", ("the film was dark", "")))
+    return ("text", "label"), _mixed(rows)
+
+
+def _plain() -> tuple[tuple[str, ...], list[Row]]:
+    """Without labels; a column `label` may hold anything."""
+    rows = [Row(name, "good", (text, "neither")) for name, text in _TEXTS.items()]
+    rows[2] = Row("shortest", "any", rows[2].values)  # one token, so none that is guessed from another
+    return ("text", "label"), _mixed([*rows, *_bad_texts("")])
+
+
+def _prompted() -> tuple[tuple[str, ...], list[Row]]:
+    texts = list(_TEXTS.values())
+    rows = [Row(name, "good", (texts[-1 - i], text)) for i, (name, text) in enumerate(_TEXTS.items())]
+    rows += _bad_texts("the film")
+    return ("prompt", "response"), _mixed([*rows, Row("no response", "bad", ("the film", " "))])
+
+
+def _measured() -> tuple[tuple[str, ...], list[Row]]:
+    rows = [Row(name, "good", (text, str((i - 4) / 3))) for i, (name, text) in enumerate(_TEXTS.items())]
+    rows += _bad_texts("0.5")
+    for name in ("nan", "inf", "1e999", "measles"):
+        rows.insert(len(rows) // 2, Row(name, "bad", ("the film was dark", name)))
+    rows.insert(5, Row("huge", "any", ("the film was bright", "1e300")))
+    rows.insert(7, Row("large", "any", ("the film was bright", "-3e37")))
+    return ("text", "label"), _mixed(rows)
+
+
+def _tagged() -> tuple[tuple[str, ...], list[Row]]:
+    def tags(text: str) -> str:
+        return " ".join(("B-per", "I-per", "O", "O")[i % 4] for i in range(len(text.split())))
+
+    rows = [Row(name, "good", (text, tags(text))) for name, text in _TEXTS.items()]
+    rows += _bad_texts("O O")
+    rows.insert(2, Row("a tag too few", "bad", ("the film was dark", "O O O")))
+    rows.insert(8, Row("a tag too many", "bad", ("the film", "O O O")))
+    rows.insert(5, Row("unknown tag", "bad", ("the film", "O B-measles")))
+    return ("text", "label"), _mixed(rows)
+
+
+def _pictured(texts: bool) -> tuple[tuple[str, ...], list[Row]]:
+    rows = []
+    for i, (name, text) in enumerate(list(_TEXTS.items())[:9]):
+        rows.append(Row(name, "good", _cells(f"../pictures/{i}.png", text if texts else None, CLASSES[i % 2])))
+    for name in ("gone", "broken", "short", "folder"):
+        rows.insert(2 * len(name) - 6, Row(name, "bad", _cells(f"../pictures/{name}.png", _or(texts), "positive")))
+    rows.append(Row("unknown class", "bad", _cells("../pictures/0.png", _or(texts), "neither")))
+    rows.append(Row("wrong columns", "bad", (*_cells("../pictures/0.png", _or(texts), "positive"), "more")))
+    rows.append(Row("no picture", "bad", _cells("", _or(texts), "positive")))
+    if texts:
+        rows.append(Row("empty text", "bad", ("../pictures/0.png", "", "positive")))
+    return _cells("image", "text" if texts else None, "label"), rows
+
+
+def _or(texts: bool) -> str | None:
+    return "the film" if texts else None
+
+
+def _cells(first: str, text: str | None, last: str) -> tuple[str, ...]:
+    return (first, last) if text is None else (first, text, last)
+
+
+def _bad_texts(label: str) -> list[Row]:
+    return [
+        Row("empty", "bad", ("", label)),
+        Row("blank", "bad", ("  ", label)),
+        Row(_BROKEN, "bad", (b"the \xff film", label)),
+        Row("a column too many", "bad", ("the film", label, "more")),
+        Row("a column too few", "bad", ("the film",)),
+        Row("no tokens", "any", (NOTHING, label)),
+    ]
+
+
+def _mixed(rows: list[Row]) -> list[Row]:
+    """Bad ones among the others, the first, the middle and the last row being good."""
+    last = next(row for row in rows if row.name == "last")
+    rest = [row for row in rows[1:] if row is not last]
+    order = np.random.default_rng(0).permutation(len(rest))
+    return [rows[0], *(rest[i] for i in order), last]
+
+
+_MADE = {
+    "sequence-classification": _classified,
+    "token-classification": _tagged,
+    "regression": _measured,
+    PROMPTED: _prompted,
+    "image-classification": lambda: _pictured(texts=False),
+    "image-text-classification": lambda: _pictured(texts=True),
+}
+
+
+def write_pictures(folder: Path) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(7)
+    for i in range(12):
+        size = (8, 8) if i != 5 else (30, 11)
+        shape = (*size[::-1], 3) if i % 3 else size[::-1]
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG measles")
+    (folder / "short.png").write_bytes((folder / "5.png").read_bytes()[:120])
+    (folder / "folder.png").mkdir()
