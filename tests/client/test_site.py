@@ -62,8 +62,9 @@ def test_a_run_that_fits_is_charged_once(run: RunConfig) -> None:
     account = site.account(run, privacy_plan(run, 1000), DIGEST)
     assert site.account(run, privacy_plan(run, 1000), DIGEST).steps == 0
     assert site.ledger.book().head.seq == 1
-    with account.taking(1):
-        assert account.steps == 0
+    with account.taking(1) as before:
+        assert before == 0
+        assert account.steps == 1  # whatever becomes of this process
     assert account.steps == 1
     second = run.model_copy(update={"run": run.run.model_copy(update={"id": "second"})})
     with pytest.raises(BudgetError, match="limit 8, remaining"):
