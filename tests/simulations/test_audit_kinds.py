@@ -140,7 +140,7 @@ def test_copies_in_file_order(audited, make_config, local, spread: Path, monkeyp
     assert audited(spread, records=0, **AUGMENTED)["gradient"]["epsilon_steinke"] <= 1
     with pytest.raises(ConfigError, match=r"audit\.records: received with augmentation"):
         audited(spread, canaries=0, **AUGMENTED)
-    assert sensitivity(make_config(privacy=local, model={"backbone": str(spread)}, **AUGMENTED)) > 1.1
+    assert sensitivity(make_config(privacy=local, model={"backbone": str(spread)}, **AUGMENTED)) > 1.02
 
 
 def test_gradients_that_are_not_per_record(audited, make_config, local, deberta: Path, monkeypatch) -> None:
@@ -153,7 +153,7 @@ def test_gradients_that_are_not_per_record(audited, make_config, local, deberta:
     found = audited(deberta)
     assert found["gradient"]["epsilon_steinke"] <= 1
     assert found["clipped_records"]["epsilon_steinke"] <= 1
-    assert sensitivity(make_config(privacy=local, model=model)) > 1.05
+    assert sensitivity(make_config(privacy=local, model=model)) > 1.01
 
 
 def test_updates_of_several_local_steps_are_no_gradients_to_be_scored(make_config, local) -> None:
