@@ -46,7 +46,7 @@ class Case:
     form: Form = "csv"
     pooling: str = "mean"
     steps: int = 1
-    physical_batch: int = 8
+    physical_batch: int = 16
     rate: float = 0.5
     turn: int = 0
     """of the rows, see `table_of`"""
