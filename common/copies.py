@@ -8,12 +8,15 @@ moves the sum by up to i·C under the same noise, which is worse than J releases
 import math
 from functools import lru_cache
 
-from dp_accounting import SelfComposedDpEvent
+from dp_accounting import DpEvent, GaussianDpEvent, SelfComposedDpEvent
 from dp_accounting.dp_event import MixtureOfGaussiansDpEvent
 from dp_accounting.pld import PLDAccountant
 
 from .errors import PrivacyError
 from .mechanism import RELATION, PrivacyPlan
+
+_ALWAYS = 1 - 1e-9
+"""chance that a step draws all copies, from which on it is taken for 1"""
 
 
 def copies_epsilon(plan: PrivacyPlan, copies: int) -> float:
@@ -45,7 +48,10 @@ def _mixture_epsilon(sampling_rate: float, noise_multiplier: float, steps: int, 
     shifts = [float(drawn) for drawn in range(copies + 1)]
     chances = [_chance(drawn, copies, sampling_rate) for drawn in range(copies + 1)]
     account = PLDAccountant(RELATION, value_discretization_interval=_grid(noise_multiplier, steps))
-    account.compose(SelfComposedDpEvent(MixtureOfGaussiansDpEvent(noise_multiplier, shifts, chances), steps))
+    event: DpEvent = MixtureOfGaussiansDpEvent(noise_multiplier, shifts, chances)
+    if chances[-1] >= _ALWAYS:  # an upper bound; the mixture's own tails fail to rounding there
+        event = GaussianDpEvent(noise_multiplier / copies)
+    account.compose(SelfComposedDpEvent(event, steps))
     return float(account.get_epsilon(delta))
 
 

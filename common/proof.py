@@ -33,10 +33,13 @@ _ROUTING = ("grouped_mm", "topk", "histc", "bincount", "nonzero")
 """operations by which tokens of several records are gathered, whose kernels depend on how many there are"""
 _SHORT = 16
 """tokens up to which every position is looked at; longer batches have more numbers in each, and cost more"""
-_RECORDS, _MANY, _ALONE = 16, 32, 3
+_RECORDS, _MANY, _ALONE = 16, 128, 3
 """dummy records at once, over several sets, and of those the ones that are taken alone"""
 _COMPARED = 50
 """tokens up to which gradients are also compared with those taken alone; longer shapes run through the same layers"""
+
+_CHUNK = 2**16
+"""numbers of each row that are held as whole numbers at once"""
 
 _proved: WeakKeyDictionary[nn.Module, dict[tuple[Shapes, tuple[int, ...], int], Shapes]] = WeakKeyDictionary()
 _proving = threading.Lock()
@@ -172,11 +175,12 @@ class _Proof:
         return seen[0] == seen[1] and not any(name in call for call, _ in seen[0] for name in _ROUTING)
 
     def _rows_alike(self, shapes: Shapes, rows: int) -> bool:
-        """Over many records, at the shortest length: a product of one vector a record has few numbers, so few records
-        could look alike by chance."""
+        """Over many records, at the shortest length: a product of one vector a record has few numbers, of which perhaps
+        one in twenty rounds otherwise at the next position, so few records could look alike by chance."""
         if rows not in self._small:
             shortest = shapes.all_lengths[0]
-            self._small[rows] = all(self._bits_stay(shortest, rows, seed) for seed in range(1, 1 + -(-_MANY // rows)))
+            sets = -(-_MANY // min(rows, _RECORDS))
+            self._small[rows] = all(self._bits_stay(shortest, rows, seed) for seed in range(1, 1 + sets))
         return self._small[rows]
 
     def _records(self, length: int, seed: int) -> Records:
@@ -188,18 +192,67 @@ class _Proof:
         return dummy_records(self.model, own.tolist(), seed)
 
     def _bits_stay(self, length: int, rows: int, seed: int) -> bool:
-        """Whether other positions, other mates and fewer of them leave the gradients the same; those of the longest
-        also where no shorter one is beside them."""
+        """Whether other positions, other mates and fewer of them leave the gradients the same; for the first set those
+        of the longest also where no shorter one is beside them."""
         records, everybody = self._records(length, seed), np.resize(np.arange(_RECORDS), rows)
         turned = np.roll(np.arange(rows), 1)
         longest = turned[everybody[turned] % 2 == 0]
         for views in self.views:
-            together = _together(self.model, records, everybody, rows, views, length)
-            for where in (turned, longest) if length <= _SHORT else (longest,):
-                again = _together(self.model, records, everybody[where], rows, views, length)
+            together = self._bits(records, everybody, rows, views, length)
+            for where in [turned] * (length <= _SHORT or seed > 0) + [longest] * (seed == 0):
+                again = self._bits(records, everybody[where], rows, views, length)
+                if len(together) != len(again):
+                    return False
                 if not all(torch.equal(one[where], two) for one, two in zip(together, again, strict=True)):
                     return False
         return True
+
+    def _bits(self, records: Records, which: np.ndarray, rows: int, views: int, length: int) -> list[torch.Tensor]:
+        """(n, …) of every trained array the records' gradients, and of every layer checksums of what it makes of them
+        and of that one's gradients: a last bit that is lost further on is seen where it arises."""
+        with _Layers(self.model, views, rows) as layers:
+            gradients = _together(self.model, records, which, rows, views, length)
+        return gradients + [checksums[: len(which)] for checksums in layers.seen]
+
+
+class _Layers:
+    """Notes exact checksums of the layers' outputs and of the gradients that reach them: (rows, views) of each call."""
+
+    def __init__(self, model: FineTuneModel, views: int, rows: int) -> None:
+        self._parts = [part for part in model.module.modules() if not list(part.children())]
+        self._views, self._rows = views, rows
+        self.seen: list[torch.Tensor] = []
+
+    def __enter__(self) -> "_Layers":
+        self._handles = [part.register_forward_hook(self._made) for part in self._parts]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _made(self, module: nn.Module, inputs: object, output: object) -> None:
+        for made in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(made, torch.Tensor) and made.is_floating_point() and made.dim():
+                self._note(made)
+                if made.requires_grad:
+                    made.register_hook(self._note)
+
+    def _note(self, values: torch.Tensor) -> None:
+        if values.shape[0] == self._rows * self._views:
+            self.seen.append(_checksums(values.detach()).view(self._views, self._rows).T)
+
+
+def _checksums(values: torch.Tensor) -> torch.Tensor:
+    """(n, …) floating point → (n,) int64 of the bits of each row, each times an odd number of its own, modulo 2⁶⁴."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    bits = values.contiguous().view(whole).flatten(1)
+    found = bits.new_zeros(len(bits), dtype=torch.long)
+    for start in range(0, bits.shape[1], _CHUNK):
+        part = bits[:, start : start + _CHUNK].long()
+        place = torch.arange(start, start + part.shape[1], device=bits.device) * 0x1E3779B97F4A7C15
+        found += (part * (place ^ (place >> 29) | 1)).sum(1)
+    return found
 
 
 class _Operations(TorchDispatchMode):
@@ -334,14 +387,17 @@ def _layer(name: str) -> str:
 
 @contextmanager
 def _filled_in(model: FineTuneModel):
-    """Within, arrays that start at zero (LoRA's B) are not zero: a zero B hides errors in A."""
+    """Within, the weights are such as training leaves: LoRA's B is not zero, which would hide errors in A, and what a
+    head says is of the order of 1. Beside logits near zero every gradient of a class is one half, whatever was lost."""
     before = model.get()
     rng = np.random.default_rng(0xF111)
-    filled_in = {
-        name: array if array.any() else rng.normal(0, 0.02, array.shape).astype(np.float32)
-        for name, array in before.items()
-    }
-    model.set(filled_in)
+
+    def filled_in(name: str, array: np.ndarray) -> np.ndarray:
+        if array.ndim == 2 and ".lora_" not in name and set(name.split(".")) & set(model.task.HEAD):
+            return array + rng.normal(0, array.shape[1] ** -0.5, array.shape).astype(array.dtype)
+        return array if array.any() else rng.normal(0, 0.02, array.shape).astype(array.dtype)
+
+    model.set({name: filled_in(name, array) for name, array in before.items()})
     try:
         yield
     finally:

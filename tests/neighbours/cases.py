@@ -150,7 +150,7 @@ def check(
 
     names: of the rows that are removed, beside the first, the middle and the last; omitted: every row. table: the rows;
     omitted: those of the task. whole: all of them, and every record is also drawn alone, and all their parts added up;
-    False: a dozen rows.
+    False: some ten rows.
     Raises ModelError where the site refuses the run, AssertionError where the property does not hold.
     """
     table = table or table_of(case.task, case.turn)
