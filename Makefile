@@ -1,5 +1,6 @@
 # Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
+PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: demo test slow check bench soak format
@@ -8,10 +9,10 @@ demo: .venv/demo
 	.venv/bin/confide simulate demo --out runs/demo --overwrite
 
 test: .venv/dev
-	.venv/bin/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	.venv/bin/python -m pytest -m "not slow" $(PARALLEL) --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: .venv/dev
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow $(PARALLEL)
 
 check: .venv/dev
 	.venv/bin/ruff format --check .

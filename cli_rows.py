@@ -74,7 +74,7 @@ def label_suggest(
     from typing import cast
 
     from .client.labelling import suggest
-    from .common.active import STRATEGIES, Strategy
+    from .common.active import SCORED, STRATEGIES, Strategy
     from .common.errors import ConfigError
 
     if strategy not in STRATEGIES:
@@ -83,6 +83,12 @@ def label_suggest(
         pool, adapter, out, strategy=cast(Strategy, strategy), count=count, labelled=labelled, text=text, site=site
     )
     typer.echo(f"{chosen} rows to label: {out}; it quotes records and stays here")
+    if strategy not in SCORED:
+        typer.echo(
+            f"'{strategy}': one row of the pool may decide on many others; what a private run spends on the rows "
+            f"chosen says nothing about the pool's; strategies with a bound: {', '.join(SCORED)}",
+            err=True,
+        )
     typer.echo(f"then: confide label import {out} --pool {pool} --adapter {adapter} --out NEXT")
 
 

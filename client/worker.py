@@ -110,7 +110,7 @@ class Worker:
     def _records(self) -> Records:
         """All that may be trained on: behind a simulation's records each site's share of an audit's canary records."""
         records, config = self.data.records, self.config
-        if self._content is None and config.audit.records >= config.clients:
+        if self._content is None and config.audit.records:
             for number in range(config.clients):
                 name = site_name(number, config.clients)
                 records = records.joined(canary_records(config, self.model, name))

@@ -420,6 +420,13 @@ def _check_audit(config: "RunConfig") -> None:
         not audit.control or config.engine.ledger is None,
         "audit.control: releases without noise; allowed: a ledger in memory; remove engine.ledger",
     )
+    sites = config.data.partition.clients or 1  # unknown for natural partitions until the data has been read
+    for key, count in (("canaries", audit.canaries), ("records", audit.records)):
+        _require(
+            count == 0 or count >= sites,
+            f"audit.{key}: {count} received for {sites} sites, which plant equal shares; allowed: 0, or at least one a "
+            "site",
+        )
     _require(
         audit.guesses is None or audit.guesses <= min(n for n in (audit.canaries, audit.records, 10**9) if n),
         f"audit.guesses: {audit.guesses} received; at most the number of canaries; lower it",

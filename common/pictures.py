@@ -16,7 +16,6 @@ from PIL import Image
 from .errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from transformers import PreTrainedModel
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
@@ -57,15 +56,6 @@ class PictureForm:
                 f"{file}: image_mean and image_std need {channels} numbers, the latter above 0; correct it"
             )
         return cls(channels, int(height), int(width), mean, deviation)
-
-
-def read_pictures(table: "pa.Table", column: str, source: str, first: int, form: PictureForm) -> np.ndarray:
-    """(N, C, H, W) uint8. first: the number of the first row, for messages. Raises DataError."""
-    folder = Path(source).parent
-    result = np.empty((table.num_rows, form.channels, form.height, form.width), dtype=np.uint8)
-    for row, value in enumerate(table[column].to_pylist()):
-        result[row] = read_picture(value, folder, form, f"{source}: row {row + first}, column '{column}'")
-    return result
 
 
 def read_picture(value: Any, folder: Path, form: PictureForm, where: str) -> np.ndarray:

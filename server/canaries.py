@@ -62,7 +62,7 @@ class CanaryScores:
             return
         if site not in self._canaries:
             self._canaries[site] = GradientCanaries.of_site(self._config, self._model.trained_initial, site)
-            if self._config.server_steps and self._config.audit.records >= self._config.clients:
+            if self._config.server_steps and self._config.audit.records:
                 self._records[site] = canary_records(self._config, self._model, site)
         plan = self._plan
         seen = released * (plan.denominator / plan.clip)  # scaled so that a canary that was drawn adds 1

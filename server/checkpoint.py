@@ -38,7 +38,7 @@ class Checkpoint:
     before: dict[str, Any] = field(default_factory=dict)
     """the evaluation before training"""
     scores: Adapter = field(default_factory=dict)
-    """an audit's scores so far, (canaries of the site,) by site"""
+    """an audit's scores so far, (canaries of the site,) by 'kind/site'"""
     commitments: dict[str, str] = field(default_factory=dict)
     """what each site committed its coins to; empty text where it broke its word"""
     declined: dict[str, str] = field(default_factory=dict)

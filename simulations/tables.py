@@ -54,6 +54,11 @@ def print_audit(folder: Path) -> None:
             f"{control['epsilon_steinke']:.2f}" if control else "–",
         )
     _print(table)
+    if (sensitivity := found.get("sensitivity")) is not None:
+        _print(
+            f"one record more moves the clipped sum by at most {sensitivity['largest']:.3g} C, over "
+            f"{sensitivity['canaries']} canary records (allowed: 1 C)"
+        )
     _print("a low bound is no proof of safety: it limits this attack, not every attack")
 
 

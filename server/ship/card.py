@@ -14,6 +14,11 @@ from ..report import read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 
 _UNKNOWN = "unknown"
+_AUDITS = (
+    ("gradient", "on released updates"),
+    ("clipped_records", "on released updates, through the clip"),
+    ("records", "on the final model"),
+)
 _WEIGHTS = ("adapter_model.safetensors", "adapter_config.json", CARD)
 
 
@@ -168,7 +173,7 @@ def _privacy(report: dict[str, Any]) -> list[str]:
         else:
             found = [
                 f"{name}: ε ≥ {part['epsilon_steinke']:.2f} of {part['ceiling_steinke']:.2f} that could have been shown"
-                for kind, name in (("gradient", "on released updates"), ("records", "on the final model"))
+                for kind, name in _AUDITS
                 if isinstance(part := audit.get(kind), dict)
             ]
             lines.append(

@@ -123,6 +123,14 @@ def test_sums_that_cannot_hold_are_refused(toml: Path, mode: str, settings: list
     assert all(part in message for part in parts), message
 
 
+@pytest.mark.parametrize("kind", ["canaries", "records"])
+def test_canaries_that_nobody_could_plant_are_refused(toml: Path, kind: str) -> None:
+    private = ["mode=local", "epsilon=8", "sampling_rate=0.1", "declared_examples=100"]
+    message = refused(toml, *(f"privacy.{setting}" for setting in private), f"audit.{kind}=3")
+    assert f"audit.{kind}: 3 received for 4 sites" in message
+    assert "at least one a site" in message
+
+
 @pytest.mark.parametrize(
     ("clients", "colluders", "survivors"),
     [(2, 1, 2), (3, 1, 3), (4, 1, 3), (8, 1, 7), (8, 4, 7), (100, 1, 90), (6, 0, 5)],

@@ -17,7 +17,7 @@ from confide.common.data import read_table
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.models import canary_records, model_of
 from confide.common.per_sample import clipped_sum, hooked
-from confide.common.pictures import PictureForm, read_pictures, spoiled
+from confide.common.pictures import PictureForm, read_picture, spoiled
 from confide.common.resolve import resolve
 from confide.common.run_tables import DataSection
 from confide.server.report import read_report
@@ -180,23 +180,20 @@ def png(size: tuple[int, int]) -> bytes:
 
 
 def test_pictures_are_scaled_and_bad_ones_named_without_their_content(tmp_path: Path) -> None:
-    import pyarrow as pa
-
     form = PictureForm(3, 8, 6)
-    table = pa.table({"image": [{"bytes": png((20, 30)), "path": None}, {"bytes": png((6, 8)), "path": None}]})
-    found = read_pictures(table, "image", "x.parquet", 1, form)
-    assert found.shape == (2, 3, 8, 6)
-    assert (found == 7).all()
+    for size in ((20, 30), (6, 8)):
+        found = read_picture({"bytes": png(size), "path": None}, tmp_path, form, "row 1")
+        assert found.shape == (3, 8, 6)
+        assert (found == 7).all()
     for bad, reason in (
-        (b"GIF89a secret", "row 2, column 'image': not a readable"),
-        (b"", "row 2, column 'image': no picture"),
-        (png((9000, 9000)), "a picture of 9000 × 9000"),
+        (b"GIF89a secret", "row 2: not a readable"),
+        (b"", "row 2: no picture"),
+        (png((9000, 9000)), "row 2: a picture of 9000 × 9000"),
+        ("nosuch.png", "row 2: the picture's file cannot be read"),
     ):
         with pytest.raises(DataError, match=reason) as refused:
-            read_pictures(pa.table({"image": [png((8, 8)), bad]}), "image", "x", 1, form)
+            read_picture(bad, tmp_path, form, "row 2")
         assert "secret" not in str(refused.value)
-    with pytest.raises(DataError, match="the picture's file cannot be read"):
-        read_pictures(pa.table({"image": ["nosuch.png"]}), "image", str(tmp_path / "x.csv"), 2, form)
 
 
 def test_spoiled_pictures_keep_shape_and_range() -> None:
