@@ -2,16 +2,19 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets.config
 import huggingface_hub.constants
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from confide.cli import main
 from confide.common.config import RunConfig
+from confide.server.report import plots
 from confide.tests.tiny import LOCAL, VOCABULARY, merged, run_content, save, save_bert, save_data, save_wordpiece
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start; this one has read it already
@@ -24,6 +27,22 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 def _one_thread() -> None:
     """Tiny matrices are slower on two."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_plot_once() -> Iterator[None]:
+    """Drawing takes half the time of a tiny run: each kind of plot is drawn to its end once, and then only built."""
+    drawn: dict[str, bytes] = {}
+
+    def png(figure: Figure) -> bytes:
+        kind = sys._getframe(1).f_code.co_name
+        if kind not in drawn:
+            drawn[kind] = real(figure)
+        return drawn[kind]
+
+    real, plots._png = plots._png, png
+    yield
+    plots._png = real
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,14 @@ def render_html(report: dict[str, Any]) -> str:
 
 def render(template: str, pictures: list[tuple[str, str, bytes]], **facts: Any) -> str:
     """A page of this folder's templates. pictures: title, name and PNG of each."""
-    environment = Environment(loader=PackageLoader(__package__ or "", "."), autoescape=select_autoescape())
     drawn = [(title, name, base64.b64encode(png).decode()) for title, name, png in pictures]
-    return environment.get_template(template).render(pictures=drawn, **facts)
+    return _templates().get_template(template).render(pictures=drawn, **facts)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    """Compiled once a process."""
+    return Environment(loader=PackageLoader(__package__ or "", "."), autoescape=select_autoescape())
 
 
 def _shade(scores: list[float], index: int) -> str:
