@@ -15,7 +15,7 @@ from ..common.data import source_contents
 from ..common.errors import ConfideError, DeploymentError
 from ..common.ledger import Ledger
 from ..common.run_tables import DataSection
-from .folder import CONTENTS, data_section, write_private
+from .folder import CONTENTS, data_section, local_path, write_private
 
 _UNREADABLE = b"unreadable"
 """stands for a file that could not be read: runs are admitted as ever, and answered with noise"""
@@ -73,10 +73,29 @@ def _refuse_twins(folder: Path, config: SiteConfig, found: dict[str, str]) -> No
     for name, content in found.items():
         other = first.setdefault(content[:_HALF], name)
         if config.budget(name)[0] != config.budget(other)[0]:
-            raise DeploymentError(
-                f"{folder}: data sets '{other}' and '{name}' hold the same rows; a record has one budget: remove one, "
-                f'or write same_as = "{other}" in [datasets.{name}]'
-            )
+            raise _twins(folder, other, name)
+    places: dict[object, str] = {}
+    for name, dataset in config.datasets.items():  # the same rows in other columns are the same people's, too
+        if dataset.source is not None:
+            other = places.setdefault(_place(local_path(folder, dataset.source)), name)
+            if config.budget(name)[0] != config.budget(other)[0]:
+                raise _twins(folder, other, name)
+
+
+def _twins(folder: Path, one: str, other: str) -> DeploymentError:
+    return DeploymentError(
+        f"{folder}: data sets '{one}' and '{other}' hold the same rows; a record has one budget: remove one, or write "
+        f'same_as = "{one}" in [datasets.{other}]'
+    )
+
+
+def _place(source: str) -> object:
+    """The same for every name of a file, links included."""
+    try:
+        found = Path(source).stat()
+    except OSError:  # SQL, or no file yet
+        return source
+    return found.st_dev, found.st_ino
 
 
 def _read(folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from ..common.augmentation import encode_with_copies, encodings
-from ..common.backbones import DEMO_VIT, FOLDERS
+from ..common.backbones import DEMO_VIT, FOLDERS, on_this_machine
 from ..common.config import RunConfig
 from ..common.data import read_checked
 from ..common.errors import DataError, PolicyError, contain
@@ -22,7 +22,7 @@ from ..common.models import FineTuneModel
 from ..common.run_tables import DataSection
 from ..common.types import Records, Rows
 from .contents import content_of, keyed, take_digests, whose
-from .folder import APPROVED, LEDGER, PENDING, data_section, load_site, own_backbones, write_private
+from .folder import APPROVED, LEDGER, PENDING, POLICY, data_section, load_site, own_backbones, write_private
 from .site import Site
 from .worker import SimulatedData, Worker
 
@@ -43,6 +43,7 @@ class DeployedHost:
         self._run_config: dict = {}
         self._ledger = Ledger.open(folder / LEDGER)
         self._workers: dict[str, Worker] = {}
+        self._rules = b""
         self._states: dict[str, RecordDict] = {}
         self.state = RecordDict()
         take_digests(folder, load_site(folder)[0], self._ledger, only_new=True)  # before any task is known
@@ -63,6 +64,7 @@ class DeployedHost:
         return Site(section.name, config, self._ledger, config.peers)
 
     def worker(self) -> Worker:
+        self._forget_old_rules()
         if self._key in self._workers:
             return self._workers[self._key]
         run = RunConfig.from_flat(self._run_config)
@@ -89,6 +91,13 @@ class DeployedHost:
         self._workers[self._key] = worker
         return worker
 
+    def _forget_old_rules(self) -> None:
+        """What was admitted is admitted anew where site.toml has changed since."""
+        rules = (self._folder / POLICY).read_bytes()
+        if rules != self._rules:
+            self._workers.clear()
+            self._rules = rules
+
     def _load(self, data: DataSection, content: bytes, config: RunConfig, model: FineTuneModel) -> SimulatedData:
         """The rows that contribute, and nothing of those that cannot: which they are stays at the site.
 
@@ -108,16 +117,26 @@ class DeployedHost:
         return SimulatedData(records, [np.arange(len(records) // encodings(config, model))], None, [content])
 
     def _require_backbone(self, site: Site, run: RunConfig) -> None:
-        """The server names a backbone, never a path."""
+        """The server names a backbone, never a path, and does not make the site ask the hub: a model is downloaded only
+        where policy.backbones lists it."""
         folders = own_backbones(self._folder, site.config)
-        FOLDERS.update(folders)
         for name in (run.model.backbone, run.model.image_backbone):
+            if name is None or name in folders or name == DEMO_VIT:
+                continue
             # by the form of the name alone: whether something of that name is on this disk is nobody's business
-            if name is not None and name not in folders and name != DEMO_VIT and not _HUB_ID.fullmatch(name):
+            if not _HUB_ID.fullmatch(name):
                 raise PolicyError(
                     f"site {site.name}: backbone '{name[:80]}' is a path; allowed: a hub id, or a name under "
                     "[backbones]"
                 )
+            if (cached := on_this_machine(name)) is not None:
+                folders[name] = cached
+            elif name not in (site.config.policy.backbones or ()) or Path(name).exists():
+                raise PolicyError(
+                    f"site {site.name}: backbone '{name}' is not at this site; its operator puts it into the hub's "
+                    "cache, or names a folder under [backbones], or lists it in policy.backbones, to be downloaded"
+                )
+        FOLDERS.update(folders)
 
     def _require_approval(self, site: Site, run: RunConfig) -> None:
         digest = run.digest()

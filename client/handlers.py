@@ -18,13 +18,12 @@ from ..common import wire
 from ..common.errors import (
     BudgetError,
     ConfideError,
-    ConfigError,
-    DataError,
     KeysLostError,
     LedgerError,
-    ModelError,
     PolicyError,
+    PrivacyError,
     RecordsError,
+    SecureSumError,
     WireError,
     contain,
 )
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 log = logging.getLogger("confide.worker")
+_TOLD = (BudgetError, KeysLostError, PolicyError, PrivacyError, SecureSumError, WireError)
+"""failures of a real site whose text names nothing of its own beside limits; of others only the kind is told"""
 _SECURE = "secure-sum"
 """where the site's state of secure sums is kept between messages: memory of this site"""
 
@@ -94,7 +95,7 @@ def _answered(message: Message, host: Host, charges: "_Charges", failure: BaseEx
         elif isinstance(failure, KeysLostError):
             code = wire.KEYS_LOST
         reason = str(failure)
-        if host.discreet and isinstance(failure, ConfigError | DataError | ModelError | RecordsError):
+        if host.discreet and (isinstance(failure, RecordsError) or not isinstance(failure, _TOLD)):
             log.error("%s: %s", kind, failure)  # names files and columns of the site: not for the server
             reason = f"{type(failure).__name__} at this site; its worker.log says why"
             code = wire.DECLINED
@@ -142,7 +143,9 @@ def _ledger(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
 
 
 def _reveal(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
-    """After an audited run: the seed of the coins that decided which canaries were in."""
+    """After an audited run: the seed of the coins that decided which canaries were in. Raises PolicyError otherwise."""
+    if not host.worker().config.audit.planted:
+        raise PolicyError(f"site {host.site.name}: this run has no canaries, so there are no coins to show")
     return _facts({"name": host.site.name, "seed": host.site.coin_seed(host.worker().config)})
 
 
@@ -200,7 +203,7 @@ def _train(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
         if task.dealt is not None and not secure.ready:
             secure.accept(task.dealt)
             _keep(host, secure)
-    key = _key("train", b"" if secure is None else secure.roster, wire.task_digest(task))
+    key = _key("train", config.digest().encode(), b"" if secure is None else secure.roster, wire.task_digest(task))
     if (known := host.recall(key)) is not None:
         return known
     if secure is not None:

@@ -6,7 +6,6 @@ touched. In a simulation there is a site for every client, with a ledger in memo
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -73,7 +72,7 @@ class Site:
         Needs no plan and no data. Raises PolicyError: what came, what is allowed.
         """
         policy, dataset = self.config.policy, run.data.name
-        self._require(dataset in self.config.datasets, "data set", dataset, ", ".join(self.config.datasets))
+        self._require(dataset in self.config.datasets, "data set", dataset, "what its site.toml names")
         mode, control = released_mode(run), " (audit.control)" if run.audit.control else ""
         self._require(mode in policy.modes, "mode", f"{mode}{control}", ", ".join(policy.modes))
         for what, value, allowed in (
@@ -82,7 +81,8 @@ class Site:
             ("backbone", run.model.image_backbone, policy.backbones),
             *(("backbone", name, policy.backbones) for name in run.distill.backbones),
         ):
-            self._require(value is None or allowed is None or value in allowed, what, value, ", ".join(allowed or ()))
+            told = "what its policy lists" if what == "backbone" else ", ".join(allowed or ())  # may be folders
+            self._require(value is None or allowed is None or value in allowed, what, value, told)
         self._require(policy.canaries or not run.audit.planted, "audit canaries", run.audit.planted, "none")
         if run.secure:
             self._admit_sum(run)
@@ -133,7 +133,7 @@ class Site:
         """
         if clip is None:
             return
-        self._require(math.isfinite(clip) and clip > 0, "a task's clip norm", clip, "a finite number above 0")
+        self._require(1e-12 <= clip <= 1e12, "a task's clip norm", clip, "1e-12 to 1e12")
         fixed = None if plan is None or run.privacy.clip_quantile is not None else plan.clip
         declared = f"{fixed}, as the run declares: privacy.clip_quantile is not set"
         self._require(fixed is None or clip == fixed, "a task's clip norm", clip, declared)

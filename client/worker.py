@@ -27,7 +27,7 @@ from ..common.noise import secure_generator
 from ..common.partition import partition, site_name
 from ..common.per_sample import validate
 from ..common.plan import ANSWERS, answers_shape, privacy_plan
-from ..common.proof import check_reached, proved_shapes
+from ..common.proof import check_apart, check_reached, proved_shapes
 from ..common.record_keys import rows_digest, simulated_secret
 from ..common.robustness.poison import poisoned
 from ..common.secagg.protocol import Site as SecureSite
@@ -86,8 +86,8 @@ class Worker:
         self.plan = privacy_plan(config, self.model.count()[0])
         if self._by_record:
             proved_shapes(config, self.model)
-        elif self.plan is not None and not config.distils:
-            validate(self.model)
+        elif self.plan is not None:
+            (check_apart if config.distils else validate)(self.model)
         self._opening = threading.RLock()
         self._data: SimulatedData | None = None
         self._accounts: dict[int, SiteAccount] = {}
@@ -185,6 +185,9 @@ class Worker:
             if name not in self._others:
                 other = self.config.taught_at(name)
                 model = model_of(other)
+                check_reached(model)
+                if self.plan is not None:
+                    check_apart(model)
                 self._others[name] = model, self._load(other, model)
         model, data = self._others[name]  # with its own numbers: its tokenizer may fail on other rows
         return replace(work, model=model.copy(), records=data.records, indices=data.parts[number])

@@ -42,7 +42,7 @@ def admit(book: Book, request: Request, limit: Limit, site: str, same: Collectio
     _require_one_name(book, request, where, same)
     names = {request.dataset, *same}
     before = [charge for charge in book.standing() if charge.dataset in names]
-    fixed = book.limits.get(request.dataset)
+    fixed = _fixed(book, [request.dataset, *(charge.dataset for charge in before)])
     if not _private(request):
         if limit.epsilon is not None:
             raise BudgetError(f"{where}: what was asked has no noise, so its ε is infinite; limit {limit.epsilon:g}")
@@ -55,6 +55,12 @@ def admit(book: Book, request: Request, limit: Limit, site: str, same: Collectio
         _require_unit(before, request, where)
         _require_room(spent, request, limit.epsilon, limit.delta, order, where)
     return order
+
+
+def _fixed(book: Book, names: list[str]) -> Limit | None:
+    """The limit of the first of the names whose order is fixed, else of the first."""
+    known = [book.limits[name] for name in names if name in book.limits]
+    return next((limit for limit in known if limit.order is not None), known[0] if known else None)
 
 
 def require_same(held: Charge, request: Request, site: str) -> None:

@@ -30,16 +30,10 @@ def resolve_backbone(backbone: str) -> str:
         return backbone
     if backbone.startswith((".", "/")):
         raise ModelError(f"model.backbone: no folder '{backbone}'; give a folder with config.json, or a hub id")
-    from huggingface_hub import snapshot_download
-
     reasons = []
     for offline in (True, False):
         try:
-            return snapshot_download(
-                backbone,
-                local_files_only=offline,
-                allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
-            )
+            return _snapshot(backbone, offline)
         except Exception as error:
             reasons.append(type(error).__name__)
     if backbone == DEMO_BACKBONE and (packaged := _packaged_demo_backbone()):
@@ -48,6 +42,23 @@ def resolve_backbone(backbone: str) -> str:
     raise ModelError(
         f"model.backbone: '{backbone}' is not a folder, not cached, and the hub gave {reasons[-1]}; check the name "
         f"and the network, or give a local folder{extra}"
+    )
+
+
+def on_this_machine(hub_id: str) -> str | None:
+    """The folder of a hub model that is in the cache, or of the demonstration's; None: there is none. Asks no network,
+    and takes no folder of that name for it. Raises ModelError for a demonstration's copy that was changed."""
+    try:
+        return _snapshot(hub_id, offline=True)
+    except Exception:  # huggingface_hub's errors have no common base
+        return _packaged_demo_backbone() if hub_id == DEMO_BACKBONE else None
+
+
+def _snapshot(hub_id: str, offline: bool) -> str:
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(
+        hub_id, local_files_only=offline, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]
     )
 
 

@@ -7,7 +7,7 @@ belongs to the value, too, as in other readers.
 Where no quote closes a field, or the next single one stands before anything else, the line where the record began is
 left out alone, and the next line begins a record: the rows after it are what they would be without it. What no reader
 can tell: the next quote stands before a separator or the end of its line, because a later row has a quote just there.
-Then the rows between belong to the field. Files that a csv library wrote have no such quotes.
+Then the rows between belong to the field. It takes a row that no csv library writes, with a quote that nothing closes.
 """
 
 import io

@@ -36,9 +36,9 @@ def to_grid(values: np.ndarray, clip: float, rng: np.random.Generator) -> np.nda
 
     values: (d,) float64. Returns (d,) int64. Raises ValueError for values that are not finite.
     """
-    if not np.isfinite(values).all():
-        raise ValueError("a sum that is not finite cannot be put on the grid")
     scaled = values * (GRID_STEPS_PER_CLIP / clip)
+    if not (np.abs(scaled) < 2.0**62).all():  # and of NaN, too
+        raise ValueError("a sum that is not finite, or too large, cannot be put on the grid")
     low = np.floor(scaled)
     return (low + (rng.random(values.shape) < scaled - low)).astype(np.int64)
 

@@ -269,14 +269,23 @@ class _Operations(TorchDispatchMode):
         return result
 
 
+def check_apart(model: FineTuneModel) -> None:
+    """For training that clips no single records, as that of teachers: raises ModelError where what the frozen part
+    makes of a record depends on records that are read beside it, or that were read before it."""
+    _check_stateless(model, Shapes(model.max_length, 1, 1.0))
+    if model.head_only:
+        _check_features(model)
+
+
 def _check_stateless(model: FineTuneModel, shapes: Shapes) -> None:
     """Raises ModelError for a model that one record changes for the next: some choose their attention for good by the
     first batch they see. Looked at on a copy that has seen nothing."""
-    if not shapes.longest:
+    if not model.task.READS.text:
         return
     fresh = model.copy()
     before = _state(fresh.module)
-    for tokens in (shapes.longest, min(4, shapes.longest), shapes.longest):
+    longest = shapes.longest or model.max_length
+    for tokens in (longest, min(4, longest), longest):
         with torch.no_grad():
             length = int(shapes.lengths(np.array([tokens]))[0])
             fresh.losses(dummy_records(fresh, [tokens]), np.array([0]), length)

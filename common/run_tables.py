@@ -160,9 +160,9 @@ class PrivacySection(Section, frozen=True):
     epsilon: PositiveFloat | None = None
     """the target over all rounds; the noise multiplier is calibrated from it"""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    clip: PositiveFloat = 1.0
+    clip: Annotated[float, Field(ge=1e-12, le=1e12)] = 1.0
     """L2 bound on one record's gradient (`client`: on a site's update), over all trained arrays together"""
-    sampling_rate: Rate | None = None
+    sampling_rate: Annotated[float, Field(ge=1e-12, le=1)] | None = None
     """probability that a record is drawn in a step (`client`: that a site takes part in a round, by its own coin)"""
     declared_examples: Positive | None = None
     """public size of all sites' data together: the constant of the denominator, never counted"""

@@ -173,12 +173,12 @@ def _from_file(path: Path, wanted: Collection[str] | None) -> Table:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _from_parquet(path, wanted)
-    text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix(_BOM)
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
     if suffix == ".jsonl":
         return _from_jsonl(path, text, wanted)
     if suffix == ".conll":
         return _from_conll(path, text, wanted)
-    return _from_csv(path, text, wanted)
+    return _from_csv(path, text.removeprefix(_BOM), wanted)  # before the header, which is no record
 
 
 def _kept(source: str, names: Sequence[str], wanted: Collection[str] | None) -> dict[str, int]:
@@ -226,7 +226,7 @@ def _from_jsonl(path: Path, text: str, wanted: Collection[str] | None) -> Table:
     values: list[dict[str, object]] = []
     lost: list[Lost] = []
     for row, line in enumerate(filter(str.strip, text.split("\n")), start=1):
-        value = _object(line)
+        value = _object(line.removeprefix(_BOM))  # of any line: files are joined, and lose their first rows
         if value is not None:
             rows.append(row)
             values.append(value)

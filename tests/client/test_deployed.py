@@ -180,7 +180,7 @@ def test_approval_by_hand(federation: Federation) -> None:
         pending = folder / "pending" / f"{config.digest()[:16]}.toml"
         approve(folder, load(pending))
         assert not pending.exists()
-        assert not handle(ask, host.enter(config.to_flat())).has_error()
+        assert "no canaries" in (handle(ask, host.enter(config.to_flat())).error.reason or "")
         other = local_run(federation, run={"id": "r4"}, training={"learning_rate": 0.5})
         assert handle(ask, host.enter(other.to_flat())).error.code == wire.DECLINED
     finally:

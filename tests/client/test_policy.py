@@ -154,7 +154,7 @@ def test_the_clip_norm_of_a_task_is_the_declared_one(make_config, local) -> None
     site.admit_clip(run, plan, None)
     site.admit_clip(run, plan, 1.0)
     for clip in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(PolicyError, match=r"a task's clip norm \S+; allowed: a finite number above 0"):
+        with pytest.raises(PolicyError, match=r"a task's clip norm \S+; allowed: 1e-12 to 1e12"):
             site.admit_clip(run, plan, clip)
     with pytest.raises(PolicyError, match=r"a task's clip norm 1\.5; allowed: 1\.0, as the run declares"):
         site.admit_clip(run, plan, 1.5)
@@ -248,3 +248,17 @@ def test_a_clipped_update_without_noise_is_for_a_trusted_server_only(make_config
     real = replace(site, config=SiteConfig(datasets=site.config.datasets, policy=PolicySection()))
     with pytest.raises(PolicyError, match=r"before any noise; allowed: with secure sums, or policy\.trust_server"):
         real.admit(run)
+
+
+def test_the_order_stays_when_names_become_one(make_config, local) -> None:
+    """It was chosen anew, when a name was made another's, by what had been charged."""
+    first = make_config(privacy={**local, "epsilon": 1.0}, data={"labels": ["a", "b"]})
+    later = make_config(privacy={**local, "epsilon": 2.0}, data={"labels": ["a", "b"]})
+    site = site_with(datasets={"films": {"epsilon": 8.0}, "letters": {"epsilon": 30.0}})
+    account(site, on(first, "films", "one"))
+    fixed = site.ledger.book().limits["films"].order
+    config = SiteConfig.parse(
+        {"datasets": {"letters": {"epsilon": 30.0}, "films": {"same_as": "letters"}}, "policy": {}}, "site.toml"
+    )
+    account(Site("st-mary", config, site.ledger, {}), on(later, "films", "two"))
+    assert site.ledger.book().limits["letters"].order == fixed

@@ -1,12 +1,13 @@
 """A real site charges first and reads then; and whatever its records are, what the server sees is the same."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from confide.client import contents, deployed
@@ -17,7 +18,7 @@ from confide.client.setup import check_site
 from confide.client.train import Work
 from confide.common import wire
 from confide.common.config import RunConfig, load
-from confide.common.errors import DeploymentError
+from confide.common.errors import DeploymentError, PolicyError
 from confide.common.mechanism import PoissonMechanism
 from confide.server.runs import declare
 from confide.tests.federation import Federation, run_content, write_run
@@ -53,6 +54,15 @@ def ask(host: DeployedHost, config: RunConfig, number: int = 1) -> Message:
     facts[wire.ROUND] = number
     arrays = wire.arrays_to_record(host.worker().model.initial)
     return handle(message("train", RecordDict({wire.ARRAYS: arrays, wire.CONFIG: facts})), host)
+
+
+def changed(run: RunConfig, changes: dict) -> RunConfig:
+    return RunConfig.parse(merged(run.model_dump(mode="json", exclude_none=True), changes), "test")
+
+
+def reason(reply: Message) -> str:
+    assert reply.has_error()
+    return str(reply.error.reason)
 
 
 def shown(reply: Message) -> dict[str, dict[str, Any]]:
@@ -193,6 +203,81 @@ def test_two_names_for_the_same_rows_are_one_budget_or_none(federation: Federati
     host = DeployedHost(folder)
     shown(ask(host, local_run(federation, data={"name": "twin"})))
     assert host.site.ledger.charge("default", "r1").used == 1
+
+
+@pytest.mark.parametrize("other", ["text = 'label'", "prompt = 'label'\nresponse = 'text'"])
+def test_two_names_for_one_file_are_one_budget_or_none(federation: Federation, other: str) -> None:
+    """Read with other columns, they are still the same people's rows."""
+    folder = federation.site(SITE)
+    text = (folder / "site.toml").read_text()
+    (federation.folder / "link.csv").symlink_to(source(federation))
+    (folder / "site.toml").write_text(text + f'[datasets.twin]\nsource = "../link.csv"\n{other}\n')
+    with pytest.raises(DeploymentError, match=r'hold the same rows.*same_as = "default"'):
+        DeployedHost(folder)
+
+
+def test_rules_hold_from_the_moment_they_are_written(federation: Federation) -> None:
+    folder = federation.site(SITE)
+    host, run = DeployedHost(folder), changed(local_run(federation), {"run": {"rounds": 2}})
+    shown(ask(host, run, 1))
+    text = (folder / "site.toml").read_text()
+    (folder / "site.toml").write_text(text.replace("[policy]", "[policy]\nmin_noise_multiplier = 50.0"))
+    facts = wire.task_config()
+    facts[wire.ROUND] = 2
+    arrays = wire.arrays_to_record(host.worker().model.initial)
+    assert "noise multiplier" in reason(
+        handle(message("train", RecordDict({wire.ARRAYS: arrays, wire.CONFIG: facts})), host)
+    )
+    assert host.site.ledger.charge("default", "r1").used == 1
+
+
+def test_a_server_learns_no_folder_and_no_coins(federation: Federation) -> None:
+    """A damaged file of the site's, a policy's list of folders, other data sets: the reason stays at the site."""
+    folder = federation.site(SITE)
+    host, run = DeployedHost(folder), local_run(federation)
+    query = RecordDict({wire.CONFIG: ConfigRecord({"version": "0"})})
+    reply = handle(message("query.reveal", query), host.enter(run.to_flat()))
+    assert "no canaries" in reason(reply)
+    (folder / CONTENTS).write_text("no json")
+    host._workers.clear()
+    reply = handle(message("query.reveal", query), host.enter(run.to_flat()))
+    assert "DeploymentError at this site" in reason(reply)
+    (folder / CONTENTS).unlink()
+    host = DeployedHost(folder)
+    text = (folder / "site.toml").read_text()
+    (folder / "site.toml").write_text(text.replace("[policy]", '[policy]\nbackbones = ["/srv/secret"]'))
+    reply = handle(message("query.reveal", query), host.enter(run.to_flat()))
+    assert "its policy refuses the run: backbone" in reason(reply)
+    assert "secret" not in reason(reply)
+
+
+def test_an_answer_is_kept_for_its_own_run_alone(federation: Federation) -> None:
+    """A run id that returns with another configuration gets no stored answer: it is refused."""
+    host = DeployedHost(federation.site(SITE))
+    shown(ask(host, local_run(federation)))
+    reply = ask(host, local_run(federation, training={"learning_rate": 0.7}))
+    assert "returns with another configuration" in reason(reply)
+
+
+def test_a_folder_is_no_hub_id(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run named a folder below the worker's own; and made the site ask the hub."""
+    folder = federation.site(SITE)
+    monkeypatch.chdir(federation.folder)
+    (federation.folder / "wards").mkdir()
+    shutil.copytree(federation.folder / "bert", federation.folder / "wards" / "model")
+    monkeypatch.setattr("confide.common.backbones._snapshot", no_network)
+    run = local_run(federation)
+    for name in ("wards/model", "somebody/model"):
+        other = RunConfig.parse(
+            merged(run.model_dump(mode="json", exclude_none=True), {"model": {"backbone": name}}), ""
+        )
+        with pytest.raises(PolicyError, match=r"is not at this site.*policy\.backbones"):
+            DeployedHost(folder).enter(other.to_flat()).worker()
+
+
+def no_network(hub_id: str, offline: bool) -> str:
+    assert offline
+    raise FileNotFoundError(hub_id)
 
 
 def test_digests_are_kept_private_and_tell_nobody_anything(federation: Federation) -> None:

@@ -30,7 +30,7 @@ def site_with(policy: dict, **dataset) -> Site:
     [
         ({"modes": ["distributed"]}, "mode local; allowed: distributed"),
         ({"tasks": ["causal-lm"]}, "task sequence-classification; allowed: causal-lm"),
-        ({"backbones": ["other/model"]}, r"backbone \S+; allowed: other/model"),
+        ({"backbones": ["other/model"]}, r"backbone \S+; allowed: what its policy lists"),
         ({"min_noise_multiplier": 50.0}, r"noise multiplier \S+; allowed: 50.0 and above"),
         ({"min_clip": 2.0}, "clip norm 1; allowed: 2.0 and above"),
         ({"max_clip": 0.5}, "clip norm 1; allowed: 0.5 and below"),
@@ -53,7 +53,7 @@ def test_canaries_need_the_sites_consent(run: RunConfig) -> None:
 
 def test_a_data_set_that_is_not_listed_is_refused(run: RunConfig) -> None:
     other = run.model_copy(update={"data": run.data.model_copy(update={"name": "letters"})})
-    with pytest.raises(PolicyError, match="data set letters; allowed: default"):
+    with pytest.raises(PolicyError, match="data set letters; allowed: what its site.toml names"):
         site_with({}).account(other, privacy_plan(run, 1000), DIGEST)
 
 

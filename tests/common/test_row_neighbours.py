@@ -10,7 +10,7 @@ from confide.common.data import content_digest, read_checked, read_rows
 from confide.common.errors import DataError
 from confide.common.run_tables import DataSection, PartitionSection
 from confide.common.tables import Problem
-from confide.common.types import Rows
+from confide.common.types import Reads, Rows
 from confide.tests.row_files import CASES, DATA, KINDS, LABELS, SECRET, csv_file, database, jsonl_file, parquet_file
 
 
@@ -177,3 +177,21 @@ def test_passwords_stay_out_of_messages_about_rows(tmp_path: Path) -> None:
     source = database(tmp_path, [("a", None)])
     with pytest.raises(DataError, match="row 1, column 'label': the field is empty"):
         read_rows(source, DATA, LABELS)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "conll"])
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_marks_of_joined_files_are_no_matter_of_the_row_before(tmp_path: Path, suffix: str, where: int) -> None:
+    """`cat a.jsonl b.jsonl`, each with a byte-order mark: that of a row was taken off only in the first place."""
+    lines = [json.dumps({"text": f"film {n}", "label": LABELS[0]}) + "\n" for n in range(3)]
+    if suffix == "conll":
+        lines = [f"film{n}\t{LABELS[0]}\n\n" for n in range(3)]
+    lines[where] = "\ufeff" + lines[where]
+    found = []
+    for kept in (lines, lines[1:], lines[where:]):
+        path = tmp_path / f"rows.{suffix}"
+        path.write_text("".join(kept), encoding="utf-8")
+        reads = Reads("tags") if suffix == "conll" else Reads()
+        found.append(read_checked(str(path), DATA, LABELS, reads=reads).rows.text)
+    assert [len(texts) for texts in found] == [3, 2, 3 - where]
+    assert found[0][1:] == found[1]
