@@ -53,7 +53,7 @@ def test_canaries_need_the_sites_consent(run: RunConfig) -> None:
 
 def test_a_data_set_that_is_not_listed_is_refused(run: RunConfig) -> None:
     other = run.model_copy(update={"data": run.data.model_copy(update={"name": "letters"})})
-    with pytest.raises(PolicyError, match="data set letters; allowed: what its site.toml names"):
+    with pytest.raises(PolicyError, match=r"data set letters; allowed: what its site\.toml names"):
         site_with({}).account(other, privacy_plan(run, 1000), DIGEST)
 
 
