@@ -28,6 +28,7 @@ from ..common.errors import (
     contain,
 )
 from ..common.secagg.facts import from_site
+from ..common.types import Update
 from .site import Site, SiteAccount
 
 if TYPE_CHECKING:
@@ -213,14 +214,18 @@ def _train(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
     site.admit_clip(config, worker.plan, task.clip)
     account = worker.account(site, host.number, asked_before)
     charges.begin(account)
+
+    def keep(update: Update) -> RecordDict:
+        reply = wire.encode_update(update, config.server.wire)
+        host.remember(key, reply)
+        return reply
+
     try:
-        update = worker.train(host.number, task, account, secure)
+        update = worker.train(host.number, task, account, secure, keep if host.discreet else None)
     finally:
         if secure is not None:
             _keep(host, secure)
-    reply = wire.encode_update(update, config.server.wire)
-    host.remember(key, reply)
-    return reply
+    return keep(update)
 
 
 Handler = Callable[[RecordDict, Host, _Charges], RecordDict]

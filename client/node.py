@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.app.user_config import UserConfig
 from flwr.common.config import get_fused_config_from_fab
@@ -66,6 +66,7 @@ from ..common.ledger import Ledger
 from .app import DEADLINE, LIMIT, SOCKET, app
 from .contents import take_digests
 from .folder import CA, LEDGER, NODE_KEY, load_site
+from .resident import NO_ANSWER
 
 HEARTBEAT_SECONDS = 30.0
 """after twice as long without one, the server holds the site to be away"""
@@ -90,7 +91,7 @@ class Worker:
 
     def ensure(self) -> None:
         """Raises WorkerError when it does not start."""
-        if self._process is not None and self._process.poll() is None:
+        if self.alive:
             return
         if self._process is not None:
             log.error("the worker ended with status %s; it is restarted", self._process.returncode)
@@ -104,6 +105,10 @@ class Worker:
                 self.stop()
                 raise WorkerError("the worker does not start; its own words are above, or in the service's log")
             time.sleep(0.05)
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -274,12 +279,22 @@ class Node:
             state=RecordDict(),
             run_config=UserConfig(run_config),
         )
-        self._worker.ensure()
         try:
-            reply = app(message, context)
+            reply = self._asked(message, context)
+            private = run_config.get("privacy.mode") in ("local", "client")
+            if not self._worker.alive and private and message.metadata.message_type == MessageType.TRAIN:
+                # it ended or was late, perhaps because of what the rows are: what it kept for this case is the answer
+                kept = self._asked(message, context)
+                reply = reply if kept.has_error() else kept
         except ValueError as error:  # a kind of message that the app does not know
             return Message(Error(wire.REFUSED, str(error).splitlines()[0][:200]), reply_to=message)
-        if reply.has_error() and "did not answer within" in (reply.error.reason or ""):
+        return reply
+
+    def _asked(self, message: Message, context: Context) -> Message:
+        """The worker's reply; a worker that ended or is late is stopped."""
+        self._worker.ensure()
+        reply = app(message, context)
+        if reply.has_error() and (reply.error.reason or "").startswith(NO_ANSWER):
             self._worker.stop()
         return reply
 

@@ -25,6 +25,8 @@ from ..common.errors import ConfideError, WorkerError
 from ..common.logs import log_to
 
 _LENGTHS = struct.Struct(">QQ")
+NO_ANSWER = "the site's worker"
+"""how the reason of an error begins where the worker ended, or is late"""
 _CONNECT_SECONDS = 5.0
 _CONFIG_LIMIT = 2**20
 """bytes of a run's configuration"""
@@ -46,11 +48,9 @@ def ask(path: str, message: Message, run_config: dict, deadline: float, limit: i
             _, content = _receive(channel, limit)
         answer = message_from_proto(ProtoMessage.FromString(content))
     except TimeoutError:
-        return _error(message, sent, f"the site's worker did not answer within {deadline:g} s")
+        return _error(message, sent, f"{NO_ANSWER} did not answer within {deadline:g} s")
     except OSError:
-        return _error(
-            message, sent, "the site's worker is gone and is being restarted; what was reserved stays charged"
-        )
+        return _error(message, sent, f"{NO_ANSWER} is gone and is being restarted; what was reserved stays charged")
     except WorkerError as error:
         return _error(message, sent, str(error))
     if answer.has_error():

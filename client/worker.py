@@ -192,20 +192,31 @@ class Worker:
         model, data = self._others[name]  # with its own numbers: its tokenizer may fail on other rows
         return replace(work, model=model.copy(), records=data.records, indices=data.parts[number])
 
-    def train(self, number: int, task: RoundTask, account: SiteAccount, secure: SecureSite | None = None) -> Update:
+    def train(
+        self,
+        number: int,
+        task: RoundTask,
+        account: SiteAccount,
+        secure: SecureSite | None = None,
+        keep: Callable[[Update], object] | None = None,
+    ) -> Update:
         """Answers one task; several threads may ask, each for a site of its own.
 
-        secure: the site's part of the run's secure sums; what leaves is masked by it.
+        secure: the site's part of the run's secure sums; what leaves is masked by it. keep: is given, before a row is
+        read, what to answer should this process not live to the end of it: noise alone, under privacy and without
+        secure sums (whose keys end with the process).
         Raises BudgetError, with nothing touched, when the run has taken all the steps it reserved. What is returned
         has been committed to the ledger before. Under privacy whatever fails from here on, in reading or in training,
         is answered as draws that were all empty would be: that something failed may depend on what the records are.
         """
-        site, masked = account.site, None
+        masked: bytes | None = None
         if secure is not None:
             secure.expect(task.round)
         elif self.config.privacy.mode == "distributed":
             raise PrivacyError("mode 'distributed' releases sums only, and no secure sum is set up")
         with account.taking(self.config.steps_per_round) as before, self._lend() as model:
+            if keep is not None and secure is None and account.plan is not None and not self.config.audit.control:
+                keep(self._update(account, self._noise_alone(model, account, number, task, before)))
             if account.plan is None:
                 found = self._openly(self._work(model, account, number, task), account, number)
             elif self.config.audit.control:
@@ -215,14 +226,17 @@ class Worker:
                 found = self._privately(model, account, number, task, before)
             if found.share is not None and secure is not None:
                 masked = secure.mask(task.round, found.share)
+        return self._update(account, found, masked)
+
+    def _update(self, account: SiteAccount, found: "_Release", masked: bytes | None = None) -> Update:
         return Update(
-            site.name,
+            account.site.name,
             found.delta,
             found.weight,
             account.steps,
             account.epsilon(),
             found.metrics,
-            site.head(),
+            account.site.head(),
             account.reservation.request.commitment,
             masked,
         )
@@ -254,6 +268,14 @@ class Worker:
             log.error(
                 "%s: round %d is answered with noise alone: %s (%s)", account.site.name, task.round, reason, where
             )
+        return self._noise_alone(model, account, number, task, before)
+
+    def _noise_alone(
+        self, model: FineTuneModel, account: SiteAccount, number: int, task: RoundTask, before: int
+    ) -> "_Release":
+        """What draws that are all empty give."""
+        if account.plan is None:
+            raise PrivacyError("no plan: nothing says how much noise there is to be")
         mechanism = PoissonMechanism(account.plan, secure_generator(), before)
         return self._released(self._without_records(model, task), mechanism, account, number)
 

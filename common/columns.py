@@ -13,6 +13,8 @@ from .run_tables import DataSection
 from .tables import EMPTY, Problem, Table, UnreadableError, as_text
 from .types import Reads
 
+LONGEST = 2**22
+"""characters of a text or label: what one row may cost in memory is bounded, whatever is in it"""
 _WHERE = "picture"
 
 
@@ -61,10 +63,14 @@ def require(notes: Notes, columns: Iterable[str]) -> None:
 
 def read_text(notes: Notes, column: str, place: int, value: object) -> str | None:
     try:
-        return as_text(value)
+        text = as_text(value)
     except UnreadableError as error:
         notes.add(place, column, str(error))
         return None
+    if text is not None and len(text) > LONGEST:
+        notes.add(place, column, f"a text of {len(text):,} characters; at most {LONGEST:,}; shorten it")
+        return None
+    return text
 
 
 def read_strings(notes: Notes, column: str) -> list[str]:

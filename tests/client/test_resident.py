@@ -6,14 +6,17 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from confide.client import node
 from confide.client.node import Worker
-from confide.client.resident import _receive, ask
+from confide.client.resident import NO_ANSWER, _receive, ask
 from confide.common import wire
 from confide.tests.federation import Federation
 
@@ -110,3 +113,29 @@ def test_the_worker_ends_with_its_parent(worker: Worker) -> None:
     assert worker._process is not None
     status = Path(f"/proc/{worker._process.pid}/status").read_text()
     assert f"PPid:\t{os.getpid()}" in status
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "times"),
+    [("local", "train", 2), ("client", "train", 2), ("none", "train", 1), ("local", "query", 1)],
+)
+def test_a_site_asks_again_for_what_a_worker_kept(monkeypatch: pytest.MonkeyPatch, mode: str, kind: str, times) -> None:
+    """Once, for training under privacy alone."""
+    asked: list[str] = []
+
+    def app(message: Message, context: object) -> Message:
+        asked.append(message.metadata.message_type)
+        if len(asked) == 1:
+            return Message(Error(wire.FAILED, f"{NO_ANSWER} is gone"), reply_to=message)
+        return Message(RecordDict({"kept": ConfigRecord()}), reply_to=message)
+
+    monkeypatch.setattr(node, "app", app)
+    worker: Any = SimpleNamespace(alive=True, socket="", ensure=lambda: None)
+    worker.stop = lambda: setattr(worker, "alive", False)
+    section = SimpleNamespace(deadline=1.0, max_message=9)
+    site: Any = SimpleNamespace(_worker=worker, _section=section, _run_config=lambda *_: {"privacy.mode": mode})
+    site._asked = lambda *given: node.Node._asked(site, *given)
+    place: Any = SimpleNamespace(node_id=1)
+    reply = node.Node._reply(site, site, place, a_message(kind))
+    assert len(asked) == times
+    assert reply.has_error() == (times == 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from confide.common.columns import LONGEST
 from confide.common.data import content_digest, read_checked, read_rows
 from confide.common.errors import DataError
 from confide.common.run_tables import DataSection, PartitionSection
@@ -195,3 +196,18 @@ def test_marks_of_joined_files_are_no_matter_of_the_row_before(tmp_path: Path, s
         found.append(read_checked(str(path), DATA, LABELS, reads=reads).rows.text)
     assert [len(texts) for texts in found] == [3, 2, 3 - where]
     assert found[0][1:] == found[1]
+
+
+def test_what_a_text_may_cost_is_bounded(tmp_path: Path) -> None:
+    """A row of 70 MB ended the process that read it, which the server sees."""
+    for length in (LONGEST, LONGEST + 1):
+        rows = [{"text": "a" * length, "label": "yes"}, {"text": "b", "label": "yes"}]
+        found = read_checked(jsonl_file(tmp_path, [json.dumps(row).encode() for row in rows]), DATA, LABELS)
+        problems = [problem.what for problem in found.problems]
+        if length == LONGEST:
+            assert (len(found.rows), problems) == (2, [])
+        else:
+            assert (found.rows.text, problems) == (
+                ["b"],
+                [f"a text of {length:,} characters; at most {LONGEST:,}; shorten it"],
+            )
