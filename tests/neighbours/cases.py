@@ -162,6 +162,7 @@ def check(
     peer = sites.host(table_of(case.task), site="site-2") if config.secure else None
     (told,) = ask(watch, host, config, adapter, [everybody], peer)
     assert not told.gave_up, "the site gives up, and answers with noise alone"
+    assert told.kept != config.secure
     assert set(told.clips) == {CLIP}
     assert len(told.sums) == case.steps, told.reply
     asked = 1

@@ -80,6 +80,8 @@ class Told:
     """the bound on a unit that each was released under"""
     keys: tuple[int, ...] = ()
     """of the records that the site trains on, in their order"""
+    kept: bool = False
+    """whether an answer of noise alone was kept before a row was read"""
     gave_up: bool = False
     """whether it answered with noise alone, without its records"""
     votes: dict[int, Votes] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         self._patched = pytest.MonkeyPatch()
         patch, watch = self._patched.setattr, self
-        plan, draw, work, alone = privacy_plan, PoissonMechanism.draw, Worker._work, Worker._without_records
+        plan, draw, work, alone = privacy_plan, PoissonMechanism.draw, Worker._work, Worker._noise_alone
         dealt, train, scores = teach.dealt, teach.train_plain, FineTuneModel.scores
         teachers: list[int] = []
 
@@ -119,8 +121,15 @@ class Watch:
             watch.told.keys = () if keys is None else tuple(keys[made.indices].tolist())
             return made
 
-        def without(self: Worker, *arguments: Any) -> Work:
-            watch.told.gave_up = True
+        def noise_alone(self: Worker, *arguments: Any) -> Any:
+            told = watch.told
+            if not self.config.secure and not told.kept:  # for a worker that does not live to answer
+                told.kept, watch.told = True, Told({})
+                try:
+                    return alone(self, *arguments)
+                finally:
+                    watch.told = told
+            told.gave_up = True
             return alone(self, *arguments)
 
         def parts(indices: np.ndarray, keys: np.ndarray, count: int) -> list[np.ndarray]:
@@ -153,7 +162,7 @@ class Watch:
         patch(PoissonMechanism, "draw", drawn)
         patch(PoissonMechanism, "share", share)
         patch(Worker, "_work", noted)
-        patch(Worker, "_without_records", without)
+        patch(Worker, "_noise_alone", noise_alone)
         patch(teach, "dealt", parts)
         patch(teach, "train_plain", taught)
         patch(FineTuneModel, "scores", answered)
