@@ -36,9 +36,9 @@ def dies_in(monkeypatch: pytest.MonkeyPatch, round_: int) -> None:
     """The process is interrupted while sites train in this round."""
     real = Worker.train
 
-    def dies(self, number, task, account, secure):
+    def dies(self, number, task, account, *rest):
         if task.round == round_:
             raise KeyboardInterrupt
-        return real(self, number, task, account, secure)
+        return real(self, number, task, account, *rest)
 
     monkeypatch.setattr(Worker, "train", dies)

@@ -103,10 +103,10 @@ def test_one_error_reply_leaves_the_others_round_as_it_is(private, monkeypatch) 
     """One error voids a round whose budget was spent."""
     real = Worker.train
 
-    def fails(self, number, task, account, secure):
+    def fails(self, number, task, account, *rest):
         if number == 2 and task.round == 2:
             raise RuntimeError
-        return real(self, number, task, account, secure)
+        return real(self, number, task, account, *rest)
 
     monkeypatch.setattr(Worker, "train", fails)
     rounds = read_report(simulate(private()))["rounds"]

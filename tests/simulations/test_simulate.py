@@ -147,10 +147,10 @@ def test_a_crash_inside_a_round_leaves_it_charged(make_config, local, tmp_path: 
     with monkeypatch.context() as patched:
         real = Worker.train
 
-        def cut(self, site, task, account, secure):
+        def cut(self, site, task, account, *rest):
             if task.round == 2 and site == 2:
                 raise KeyboardInterrupt
-            return real(self, site, task, account, secure)
+            return real(self, site, task, account, *rest)
 
         patched.setattr(Worker, "train", cut)
         with pytest.raises(KeyboardInterrupt):
@@ -235,11 +235,11 @@ def test_half_floats_on_the_wire(make_config, tmp_path: Path) -> None:
 def fails_at(monkeypatch: pytest.MonkeyPatch, sites: dict[int, Exception], when: int = 2) -> None:
     real = Worker.train
 
-    def train(self, site, task, account, secure):
+    def train(self, site, task, account, *rest):
         if task.round == when and site in sites:
             with account.taking(1):
                 raise sites[site]
-        return real(self, site, task, account, secure)
+        return real(self, site, task, account, *rest)
 
     monkeypatch.setattr(Worker, "train", train)
 
@@ -277,12 +277,12 @@ def test_too_few_replies_for_flowers_strategies(make_config, monkeypatch) -> Non
 def test_sites_past_the_deadline_are_left_out(make_config, monkeypatch) -> None:
     real = Worker.train
 
-    def slow(self, site, task, account, secure):
+    def slow(self, site, task, account, *rest):
         import time
 
         if site == 1:
             time.sleep(1.2)
-        return real(self, site, task, account, secure)
+        return real(self, site, task, account, *rest)
 
     monkeypatch.setattr(Worker, "train", slow)
     report = run(make_config(run={"rounds": 1}, server={"deadline": 1.0}))
@@ -293,8 +293,8 @@ def test_sites_past_the_deadline_are_left_out(make_config, monkeypatch) -> None:
 def test_an_update_that_is_not_finite_is_left_out(make_config, monkeypatch) -> None:
     real = Worker.train
 
-    def diverged(self, site, task, account, secure):
-        update = real(self, site, task, account, secure)
+    def diverged(self, site, task, account, *rest):
+        update = real(self, site, task, account, *rest)
         if site == 2:
             next(iter(update.delta.values()))[:] = np.nan
         return update

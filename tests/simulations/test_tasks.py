@@ -103,7 +103,7 @@ def test_targets_that_the_loss_does_not_reach_are_refused_first(make_config, mon
 
 
 def test_a_run_in_which_no_site_can_train_stops(make_config, monkeypatch) -> None:
-    def fails(self, number, task, account, secure):
+    def fails(self, number, task, account, *rest):
         raise RuntimeError("secret record")
 
     monkeypatch.setattr(Worker, "train", fails)
