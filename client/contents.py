@@ -69,24 +69,18 @@ def _unreadable(ledger: Ledger, dataset: str) -> str:
 
 
 def _refuse_twins(folder: Path, config: SiteConfig, found: dict[str, str]) -> None:
-    first: dict[str, str] = {}
+    """Rows are the same where their digests of whose they are agree, or where they are read from one place: the same
+    rows in other columns are the same people's, too."""
+    first: dict[object, str] = {}
     for name, content in found.items():
-        other = first.setdefault(content[:_HALF], name)
-        if config.budget(name)[0] != config.budget(other)[0]:
-            raise _twins(folder, other, name)
-    places: dict[object, str] = {}
-    for name, dataset in config.datasets.items():  # the same rows in other columns are the same people's, too
-        if dataset.source is not None:
-            other = places.setdefault(_place(local_path(folder, dataset.source)), name)
+        source = config.datasets[name].source
+        for mark in (content[:_HALF], None if source is None else _place(local_path(folder, source))):
+            other = name if mark is None else first.setdefault(mark, name)
             if config.budget(name)[0] != config.budget(other)[0]:
-                raise _twins(folder, other, name)
-
-
-def _twins(folder: Path, one: str, other: str) -> DeploymentError:
-    return DeploymentError(
-        f"{folder}: data sets '{one}' and '{other}' hold the same rows; a record has one budget: remove one, or write "
-        f'same_as = "{one}" in [datasets.{other}]'
-    )
+                raise DeploymentError(
+                    f"{folder}: data sets '{other}' and '{name}' hold the same rows; a record has one budget: remove "
+                    f'one, or write same_as = "{other}" in [datasets.{name}]'
+                )
 
 
 def _place(source: str) -> object:

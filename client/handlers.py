@@ -23,7 +23,6 @@ from ..common.errors import (
     PolicyError,
     PrivacyError,
     RecordsError,
-    SecureSumError,
     WireError,
     contain,
 )
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 log = logging.getLogger("confide.worker")
-_TOLD = (BudgetError, KeysLostError, PolicyError, PrivacyError, SecureSumError, WireError)
+_TOLD = (BudgetError, PolicyError, PrivacyError, WireError)
 """failures of a real site whose text names nothing of its own beside limits; of others only the kind is told"""
 _SECURE = "secure-sum"
 """where the site's state of secure sums is kept between messages: memory of this site"""
@@ -145,9 +144,10 @@ def _ledger(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
 
 def _reveal(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
     """After an audited run: the seed of the coins that decided which canaries were in. Raises PolicyError otherwise."""
-    if not host.worker().config.audit.planted:
-        raise PolicyError(f"site {host.site.name}: this run has no canaries, so there are no coins to show")
-    return _facts({"name": host.site.name, "seed": host.site.coin_seed(host.worker().config)})
+    site, config = host.site, host.worker().config
+    if not config.audit.planted:
+        raise PolicyError(f"site {site.name}: this run has no canaries, so there are no coins to show")
+    return _facts({"name": site.name, "seed": site.coin_seed(config)})
 
 
 def _holds(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:

@@ -20,6 +20,7 @@ from ..common.ledger import Ledger, Limit, Request, Reservation
 from ..common.mechanism import PrivacyPlan
 from ..common.partition import site_name
 from ..common.plan import declared_steps, step_of
+from ..common.run_tables import CLIP_RANGE
 from ..common.secagg.params import Parameters
 from .folder import POLICY
 
@@ -133,7 +134,8 @@ class Site:
         """
         if clip is None:
             return
-        self._require(1e-12 <= clip <= 1e12, "a task's clip norm", clip, "1e-12 to 1e12")
+        least, most = CLIP_RANGE
+        self._require(least <= clip <= most, "a task's clip norm", clip, "1e-12 to 1e12")
         fixed = None if plan is None or run.privacy.clip_quantile is not None else plan.clip
         declared = f"{fixed}, as the run declares: privacy.clip_quantile is not set"
         self._require(fixed is None or clip == fixed, "a task's clip norm", clip, declared)

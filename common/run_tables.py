@@ -155,12 +155,16 @@ class DataSection(Section, frozen=True):
         return self.train
 
 
+CLIP_RANGE = (1e-12, 1e12)
+"""of a clip norm, declared or adapted: beyond it a sum could overflow the grid of the noise"""
+
+
 class PrivacySection(Section, frozen=True):
     mode: Literal["none", "local", "distributed", "client"] = "none"
     epsilon: PositiveFloat | None = None
     """the target over all rounds; the noise multiplier is calibrated from it"""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    clip: Annotated[float, Field(ge=1e-12, le=1e12)] = 1.0
+    clip: Annotated[float, Field(ge=CLIP_RANGE[0], le=CLIP_RANGE[1])] = 1.0
     """L2 bound on one record's gradient (`client`: on a site's update), over all trained arrays together"""
     sampling_rate: Annotated[float, Field(ge=1e-12, le=1)] | None = None
     """probability that a record is drawn in a step (`client`: that a site takes part in a round, by its own coin)"""
