@@ -99,7 +99,7 @@ def test_the_fast_form_has_every_architecture_and_every_task() -> None:
 
 @pytest.mark.parametrize(("case", "names"), FAST, ids=lambda value: str(value) if isinstance(value, Case) else "")
 def test_neighbours(sites: Sites, watch: Watch, case: Case, names: str) -> None:
-    check(sites, watch, replace(case, max_length=15), names.split(", "), whole=False)  # two shapes
+    check(sites, watch, replace(case, max_length=20), names.split(", "), whole=False)  # two shapes
 
 
 def every_combination() -> list[Case]:
