@@ -27,8 +27,7 @@ _MOST_ROWS = 256
 _FEW_TOKENS, _TOKENS = (12, 512), (2.5, 1024)
 """tokens of a batch for each record that a step is expected to draw, and at most; of few lengths and of many. A batch
 costs as much as 120 tokens beside its own (MiniLM, two cores): more and smaller batches waste that, fewer and larger
-ones the rows of the last of a length. With these numbers, 2 to 1,000 records a step that are as long as those of SST-2
-and Banking77 cost 1.4 to 1.9 times what batches of any shape would"""
+ones the rows of the last of a length. What that comes to: benchmarks/shapes.py"""
 
 
 @dataclass(frozen=True)
