@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,13 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from confide.client import node
+from confide.client.deployed import DeployedHost
 from confide.client.node import Worker
 from confide.client.resident import NO_ANSWER, _receive, ask
 from confide.common import wire
+from confide.tests.client.test_reserve_first import SITE, changed, local_run, message, source
 from confide.tests.federation import Federation
+from confide.tests.tiny import sentences, write_csv
 
 
 def a_message(kind: str = "query.hello", **facts: str) -> Message:
@@ -139,3 +143,44 @@ def test_a_site_asks_again_for_what_a_worker_kept(monkeypatch: pytest.MonkeyPatc
     reply = node.Node._reply(site, site, place, a_message(kind))
     assert len(asked) == times
     assert reply.has_error() == (times == 1)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_a_round_has_kept_its_answer(tmp_path: Path) -> None:
+    """A real process, killed once it has kept an answer and begun to read: the server sees an ordinary reply, and one
+    round is charged."""
+    federation = Federation(tmp_path, 1)
+    federation.make()
+    folder = federation.site(SITE)
+    write_csv(source(federation), sentences(20_000, 3))
+    run = changed(local_run(federation), {"privacy": {"sampling_rate": 1.0, "epsilon": 6.0}})
+    arrays = wire.arrays_to_record(DeployedHost(folder).enter(run.to_flat()).worker().model.initial)
+    facts = wire.task_config()
+    facts[wire.ROUND] = 1
+    worker = Worker(folder)
+    section = SimpleNamespace(deadline=600.0, max_message=2**28)
+    site: Any = SimpleNamespace(_worker=worker, _section=section, _run_config=lambda *_: run.to_flat())
+    site._asked = lambda *given: node.Node._asked(site, *given)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not list(folder.glob("replies/*.train")):
+            time.sleep(0.01)
+        process = worker._process
+        assert process is not None
+        process.kill()
+        killed.append(process.pid)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    place: Any = SimpleNamespace(node_id=1)
+    try:
+        reply = node.Node._reply(
+            site, site, place, message("train", RecordDict({wire.ARRAYS: arrays, wire.CONFIG: facts}))
+        )
+    finally:
+        worker.close()
+    assert killed
+    assert not reply.has_error(), reply.error.reason
+    assert reply.content.array_records[wire.ARRAYS].keys() == arrays.keys()
+    assert DeployedHost(folder).site.ledger.charge("default", "r1").used == 1
