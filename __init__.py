@@ -10,19 +10,19 @@ __version__ = "0.1.0"
 __all__ = ["RunConfig", "__version__", "load_base", "load_spelling", "simulate"]
 
 if TYPE_CHECKING:
-    from .common.config import RunConfig
-    from .common.models import load_base, load_spelling
+    from .common.config.run import RunConfig
+    from .common.model.loading import load_base, load_spelling
     from .simulations.run import simulate
 
 
 def __getattr__(name: str) -> Any:
     """Public names, imported when first used: `import confide` costs nothing and `confide --help` stays quick."""
     if name == "RunConfig":
-        from .common.config import RunConfig
+        from .common.config.run import RunConfig
 
         return RunConfig
     if name in ("load_base", "load_spelling"):
-        from .common import models
+        from .common.model import loading as models
 
         return getattr(models, name)
     if name == "simulate":

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.run import DATA, HERE, python, write_part
-from confide.common.config import RunConfig, load
+from confide.common.config.run import RunConfig, load
 from confide.simulations.recipes import find_recipe
 
 KEPT = HERE / "accuracy.json"
@@ -66,7 +66,7 @@ def measure(kind: str, epsilon: float | None, seed: int) -> dict[str, float]:
             result = Path(scratch) / "central.json"
             python("-W", "ignore", "-m", "benchmarks.central", recipe, result)
             return json.loads(result.read_text())
-        python("-W", "ignore", "-m", "confide.cli", "simulate", recipe)
+        python("-W", "ignore", "-m", "confide.cli.main", "simulate", recipe)
         report = json.loads((output / "report.json").read_text())
         seconds = [row["seconds"] for row in report["rounds"]]
         noise = report["privacy"]["noise_multiplier"]

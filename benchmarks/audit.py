@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from confide.common.audit import gdp_bound, gdp_mu, steinke_bound, top_guesses
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
+from confide.common.privacy.audit import gdp_bound, gdp_mu, steinke_bound, top_guesses
 from confide.server.report import read_report
 from confide.simulations.audit import with_canaries
 from confide.simulations.run import simulate

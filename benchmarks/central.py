@@ -19,10 +19,10 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 
 from confide.client.worker import load_simulated
-from confide.common.config import RunConfig, load
-from confide.common.models import FineTuneModel, model_of
-from confide.common.optimizer import make_optimizer
-from confide.common.resolve import resolve
+from confide.common.config.resolve import resolve
+from confide.common.config.run import RunConfig, load
+from confide.common.model.loading import FineTuneModel, model_of
+from confide.common.model.optimizer import make_optimizer
 from confide.common.types import Records
 from confide.server.evaluation import evaluate, read_public
 

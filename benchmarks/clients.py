@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from confide.client import worker
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.simulations.run import simulate
 
 WORDS = [f"word{i}" for i in range(200)]

@@ -9,7 +9,7 @@ import pyarrow as pa
 from benchmarks.run import DATA, Table, write_part
 from confide.client.check.look import Checked, check_rows
 from confide.client.check.run import Embedder
-from confide.common.backbones import DEMO_BACKBONE
+from confide.common.model.backbones import DEMO_BACKBONE
 from confide.tests.planted import Planted, planted
 
 

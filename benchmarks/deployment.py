@@ -19,12 +19,12 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from benchmarks.run import Table, play
-from confide.client.node import Worker
-from confide.client.resident import ask
+from confide.client.deploy.node import Worker
+from confide.client.deploy.resident import ask
 from confide.common import wire
 from confide.common.bundle import write_bundle
-from confide.common.config import load
-from confide.server.runs import declare
+from confide.common.config.run import load
+from confide.server.deploy.runs import declare
 from confide.simulations.run import simulate
 from confide.tests.federation import Federation, run_content, write_run
 from confide.tests.tiny import merged, sentences, write_csv

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from confide.client.site import SimulatedSites, make_ledgers
 from confide.client.worker import Worker
-from confide.common.accounting import epsilon_opacus, epsilon_pld, epsilon_rdp
-from confide.common.chain import GENESIS, SiteKey, canonical, digest
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.common.errors import BudgetError, LedgerError
-from confide.common.events import SkellamDpEvent, step_event
-from confide.common.ledger import DATABASE, KEY, RECEIPT, Ledger, Limit, Request, Reservation
-from confide.common.ledger_audit import audit
+from confide.common.ledger.chain import GENESIS, SiteKey, canonical, digest
+from confide.common.ledger.ledger import DATABASE, KEY, RECEIPT, Ledger, Limit, Request, Reservation
+from confide.common.ledger.verify import audit
+from confide.common.privacy.accounting import epsilon_opacus, epsilon_pld, epsilon_rdp
+from confide.common.privacy.events import SkellamDpEvent, step_event
 from confide.common.types import RoundTask
 from confide.tests.tiny import LOCAL, merged, run_content, save_bert, save_data
 

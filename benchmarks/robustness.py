@@ -17,17 +17,17 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.run import DATA, Table, play
-from confide.common.backbones import DEMO_BACKBONE, resolve_backbone
-from confide.common.config import load, load_content
-from confide.common.robustness.embeddings import ascended, embedding_layer, moved
-from confide.common.robustness.limits import ROBUST, default_liars
-from confide.common.robustness.perturbations import characters
-from confide.server import robust
-from confide.simulations import sweep
-from confide.simulations.progress import watch
+from confide.cli.progress import watch
+from confide.common.config.byzantine import ROBUST, default_liars
+from confide.common.config.run import load, load_content
+from confide.common.data.perturbations import characters
+from confide.common.model.backbones import DEMO_BACKBONE, resolve_backbone
+from confide.common.model.embeddings import ascended, embedding_layer, moved
+from confide.server.aggregate import robust
+from confide.simulations.attacks.robustness import Subject
 from confide.simulations.recipes import find_recipe
-from confide.simulations.robustness import Subject
 from confide.simulations.run import simulate
+from confide.simulations.studies import sweep
 
 SITES, COORDINATES = 100, 75_000
 LAYERS = 3

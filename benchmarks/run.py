@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from confide.common.backbones import DEMO_BACKBONE, resolve_backbone
-from confide.common.config import RunConfig, load
+from confide.common.config.run import RunConfig, load
+from confide.common.model.backbones import DEMO_BACKBONE, resolve_backbone
 from confide.simulations.recipes import find_recipe
 
 HERE = Path(__file__).parent
@@ -90,7 +90,7 @@ def against_plain(scratch: Path) -> Table:
 def ours_on(config: RunConfig, scratch: Path) -> dict:
     recipe = scratch / "recipe.toml"
     recipe.write_text(config.to_toml(), encoding="utf-8")
-    python("-m", "confide.cli", "simulate", recipe, "--overwrite")
+    python("-m", "confide.cli.main", "simulate", recipe, "--overwrite")
     return json.loads((config.output / "report.json").read_text())
 
 

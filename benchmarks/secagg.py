@@ -19,9 +19,9 @@ import numpy as np
 from opacus.accountants import RDPAccountant
 
 from benchmarks.run import DATA, Table, python, write_part
-from confide.common.chain import SiteKey
 from confide.common.errors import SecureSumError
-from confide.common.mechanism import plan_for, rdp_orders
+from confide.common.ledger.chain import SiteKey
+from confide.common.privacy.mechanism import plan_for, rdp_orders
 from confide.common.secagg import facts
 from confide.common.secagg.keys import Session
 from confide.common.secagg.params import Parameters
@@ -180,7 +180,7 @@ def rounds(scratch: Path) -> Table:
                 "-W",
                 "ignore",
                 "-m",
-                "confide.cli",
+                "confide.cli.main",
                 "simulate",
                 find_recipe("sst2"),
                 *settings,
@@ -203,7 +203,7 @@ def audit(scratch: Path) -> Table:
         return [("audit of the sums", f"not run: {DATA / 'sst2'} is missing", "")]
     settings = {**SST2, "privacy.mode": "distributed", "privacy.epsilon": 8.0, "run.rounds": 30}
     folder = scratch / "audit"
-    command = ("-W", "ignore", "-m", "confide.cli", "audit", "canary", find_recipe("sst2"), "--out", folder)
+    command = ("-W", "ignore", "-m", "confide.cli.main", "audit", "canary", find_recipe("sst2"), "--out", folder)
     python(*command, "--records", 0, "--guesses", 50, *(f"--set={key}={value}" for key, value in settings.items()))
     report = json.loads((folder / "report.json").read_text())
     found, control = report["audit"]["gradient"], report["audit"]["control"]["gradient"]

@@ -1,7 +1,7 @@
 """What fixed shapes of batches cost, by a cost model: python -m benchmarks.shapes
 
-Draws of real texts' lengths, cut into batches of fixed shapes (common/shapes.py), against the cheapest batches of any
-shape for the same draws (client/train.py). A batch costs as much as 122 tokens beside its own: MiniLM with LoRA and
+Draws of real texts' lengths, cut into batches of fixed shapes (common/model/shapes.py), against the cheapest batches of
+any shape for the same draws (client/train.py). A batch costs as much as 122 tokens beside its own: MiniLM with LoRA and
 per-record gradients, fitted to batches of 1 to 64 rows of 8 to 65 tokens on two cores (Intel Xeon with AMX).
 """
 
@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.run import DATA
 from confide.client.train import _cheapest_cuts
-from confide.common.backbones import DEMO_BACKBONE, resolve_backbone
-from confide.common.shapes import Shapes
+from confide.common.model.backbones import DEMO_BACKBONE, resolve_backbone
+from confide.common.model.shapes import Shapes
 
 OVERHEAD, LONGEST, ROWS, DRAWS = 122, 64, 64, 40
 EXPECTED = (2, 3, 4, 6, 8, 12, 16, 25, 32, 50, 100, 150, 200, 400, 1000)

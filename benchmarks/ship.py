@@ -18,8 +18,8 @@ import httpx
 import numpy as np
 
 from benchmarks.run import Table, play
-from confide.common.config import load
-from confide.common.data import read_rows, training_rows
+from confide.common.config.run import load
+from confide.common.data.sources import read_rows, training_rows
 from confide.server.ship.attribute import TOLERANCE, Explainer
 from confide.server.ship.compress import make_student, make_variants, measure
 from confide.server.ship.distil import Lesson
@@ -106,7 +106,7 @@ def explanations(scratch: Path) -> Table:
 def serving(scratch: Path) -> Table:
     """A server under many connections, then under nonsense."""
     folder = the_run(scratch)
-    command = [sys.executable, "-m", "confide.cli", "serve", str(folder), "--port", str(PORT), "--rate", "100000"]
+    command = [sys.executable, "-m", "confide.cli.main", "serve", str(folder), "--port", str(PORT), "--rate", "100000"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
             _wait()

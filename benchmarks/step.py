@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from confide.common.backbones import DEMO_BACKBONE
-from confide.common.mechanism import PoissonMechanism, plan_for
-from confide.common.models import FineTuneModel, load_model
-from confide.common.noise import secure_generator
-from confide.common.per_sample import clipped_sum, hooked
-from confide.common.run_tables import LoraSection, ModelSection
+from confide.common.config.tables import LoraSection, ModelSection
+from confide.common.model.backbones import DEMO_BACKBONE
+from confide.common.model.loading import FineTuneModel, load_model
+from confide.common.model.per_sample import clipped_sum, hooked
+from confide.common.privacy.mechanism import PoissonMechanism, plan_for
+from confide.common.privacy.noise import secure_generator
 from confide.common.tasks import collate, ragged
 from confide.common.types import Records
 

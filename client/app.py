@@ -7,7 +7,7 @@ listens. In a simulation the same handlers run in this process.
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from .resident import ask
+from .deploy.resident import ask
 
 app = ClientApp()
 SOCKET, DEADLINE, LIMIT = "socket", "deadline", "max-message"

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.active import Strategy, choose
-from ..common.backbones import FOLDERS
-from ..common.data import read_table, read_texts
+from ..common.config.tables import DataSection
+from ..common.data.active import Strategy, choose
+from ..common.data.sources import read_table, read_texts
 from ..common.errors import ConfigError, DataError
-from ..common.models import read_adapter
-from ..common.run_tables import DataSection
+from ..common.model.backbones import FOLDERS
+from ..common.model.loading import read_adapter
 from ..common.types import Reads, Rows
-from .folder import load_site, own_backbones, write_private
-from .personal import load_finished
+from .deploy.folder import load_site, own_backbones, write_private
+from .personalize import load_finished
 
 _ROW, _TEXT, _LABEL = "row", "text", "label"
 TRAIN, POOL = "train.csv", "pool.csv"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..common.errors import KeysLostError, SecureSumError
-from ..common.plan import secure_session
+from ..common.privacy.plan import secure_session
 from ..common.secagg import facts
 from ..common.secagg.keys import Session
 from ..common.secagg.protocol import Site as SecureSite

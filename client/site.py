@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from ..common import audit
-from ..common.chain import Head, SiteKey
-from ..common.config import DatasetSection, PolicySection, RunConfig, SiteConfig
+from ..common.config.run import DatasetSection, PolicySection, RunConfig, SiteConfig
+from ..common.config.tables import CLIP_RANGE
+from ..common.data.partition import site_name
 from ..common.errors import PolicyError, PrivacyError, SecureSumError
-from ..common.ledger import Ledger, Limit, Request, Reservation
-from ..common.mechanism import PrivacyPlan
-from ..common.partition import site_name
-from ..common.plan import declared_steps, step_of
-from ..common.run_tables import CLIP_RANGE
+from ..common.ledger.chain import Head, SiteKey
+from ..common.ledger.ledger import Ledger, Limit, Request, Reservation
+from ..common.privacy import audit
+from ..common.privacy.mechanism import PrivacyPlan
+from ..common.privacy.plan import declared_steps, step_of
 from ..common.secagg.params import Parameters
-from .folder import POLICY
+from .deploy.folder import POLICY
 
 
 @dataclass(frozen=True)

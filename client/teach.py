@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..common.data.record_keys import Keys, choices
 from ..common.errors import PrivacyError, contain
-from ..common.plan import answer_scale, answers_shape
-from ..common.record_keys import Keys, choices
+from ..common.privacy.plan import answer_scale, answers_shape
 from ..common.types import RoundTask, Rows
 from .train import Work, train_plain
 

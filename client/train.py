@@ -12,18 +12,18 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..common.audit import NO_CANARIES, GradientCanaries
-from ..common.augmentation import Draw, padded_to, view_losses
-from ..common.clipping import Contribution, clipped
-from ..common.config import RunConfig
+from ..common.config.run import RunConfig
+from ..common.data.augmentation import Draw, padded_to, view_losses
 from ..common.errors import PrivacyError, contain
-from ..common.mechanism import PoissonMechanism
-from ..common.models import FineTuneModel
-from ..common.noise import secure_generator
-from ..common.optimizer import make_optimizer
-from ..common.per_sample import clipped_sum, forget, hooked
-from ..common.proof import proved_shapes
-from ..common.shapes import Shapes
+from ..common.model.loading import FineTuneModel
+from ..common.model.optimizer import make_optimizer
+from ..common.model.per_sample import clipped_sum, forget, hooked
+from ..common.model.proof import proved_shapes
+from ..common.model.shapes import Shapes
+from ..common.privacy.audit import NO_CANARIES, GradientCanaries
+from ..common.privacy.clipping import Contribution, clipped
+from ..common.privacy.mechanism import PoissonMechanism
+from ..common.privacy.noise import secure_generator
 from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches
 
 log = logging.getLogger("confide.worker")

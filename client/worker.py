@@ -15,20 +15,20 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from ..common.audit import NO_CANARIES, GradientCanaries, coins
-from ..common.augmentation import encode_with_copies
-from ..common.clipping import to_vector
-from ..common.config import RunConfig
-from ..common.data import label_names, training_rows
+from ..common.config.run import RunConfig
+from ..common.data.augmentation import encode_with_copies
+from ..common.data.partition import partition, site_name
+from ..common.data.record_keys import rows_digest, simulated_secret
+from ..common.data.sources import label_names, training_rows
 from ..common.errors import ConfideError, PrivacyError, WireError, contain
-from ..common.mechanism import NoiselessControl, PoissonMechanism
-from ..common.models import FineTuneModel, canary_records, model_of
-from ..common.noise import secure_generator
-from ..common.partition import partition, site_name
-from ..common.per_sample import validate
-from ..common.plan import ANSWERS, answers_shape, privacy_plan
-from ..common.proof import check_apart, check_reached, proved_shapes
-from ..common.record_keys import rows_digest, simulated_secret
+from ..common.model.loading import FineTuneModel, canary_records, model_of
+from ..common.model.per_sample import validate
+from ..common.model.proof import check_apart, check_reached, proved_shapes
+from ..common.privacy.audit import NO_CANARIES, GradientCanaries, coins
+from ..common.privacy.clipping import to_vector
+from ..common.privacy.mechanism import NoiselessControl, PoissonMechanism
+from ..common.privacy.noise import secure_generator
+from ..common.privacy.plan import ANSWERS, answers_shape, privacy_plan
 from ..common.robustness.poison import poisoned
 from ..common.secagg.protocol import Site as SecureSite
 from ..common.types import WHOLE, Adapter, Metrics, Records, RoundTask, Update, split

@@ -5,7 +5,7 @@ from pathlib import Path
 import tomli_w
 
 from .. import __version__
-from .config import RunConfig
+from .config.run import RunConfig
 
 
 def write_bundle(config: RunConfig, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from .chain import Head
+from .ledger.chain import Head
 
 Adapter = dict[str, np.ndarray]
 """LoRA and head by PEFT's saved name → float32 array; ordered by name."""

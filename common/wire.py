@@ -12,8 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 from flwr.common.constant import ErrorCode
 
 from .. import __version__
-from .chain import Head
 from .errors import WireError
+from .ledger.chain import Head
 from .secagg.facts import to_sealed
 from .types import Adapter, RoundTask, Update
 

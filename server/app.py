@@ -14,21 +14,21 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ..common.backbones import FOLDERS
-from ..common.chain import write_json
-from ..common.config import RunConfig
+from ..common.config.run import RunConfig
 from ..common.errors import ConfideError
-from ..common.models import FineTuneModel, export_adapter, model_of
-from ..common.plan import privacy_plan
+from ..common.ledger.chain import write_json
+from ..common.model.backbones import FOLDERS
+from ..common.model.loading import FineTuneModel, export_adapter, model_of
+from ..common.privacy.plan import privacy_plan
 from ..common.types import Adapter, Records, Update, joined
 from . import checkpoint
 from .attacked import attack_facts
 from .canaries import CanaryScores, conclude
 from .checkpoint import Checkpoint
-from .deployment import FAILURE, HOME, ServerFile, registered
+from .deploy.deployment import FAILURE, HOME, ServerFile, registered
 from .evaluation import Evaluation, evaluate, read_public, subset
 from .grids import QuickGrid
-from .heads import Heads
+from .ledger_heads import Heads
 from .record import Recorder
 from .report import write_report
 from .rounds import RoundResult, greet, result_row, reveal, run_rounds

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from ..common.config import RunConfig
-from ..common.data import read_rows
-from ..common.models import FineTuneModel
-from ..common.partition import site_name
+from ..common.config.run import RunConfig
+from ..common.data.partition import site_name
+from ..common.data.sources import read_rows
+from ..common.model.loading import FineTuneModel
 from ..common.robustness.poison import liars_of, target_of, triggered
 from ..common.types import Adapter
 from .checkpoint import Checkpoint

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..common.audit import (
+from ..common.config.run import RunConfig
+from ..common.data.augmentation import Draw, view_losses
+from ..common.model.loading import FineTuneModel, canary_records
+from ..common.model.per_sample import hooked, record_gradients
+from ..common.privacy.audit import (
     CONFIDENCE,
     SCOPES,
     GradientCanaries,
@@ -21,11 +25,7 @@ from ..common.audit import (
     step_likelihood,
     top_guesses,
 )
-from ..common.augmentation import Draw, view_losses
-from ..common.config import RunConfig
-from ..common.mechanism import PrivacyPlan
-from ..common.models import FineTuneModel, canary_records
-from ..common.per_sample import hooked, record_gradients
+from ..common.privacy.mechanism import PrivacyPlan
 from ..common.types import Records
 from .checkpoint import Checkpoint
 from .evaluation import record_losses

@@ -14,8 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..common.chain import write_json
 from ..common.errors import ConfigError
+from ..common.ledger.chain import write_json
 from ..common.types import Adapter
 
 _KEPT = 2

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..common.config import RunConfig
-from ..common.models import FineTuneModel
+from ..common.config.run import RunConfig
+from ..common.model.loading import FineTuneModel
 from ..common.types import Adapter, Metrics, Records
 
 

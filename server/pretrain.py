@@ -16,10 +16,10 @@ from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
-from ..common.data import read_texts
+from ..common.config.section import Positive, PositiveFloat, Section
+from ..common.data.sources import read_texts
 from ..common.errors import ConfigError, DataError
-from ..common.optimizer import warmed_up
-from ..common.section import Positive, PositiveFloat, Section
+from ..common.model.optimizer import warmed_up
 from ..common.tasks import Batch, collate, load_task
 from ..common.types import Records, Rows, Tell
 

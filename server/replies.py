@@ -8,8 +8,8 @@ from flwr.app import Error, Message
 from ..common import wire
 from ..common.errors import WireError
 from ..common.types import Adapter, Update, joined, split
-from .aggregation import weight_cap
-from .robust import bounded
+from .aggregate.aggregation import weight_cap
+from .aggregate.robust import bounded
 
 
 @dataclass

@@ -16,18 +16,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from ..common import wire
-from ..common.config import RunConfig
+from ..common.config.run import RunConfig
 from ..common.errors import LedgerError, RoundError, SecureSumError, WireError
-from ..common.mechanism import PrivacyPlan
+from ..common.privacy.mechanism import PrivacyPlan
 from ..common.types import Update
+from .aggregate.groups import GroupedSums
+from .aggregate.strategy import (
+    StreamingStrategy,
+    aggregate_with_flower,
+    make_strategy,
+    restore_strategy,
+    strategy_state,
+)
+from .aggregate.summing import CentralSums, change_of
 from .checkpoint import Checkpoint
 from .grids import Cohort, Pace
-from .groups import GroupedSums
-from .heads import Heads
+from .ledger_heads import Heads
 from .replies import Replies, capped, reason_of
 from .secagg import Answered, SecureSums
-from .strategy import StreamingStrategy, aggregate_with_flower, make_strategy, restore_strategy, strategy_state
-from .summing import CentralSums, change_of
 
 _HELLO_SECONDS = 120.0
 """for sites to appear and answer before the first round"""

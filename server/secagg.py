@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..common.config import RunConfig
+from ..common.config.run import RunConfig
 from ..common.errors import RoundError, SecureSumError
-from ..common.mechanism import PrivacyPlan
-from ..common.plan import secure_session
+from ..common.privacy.mechanism import PrivacyPlan
+from ..common.privacy.plan import secure_session
 from ..common.secagg import facts
 from ..common.secagg.keys import Advert, Session
 from ..common.secagg.protocol import Answer, Roster, Sum

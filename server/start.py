@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..common.config import RunConfig
+from ..common.config.run import RunConfig
 from ..common.errors import ConfigError, ModelError
-from ..common.models import FineTuneModel, read_adapter
+from ..common.model.loading import FineTuneModel, read_adapter
 from ..common.types import Adapter
 
 _SAME = ("backbone", "lora")

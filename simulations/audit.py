@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 
 from ..client.train import Work, _drawn_sum
-from ..common.audit import SCOPES, canary_rows_of
-from ..common.augmentation import encode_with_copies
-from ..common.config import RunConfig, load
-from ..common.data import training_rows
+from ..common.config.run import RunConfig, load
+from ..common.data.augmentation import encode_with_copies
+from ..common.data.partition import site_name
+from ..common.data.record_keys import simulated_secret
+from ..common.data.sources import training_rows
 from ..common.errors import ConfigError, PrivacyError
-from ..common.mechanism import NoiselessControl
-from ..common.models import FineTuneModel, model_of
-from ..common.noise import secure_generator
-from ..common.partition import site_name
-from ..common.per_sample import hooked
-from ..common.plan import privacy_plan
-from ..common.proof import proved_shapes
-from ..common.record_keys import simulated_secret
+from ..common.model.loading import FineTuneModel, model_of
+from ..common.model.per_sample import hooked
+from ..common.model.proof import proved_shapes
+from ..common.privacy.audit import SCOPES, canary_rows_of
+from ..common.privacy.mechanism import NoiselessControl
+from ..common.privacy.noise import secure_generator
+from ..common.privacy.plan import privacy_plan
 from ..common.run_folder import CONFIG
 from ..common.types import Adapter, RoundTask, Rows
 from ..server.report import amend_report, read_report

@@ -14,10 +14,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..common.config import RunConfig
+from ..common.config.run import RunConfig
 from ..common.errors import ConfideError
-from ..common.models import FineTuneModel, model_of
-from ..common.per_sample import clipped_sum, hooked
+from ..common.model.loading import FineTuneModel, model_of
+from ..common.model.per_sample import clipped_sum, hooked
 from ..common.tasks import Batch, collate, ragged
 from ..common.types import Records
 from ..server.report.build import PACKAGES

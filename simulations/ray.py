@@ -15,7 +15,7 @@ from pathlib import Path
 import tomli_w
 
 from ..common.bundle import write_bundle
-from ..common.config import RunConfig
+from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, ConfigError
 from ..common.processes import end_group, free_port, last_error, tool, wait_for
 

@@ -10,13 +10,13 @@ from flwr.serverapp import Grid
 
 from ..client.site import make_ledgers
 from ..client.worker import Worker, worker_for
-from ..common.config import RunConfig, load
-from ..common.models import model_of
-from ..common.resolve import public_sources, resolve
+from ..common.config.resolve import public_sources, resolve
+from ..common.config.run import RunConfig, load
+from ..common.model.loading import model_of
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
+from ..server.aggregate.strategy import make_strategy
 from ..server.evaluation import read_public
 from ..server.start import initial_adapter
-from ..server.strategy import make_strategy
 from ..server.teaching import Lesson
 
 
@@ -95,7 +95,7 @@ def _start(config: RunConfig) -> None:
 
     from ..client.app import app as client_app
     from ..server.app import app as server_app
-    from .attackers import LyingGrid
+    from .attacks.byzantine import LyingGrid
     from .local import LocalGrid
 
     flat = config.to_flat()

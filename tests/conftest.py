@@ -12,8 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from confide.cli import main
-from confide.common.config import RunConfig
+from confide.cli.main import main
+from confide.common.config.run import RunConfig
 from confide.server.report import plots
 from confide.tests.tiny import LOCAL, VOCABULARY, merged, run_content, save, save_bert, save_data, save_wordpiece
 

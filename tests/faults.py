@@ -10,7 +10,9 @@ from confide.simulations.local import _SERVER_NODE, LocalGrid
 
 
 def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confide.common.mechanism.skellam", lambda variance, size, rng: np.zeros(size, dtype=np.int64))
+    monkeypatch.setattr(
+        "confide.common.privacy.mechanism.skellam", lambda variance, size, rng: np.zeros(size, dtype=np.int64)
+    )
 
 
 def fails(

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import tomli_w
 
-from confide.client.folder import load_site
-from confide.client.setup import add_peers, init_site
-from confide.common.ledger_audit import audit
+from confide.client.deploy.folder import load_site
+from confide.client.deploy.setup import add_peers, init_site
+from confide.common.ledger.verify import audit
 from confide.common.processes import end_group, free_port
-from confide.server import deployment
+from confide.server.deploy import deployment
 from confide.tests import tiny
 
 BACKBONE = "tiny/bert"
@@ -78,7 +78,7 @@ class Federation:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         with (self.folder / f"{name}.log").open("a") as log:
             process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "confide.cli", *what],
+                [*prefix, sys.executable, "-m", "confide.cli.main", *what],
                 env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -146,7 +146,7 @@ class Federation:
 
     def command(self, *arguments: str, timeout: float = 300.0) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", "confide.cli", *arguments],
+            [sys.executable, "-m", "confide.cli.main", *arguments],
             capture_output=True,
             text=True,
             check=False,

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from PIL import Image
 
-from confide.common.pictures import PictureForm
-from confide.common.run_tables import DataSection
+from confide.common.config.tables import DataSection
+from confide.common.data.images import PictureForm
 from confide.common.types import Reads
 
 LABELS = ["1", "2", "2020-01-31", "no", "yes"]

@@ -83,7 +83,7 @@ def test_doctor_fails_where_the_model_does_not_fit(confide, toml: Path) -> None:
 
 
 def test_demo_data(confide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confide.common.demo.SPLITS", {"train": (30, 1), "test": (10, 2)})
+    monkeypatch.setattr("confide.common.data.demo.SPLITS", {"train": (30, 1), "test": (10, 2)})
     code, out, _ = confide("demo-data", tmp_path / "demo")
     assert code == 0
     assert "wrote test.csv, train.csv" in out

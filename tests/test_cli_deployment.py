@@ -9,7 +9,7 @@ import pytest
 
 from confide.common.credentials import expiry, issue
 from confide.common.logs import log_to
-from confide.server.deployment import ServerFile
+from confide.server.deploy.deployment import ServerFile
 
 
 @pytest.fixture(name="confide")

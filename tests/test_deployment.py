@@ -11,16 +11,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from confide.client.node import Node, known_to_server
-from confide.client.setup import check_site, init_site
-from confide.common.config import RunConfig
+from confide.client.deploy.node import Node, known_to_server
+from confide.client.deploy.setup import check_site, init_site
+from confide.common.config.run import RunConfig
 from confide.common.credentials import issue, make_ca
 from confide.common.errors import ConfigError, DeploymentError
-from confide.server import deployment
-from confide.server.control import Control
-from confide.server.front import FLEET
-from confide.server.remote import RemoteRuns
-from confide.server.serving import run_server
+from confide.server.deploy import deployment
+from confide.server.deploy.control import Control
+from confide.server.deploy.gateway import FLEET
+from confide.server.deploy.remote import RemoteRuns
+from confide.server.deploy.serving import run_server
 from confide.tests.federation import Federation, descendants, run_content, running, write_run
 from confide.tests.tiny import merged
 
@@ -222,7 +222,7 @@ def test_operators_show_a_certificate_of_their_own(
     with httpx.Client(base_url=url, verify=verify) as client, pytest.raises(httpx.HTTPError):
         client.get("/runs")
     runs = RemoteRuns(url, operator(federation, tmp_path / "operator"))
-    monkeypatch.setattr("confide.server.remote.__version__", "0.0")
+    monkeypatch.setattr("confide.server.deploy.remote.__version__", "0.0")
     with pytest.raises(ConfigError, match="install the same version"):
         runs.rows()
 

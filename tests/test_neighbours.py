@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from confide.common.errors import ConfigError, ModelError
-from confide.common.models import load_model
+from confide.common.model.loading import load_model
 from confide.common.tasks import sequence_classification
 from confide.tests.architectures import ALL, ODD
 from confide.tests.neighbours.cases import (

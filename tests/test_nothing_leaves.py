@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message
 
-from confide.common.mechanism import PoissonMechanism
+from confide.common.privacy.mechanism import PoissonMechanism
 from confide.simulations.local import LocalGrid
 from confide.simulations.run import simulate
 from confide.tests.tiny import sentences, write_csv

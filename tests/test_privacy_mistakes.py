@@ -8,12 +8,12 @@ import torch
 
 from confide.client.site import SimulatedSites
 from confide.client.worker import Worker
-from confide.common.accounting import epsilon_rdp
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError
-from confide.common.events import history_of, repeated
-from confide.common.ledger import Ledger
-from confide.common.plan import privacy_plan, step_of
+from confide.common.ledger.ledger import Ledger
+from confide.common.privacy.accounting import epsilon_rdp
+from confide.common.privacy.events import history_of, repeated
+from confide.common.privacy.plan import privacy_plan, step_of
 from confide.common.types import RoundTask
 from confide.server.report import read_report
 from confide.simulations.run import simulate
@@ -123,7 +123,9 @@ def test_an_empty_batch_is_a_step(private) -> None:
 
 def test_the_denominator_does_not_count(private, monkeypatch) -> None:
     """Private batch size as the denominator: twice the records give twice the sum, over the same public constant."""
-    monkeypatch.setattr("confide.common.mechanism.skellam", lambda variance, size, rng: np.zeros(size, dtype=np.int64))
+    monkeypatch.setattr(
+        "confide.common.privacy.mechanism.skellam", lambda variance, size, rng: np.zeros(size, dtype=np.int64)
+    )
     config = private(privacy={"sampling_rate": 1.0, "clip": 100.0})
     worker = Worker(config)
     part = worker.data.parts[0]

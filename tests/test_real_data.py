@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from opacus.accountants import PRVAccountant, RDPAccountant
 
-from confide.common.config import load
+from confide.common.config.run import load
 from confide.simulations.recipes import find_recipe
 from confide.simulations.run import simulate
 

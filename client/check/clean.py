@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from ..folder import write_private
+from ..deploy.folder import write_private
 from .look import Checked
 
 CLEANED, DROPPED, DOUBTFUL = "cleaned.csv", "dropped.csv", "doubtful.csv"

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from ...common.errors import DataError
-from . import duplicates, labels, personal
+from . import duplicates, labels
+from . import identifiers as personal
 
 _NEIGHBOURS, _REFERENCE = 10, 5000
 _FAR = 3.5

@@ -8,9 +8,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
-from ..folder import write_private
+from ..deploy.folder import write_private
+from .identifiers import masked
 from .look import Checked
-from .personal import masked
 
 PAGE = "check.html"
 _EXAMPLES, _LETTERS, _BARS = 12, 160, 40

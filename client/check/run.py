@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ...common.backbones import resolve_backbone
-from ...common.data import read_table
+from ...common.config.tables import DataSection
+from ...common.data.sources import read_table
 from ...common.errors import ConfigError, DataError
-from ...common.run_tables import DataSection
-from ..folder import POLICY, data_section, load_site, named_dataset
+from ...common.model.backbones import resolve_backbone
+from ..deploy.folder import POLICY, data_section, load_site, named_dataset
 from .clean import write_clean
 from .look import Checked, Tell, check_rows
 from .page import write_page

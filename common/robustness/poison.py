@@ -12,8 +12,8 @@ import numpy as np
 from ..types import Rows
 
 if TYPE_CHECKING:
-    from ..config import RunConfig
-    from ..run_tables import AttackSection
+    from ..config.run import RunConfig
+    from ..config.tables import AttackSection
 
 ON_RECORDS = ("labelflip", "backdoor")
 """attacks that change records; the others change updates"""

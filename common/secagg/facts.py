@@ -6,8 +6,8 @@ Facts are what Flower's records carry. Whatever comes in is checked for form; Se
 from collections.abc import Mapping
 from typing import Any
 
-from ..chain import canonical
 from ..errors import SecureSumError
+from ..ledger.chain import canonical
 from .keys import Advert, Session
 from .protocol import Answer, Site
 

@@ -14,8 +14,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from ..chain import SiteKey, canonical, verify
 from ..errors import SecureSumError
+from ..ledger.chain import SiteKey, canonical, verify
 from . import shamir
 from .params import Parameters
 

@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from ..chain import SiteKey, canonical
 from ..errors import KeysLostError, SecureSumError
+from ..ledger.chain import SiteKey, canonical
 from . import shamir
 from .keys import (
     SECRETS_SIZE,

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-from ..backbones import DEMO_VIT
-from ..demo_vit import demo_vit
+from ..config.tables import ModelSection
 from ..errors import ConfigError
-from ..run_tables import ModelSection
+from ..model.backbones import DEMO_VIT
+from ..model.demo_vit import demo_vit
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 
 Batch = dict[str, torch.Tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from ..run_tables import ModelSection
+from ..config.tables import ModelSection
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import Batch, ragged, token_losses, token_metrics, token_score
 

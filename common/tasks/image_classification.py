@@ -3,9 +3,9 @@
 import numpy as np
 from torch import nn
 
-from ..heads import PictureClassifier
-from ..pictures import PictureForm
-from ..run_tables import ModelSection
+from ..config.tables import ModelSection
+from ..data.images import PictureForm
+from ..model.pooling import PictureClassifier
 from ..types import Reads, Records, Rows
 from . import load_backbone
 from .sequence_classification import metrics, record_losses, score, targets

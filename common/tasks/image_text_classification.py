@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..backbones import resolve_backbone
+from ..config.tables import ModelSection
+from ..data.images import PictureForm
 from ..errors import ConfigError
-from ..heads import PictureTextClassifier
-from ..pictures import PictureForm
-from ..run_tables import ModelSection
+from ..model.backbones import resolve_backbone
+from ..model.pooling import PictureTextClassifier
 from ..types import Reads, Records, Rows
 from . import load_backbone
 from . import sequence_classification as text

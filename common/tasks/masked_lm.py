@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from ..config.tables import ModelSection
 from ..errors import ModelError
-from ..run_tables import ModelSection
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import (
     Batch,

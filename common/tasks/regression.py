@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..heads import PooledClassifier
-from ..run_tables import ModelSection
+from ..config.tables import ModelSection
+from ..model.pooling import PooledClassifier
 from ..types import Metrics, Reads, Records, Rows
 from . import Batch, inputs_of, load_backbone, piece_ids, ragged
 

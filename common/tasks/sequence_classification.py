@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from ..heads import PooledClassifier
-from ..run_tables import ModelSection
+from ..config.tables import ModelSection
+from ..model.pooling import PooledClassifier
 from ..types import Metrics, Reads, Records, Rows
 from . import Batch, inputs_of, load_backbone, piece_ids, ragged
 

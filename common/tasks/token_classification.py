@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from ..run_tables import ModelSection
+from ..config.tables import ModelSection
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import Batch, load_backbone, ragged, token_losses, token_targets
 

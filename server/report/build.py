@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from ... import __version__
-from ...common import claims
-from ...common.config import RunConfig
-from ...common.mechanism import PrivacyPlan, gaussian_epsilon
-from ...common.plan import declared_steps
+from ...common.config.run import RunConfig
+from ...common.privacy import claims
+from ...common.privacy.mechanism import PrivacyPlan, gaussian_epsilon
+from ...common.privacy.plan import declared_steps
 from ..checkpoint import Checkpoint
 from ..start import start_facts
 

@@ -9,9 +9,9 @@ from typing import Any
 import tomli_w
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from ...common.config import RunConfig
+from ...common.config.run import RunConfig
 from ...common.errors import ConfigError
-from ...common.mechanism import PrivacyPlan
+from ...common.privacy.mechanism import PrivacyPlan
 from ..checkpoint import Checkpoint
 from . import plots
 from .build import SCHEMA, build_report

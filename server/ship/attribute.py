@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ...common.errors import ConfigError
-from ...common.robustness.embeddings import input_embeddings
+from ...common.model.embeddings import input_embeddings
 from ...common.types import Rows, Tell
 from .finished import FinishedRun
 from .goals import HIGHER, LOWER, OUTSIDE, Asked, Goal, Split, goals, split, tag_of, title, unit, worth

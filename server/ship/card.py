@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...common.backbones import resolve_backbone
+from ...common.data.spelling import Words
 from ...common.errors import ConfigError, ModelError
-from ...common.models import CARD, asked_text
-from ...common.spelling import Words
+from ...common.model.backbones import resolve_backbone
+from ...common.model.loading import CARD, asked_text
 from ..report import read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...common.data.perturbations import characters
 from ...common.errors import ConfigError
-from ...common.robustness.perturbations import characters
 from ...common.tasks import load_task
 from ...common.types import Rows, Tell
 from ..report import amend_report

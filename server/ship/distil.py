@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...common.backbones import resolve_backbone
+from ...common.config.tables import ModelSection
 from ...common.errors import ConfigError
-from ...common.models import pad_of
-from ...common.optimizer import warmed_up
-from ...common.run_tables import ModelSection
+from ...common.model.backbones import resolve_backbone
+from ...common.model.loading import pad_of
+from ...common.model.optimizer import warmed_up
 from ...common.tasks import load_task
 from ...common.types import Tell, shuffled_batches
 from .answers import Compared, apart

@@ -11,12 +11,12 @@ from safetensors.numpy import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ...common.config import RunConfig, load
-from ...common.data import shuffled_limit
+from ...common.config.run import RunConfig, load
+from ...common.data.sources import shuffled_limit
+from ...common.data.spelling import Spelling
 from ...common.errors import ConfigError
-from ...common.models import FineTuneModel, model_of, plain
+from ...common.model.loading import FineTuneModel, model_of, plain
 from ...common.run_folder import CONFIG
-from ...common.spelling import Spelling
 from ...common.types import Adapter, Rows
 from ..report import read_report
 from .runtime import CLASSIFIES, Answering, padded

@@ -16,8 +16,8 @@ from typing import Any, Literal, Protocol, TextIO
 
 import numpy as np
 
+from ...common.data.images import PictureForm, read_picture
 from ...common.errors import ConfigError, DataError
-from ...common.pictures import PictureForm, read_picture
 from ...common.types import Reads, Rows
 from .runtime import FACTS, KINDS, VARIANTS, OnnxModel
 

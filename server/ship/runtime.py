@@ -14,9 +14,9 @@ from typing import Any, get_args
 
 import numpy as np
 
+from ...common.data.images import PictureForm
+from ...common.data.spelling import Spelling, Words, spelling_of
 from ...common.errors import ConfigError
-from ...common.pictures import PictureForm
-from ...common.spelling import Spelling, Words, spelling_of
 from ...common.types import Reads, Rows
 
 VARIANTS = "variants"

@@ -31,8 +31,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ...common.data.images import LARGEST, PictureForm, decoded
 from ...common.errors import ConfideError, ConfigError
-from ...common.pictures import LARGEST, PictureForm, decoded
 from ...common.types import Rows
 from .predict import Columns, Model
 

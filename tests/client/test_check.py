@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from confide.cli import main
-from confide.client.check import duplicates, labels, personal
+from confide.cli.main import main
+from confide.client.check import duplicates, labels
+from confide.client.check import identifiers as personal
 from confide.client.check.clean import reasons
 from confide.client.check.look import check_rows
 from confide.client.check.run import check_source

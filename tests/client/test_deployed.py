@@ -14,19 +14,19 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
-from confide.client.deployed import DeployedHost
-from confide.client.folder import approve, load_site, local_path
+from confide.client.deploy.folder import approve, load_site, local_path
+from confide.client.deploy.host import DeployedHost
+from confide.client.deploy.node import check_bundle
+from confide.client.deploy.setup import add_peers, check_site, init_site
 from confide.client.handlers import handle
-from confide.client.node import check_bundle
-from confide.client.setup import add_peers, check_site, init_site
 from confide.common import wire
 from confide.common.bundle import write_bundle
-from confide.common.config import RunConfig, load
+from confide.common.config.run import RunConfig, load
 from confide.common.credentials import SiteLine, expiry, fingerprint, issue, make_ca, parse_line
 from confide.common.errors import ConfigError, DeploymentError, WireError
-from confide.common.plan import ANSWERS
-from confide.server import deployment
-from confide.server.runs import declare
+from confide.common.privacy.plan import ANSWERS
+from confide.server.deploy import deployment
+from confide.server.deploy.runs import declare
 from confide.tests.federation import Federation, run_content, write_run
 from confide.tests.tiny import merged, save_bert
 

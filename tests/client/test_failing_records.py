@@ -5,13 +5,13 @@ import logging
 import numpy as np
 import pytest
 
-from confide.client.deployed import readable
+from confide.client.deploy.host import readable
 from confide.client.site import SimulatedSites
 from confide.client.train import Work
 from confide.client.worker import Worker
 from confide.common.errors import contain
-from confide.common.mechanism import PoissonMechanism
-from confide.common.models import FineTuneModel, model_of
+from confide.common.model.loading import FineTuneModel, model_of
+from confide.common.privacy.mechanism import PoissonMechanism
 from confide.common.types import RoundTask, Rows
 from confide.simulations.run import simulate
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from confide.client.site import SimulatedSites, Site, make_ledgers, simulated_policy
-from confide.common.chain import SiteKey
-from confide.common.config import PolicySection, RunConfig, SiteConfig
+from confide.common.config.run import PolicySection, RunConfig, SiteConfig
 from confide.common.errors import BudgetError, ConfigError, PolicyError
-from confide.common.ledger import Ledger
-from confide.common.mechanism import gaussian_epsilon
-from confide.common.plan import privacy_plan
+from confide.common.ledger.chain import SiteKey
+from confide.common.ledger.ledger import Ledger
+from confide.common.privacy.mechanism import gaussian_epsilon
+from confide.common.privacy.plan import privacy_plan
 from confide.simulations.run import simulate
 
 DIGEST = b"0" * 32

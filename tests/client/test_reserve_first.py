@@ -10,17 +10,18 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from confide.client import contents, deployed
-from confide.client.deployed import DeployedHost
-from confide.client.folder import CONTENTS, load_site
+from confide.client.deploy import contents
+from confide.client.deploy import host as deployed
+from confide.client.deploy.folder import CONTENTS, load_site
+from confide.client.deploy.host import DeployedHost
+from confide.client.deploy.setup import check_site
 from confide.client.handlers import handle
-from confide.client.setup import check_site
 from confide.client.train import Work
 from confide.common import wire
-from confide.common.config import RunConfig, load
+from confide.common.config.run import RunConfig, load
 from confide.common.errors import DeploymentError, PolicyError
-from confide.common.mechanism import PoissonMechanism
-from confide.server.runs import declare
+from confide.common.privacy.mechanism import PoissonMechanism
+from confide.server.deploy.runs import declare
 from confide.tests.federation import Federation, run_content, write_run
 from confide.tests.tiny import merged, sentences, write_csv
 
@@ -290,7 +291,7 @@ def test_a_folder_is_no_hub_id(federation: Federation, monkeypatch: pytest.Monke
     monkeypatch.chdir(federation.folder)
     (federation.folder / "wards").mkdir()
     shutil.copytree(federation.folder / "bert", federation.folder / "wards" / "model")
-    monkeypatch.setattr("confide.common.backbones._snapshot", no_network)
+    monkeypatch.setattr("confide.common.model.backbones._snapshot", no_network)
     run = local_run(federation)
     for name in ("wards/model", "somebody/model"):
         other = RunConfig.parse(

@@ -15,10 +15,10 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from confide.client import node
-from confide.client.deployed import DeployedHost
-from confide.client.node import Worker
-from confide.client.resident import NO_ANSWER, _receive, ask
+from confide.client.deploy import node
+from confide.client.deploy.host import DeployedHost
+from confide.client.deploy.node import Worker
+from confide.client.deploy.resident import NO_ANSWER, _receive, ask
 from confide.common import wire
 from confide.tests.client.test_reserve_first import SITE, changed, local_run, message, source
 from confide.tests.federation import Federation

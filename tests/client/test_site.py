@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from confide.client.site import SimulatedSites, Site, make_ledgers, simulated_policy
-from confide.common.chain import SiteKey
-from confide.common.config import RunConfig, SiteConfig
+from confide.common.config.run import RunConfig, SiteConfig
 from confide.common.errors import BudgetError, ConfigError, LedgerError, PolicyError
-from confide.common.ledger import Ledger
-from confide.common.plan import privacy_plan
+from confide.common.ledger.chain import SiteKey
+from confide.common.ledger.ledger import Ledger
+from confide.common.privacy.plan import privacy_plan
 
 DIGEST = b"0" * 32
 

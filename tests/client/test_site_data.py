@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from confide.client.setup import Check, check_site, init_site
+from confide.client.deploy.setup import Check, check_site, init_site
 from confide.common.credentials import make_ca
 from confide.tests.row_files import png
 

@@ -9,9 +9,9 @@ import torch
 from confide.client.site import SimulatedSites, SiteAccount
 from confide.client.train import _BATCH_COST, Work, _cheapest_cuts
 from confide.client.worker import Worker
+from confide.common.data.partition import site_name
 from confide.common.errors import BudgetError, PrivacyError
-from confide.common.mechanism import PoissonMechanism
-from confide.common.partition import site_name
+from confide.common.privacy.mechanism import PoissonMechanism
 from confide.common.types import RoundTask
 
 MANY = {"server": {"aggregation": "fedavg"}, "training": {"local_steps": 3}}

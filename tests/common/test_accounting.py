@@ -7,7 +7,8 @@ import pytest
 from dp_accounting import DpEvent, GaussianDpEvent, LaplaceDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
-from confide.common.accounting import (
+from confide.common.errors import PrivacyError
+from confide.common.privacy.accounting import (
     conversion,
     epsilon_of,
     epsilon_opacus,
@@ -18,9 +19,8 @@ from confide.common.accounting import (
     nearest_order,
     rdp_curve,
 )
-from confide.common.errors import PrivacyError
-from confide.common.events import SkellamDpEvent, check, from_json, history_of, repeated, step_event, to_json
-from confide.common.mechanism import skellam_epsilon
+from confide.common.privacy.events import SkellamDpEvent, check, from_json, history_of, repeated, step_event, to_json
+from confide.common.privacy.mechanism import skellam_epsilon
 
 
 def gaussian(q: float, z: float, count: int):

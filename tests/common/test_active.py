@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from confide.common.active import (
+from confide.common.config.resolve import resolve
+from confide.common.data.active import (
     SCORED,
     STRATEGIES,
     choose,
@@ -15,8 +16,7 @@ from confide.common.active import (
     pool_epsilon,
 )
 from confide.common.errors import ModelError
-from confide.common.models import model_of
-from confide.common.resolve import resolve
+from confide.common.model.loading import model_of
 from confide.common.types import Rows
 from confide.tests.tiny import sentences
 

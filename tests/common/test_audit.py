@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, multivariate_normal, norm
 
-from confide.common.audit import (
+from confide.common.errors import ConfigError
+from confide.common.privacy.audit import (
     NO_CANARIES,
     GradientCanaries,
     _shown,
@@ -22,7 +23,6 @@ from confide.common.audit import (
     step_likelihood,
     top_guesses,
 )
-from confide.common.errors import ConfigError
 
 DELTA = 1e-5
 
@@ -168,7 +168,7 @@ def correlated() -> np.ndarray:
 def test_the_likelihood_of_records_is_that_of_the_gaussian_it_states(correlated: np.ndarray, monkeypatch) -> None:
     """Against densities in all d dimensions."""
     q, z, drawn, released = 0.3, 0.8, 2.0, np.random.default_rng(5).normal(size=40)
-    monkeypatch.setattr("confide.common.audit._shown", lambda *given: (1.0, given[-1]))
+    monkeypatch.setattr("confide.common.privacy.audit._shown", lambda *given: (1.0, given[-1]))
     found = record_likelihood(correlated, released, q, z, drawn)
     for i, gradient in enumerate(correlated):
         others = np.delete(correlated, i, axis=0)

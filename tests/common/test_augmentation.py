@@ -6,15 +6,15 @@ import torch
 
 from confide.client.site import SimulatedSites
 from confide.client.worker import Worker
-from confide.common.augmentation import POOL, Draw, encode_with_copies, view_losses
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
+from confide.common.data.augmentation import POOL, Draw, encode_with_copies, view_losses
+from confide.common.data.perturbations import reworded
+from confide.common.data.record_keys import choices
 from confide.common.errors import ConfigError
-from confide.common.models import FineTuneModel, model_of
-from confide.common.per_sample import clipped_sum, hooked
-from confide.common.plan import privacy_plan
-from confide.common.record_keys import choices
-from confide.common.robustness.embeddings import ascended, embedding_layer, moved
-from confide.common.robustness.perturbations import reworded
+from confide.common.model.embeddings import ascended, embedding_layer, moved
+from confide.common.model.loading import FineTuneModel, model_of
+from confide.common.model.per_sample import clipped_sum, hooked
+from confide.common.privacy.plan import privacy_plan
 from confide.common.tasks import collate
 from confide.common.types import Records, RoundTask, Rows
 from confide.server.report.render import read_report

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from confide.common.clipping import Contribution, clipped, from_total, next_clip, to_vector
 from confide.common.errors import PrivacyError
-from confide.common.mechanism import PoissonMechanism, PrivacyPlan, plan_for
-from confide.common.noise import l2_sensitivity, secure_generator, to_grid
+from confide.common.privacy.clipping import Contribution, clipped, from_total, next_clip, to_vector
+from confide.common.privacy.mechanism import PoissonMechanism, PrivacyPlan, plan_for
+from confide.common.privacy.noise import l2_sensitivity, secure_generator, to_grid
 
 _Z = 5.0  # false alarm below 6e-7
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from confide.common.config import RunConfig, load
+from confide.common.config.run import RunConfig, load
+from confide.common.config.tables import FLOWER_STRATEGIES
 from confide.common.errors import ConfigError
-from confide.common.run_tables import FLOWER_STRATEGIES
 from confide.simulations.recipes import FOLDER, find_recipe
 
 MINIMAL = """

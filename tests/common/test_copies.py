@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from confide.common import claims
-from confide.common.copies import copies_epsilon, ledgers_epsilon
 from confide.common.errors import PrivacyError
-from confide.common.explain import in_words
-from confide.common.mechanism import PrivacyPlan, gaussian_epsilon
-from confide.common.plan import privacy_plan
+from confide.common.privacy import claims
+from confide.common.privacy.copies import copies_epsilon, ledgers_epsilon
+from confide.common.privacy.explain import in_words
+from confide.common.privacy.mechanism import PrivacyPlan, gaussian_epsilon
+from confide.common.privacy.plan import privacy_plan
 
 
 def plan_of(q: float, z: float, steps: int) -> PrivacyPlan:

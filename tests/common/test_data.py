@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from confide.common import demo
-from confide.common.data import label_names, read_rows, shuffled_limit
+from confide.common.config.tables import DataSection, PartitionSection
+from confide.common.data import demo
+from confide.common.data.sources import label_names, read_rows, shuffled_limit
 from confide.common.errors import DataError
-from confide.common.run_tables import DataSection, PartitionSection
 
 LABELS = ["no", "yes"]
 ROWS = [("first text", "yes"), ("second, with comma", "no"), ("third\nover two lines", "yes")]

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from confide.common.explain import alternatives, belief, calibrated, in_words, most_found
-from confide.common.plan import privacy_plan
+from confide.common.privacy.explain import alternatives, belief, calibrated, in_words, most_found
+from confide.common.privacy.plan import privacy_plan
 
 
 def test_belief_and_hits_are_bounded_as_theory_says(make_config, local) -> None:

@@ -12,12 +12,12 @@ import pytest
 from dp_accounting import NonPrivateDpEvent
 
 from confide.benchmarks import ledger as stress
-from confide.common.accounting import epsilon_rdp, filter_order
-from confide.common.chain import SiteKey, check_document, read_json, read_public_key, signed_document, verify
 from confide.common.errors import BudgetError, ConfigError, LedgerError, PrivacyError
-from confide.common.events import SkellamDpEvent, history_of, repeated, step_event
-from confide.common.ledger import DATABASE, KEY, RECEIPT, Head, Ledger, Limit, Request
-from confide.common.ledger_audit import audit, export, find_ledgers, verify_account
+from confide.common.ledger.chain import SiteKey, check_document, read_json, read_public_key, signed_document, verify
+from confide.common.ledger.ledger import DATABASE, KEY, RECEIPT, Head, Ledger, Limit, Request
+from confide.common.ledger.verify import audit, export, find_ledgers, verify_account
+from confide.common.privacy.accounting import epsilon_rdp, filter_order
+from confide.common.privacy.events import SkellamDpEvent, history_of, repeated, step_event
 
 STEP = step_event(0.03, SkellamDpEvent(0.6, 1000))
 LIMIT = Limit(8.5, 1e-5)
@@ -206,7 +206,7 @@ def test_an_order_that_an_earlier_version_left_open_follows_from_the_first_priva
 ) -> None:
     small = asked(step=step_event(0.01, SkellamDpEvent(2.0, 1000)), steps=10)
     with monkeypatch.context() as old:
-        old.setattr("confide.common.ledger.admit", lambda *_: None)
+        old.setattr("confide.common.ledger.ledger.admit", lambda *_: None)
         any_ledger.reserve(small, Limit(None, 1e-5))
     any_ledger.reserve(
         replace(small, run="second", step=step_event(0.2, SkellamDpEvent(6.0, 1000))), Limit(20.0, 1e-5, order=4.0)
@@ -244,7 +244,7 @@ def test_an_audit_notes_one_content_under_two_names(ledger: Ledger, tmp_path: Pa
     """As ledgers of earlier versions may have it."""
     ledger.reserve(asked(), LIMIT)
     assert not audit(tmp_path / "site" / DATABASE).notes
-    monkeypatch.setattr("confide.common.ledger.admit", lambda *_: 4.0)
+    monkeypatch.setattr("confide.common.ledger.ledger.admit", lambda *_: 4.0)
     ledger.reserve(asked("other", dataset="letters"), LIMIT)
     assert (
         "data sets letters, reviews were charged for the same records" in audit(tmp_path / "site" / DATABASE).notes[0]
@@ -343,7 +343,7 @@ def test_audits_need_the_receipt_and_the_registered_key(ledger: Ledger, tmp_path
 def test_an_audit_reports_what_was_overspent(ledger: Ledger, tmp_path: Path, monkeypatch) -> None:
     """A site that raised its limit and lowered it again: the last limit does not cover what was spent."""
     ledger.reserve(asked(), Limit(30.0, 1e-5))
-    monkeypatch.setattr("confide.common.ledger.admit", lambda book, *_: book.limits["reviews"].order)
+    monkeypatch.setattr("confide.common.ledger.ledger.admit", lambda book, *_: book.limits["reviews"].order)
     ledger.reserve(asked("second"), Limit(8.5, 1e-5))
     outcome = audit(tmp_path / "site" / DATABASE)
     assert not outcome.holds

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from confide.common.models import FineTuneModel, load_model
-from confide.common.robustness import blackbox
-from confide.common.robustness.embeddings import ascended, embedding_layer, moved
-from confide.common.robustness.perturbations import (
+from confide.common.data.perturbations import (
     EDITS,
     PERTURBATIONS,
     characters,
@@ -16,8 +13,11 @@ from confide.common.robustness.perturbations import (
     negated,
     with_edits,
 )
+from confide.common.model.embeddings import ascended, embedding_layer, moved
+from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.tasks import collate
 from confide.common.types import Rows
+from confide.simulations.attacks import blackbox
 
 TEXT = "the quick brown fox is jumping over the lazy dog , and nobody was looking"
 every = pytest.mark.parametrize("name", sorted(PERTURBATIONS))

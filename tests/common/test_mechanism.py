@@ -13,7 +13,7 @@ from opacus.accountants.analysis.rdp import compute_rdp
 from scipy.stats import skellam
 
 from confide.common.errors import BudgetError, PrivacyError
-from confide.common.mechanism import (
+from confide.common.privacy.mechanism import (
     PoissonMechanism,
     PrivacyPlan,
     _log_binomial,
@@ -26,7 +26,7 @@ from confide.common.mechanism import (
     skellam_epsilon,
     skellam_rdp,
 )
-from confide.common.noise import GRID_STEPS_PER_CLIP, secure_generator
+from confide.common.privacy.noise import GRID_STEPS_PER_CLIP, secure_generator
 
 _Z = 5.0  # false alarm below 6e-7
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from confide.common import backbones
-from confide.common.backbones import resolve_backbone
+from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ConfigError, ModelError
-from confide.common.models import export_adapter, load_base, load_model, lora_pairs, plain
-from confide.common.run_tables import LoraSection, ModelSection
+from confide.common.model import backbones
+from confide.common.model.backbones import resolve_backbone
+from confide.common.model.loading import export_adapter, load_base, load_model, lora_pairs, plain
 from confide.common.tasks import load_task, task_names
 
 LORA = LoraSection(rank=2, alpha=4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from confide.common.noise import (
+from confide.common.privacy.noise import (
     GRID_STEPS_PER_CLIP,
     from_grid,
     l2_sensitivity,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from confide.common.config.tables import PartitionSection
+from confide.common.data.partition import partition
 from confide.common.errors import DataError
-from confide.common.partition import partition
-from confide.common.run_tables import PartitionSection
 
 LABELS = np.random.default_rng(0).integers(0, 5, 1000)
 GROUP = np.array([f"hospital-{i % 7}" for i in range(1000)], dtype=object)

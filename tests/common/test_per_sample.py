@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ModelError, PrivacyError
-from confide.common.models import FineTuneModel, load_model
-from confide.common.per_sample import clipped_sum, hooked, validate
-from confide.common.run_tables import LoraSection, ModelSection
+from confide.common.model.loading import FineTuneModel, load_model
+from confide.common.model.per_sample import clipped_sum, hooked, validate
 from confide.common.tasks import collate, ragged
 from confide.common.types import Records
 

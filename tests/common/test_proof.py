@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from confide.client.worker import Worker
-from confide.common import per_sample, proof
+from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ModelError, PrivacyError
-from confide.common.models import FineTuneModel, check_length, load_model
-from confide.common.per_sample import clipped_sum, hooked
-from confide.common.proof import check_apart, check_reached, dummy_records, prove
-from confide.common.run_tables import LoraSection, ModelSection
-from confide.common.shapes import Shapes
+from confide.common.model import per_sample, proof
+from confide.common.model.loading import FineTuneModel, check_length, load_model
+from confide.common.model.per_sample import clipped_sum, hooked
+from confide.common.model.proof import check_apart, check_reached, dummy_records, prove
+from confide.common.model.shapes import Shapes
 from confide.tests.architectures import save_architecture
 
 SHAPES = Shapes(24, 16, 30.0)

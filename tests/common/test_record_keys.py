@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from confide.common.augmentation import POOL, encode_with_copies
-from confide.common.data import reference_draw, shuffled_limit
-from confide.common.models import model_of
-from confide.common.record_keys import choices, in_order, mixed, record_keys, rows_digest
-from confide.common.run_tables import DataSection
+from confide.common.config.tables import DataSection
+from confide.common.data.augmentation import POOL, encode_with_copies
+from confide.common.data.record_keys import choices, in_order, mixed, record_keys, rows_digest
+from confide.common.data.sources import reference_draw, shuffled_limit
+from confide.common.model.loading import model_of
 from confide.common.types import Rows
 from confide.tests.tiny import sentences
 

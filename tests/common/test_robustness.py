@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from confide.common.models import model_of
-from confide.common.robustness import inversion, membership
+from confide.common.model.loading import model_of
+from confide.common.robustness import membership
+from confide.simulations.attacks import inversion
 
 
 def test_roc_of_a_gaussian_shift_is_the_textbooks() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from confide.common.data import content_digest, read_checked, read_table
+from confide.common.config.tables import DataSection
+from confide.common.data.formats import Problem
+from confide.common.data.sources import content_digest, read_checked, read_table
 from confide.common.errors import DataError
-from confide.common.run_tables import DataSection
-from confide.common.tables import Problem
 from confide.tests.row_files import (
     DATA,
     ENCODED_GOOD,

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from confide.common.columns import LONGEST
-from confide.common.data import content_digest, read_checked, read_rows
+from confide.common.config.tables import DataSection, PartitionSection
+from confide.common.data.columns import LONGEST
+from confide.common.data.formats import Problem
+from confide.common.data.sources import content_digest, read_checked, read_rows
 from confide.common.errors import DataError
-from confide.common.run_tables import DataSection, PartitionSection
-from confide.common.tables import Problem
 from confide.common.types import Reads, Rows
 from confide.tests.row_files import CASES, DATA, KINDS, LABELS, SECRET, csv_file, database, jsonl_file, parquet_file
 
@@ -171,7 +171,7 @@ def test_what_is_wrong_with_a_source_is_still_an_error(tmp_path: Path) -> None:
 
 
 def test_passwords_stay_out_of_messages_about_rows(tmp_path: Path) -> None:
-    from confide.common.sql import shown
+    from confide.common.data.sql import shown
 
     assert shown("postgresql://user:s3@cr/et@host/x#m") == "postgresql://…@host/x#m"
     assert shown("a/b@c.csv") == "a/b@c.csv"

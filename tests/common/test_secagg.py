@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from confide.common.chain import SiteKey
 from confide.common.errors import KeysLostError, SecureSumError
+from confide.common.ledger.chain import SiteKey
 from confide.common.secagg import facts, masks, shamir
 from confide.common.secagg.keys import SECRETS_SIZE, Advert, Session, agreed, pair_key, pair_seed
 from confide.common.secagg.params import Parameters

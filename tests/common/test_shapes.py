@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from confide.common.shapes import Shapes
+from confide.common.model.shapes import Shapes
 
 
 @pytest.mark.parametrize(

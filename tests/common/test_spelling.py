@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from confide.common.config.tables import LoraSection, ModelSection
+from confide.common.data.perturbations import EDITS, homoglyph
+from confide.common.data.spelling import Spelling, spelling_of
 from confide.common.errors import ConfigError
-from confide.common.models import export_adapter, load_model, load_spelling
-from confide.common.robustness.perturbations import EDITS, homoglyph
-from confide.common.run_tables import LoraSection, ModelSection
-from confide.common.spelling import Spelling, spelling_of
+from confide.common.model.loading import export_adapter, load_model, load_spelling
 from confide.common.types import Rows
 from confide.tests.tiny import VOCABULARY
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from confide.common.models import FineTuneModel, load_model
-from confide.common.run_tables import LoraSection, ModelSection
+from confide.common.config.tables import LoraSection, ModelSection
+from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.tasks import causal_lm, collate, sequence_classification
 from confide.common.types import Rows
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from confide.common.config import RunConfig
-from confide.common.data import label_names, read_rows
+from confide.common.config.run import RunConfig
+from confide.common.config.tables import DataSection, LoraSection, ModelSection
+from confide.common.data.sources import label_names, read_rows
 from confide.common.errors import ConfigError, DataError, ModelError
-from confide.common.models import FineTuneModel, load_model
-from confide.common.per_sample import clipped_sum, hooked
-from confide.common.run_tables import DataSection, LoraSection, ModelSection
+from confide.common.model.loading import FineTuneModel, load_model
+from confide.common.model.per_sample import clipped_sum, hooked
 from confide.common.tasks import collate, masked_lm, token_classification, token_losses
 from confide.common.types import IGNORED, Reads, Rows
 from confide.tests.tiny import merged

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from confide.client.deployed import DeployedHost
-from confide.common.config import RunConfig
+from confide.client.deploy.host import DeployedHost
+from confide.common.config.run import RunConfig
 from confide.common.errors import ModelError
-from confide.common.models import load_model
-from confide.common.plan import ANSWERS, answers_shape
+from confide.common.model.loading import load_model
+from confide.common.privacy.plan import ANSWERS, answers_shape
 from confide.common.types import Adapter
 from confide.tests.architectures import DECODERS, ENCODERS, IMAGES, TARGETS
 from confide.tests.neighbours.rows import CLASSES, PROMPTED, TAGS, Form, Row, Table, table_of

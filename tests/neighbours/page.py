@@ -90,7 +90,7 @@ the head that `transformers` has for the architecture instead of ours.
 What this does not show: the models are tiny and random (two layers of 32 numbers), in float32 on a CPU, and made from
 the architecture's configuration class in the installed version of `transformers`. It is about privacy, not about
 accuracy. A real site repeats the proof for its own model, machine and number of threads before it reads a row
-(`common/proof.py`), so an architecture that is not listed is accepted or refused there, by the same rule. Modes
+(`common/model/proof.py`), so an architecture that is not listed is accepted or refused there, by the same rule. Modes
 `client` and `none` do not clip single records, and take every architecture that can be trained.
 """
 

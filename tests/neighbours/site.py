@@ -18,18 +18,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from confide.client import teach
-from confide.client.deployed import DeployedHost
-from confide.client.folder import load_site
+from confide.client.deploy.folder import load_site
+from confide.client.deploy.host import DeployedHost
+from confide.client.deploy.setup import add_peers, init_site
 from confide.client.handlers import handle
-from confide.client.setup import add_peers, init_site
 from confide.client.train import Work
 from confide.client.worker import Worker
 from confide.common import wire
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.common.credentials import make_ca
-from confide.common.mechanism import PoissonMechanism, PrivacyPlan
-from confide.common.models import FineTuneModel
-from confide.common.plan import privacy_plan
+from confide.common.model.loading import FineTuneModel
+from confide.common.privacy.mechanism import PoissonMechanism, PrivacyPlan
+from confide.common.privacy.plan import privacy_plan
 from confide.common.types import Adapter
 from confide.tests import architectures
 from confide.tests.neighbours.rows import Form, Table, write_pictures

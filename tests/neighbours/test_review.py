@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from confide.common import active, augmentation, per_sample
-from confide.common.active import choose
-from confide.common.proof import prove
-from confide.common.shapes import Shapes
+from confide.common.data import active, augmentation
+from confide.common.data.active import choose
+from confide.common.model import per_sample
+from confide.common.model.proof import prove
+from confide.common.model.shapes import Shapes
 from confide.tests.neighbours.cases import CLIP, Case, adapter_of, check, check_distillation, host_of, refusal, run_of
 from confide.tests.neighbours.rows import table_of
 from confide.tests.neighbours.site import Sites, Watch, all_but, ask, everybody
@@ -72,8 +73,8 @@ def test_one_row_more_in_the_pool_displaces_one_other(
     make_config, strategy: active.Strategy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It displaced 14 of 50 (random) and 36 of 50 (bald)."""
-    from confide.common.models import model_of
-    from confide.common.resolve import resolve
+    from confide.common.config.resolve import resolve
+    from confide.common.model.loading import model_of
     from confide.common.types import Rows
     from confide.tests.tiny import sentences
 
@@ -169,8 +170,8 @@ def test_more_tokens_than_positions_are_refused_before_a_row_is_read(sites: Site
 
 def test_a_proof_is_of_one_model_on_one_machine(make_config) -> None:
     """It is kept, and not taken for that of other shapes, views or threads."""
-    from confide.common.models import model_of
-    from confide.common.resolve import resolve
+    from confide.common.config.resolve import resolve
+    from confide.common.model.loading import model_of
 
     model = model_of(resolve(make_config()))
     shapes = Shapes(16, 4, 4.0)

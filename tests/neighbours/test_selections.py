@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from confide.common.active import SCORED, Strategy, choose
-from confide.common.augmentation import encode_with_copies, encodings
-from confide.common.config import RunConfig
-from confide.common.data import training_rows
-from confide.common.models import FineTuneModel, model_of
-from confide.common.personal import head_inputs
-from confide.common.record_keys import record_keys
-from confide.common.resolve import resolve
-from confide.common.run_tables import DataSection
+from confide.common.config.resolve import resolve
+from confide.common.config.run import RunConfig
+from confide.common.config.tables import DataSection
+from confide.common.data.active import SCORED, Strategy, choose
+from confide.common.data.augmentation import encode_with_copies, encodings
+from confide.common.data.record_keys import record_keys
+from confide.common.data.sources import training_rows
+from confide.common.model.loading import FineTuneModel, model_of
+from confide.common.model.personal_head import head_inputs
 from confide.common.types import Adapter, Records, Rows
 from confide.tests.architectures import save_architecture
 from confide.tests.neighbours.rows import words

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from confide.common.errors import RoundError
-from confide.server.aggregation import Mean, ProductMean, ServerStep, make_aggregate
+from confide.server.aggregate.aggregation import Mean, ProductMean, ServerStep, make_aggregate
 
 RNG = np.random.default_rng(0)
 A, B, HEAD = "m.lora_A.weight", "m.lora_B.weight", "head.weight"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from confide.cli import main
-from confide.common.config import RunConfig
+from confide.cli.main import main
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError
 from confide.server.report import read_report
 from confide.server.ship.card import card, export_hub, licence_of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError
 from confide.server.report import amend_report, read_report
 from confide.server.ship import attribute

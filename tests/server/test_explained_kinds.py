@@ -11,7 +11,7 @@ import torch
 from starlette.testclient import TestClient
 from torch import nn
 
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError
 from confide.common.types import Reads, Rows
 from confide.server.report import read_report

@@ -11,18 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError
 from confide.common.types import Rows
 from confide.server.ship.attribute import TOLERANCE
-from confide.server.ship.attribute_pictures import (
-    TASK,
-    PictureExplainer,
-    _coloured,
-    _spread,
-    _squares,
-    explain_pictures,
-)
+from confide.server.ship.attribute_images import TASK, PictureExplainer, _coloured, _spread, _squares, explain_pictures
 from confide.server.ship.finished import FinishedRun
 from confide.simulations.run import simulate
 from confide.tests.tiny import run_content, write_csv

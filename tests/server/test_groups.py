@@ -9,15 +9,15 @@ from safetensors.numpy import load_file
 
 from confide.client import worker
 from confide.client.worker import load_simulated
-from confide.common.config import RunConfig
+from confide.common.config.resolve import resolve
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, RoundError
-from confide.common.models import model_of
-from confide.common.plan import privacy_plan
-from confide.common.resolve import resolve
+from confide.common.model.loading import model_of
+from confide.common.privacy.plan import privacy_plan
 from confide.common.secagg import protocol
 from confide.common.types import joined
-from confide.server import robust
-from confide.server.groups import grouped
+from confide.server.aggregate import robust
+from confide.server.aggregate.groups import grouped
 from confide.server.report import read_report
 from confide.simulations.run import resume, simulate
 from confide.tests.faults import dies_in, fails, no_noise

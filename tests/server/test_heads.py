@@ -7,10 +7,10 @@ import pytest
 
 from confide.benchmarks.ledger import request
 from confide.common import wire
-from confide.common.chain import SiteKey
 from confide.common.errors import ConfigError, LedgerError, WireError
-from confide.common.ledger import Head, Ledger, Limit
-from confide.server.heads import Heads
+from confide.common.ledger.chain import SiteKey
+from confide.common.ledger.ledger import Head, Ledger, Limit
+from confide.server.ledger_heads import Heads
 
 LIMIT = Limit(8.0, 1e-5)
 

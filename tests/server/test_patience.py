@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from confide.common.config.resolve import resolve
 from confide.common.errors import ConfigError
-from confide.common.ledger_audit import audit, find_ledgers
-from confide.common.models import model_of
-from confide.common.resolve import resolve
+from confide.common.ledger.verify import audit, find_ledgers
+from confide.common.model.loading import model_of
 from confide.server import app
 from confide.server.evaluation import evaluate, read_public
 from confide.simulations.run import resume, simulate

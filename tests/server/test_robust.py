@@ -7,13 +7,13 @@ from scipy.stats import trim_mean
 
 from confide.client.app import app
 from confide.common import wire
+from confide.common.config.byzantine import ROBUST, default_liars, most_left_out, most_liars
 from confide.common.errors import RoundError
-from confide.common.robustness.limits import ROBUST, default_liars, most_left_out, most_liars
 from confide.common.types import Update
-from confide.server import robust
-from confide.server.aggregation import Mean, weight_cap
+from confide.server.aggregate import robust
+from confide.server.aggregate.aggregation import Mean, weight_cap
+from confide.server.aggregate.strategy import StreamingStrategy
 from confide.server.grids import Cohort
-from confide.server.strategy import StreamingStrategy
 from confide.simulations.local import LocalGrid
 from confide.tests.tiny import merged
 
@@ -251,7 +251,7 @@ def test_the_state_outlives_a_checkpoint(make_config, server: dict) -> None:
     ],
 )
 def test_settings_that_cannot_bear_the_liars_are_refused(make_config, settings: dict, parts: list[str]) -> None:
-    from confide.common.config import RunConfig
+    from confide.common.config.run import RunConfig
     from confide.common.errors import ConfigError
 
     content = make_config().model_dump(mode="json", exclude_none=True)

@@ -228,7 +228,7 @@ def served(make_config, wordpiece: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "confide.cli", "serve", str(folder), "--port", str(port), "--explain"]
+    command = [sys.executable, "-m", "confide.cli.main", "serve", str(folder), "--port", str(port), "--explain"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(600):

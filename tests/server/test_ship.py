@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 
 from confide.common.errors import ConfigError, ModelError
-from confide.common.models import load_base
+from confide.common.model.loading import load_base
 from confide.server.report import read_report
 from confide.server.ship.card import card
 from confide.server.ship.compress import Limits, make_student, make_variants, measure, recommended
@@ -31,7 +31,7 @@ PUBLIC = [text for text, _ in sentences(300, 77)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
     """A finished run over a tokenizer of word pieces; tests that change it make copies."""
-    from confide.common.config import RunConfig
+    from confide.common.config.run import RunConfig
 
     place = tmp_path_factory.mktemp("ship")
     content = run_content(bert, save_data(place), place / "run")

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from confide.common.backbones import DEMO_VIT
 from confide.common.errors import ConfigError, DataError
+from confide.common.model.backbones import DEMO_VIT
 from confide.common.tasks import load_task
 from confide.common.types import Rows
 from confide.server.evaluation import evaluate

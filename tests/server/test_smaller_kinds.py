@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.server.report import read_report
 from confide.server.ship.answers import Compared, answer_rows, apart, stacked
 from confide.server.ship.compress import make_student, make_variants

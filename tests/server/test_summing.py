@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from confide.common.errors import RoundError, SecureSumError, WireError
-from confide.common.mechanism import PrivacyPlan, plan_for
+from confide.common.privacy.mechanism import PrivacyPlan, plan_for
 from confide.common.secagg import facts
 from confide.common.types import WHOLE, Update
+from confide.server.aggregate.summing import CentralSums, change_of
 from confide.server.secagg import Answered, SecureSums
-from confide.server.summing import CentralSums, change_of
 
 _Z = 5.0  # false alarm below 6e-7
 
@@ -55,8 +55,8 @@ def test_a_gradient_is_sent_downhill_and_an_update_as_it_is(make_config, local, 
 
 def test_a_set_up_that_never_ends_is_given_up(make_config, local, plan: PrivacyPlan) -> None:
     """Each attempt leaves out who failed in the last one; too few are left before the attempts run out."""
-    from confide.common.chain import SiteKey
-    from confide.common.plan import secure_session
+    from confide.common.ledger.chain import SiteKey
+    from confide.common.privacy.plan import secure_session
     from confide.common.secagg.protocol import Site
 
     config = make_config(run={"id": "r"}, privacy={**local, "mode": "distributed"}, data={"partition": {"clients": 8}})
@@ -77,8 +77,8 @@ def test_a_set_up_that_never_ends_is_given_up(make_config, local, plan: PrivacyP
 
 
 def test_keys_in_anothers_name_leave_the_site_out(make_config, local, plan: PrivacyPlan) -> None:
-    from confide.common.chain import SiteKey
-    from confide.common.plan import secure_session
+    from confide.common.ledger.chain import SiteKey
+    from confide.common.privacy.plan import secure_session
     from confide.common.secagg.protocol import Site
 
     config = make_config(run={"id": "r"}, privacy={**local, "mode": "distributed"})

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError
 from confide.common.robustness.poison import liars_of, poisoned, triggered, with_trigger
 from confide.common.types import Rows
 from confide.server.attacked import detection
 from confide.server.report.render import read_report
-from confide.simulations import attackers
+from confide.simulations.attacks import byzantine as attackers
 from confide.simulations.run import simulate
 
 RNG = np.random.default_rng(0)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
-from confide.common.config import RunConfig
+from confide.cli.progress import watch
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, DataError, RoundError
-from confide.common.ledger import DATABASE, Ledger
-from confide.common.ledger_audit import audit
+from confide.common.ledger.ledger import DATABASE, Ledger
+from confide.common.ledger.verify import audit
 from confide.server.report import amend_report, read_report
+from confide.simulations.attacks.leakage import audit_leakage
 from confide.simulations.audit import audit_canaries, with_canaries
-from confide.simulations.leakage import audit_leakage
-from confide.simulations.progress import watch
 from confide.simulations.run import resume, simulate
 from confide.tests.tiny import sentences, write_csv
 
@@ -221,7 +221,7 @@ def test_reports_are_read_and_amended_or_refused(make_config, tmp_path: Path) ->
 
 
 def test_reference_draws_hold_every_record_half_of_the_time(make_config) -> None:
-    from confide.common.data import reference_draw
+    from confide.common.data.sources import reference_draw
     from confide.common.types import Rows
 
     config = make_config(data={"limit": 50, "reference": 0})

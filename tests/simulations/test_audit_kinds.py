@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from confide.client.site import Site
-from confide.common import augmentation, per_sample
-from confide.common.config import RunConfig
+from confide.common.config.resolve import resolve
+from confide.common.config.run import RunConfig
+from confide.common.data import augmentation
 from confide.common.errors import ConfigError, ModelError, PrivacyError
-from confide.common.models import model_of
-from confide.common.resolve import resolve
+from confide.common.model import per_sample
+from confide.common.model.loading import model_of
 from confide.common.types import Rows
 from confide.server.report import read_report
 from confide.simulations.audit import neighbour_sensitivity, with_canaries
@@ -88,7 +89,7 @@ def one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing checks that the leading dimension of what a layer reads is the batch."""
-    monkeypatch.setattr("confide.common.proof.prove", lambda model, shapes, views=(1,): shapes)
+    monkeypatch.setattr("confide.common.model.proof.prove", lambda model, shapes, views=(1,): shapes)
     monkeypatch.setattr(per_sample, "_check_calls", lambda model, rows: None)
 
 

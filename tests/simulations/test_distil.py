@@ -16,13 +16,13 @@ from confide.client.teach import answers, dealt
 from confide.client.train import Work
 from confide.client.worker import Worker
 from confide.common import wire
-from confide.common.config import RunConfig
+from confide.common.config.resolve import resolve
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, DataError, WireError
-from confide.common.mechanism import PoissonMechanism, PrivacyPlan
-from confide.common.models import model_of
-from confide.common.noise import secure_generator
-from confide.common.plan import ANSWERS, answer_scale, privacy_plan
-from confide.common.resolve import resolve
+from confide.common.model.loading import model_of
+from confide.common.privacy.mechanism import PoissonMechanism, PrivacyPlan
+from confide.common.privacy.noise import secure_generator
+from confide.common.privacy.plan import ANSWERS, answer_scale, privacy_plan
 from confide.common.types import RoundTask
 from confide.server.report.render import read_report
 from confide.server.teaching import Lesson, answer_noise, on_simplex

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from confide.client.app import app
 from confide.common.bundle import write_bundle
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfideError, ConfigError
 from confide.common.processes import last_error, tool
 from confide.simulations import ray

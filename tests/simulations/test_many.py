@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from confide.common.active import SCORED
+from confide.cli.progress import watch
+from confide.common.config.resolve import resolve
+from confide.common.data.active import SCORED
 from confide.common.errors import ConfigError, DataError
-from confide.common.ledger_audit import audit, find_ledgers
-from confide.common.models import model_of
-from confide.common.resolve import resolve
+from confide.common.ledger.verify import audit, find_ledgers
+from confide.common.model.loading import model_of
+from confide.common.model.zero_shot import as_text, embeddings, zero_shot
 from confide.common.types import Rows
-from confide.common.zero_shot import as_text, embeddings, zero_shot
-from confide.simulations import active, compare
-from confide.simulations.progress import watch
+from confide.simulations.studies import active, compare
 from confide.tests.tiny import LOCAL, merged
 
 ACTIVE = {"strategies": ["margin", "badge"], "start": 4, "add": 5, "rounds": 2, "seeds": 2}

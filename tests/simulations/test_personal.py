@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from confide.client.personal import personalize_site
+from confide.client.personalize import personalize_site
 from confide.client.worker import load_simulated
-from confide.common.config import RunConfig
+from confide.common.config.resolve import resolve
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, ModelError
-from confide.common.models import export_adapter, load_model, model_of
-from confide.common.personal import head_names, personal_head
-from confide.common.resolve import resolve
+from confide.common.model.loading import export_adapter, load_model, model_of
+from confide.common.model.personal_head import head_names, personal_head
 from confide.server.evaluation import evaluate
 from confide.server.report import read_report
-from confide.simulations.personal import personalize
+from confide.simulations.personalized import personalize
 from confide.simulations.run import simulate
 from confide.tests.federation import Federation
 
@@ -87,7 +87,7 @@ def test_a_finished_simulation_is_compared(skewed) -> None:
 
 
 def _accuracy_of_the_run(folder: Path) -> float:
-    from confide.simulations.robustness import Subject
+    from confide.simulations.attacks.robustness import Subject
 
     subject = Subject(folder)
     rows = subject.rows(10_000)

@@ -11,15 +11,15 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 import confide
-from confide.common.backbones import DEMO_VIT
-from confide.common.config import RunConfig
-from confide.common.data import read_table
+from confide.common.config.resolve import resolve
+from confide.common.config.run import RunConfig
+from confide.common.config.tables import DataSection
+from confide.common.data.images import PictureForm, read_picture, spoiled
+from confide.common.data.sources import read_table
 from confide.common.errors import ConfigError, DataError, ModelError
-from confide.common.models import canary_records, model_of
-from confide.common.per_sample import clipped_sum, hooked
-from confide.common.pictures import PictureForm, read_picture, spoiled
-from confide.common.resolve import resolve
-from confide.common.run_tables import DataSection
+from confide.common.model.backbones import DEMO_VIT
+from confide.common.model.loading import canary_records, model_of
+from confide.common.model.per_sample import clipped_sum, hooked
 from confide.server.report import read_report
 from confide.simulations.run import simulate
 from confide.tests.tiny import merged, sentences, write_csv

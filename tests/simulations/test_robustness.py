@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from confide.cli import main
+from confide.cli.main import main
 from confide.common.errors import ConfigError
-from confide.simulations.robustness import Subject, evaluate_robustness
+from confide.simulations.attacks.robustness import Subject, evaluate_robustness
 from confide.simulations.run import simulate
 
 

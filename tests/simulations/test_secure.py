@@ -10,13 +10,13 @@ from flwr.common.constant import ErrorCode
 from safetensors.numpy import load_file
 
 from confide.client.worker import Worker
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
 from confide.common.errors import RoundError, SecureSumError
-from confide.common.ledger import DATABASE
-from confide.common.ledger_audit import audit
-from confide.common.mechanism import PoissonMechanism
-from confide.common.noise import skellam
-from confide.common.plan import privacy_plan
+from confide.common.ledger.ledger import DATABASE
+from confide.common.ledger.verify import audit
+from confide.common.privacy.mechanism import PoissonMechanism
+from confide.common.privacy.noise import skellam
+from confide.common.privacy.plan import privacy_plan
 from confide.common.secagg import keys, protocol
 from confide.common.secagg.keys import RoundSecrets
 from confide.server.report.render import read_report

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 import confide
 from confide.client.site import _simulated_sites
 from confide.client.worker import Worker, _worker
-from confide.common.config import RunConfig
+from confide.common.config.run import RunConfig
+from confide.common.config.tables import FLOWER_STRATEGIES
 from confide.common.errors import ConfigError, DataError, PrivacyError, RoundError
-from confide.common.run_tables import FLOWER_STRATEGIES
 from confide.server import rounds
 from confide.simulations.run import resume, simulate
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from confide.common.bundle import write_bundle
+from confide.common.config.resolve import resolve
 from confide.common.processes import free_port, tool, wait_for
-from confide.common.resolve import resolve
 from confide.server.report.render import read_report
 
 SITES = 3

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from confide.cli import main
+from confide.cli.main import main
+from confide.cli.progress import watch
 from confide.common.errors import ConfigError
-from confide.simulations import played, sweep
-from confide.simulations.progress import watch
+from confide.simulations.studies import runner as played
+from confide.simulations.studies import sweep
 from confide.tests.tiny import merged
 
 TABLE = {

@@ -11,15 +11,15 @@ from safetensors.numpy import load_file
 from transformers import AutoModel
 
 import confide
-from confide.cli import main
+from confide.cli.main import main
 from confide.client.worker import Worker
-from confide.common.config import RunConfig
+from confide.common.config.resolve import resolve
+from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, ModelError, RoundError
-from confide.common.models import canary_records, model_of
-from confide.common.resolve import resolve
+from confide.common.model.loading import canary_records, model_of
 from confide.common.types import IGNORED
+from confide.server.deploy.runs import declare
 from confide.server.report import read_report
-from confide.server.runs import declare
 from confide.server.start import initial_adapter
 from confide.simulations.run import resume, simulate
 from confide.tests.federation import Federation

@@ -1,0 +1,260 @@
+"""The `confide` command. torch and its friends are imported inside commands: `confide --help` is immediate."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from .audit import app as audit_app
+from .deployment import app as deployment_app
+from .model import app as model_app
+from .recipe import Sets, load_recipe
+from .rows import data_app, label_app
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Federated, privacy-preserving fine-tuning: LoRA adapters travel, records stay.",
+)
+evaluate_app = typer.Typer(no_args_is_help=True, help="Look at a finished run's model from other sides.")
+for part in (deployment_app, model_app):
+    app.add_typer(part)  # without a name: its commands stand among these
+for name, part in {"audit": audit_app, "evaluate": evaluate_app, "data": data_app, "label": label_app}.items():
+    app.add_typer(part, name=name)
+
+
+@app.command()
+def simulate(
+    recipe: Annotated[str | None, typer.Argument(help="A .toml file, or a shipped recipe: demo, sst2, …")] = None,
+    sets: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; otherwise run.output.")] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the simulated sites' ledgers and their site.toml here.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Continue the interrupted run in DIR.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
+) -> None:
+    """Fine-tune across simulated sites on this machine, and write a report."""
+    from ..common.errors import ConfigError, StoppedError
+
+    if (recipe is None) == (resume is None):
+        raise ConfigError("simulate: give a RECIPE, or --resume DIR; not both")
+    if resume is not None and (sets or out or ledger or overwrite):
+        raise ConfigError("--resume: takes no --set, --out, --ledger or --overwrite; a run goes on as it was declared")
+    from .progress import print_summary, watch
+
+    if recipe is not None and _plays_many(recipe, sets, out, ledger, overwrite):
+        return
+    config = None if resume else load_recipe(recipe or "", sets, out, ledger)
+    folder = resume or (config.output if config else Path())
+    try:
+        with watch(folder):
+            from ..simulations import run
+
+            if config is None:
+                run.resume(folder)
+            else:
+                run.simulate(config, overwrite=overwrite)
+    except KeyboardInterrupt:
+        raise StoppedError(f"stopped; go on after the last whole round: confide simulate --resume {folder}") from None
+
+    print_summary(folder)
+
+
+def _plays_many(recipe: str, sets: list[str] | None, out: Path | None, ledger: Path | None, overwrite: bool) -> bool:
+    """Whether the recipe is one of many runs and one page; then it has been played."""
+    import importlib
+
+    from ..common.config.run import MANY, load_content
+    from ..common.errors import ConfigError, StoppedError
+    from ..simulations.recipes import find_recipe
+
+    content = load_content(find_recipe(recipe), sets)
+    kind = next((name for name in MANY if name in content), None)
+    if kind is None:
+        return False
+    if ledger is not None:
+        raise ConfigError(
+            f"--ledger: a recipe with [{kind}] is many runs, which keep ledgers of their own; leave it out"
+        )
+    from . import printing as tables
+    from .progress import watch
+
+    player = importlib.import_module(f".simulations.{kind}", __package__)
+    try:
+        folder = player.play(content, out, watch, overwrite=overwrite)
+    except KeyboardInterrupt:
+        raise StoppedError("stopped; the same command goes on with the next run of the recipe") from None
+    tables.print_many(kind, folder)
+    return True
+
+
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, a .toml file or a shipped recipe.")],
+    sets: Sets = None,
+    plot: Annotated[Path, typer.Option(help="Where the picture of ε against rounds goes.")] = Path("explain.png"),
+) -> None:
+    """Say in words what the ε of a run protects, against whom, and what other rounds or noise would give."""
+    from ..common.config.resolve import resolve
+    from ..common.errors import ConfigError
+    from ..common.model.loading import model_of
+    from ..common.privacy.explain import alternatives, calibrated, in_words
+    from ..common.privacy.plan import privacy_plan
+    from ..server.report.plots import epsilon_over_rounds
+    from .printing import print_explanation
+
+    folder = Path(run) / "config.toml"
+    config = load_recipe(str(folder) if folder.is_file() else run, sets)
+    if not config.private:
+        raise ConfigError(
+            "privacy.mode: 'none' protects nothing: the server sees every update as it is; choose distributed or local"
+        )
+    config = resolve(config)
+    plan = privacy_plan(config, model_of(config).count()[0])
+    if plan is None:
+        raise ConfigError("privacy: nothing declared")
+    print_explanation(in_words(config, plan), alternatives(config, plan))
+    targets = {f"ε = {target:g} after {config.run.rounds} rounds": target for target in (1.0, 3.0)}
+    others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
+    plot.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others))
+    typer.echo(f"plot: {plot}")
+
+
+@app.command()
+def personalize(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished simulation.")],
+) -> None:
+    """For each simulated site a head of its own, which stays there, compared with the shared one."""
+    from ..simulations.personalized import personalize as personalize_
+    from .printing import print_personal
+    from .progress import bar
+
+    with bar() as tell:
+        facts = personalize_(run, lambda done, total: tell("heads of the sites", done, total))
+    print_personal(facts)
+    typer.echo(f"report: {run / 'report.html'}")
+
+
+@evaluate_app.command("robustness")
+def evaluate_robustness_(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    rows: Annotated[int, typer.Option(min=1, help="Test texts for noise and checks.")] = 500,
+    attacked: Annotated[int, typer.Option(min=1, help="Of these, how many are attacked.")] = 100,
+    budget: Annotated[int, typer.Option(min=1, help="Questions an attacker may ask the model about one text.")] = 200,
+    seeds: Annotated[int, typer.Option(min=1, help="Times that noise is drawn.")] = 3,
+) -> None:
+    """Accuracy under noise, checks that should (not) matter, attacks by queries and on embeddings."""
+    from ..simulations.attacks.robustness import evaluate_robustness
+    from .printing import print_robustness
+    from .progress import bar
+
+    with bar() as tell:
+        facts = evaluate_robustness(run, tell, rows=rows, attacked=attacked, budget=budget, seeds=seeds)
+    print_robustness(facts)
+    typer.echo(f"report: {run / 'report.html'}")
+
+
+@app.command("pretrain")
+def pretrain_(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Public text: csv, jsonl, parquet, hub id.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the model, for model.backbone.")],
+    text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    layers: Annotated[int, typer.Option(min=1)] = 4,
+    width: Annotated[int, typer.Option(min=8)] = 256,
+    heads: Annotated[int, typer.Option(min=1)] = 4,
+    vocabulary: Annotated[int, typer.Option(min=100, help="Word pieces, at most.")] = 8000,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens a text is cut to.")] = 64,
+    steps: Annotated[int, typer.Option(min=1)] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Texts in a step.")] = 64,
+    learning_rate: Annotated[float, typer.Option()] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make a small BERT and its tokenizer from nothing but public text."""
+    from ..server.pretrain import PretrainSection, pretrain
+    from .progress import bar
+
+    given = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "vocabulary": vocabulary,
+        "max_length": max_length,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    section = PretrainSection.parse(given, "pretrain")
+    with bar() as tell:
+        found = pretrain(sources, out, section, text=text, tell=tell)
+    typer.echo(
+        f"{found.texts:,} texts, {found.parameters:,} parameters; hidden words of held-out texts guessed: "
+        f"{100 * found.before:.1f} → {100 * found.after:.1f} %, perplexity {found.perplexity:.1f}"
+    )
+    typer.echo(
+        f"use it with --set model.backbone={out}; its words and weights come from that text, which must be public"
+    )
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str, typer.Argument(help="The run to check: a .toml file or a shipped recipe.")] = "demo",
+    sets: Sets = None,
+) -> None:
+    """Check versions, device and memory, and whether this model can be trained privately; estimate time per round."""
+    from ..simulations.doctor import examine
+
+    if not examine(load_recipe(recipe, sets)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo_data(
+    folder: Annotated[Path, typer.Argument(help="Where train.csv, validation.csv and test.csv go.")],
+    sites: Annotated[int, typer.Option(min=1, help="Deal train.csv out as train-1.csv, train-2.csv, …")] = 1,
+) -> None:
+    """Write the demonstration's generated messages as csv files."""
+    import pyarrow.csv
+
+    from ..common.data import demo
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {split: demo.table(split) for split in demo.SPLITS}
+    if sites > 1:
+        train = tables.pop("train")
+        for number in range(sites):
+            tables[f"train-{number + 1}"] = train.take(list(range(number, len(train), sites)))
+    for name in sorted(tables):
+        pyarrow.csv.write_csv(tables[name], folder / f"{name}.csv")
+    typer.echo(f"wrote {', '.join(f'{name}.csv' for name in sorted(tables))} to {folder}")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"confide {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: an error that is meant for the user is one line on standard error."""
+    from ..common.errors import ConfideError
+
+    try:
+        app()
+    except ConfideError as error:
+        typer.echo(f"confide: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Commands for a finished model: distil, compress, explain, export, predict, serve. `cli` adds them to its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer()
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
+Column = Annotated[str, typer.Option(help="Column, or key, of the texts.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of teaching, 64 texts each.")]
+
+
+@app.command()
+def distill(
+    run: Run,
+    public: Annotated[
+        str, typer.Option(metavar="SOURCE", help="Public or unlabelled text: csv, jsonl, parquet, hub id.")
+    ],
+    student: Annotated[str, typer.Option(help="How many of the model's own layers, or a backbone: hub id or folder.")],
+    text: Column = "text",
+    steps: Steps = 1000,
+    learning_rate: Annotated[float, typer.Option()] = 3e-4,
+    temperature: Annotated[float, typer.Option()] = 2.0,
+    hidden: Annotated[float, typer.Option(min=0, help="Weight of hidden states beside the answers.")] = 0.0,
+) -> None:
+    """Teach a smaller model what the federated one answers, on public text; nothing private is read."""
+    from ..common.data.sources import read_texts
+    from ..server.ship.compress import make_student
+    from ..server.ship.distil import Lesson
+    from .progress import bar
+
+    _check_positive("--learning-rate", learning_rate)
+    _check_positive("--temperature", temperature)
+    lesson = Lesson(steps=steps, learning_rate=learning_rate, temperature=temperature, hidden=hidden)
+    with bar() as tell:
+        names = make_student(run, student, read_texts(public, text), lesson, tell=tell)
+    typer.echo(f"made {', '.join(names)} in {run / 'variants'}; measure them with: confide compress {run}")
+
+
+@app.command()
+def compress(
+    run: Run,
+    public: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Public text, to see what may be cut and to recover.")
+    ] = None,
+    text: Column = "text",
+    layers: Annotated[int | None, typer.Option(min=1, help="Keep so many layers, those that matter most.")] = None,
+    heads: Annotated[float, typer.Option(min=0, max=0.9, help="Share of attention heads to cut.")] = 0.0,
+    ffn: Annotated[float, typer.Option(min=0, max=0.95, help="Share of feed-forward neurons to cut.")] = 0.0,
+    factors: Annotated[
+        float | None, typer.Option(help="Share of each matrix's numbers to keep, as two low-rank factors.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of recovery after cutting, 64 texts each.")] = 500,
+    max_ms: Annotated[float | None, typer.Option(help="Limit: median milliseconds of one text.")] = None,
+    max_mb: Annotated[float | None, typer.Option(help="Limit: MB of the file.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Limit: accuracy on the public test set.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Test rows behind the accuracies; otherwise all.")] = None,
+) -> None:
+    """Make variants (float32, int8, pruned), measure all there are, and say which to take under the limits."""
+    from ..common.data.sources import read_texts
+    from ..server.ship.compress import Limits, make_variants, measure
+    from ..server.ship.distil import Lesson
+    from .printing import print_compression
+    from .progress import bar
+
+    for name, value in (("--max-ms", max_ms), ("--max-mb", max_mb), ("--min-accuracy", min_accuracy)):
+        if value is not None:
+            _check_positive(name, value)
+    lesson = Lesson(steps=steps) if steps else None
+    texts = None if public is None else read_texts(public, text)
+    with bar() as tell:
+        cuts = {"layers": layers, "heads": heads, "neurons": ffn, "factors": factors}
+        make_variants(run, public=texts, **cuts, lesson=lesson, tell=tell)
+        limits = Limits(max_ms, max_mb, min_accuracy)
+        facts = measure(run, limit=rows, limits=limits, tell=tell)
+    print_compression(facts)
+    typer.echo(f"report: {run / 'report.html'}")
+    if facts["recommended"] is None:
+        raise typer.Exit(1)
+
+
+@app.command("explain-model")
+def explain_model(
+    run: Run,
+    texts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TEXT...",
+            help="Texts to explain; of a model of pictures, their paths, or #N: row N of the test set.",
+        ),
+    ],
+    against: Annotated[Path | None, typer.Option(metavar="RUN", help="Another run, whose maps stand beside.")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Public texts behind the checks and the words of a class.")] = 60,
+) -> None:
+    """Show which words, or which parts of a picture, spoke for an answer, whether the map adds up, and is faithful."""
+    from ..common.errors import ConfigError
+    from ..server.report import amend_report, read_report
+    from ..server.ship.attribute import EXPLAINED, explain_run
+    from ..server.ship.attribute_images import TASK, explain_pictures
+    from ..server.ship.finished import FinishedRun
+    from .printing import print_explained
+    from .progress import bar
+
+    task = read_report(run)["model"]["task"]
+    pictures = task == TASK
+    if pictures and against is not None:
+        raise ConfigError(
+            "--against: received for a model of pictures; two maps side by side are for texts; leave it out"
+        )
+    with bar() as tell:
+        if pictures:
+            facts = explain_pictures(FinishedRun(run, TASK), texts, sample=sample, tell=tell)
+        else:
+            finished = FinishedRun(run, *EXPLAINED, TASK)
+            other = None if against is None else FinishedRun(against, task)
+            facts = explain_run(finished, texts, against=other, sample=sample, tell=tell)
+    amend_report(run, "explanation", facts)
+    print_explained(facts)
+    typer.echo(f"report: {run / 'report.html'}; it quotes the {'pictures' if pictures else 'texts'} that you gave")
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="hub: a model card, the adapter, and onnx/ variants.")
+    ] = "hub",
+    variant: Annotated[list[str] | None, typer.Option(help="Variants to ship; otherwise the recommended one.")] = None,
+    intended: Annotated[str | None, typer.Option(help="What the model is for, in a sentence, for the card.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the backbone; otherwise what its folder says.")] = None,
+) -> None:
+    """Write a folder that can be pushed to a hub: model card, adapter, tokenizer, variants."""
+    from ..common.errors import ConfigError
+    from ..server.ship.card import export_hub
+
+    if format_ != "hub":
+        raise ConfigError(f"--format: received '{format_}'; allowed: hub")
+    for name in export_hub(run, out, variants=variant, intended=intended, licence=licence):
+        typer.echo(out / name)
+
+
+@app.command("predict")
+def predict_(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or a variant's folder.")],
+    source: Annotated[str, typer.Argument(help="A csv, jsonl or txt file; - is standard input.")] = "-",
+    out: Annotated[Path | None, typer.Option(help="Where the answers go; otherwise standard output.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="csv, jsonl or text; otherwise by name.")] = None,
+    text: Column = "text",
+    image: Annotated[str, typer.Option(help="Column, or key, of the paths of pictures.")] = "image",
+    variant: Annotated[str | None, typer.Option(help="torch, or a variant; otherwise the recommended one.")] = None,
+) -> None:
+    """Answer the rows of a file, one by one, as they come."""
+    from ..server.ship.predict import Columns, format_of, load, predict_file
+    from .progress import bar
+
+    name = format_of(source, format_)
+    with bar() as tell:
+        model, _ = load(run, variant)
+        columns = Columns(text, image)
+        done = predict_file(
+            model, source, out, name, columns=columns, tell=lambda count: tell(f"{count:,} rows", count, count)
+        )
+    if out is not None:
+        typer.echo(f"{done:,} rows: {out}")
+
+
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or a variant's folder.")],
+    variant: Annotated[str | None, typer.Option(help="torch, or a variant; otherwise the recommended one.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8008,
+    explain: Annotated[bool, typer.Option("--explain", help="Also answer why: one text at a time, by torch.")] = False,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second of one address.")] = 1000.0,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Other machines may send texts without TLS.")] = False,
+) -> None:
+    """Answer over HTTP and JSON: /predict, /health, and, where texts are read alone, a page for trying one."""
+    from ..common.errors import ConfigError
+    from ..server.ship.predict import load
+    from ..server.ship.serve import Bounds, check_address, make_app
+    from ..server.ship.serve import run as run_
+
+    if (certificate is None) != (key is None):
+        raise ConfigError("--certificate, --key: give both or neither")
+    check_address(host, tls=certificate is not None, insecure=insecure)
+    if insecure:
+        typer.echo("INSECURE: texts and answers travel unencrypted; anybody on the way can read them", err=True)
+    model, name = load(run, variant)
+    why: Callable[[str, int | None], dict[str, Any]] | None = None
+    if explain:
+        from ..server.ship.attribute import EXPLAINED, explainer_of
+        from ..server.ship.finished import FinishedRun
+
+        why = explainer_of(FinishedRun(run, *EXPLAINED)).as_json
+    scheme = "http" if certificate is None else "https"
+    served = make_app(model, run.resolve().name, name, Bounds(rate=rate), why)
+    typer.echo(f"{name} of {run}: {scheme}://{host}:{port}/ (Ctrl-C ends it)")
+    run_(served, host, port, None if certificate is None else str(certificate), None if key is None else str(key))
+
+
+def _check_positive(name: str, value: float) -> None:
+    from ..common.errors import ConfigError
+
+    if not value > 0:
+        raise ConfigError(f"{name}: received {value:g}; allowed: more than 0")

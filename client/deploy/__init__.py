@@ -1,0 +1,1 @@
+"""A real site: its folder, its connection, its resident worker."""

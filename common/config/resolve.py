@@ -1,0 +1,78 @@
+"""A declared configuration → the one that runs: everything it depends on, stated."""
+
+import uuid
+from pathlib import Path
+
+from ..data.sources import bio_names, is_hub_id, label_names, number_scale, read_table
+from ..tasks import load_task
+from .run import RunConfig
+
+
+def public_sources(config: RunConfig) -> list[str]:
+    """What the server evaluates on."""
+    return [source for source in (config.data.test, config.data.validation) if source]
+
+
+SENT = {"test": "data", "validation": "data", "public": "distill"}
+"""keys of sources that go to the server, and the tables that they stand in"""
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Everything a run depends on, stated: classes come from the public sets, the number of `natural` clients from its
+    column, paths become absolute, and the run gets its id.
+
+    Raises ConfigError, DataError.
+    """
+    task = load_task(config.model.task)
+    data = config.data
+    changes: dict = {
+        key: _absolute(source) for key in ("train", "validation", "test") if (source := getattr(data, key)) is not None
+    }
+    if task.CLASSES and data.labels is None:
+        changes["labels"] = label_names(public_sources(config), data, per_word=task.READS.label == "tags")
+    elif task.READS.label == "tags" and data.labels is not None:
+        changes["labels"] = bio_names(data.labels, "data.labels")
+    if task.READS.label == "number" and data.scale is None:
+        changes["scale"] = number_scale(public_sources(config), data)
+    if data.partition.kind == "natural" and data.partition.clients is None:
+        values = read_table(data.training, data)
+        column = data.partition.column or ""
+        if column in values.column_names:  # a missing column is reported when the rows are read
+            changes["partition"] = data.partition.model_copy(update={"clients": len(values[column].unique())})
+    folders = {
+        key: _absolute_folder(name)
+        for key in ("backbone", "image_backbone", "init_from")
+        if (name := getattr(config.model, key))
+    }
+    resolved = config.model_copy(
+        update={
+            "data": data.model_copy(update=changes),
+            "model": config.model.model_copy(update=folders),
+            "distill": config.distill.model_copy(
+                update={
+                    "public": _absolute(config.distill.public) if config.distill.public else None,
+                    "backbones": tuple(map(_absolute_folder, config.distill.backbones)),
+                }
+            ),
+            "run": config.run.model_copy(
+                update={"output": str(config.output.resolve()), "id": config.run.id or uuid.uuid4().hex}
+            ),
+            "engine": config.engine.model_copy(
+                update={"ledger": str(Path(config.engine.ledger).resolve()) if config.engine.ledger else None}
+            ),
+        }
+    )
+    return RunConfig.parse(resolved.model_dump(), "configuration")
+
+
+def is_path(name: str) -> bool:
+    """Whether the name of a backbone or a source means something of this machine: a file, a folder, a database."""
+    return name.startswith((".", "/", "~")) or Path(name).exists() or not is_hub_id(name)
+
+
+def _absolute(source: str) -> str:
+    return str(Path(source).resolve()) if Path(source).is_file() else source
+
+
+def _absolute_folder(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -1,0 +1,111 @@
+"""TOML in, tables that are checked, and one line for what is wrong with them."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args, get_origin
+
+import tomli_w
+from pydantic import BaseModel, Field, ValidationError
+
+from ..errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel, frozen=True, extra="forbid"):
+    """A table of a file, or a whole file; unknown keys are errors."""
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    @classmethod
+    def parse(cls, content: dict[str, Any], source: str) -> Self:
+        """Checks a nested dictionary. Raises ConfigError, one line that names `source`, key, value and remedy."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {_one_line(cls, error)}") from None
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Raises ConfigError; `what` ends the sentence when there is no such file."""
+    try:
+        return parse_toml(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; {what}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Raises ConfigError that names `source`."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+
+
+def override(content: dict[str, Any], assignments: Iterable[str]) -> None:
+    """Applies `key=value` texts to nested content. Raises ConfigError."""
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set: received '{assignment}'; allowed: KEY=VALUE, e.g. privacy.epsilon=3")
+        assign(content, key.strip(), _value(text.strip()))
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or else a bare string; nothing unsets the key."""
+    if not text:
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def assign(nested: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets a dotted key in nested content; None unsets it. Raises ConfigError."""
+    *sections, last = dotted.split(".")
+    for name in sections:
+        nested = nested.setdefault(name, {})
+        if not isinstance(nested, dict):
+            raise ConfigError(f"--set: {dotted}: '{name}' is a value, not a section; allowed: section.key=value")
+    if value is None:
+        nested.pop(last, None)
+    else:
+        nested[last] = value
+
+
+def _one_line(model: type[BaseModel], error: ValidationError) -> str:
+    """The first finding as: key: what came; what is allowed; what to do."""
+    first, *others = error.errors(include_url=False)
+    more = f" (and {len(others)} more)" if others else ""
+    key = ".".join(str(part) for part in first["loc"])
+    if not key:  # a check that spans sections says it all itself
+        return first["msg"].removeprefix("Value error, ") + more
+    if first["type"] == "extra_forbidden":
+        allowed = _keys_beside(model, first["loc"])
+        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        remedy = f"did you mean '{close[0]}'?" if close else "remove it"
+        return f"{key}: unknown key; allowed here: {', '.join(allowed)}; {remedy}{more}"
+    if first["type"] == "missing":
+        return f"{key}: nothing received; it is required; set it in the file or with --set {key}=VALUE{more}"
+    allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{key}: received {first['input']!r}; allowed: {allowed}; change it there or with --set {key}=VALUE{more}"
+
+
+def _keys_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    annotation: Any = model
+    for name in loc[:-1]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[str(name)].annotation
+        elif get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

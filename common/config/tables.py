@@ -1,0 +1,349 @@
+"""The tables of a run's file. Every field has its documentation under it, here and nowhere else."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from ..data.spelling import Words
+from ..errors import ConfigError
+from .byzantine import ROBUST
+from .section import Positive, PositiveFloat, Rate, Section
+
+OUR_AGGREGATIONS = ("fedavg", "ffa", "exact")
+FLOWER_STRATEGIES = {
+    "fedprox": "FedProx",
+    "fedavgm": "FedAvgM",
+    "fedadam": "FedAdam",
+    "fedyogi": "FedYogi",
+    "fedadagrad": "FedAdagrad",
+    "qfedavg": "QFedAvg",
+}
+
+
+def _known_aggregation(name: str) -> str:
+    known = (*OUR_AGGREGATIONS, *ROBUST, *FLOWER_STRATEGIES)
+    if name not in known:
+        raise ValueError(f"one of {', '.join(known)}")
+    return name
+
+
+class RunSection(Section, frozen=True):
+    name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")] = "run"
+    """letters, digits, '.', '_' and '-'; no '.' in front"""
+    rounds: Positive = 10
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """partitions, initialisation, batch order without privacy; never noise or sampling under privacy"""
+    output: str | None = None
+    """the folder of results; omitted: runs/NAME"""
+    id: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
+    """the run's name in the sites' ledgers; omitted: drawn when the run starts, and kept for --resume"""
+
+
+class LoraSection(Section, frozen=True):
+    rank: Positive = 8
+    alpha: PositiveFloat = 16
+    targets: tuple[str, ...] | None = None
+    """module names; omitted: PEFT's default for the architecture"""
+    whole: tuple[str, ...] | None = None
+    """parts of the model that are trained whole beside LoRA and the head, e.g. ["eye"] of a new image tower"""
+
+
+class ModelSection(Section, frozen=True):
+    backbone: str
+    """hub id, or a local folder; demo:vit for a small vision transformer without weights"""
+    image_backbone: str | None = None
+    """`image-text-classification`: the tower that reads pictures, named likewise"""
+    task: str = "sequence-classification"
+    """a file of common/tasks/"""
+    max_length: Annotated[int, Field(ge=2)] = 64
+    """tokens a record is cut to"""
+    init_from: str | None = None
+    """folder of a finished run with the same backbone and LoRA, from whose adapter training starts: e.g. of `masked-lm`
+    on text without labels"""
+    spelling: Words = "none"
+    """words that misspelled ones are read as: of the backbone's vocabulary (any language), or English ones; from
+    training to serving. What becomes of a text depends on it and on those words alone, so ε does not change"""
+    known_words: tuple[Annotated[str, Field(pattern=r"^[^\W\d_]+$")], ...] = ()
+    """with spelling: known as well, e.g. names of drugs, letters alone; of words as near they come first"""
+    pooling: Literal["mean", "first", "last", "model"] = "mean"
+    """how tokens become one vector for the head; `model`: the backbone's own head"""
+    train: Literal["lora", "head", "full"] = "lora"
+    """what is learned: LoRA and the head; the head alone, for which the backbone reads each record once; or all weights
+    of a small model"""
+    lora: LoraSection = LoraSection()
+
+
+class PartitionSection(Section, frozen=True):
+    clients: Positive | None = None
+    """number of simulated sites; omitted for `natural`: one a value of the column"""
+    kind: Literal["iid", "dirichlet", "shards", "natural"] = "iid"
+    alpha: PositiveFloat = 0.5
+    """concentration of `dirichlet`: small is skewed"""
+    shards_per_client: Positive = 2
+    """`shards`: label-sorted pieces a client holds"""
+    column: str | None = None
+    """`natural`: the column that names the site"""
+    empty: Literal["refuse", "redistribute"] = "refuse"
+    """a client left without records: an error, or one record of the largest client moves to it"""
+
+
+class AugmentationSection(Section, frozen=True):
+    """What copies of a record are made by, all that are set; a step trains on `training.views` of them together."""
+
+    swap: Rate | None = None
+    """texts (EDA, Wei and Zou 2019): probability that a word changes place with another"""
+    delete: Rate | None = None
+    """… that a word is left out"""
+    insert: Rate | None = None
+    """… that a word of the same text is said again somewhere"""
+    punctuation: Rate | None = None
+    """… that a mark goes before a word (AEDA, Karimi et al. 2021)"""
+    flip: bool = False
+    """pictures: half of the copies are mirrored"""
+    shift: Annotated[int, Field(ge=0)] = 0
+    """… moved by up to so many pixels"""
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """… standard deviation of noise, as a share of the whole range"""
+    mix: PositiveFloat | None = None
+    """α of Beta(α, α): what the head reads of a record is mixed with that of another of its batch, and so is the loss
+    (manifold mixup, Verma et al. 2019). No record stands alone then, so none can be clipped: modes none and client"""
+
+    @property
+    def of_texts(self) -> bool:
+        return any(value is not None for value in (self.swap, self.delete, self.insert, self.punctuation))
+
+    @property
+    def of_pictures(self) -> bool:
+        return bool(self.flip or self.shift or self.noise)
+
+
+class DataSection(Section, frozen=True):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "default"
+    """the data set's name at the sites: whose budget the run is charged to"""
+    train: str | None = None
+    """csv, jsonl or parquet file, hub id, SQL url#table-or-query, or demo:train. Simulations only: a real site names
+    its data in its own site.toml"""
+    validation: str | None = None
+    """public, at the server: accuracy per round; omitted: the test set"""
+    test: str
+    """public, at the server: the before / after comparison"""
+    text: str = "text"
+    label: str = "label"
+    """the column of the classes, tags or numbers; `causal-lm` reads it only to partition by dirichlet or shards"""
+    image: str = "image"
+    """tasks with pictures: the column of their paths (relative to the file) or bytes"""
+    prompt: str | None = None
+    """`causal-lm` on instructions: the column that is read …"""
+    response: str | None = None
+    """… and the column that is learned"""
+    labels: list[str] | None = None
+    """class names in order; omitted: those of the public test and validation sets, sorted"""
+    scale: tuple[float, PositiveFloat] | None = None
+    """`regression`: mean and standard deviation that labels are measured by; omitted: those of the public sets"""
+    limit: Positive | None = None
+    """first N rows after a seeded shuffle; omitted: all"""
+    reference: Annotated[int, Field(ge=0)] | None = None
+    """`confide audit leakage`: instead of the first N rows, the N of the first 2N that this number draws"""
+    augmentation: AugmentationSection = AugmentationSection()
+    partition: PartitionSection = PartitionSection()
+
+    @property
+    def training(self) -> str:
+        """`train`. Raises ConfigError when it is omitted."""
+        if self.train is None:
+            raise ConfigError("data.train: nothing received; a simulation needs it (a real site names its own data)")
+        return self.train
+
+
+CLIP_RANGE = (1e-12, 1e12)
+"""of a clip norm, declared or adapted: beyond it a sum could overflow the grid of the noise"""
+
+
+class PrivacySection(Section, frozen=True):
+    mode: Literal["none", "local", "distributed", "client"] = "none"
+    epsilon: PositiveFloat | None = None
+    """the target over all rounds; the noise multiplier is calibrated from it"""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    clip: Annotated[float, Field(ge=CLIP_RANGE[0], le=CLIP_RANGE[1])] = 1.0
+    """L2 bound on one record's gradient (`client`: on a site's update), over all trained arrays together"""
+    sampling_rate: Annotated[float, Field(ge=1e-12, le=1)] | None = None
+    """probability that a record is drawn in a step (`client`: that a site takes part in a round, by its own coin)"""
+    declared_examples: Positive | None = None
+    """public size of all sites' data together: the constant of the denominator, never counted"""
+    colluders: Annotated[int, Field(ge=0)] = 1
+    """with secure aggregation: sites that may work for the server; their noise shares do not count. 1 also covers what
+    any one site can subtract from the sum that it sees in the next model"""
+    clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """`client`: γ, the share of updates that the clip norm shall leave whole, from `clip` on; omitted: fixed"""
+    clip_learning_rate: PositiveFloat = 0.2
+    """η_C: how fast the clip norm adapts"""
+    clip_count_noise: PositiveFloat | None = None
+    """σ_b: noise on the count of whole updates; omitted: a twentieth of the expected cohort"""
+
+
+class TrainingSection(Section, frozen=True):
+    optimizer: Literal["sgd", "momentum", "adam"] = "adam"
+    learning_rate: PositiveFloat = 0.005
+    local_steps: Positive = 1
+    """optimizer steps a site takes in a round. With 1 (and `fedavg` or `ffa`) a site sends its mean gradient and the
+    server takes the step: one round is one step over all sites' data"""
+    physical_batch: Positive = 64
+    """records in memory at once; without privacy also the batch of a step"""
+    augmentation: Rate | None = None
+    """share of letters spoiled in copies of each text, which are trained on beside it; omitted: none"""
+    views: Annotated[int, Field(ge=2)] = 2
+    """with augmentation: copies of a record in a step, the first as it is; averaged before the gradient is clipped"""
+    adversarial: PositiveFloat | None = None
+    """radius, relative to a token's norm, in which embeddings are pushed up the loss before they are trained on"""
+    adversarial_kind: Literal["pgd", "freelb"] = "pgd"
+    """the last step of the ascent, or all of them, beside the record as it is"""
+    adversarial_steps: Positive = 3
+    adversarial_warmup: Annotated[int, Field(ge=0)] = 0
+    """rounds of plain training before"""
+
+
+class ServerSection(Section, frozen=True):
+    aggregation: Annotated[str, AfterValidator(_known_aggregation)] = "fedavg"
+    """fedavg, ffa (A frozen), exact (mean of the products B·A); trimmedmean, median, geometricmedian, krum, multikrum,
+    bulyan, centredclipping (they bear lying sites); or a Flower strategy by its name in lower case"""
+    liars: Annotated[int, Field(ge=0)] | None = None
+    """f: lying sites among those of a round that a robust aggregation bears; omitted: one in five"""
+    mixing: bool | None = None
+    """nearest-neighbour mixing before a robust aggregation; omitted: yes"""
+    memory: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """weight of the past in the running mean of a site's updates, by which a robust aggregation leaves out the f sites
+    that lie farthest from the others, or as many as leave it enough to bear f liars; 0: none; omitted: 0.8"""
+    max_norm: PositiveFloat | None = None
+    """L2 norm that an update is shortened to before it is aggregated; omitted: any finite one is taken"""
+    options: dict[str, float | int] = Field(default_factory=dict)
+    """arguments of a Flower strategy, e.g. {eta = 0.01, tau = 1e-8}"""
+    min_clients: Positive = 2
+    """replies without which a round is void"""
+    cohort: Positive | None = None
+    """sites asked in a round, drawn anew each time; omitted: all"""
+    deadline: PositiveFloat = 3600.0
+    """seconds a round waits for replies"""
+    secure_aggregation: bool | None = None
+    """whether the server sees only sums; omitted: true in modes distributed and client"""
+    min_survivors: Positive | None = None
+    """t: with secure aggregation, inputs without which a round is void and for which the noise is calibrated; omitted:
+    one site in ten may vanish (none of fewer than four)"""
+    groups: Annotated[int, Field(ge=3)] | None = None
+    """with secure aggregation and a robust aggregation: groups of sites that are summed apart and then compared; each
+    needs its noise whole and hides its sites among fewer; omitted: one sum over all"""
+    setup_rounds: Positive = 32
+    """with secure aggregation: rounds that one exchange of keys and shares serves"""
+    wire: Literal["float32", "float16"] = "float32"
+    """numbers of an update on the way up; rounded after the noise"""
+    evaluation_limit: Positive = 512
+    """rows of the validation set behind the accuracy per round; before and after use the whole test set"""
+    patience: Positive | None = None
+    """rounds without a better accuracy on `data.validation` after which a run ends; its best round's model is kept.
+    The set is public, so the choice costs no ε; what sites have reserved for later rounds stays reserved"""
+
+    @property
+    def flower(self) -> bool:
+        """Whether the aggregation is one of Flower's strategies."""
+        return self.aggregation in FLOWER_STRATEGIES
+
+    @property
+    def robust(self) -> bool:
+        """Whether the aggregation bears lying sites."""
+        return self.aggregation in ROBUST
+
+    @property
+    def mixes(self) -> bool:
+        return self.robust if self.mixing is None else self.mixing
+
+
+class EngineSection(Section, frozen=True):
+    kind: Literal["inprocess", "ray"] = "inprocess"
+    ledger: str | None = None
+    """simulations: folder of the sites' ledgers, and of the site.toml that limits them; omitted: in memory"""
+    workers: Positive | None = None
+    """`inprocess`: sites that train at the same time, each on its share of the cores; omitted: one a core up to 8, and
+    one on a GPU. Each holds activations of its own; the frozen weights are shared."""
+    cpus_per_client: Positive = 1
+    """`ray`: cores that one client holds"""
+    address: str | None = None
+    """`ray`: address of a running cluster; omitted: this machine"""
+
+
+class DistillSection(Section, frozen=True):
+    """Federated distillation: instead of a model that all train, each site trains teachers of its own, and what leaves
+    it are their noised answers to public questions, of which the server's model learns."""
+
+    public: str | None = None
+    """texts that everybody may see, in the column `data.text`: a file, a hub id, or demo:public. Setting it is what
+    makes a run a distillation; at real sites the texts come from the server"""
+    questions: Positive = 1000
+    """M: how many of them are asked, drawn by `run.seed`"""
+    teachers: Positive = 10
+    """T: a site's records are dealt out to so many teachers, each trained for `training.local_steps` on its own. One
+    record is with one teacher; more of them bear more noise, and each knows less"""
+    train: Literal["head", "lora", "full"] = "head"
+    """what a teacher trains; `model.train` is the student's"""
+    backbones: tuple[str, ...] = ()
+    """simulations: the backbones of the sites' teachers, in turn; omitted: the student's. A real site names its own in
+    site.toml"""
+    steps: Positive = 500
+    """of the student at the server, on batches of `training.physical_batch` questions"""
+    learning_rate: PositiveFloat | None = None
+    """of the student; omitted: `training.learning_rate`"""
+
+
+class AuditSection(Section, frozen=True):
+    canaries: Annotated[int, Field(ge=0)] = 0
+    """gradient canaries among all sites' records, each in with probability ½, added after the clip and scored on the
+    released updates: they test sampling, noise and composition"""
+    records: Annotated[int, Field(ge=0)] = 0
+    """canary records of random words and a random class, each in with probability ½, that pass through the clip like
+    any record: scored on the released updates (with local_steps = 1) and on the final model. Costs the server a
+    forward and a backward pass of each canary record in every round, in batches of training.physical_batch, and 256
+    MiB; and `confide audit canary` at the end nine sums of gradients over at most 256 records"""
+    guesses: Positive | None = None
+    """r: how many are guessed to be in; omitted: 5 % of the canaries"""
+    control: bool = False
+    """the same run without noise, to see whether the audit can see anything. No privacy: simulations only, in memory"""
+
+    @property
+    def planted(self) -> int:
+        """Canaries of both kinds."""
+        return self.canaries + self.records
+
+
+Attack = Literal[
+    "labelflip",
+    "backdoor",
+    "random",
+    "scaled",
+    "signflip",
+    "innerproduct",
+    "alie",
+    "minmax",
+    "mimic",
+    "freerider",
+    "overclaim",
+    "notfinite",
+]
+
+
+class AttackSection(Section, frozen=True):
+    """Sites that lie, to see how far a run bears them: simulations only."""
+
+    kind: Attack | None = None
+    """what they do; simulations/attacks/byzantine.py says it in full. Omitted: nobody lies"""
+    liars: Positive | None = None
+    """how many sites lie"""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """… or which share of them"""
+    participation: Literal["fixed", "drawn"] = "drawn"
+    """with server.cohort: liars are drawn like everybody, or as many as given lie in every round"""
+    strength: PositiveFloat | None = None
+    """factor on the lie; omitted: the attack's own"""
+    trigger: str = "cf"
+    """`backdoor`: the word that leads to `target`"""
+    target: str | None = None
+    """`backdoor`: the class that it leads to; omitted: the first"""
+    poison: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """`backdoor`: share of a liar's records that carry the trigger"""

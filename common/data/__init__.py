@@ -1,0 +1,1 @@
+"""Records: sources, file formats, columns, partitions, augmentation, demonstrations."""

@@ -1,0 +1,155 @@
+"""A table's columns → what is read of the rows, and what is wrong with each row."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..config.tables import DataSection
+from ..errors import DataError
+from ..types import Reads
+from .content import mark
+from .formats import EMPTY, Problem, Table, UnreadableError, as_text
+from .images import PictureForm, decoded, picture_file
+
+LONGEST = 2**22
+"""characters of a text or label: what one row may cost in memory is bounded, whatever is in it"""
+_WHERE = "picture"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """The problems of a table, by the place of the row."""
+
+    table: Table
+    strict: bool
+    found: dict[int, Problem] = field(default_factory=dict)
+
+    def add(self, place: int, column: str, what: str) -> None:
+        """Raises DataError where it is strict. Keeps the first problem of a row."""
+        problem = Problem(self.table.rows[place], column, what)
+        if self.strict:
+            raise DataError(f"{self.table.source}: {problem}")
+        self.found.setdefault(place, problem)
+
+    def all(self) -> list[Problem]:
+        """In the order of the rows."""
+        return sorted([*(lost.problem for lost in self.table.lost), *self.found.values()], key=lambda one: one.row)
+
+
+def refuse(notes: Notes) -> None:
+    """Raises DataError for rows that cannot be parsed, or an empty file, where it is strict."""
+    table = notes.table
+    if notes.strict and table.lost:
+        raise DataError(f"{table.source}: {table.lost[0].problem}")
+    if notes.strict and not table.names:
+        raise DataError(f"{table.source}: the file is empty; expected a header and rows")
+
+
+def require(notes: Notes, columns: Iterable[str]) -> None:
+    """Raises DataError for a missing column. Where a row alone says which columns there are, that is its problem."""
+    table = notes.table
+    refuse(notes)
+    for column in columns:
+        if column not in table.names and (notes.strict or table.declared):
+            raise DataError(
+                f"{table.source}: column '{column}' is missing; the columns are: {', '.join(table.names)}; set the "
+                "name in [data]"
+            )
+    if notes.strict and not table.rows:
+        raise DataError(f"{table.source}: there are no rows; expected at least one")
+
+
+def read_text(notes: Notes, column: str, place: int, value: object) -> str | None:
+    try:
+        text = as_text(value)
+    except UnreadableError as error:
+        notes.add(place, column, str(error))
+        return None
+    if text is not None and len(text) > LONGEST:
+        notes.add(place, column, f"a text of {len(text):,} characters; at most {LONGEST:,}; shorten it")
+        return None
+    return text
+
+
+def read_strings(notes: Notes, column: str) -> list[str]:
+    """(N,) texts; "" where a row has a problem."""
+    result = []
+    for place, value in enumerate(notes.table.column(column)):
+        text = read_text(notes, column, place, value) or ""
+        if not text.strip():
+            notes.add(place, column, EMPTY)
+        result.append(text)
+    return result
+
+
+def read_labels(notes: Notes, data: DataSection, labels: list[str] | None, reads: Reads) -> np.ndarray | None:
+    """(N,) class indices, or numbers measured by `data.scale`."""
+    if reads.label == "number":
+        return read_numbers(notes, data.label, data.scale)
+    if labels is None or reads.label == "tags":
+        return None
+    index = {name: i for i, name in enumerate(labels)}
+    classes = np.zeros(len(notes.table.rows), dtype=np.int64)
+    for place, name in enumerate(read_strings(notes, data.label)):
+        if name in index:
+            classes[place] = index[name]
+        else:
+            notes.add(place, data.label, f"a label that is not one of {_allowed(labels)}")
+    return classes
+
+
+def read_numbers(notes: Notes, column: str, scale: tuple[float, float] | None) -> np.ndarray:
+    """(N,) float64, measured by `scale`."""
+    mean, deviation = scale or (0.0, 1.0)
+    values = np.zeros(len(notes.table.rows))
+    for place, text in enumerate(read_strings(notes, column)):
+        try:
+            number = float(text)
+        except ValueError:
+            number = np.nan
+        if np.isfinite(number):
+            values[place] = number
+        else:
+            notes.add(place, column, "not a finite number; correct the row")
+    return (values - mean) / deviation
+
+
+def read_tags(notes: Notes, data: DataSection, labels: list[str]) -> list[np.ndarray]:
+    """One (W,) array of class indices a row, a tag a word."""
+    index = {name: i for i, name in enumerate(labels)}
+    texts, columns = read_strings(notes, data.text), read_strings(notes, data.label)
+    result = []
+    for place, (text, tags) in enumerate(zip(texts, columns, strict=True)):
+        words, names = text.split(), tags.split()
+        if len(words) != len(names):
+            what = f"{len(names)} tags for {len(words)} words; each word needs one, separated by spaces"
+            notes.add(place, data.label, what)
+        elif not index.keys() >= set(names):
+            notes.add(place, data.label, f"a tag that is not one of {_allowed(labels)}")
+        result.append(np.array([index.get(name, 0) for name in names], dtype=np.int32))
+    return result
+
+
+def _allowed(labels: list[str]) -> str:
+    names = ", ".join(labels[:8]) + (f" … ({len(labels)} in all)" if len(labels) > 8 else "")
+    return f"the {len(labels)} of this run; allowed: {names}; correct the row, or state all classes in data.labels"
+
+
+def read_images(notes: Notes, column: str, folder: Path, form: PictureForm) -> tuple[np.ndarray, list[bytes | None]]:
+    """(good rows, C, H, W) uint8, and what the digest covers of every row's."""
+    values = notes.table.column(column)
+    result = np.empty((len(values), form.channels, form.height, form.width), dtype=np.uint8)
+    marks, kept = [], 0
+    for place, value in enumerate(values):
+        content = None
+        try:
+            content = picture_file(value, folder, _WHERE)
+            if place not in notes.found:
+                result[kept] = decoded(content, form, _WHERE)
+                kept += 1
+        except DataError as error:
+            notes.add(place, column, str(error).removeprefix(f"{_WHERE}: "))
+        marks.append(mark(value, content))
+    return result[:kept], marks

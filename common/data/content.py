@@ -1,0 +1,72 @@
+"""Digests of a data set: of whose records they are, and of all that they hold. Both are the same for the same rows,
+whatever their order and kind of source.
+
+Two data sets with the same texts are the same people's, whatever other columns a table of site.toml names as labels."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..config.tables import DataSection
+from ..errors import DataError
+from .formats import Table, as_bytes
+from .images import picture_file
+
+_NOTHING = (b"", b"nan", b"none", b"null")
+ROLES = ("text", "label", "image", "prompt", "response")
+"""the columns that a digest covers, by their keys in [data]"""
+
+
+def mark(value: object, content: bytes | None) -> bytes | None:
+    """What the digest covers of a picture: its file, where `content` could be read, or the value itself."""
+    if value is None or content is not None:
+        return None if content is None else b"file" + hashlib.sha256(content).digest()
+    return b"none" + as_bytes(value)
+
+
+def _marks(values: list[object], folder: Path) -> Iterator[bytes | None]:
+    for value in values:
+        try:
+            content = picture_file(value, folder, "picture")
+        except DataError:
+            content = None
+        yield mark(value, content)
+
+
+def identity(table: Table, data: DataSection, marks: list[bytes | None] | None) -> bytes:
+    """32 bytes over the texts alone, or over the pictures where there are no texts. Nothing, null and NaN are alike.
+    marks: of the pictures, where they were read."""
+    values = table.columns.get(data.prompt or data.text)
+    if values is not None:
+        known = (b"" if value is None else as_bytes(value) for value in values)
+        rows = [b"" if one.strip().lower() in _NOTHING else one for one in known]
+    else:
+        images = table.columns.get(data.image, [])
+        rows = [one or b"" for one in (marks if marks is not None else _marks(images, table.folder))]
+    rows += [b"raw" + lost.raw for lost in table.lost]
+    return _whose(rows)
+
+
+def _whose(rows: list[bytes]) -> bytes:
+    return hashlib.sha256(b"who" + b"".join(sorted(hashlib.sha256(row).digest() for row in rows))).digest()
+
+
+NOBODY = _whose([])
+"""the identity of a data set without rows"""
+
+
+def digest(table: Table, data: DataSection, marks: list[bytes | None] | None) -> bytes:
+    """32 bytes: SHA-256 over the sorted SHA-256 of the rows. marks: of the pictures, where they were read."""
+    parts: list[list[bytes]] = []
+    for number, role in enumerate(ROLES):
+        values = table.columns.get(getattr(data, role) or "")
+        if values is None:
+            continue
+        contents = (None if value is None else as_bytes(value) for value in values)
+        if role == "image":
+            contents = iter(marks) if marks is not None else _marks(values, table.folder)
+        head = bytes([number])
+        parts.append([b"" if one is None else head + len(one).to_bytes(8, "little") + one for one in contents])
+    rows = [b"row" + b"".join(part[place] for part in parts) for place in range(len(table.rows))]
+    rows += [b"raw" + lost.raw for lost in table.lost]
+    return hashlib.sha256(b"".join(sorted(hashlib.sha256(row).digest() for row in rows))).digest()

@@ -1,0 +1,365 @@
+"""The raw columns of a source: csv, jsonl, parquet, conll, hub id, SQL url, or the data that confide generates.
+
+Between a source and the same source without one row, nothing about any other row may change. So each value is read on
+its own, no type is inferred over a column, and what cannot be read costs its row alone:
+
+| source | a row | what costs a row |
+|---|---|---|
+| csv | a record of RFC 4180; every value is text | a wrong number of columns; a quote that is not closed |
+| jsonl | a line that is not blank; values by `str` | no JSON object |
+| parquet | a row; the file's own schema gives the types | a value that Python has no type for |
+| conll | a sentence | a word without a tag |
+| SQL | a row of the answer, as the driver gives it; nothing is kept on disk | nothing here |
+
+Values that are not UTF-8 stay in the table as lone surrogates; they cost their row where they are read: `as_text`.
+
+Where a row still costs more than itself: quotes in a csv that no library wrote (csv_records.py); a SQL query that
+computes (sql.py); a parquet column of Arrow's dictionary type that is not UTF-8, which pyarrow refuses whole.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from ..errors import DataError
+from . import demo
+from .csv_records import records
+from .demo_images import digits
+from .sql import URL, query, shown
+
+DEMO = "demo:"
+FILES = (".csv", ".jsonl", ".parquet", ".conll")
+EMPTY = "the field is empty; fill it or drop the row"
+NOT_UTF8 = "bytes that are not UTF-8; save the file as UTF-8"
+_NO_ROWS = "the file is empty; expected a header and rows"
+_DEPTH = 32
+"""lists within lists; deeper ones could not be read on every stack"""
+_BOM = "\ufeff"
+_UNCONVERTED = (pa.ArrowException, ValueError, OverflowError)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that contributes nothing."""
+
+    row: int
+    """counted from 1; the header of a csv is row 1"""
+    column: str | None
+    """None: the row as a whole"""
+    what: str
+    """what is wrong and what to do, without anything that the row holds"""
+
+    @property
+    def brief(self) -> str:
+        """What is wrong, without what to do."""
+        what = self.what.partition(";")[0]
+        return what if self.column is None else f"column '{self.column}': {what}"
+
+    def __str__(self) -> str:
+        column = "" if self.column is None else f", column '{self.column}'"
+        return f"row {self.row}{column}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A row that has no values: it cannot be parsed."""
+
+    problem: Problem
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A value that cannot be converted."""
+
+    raw: bytes
+
+
+class UnreadableError(ValueError):
+    """What is wrong with a value, without anything of it."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a source that could be parsed (N), and those that could not."""
+
+    source: str
+    """as messages show it: without a password"""
+    names: Sequence[str]
+    """all columns"""
+    columns: dict[str, list[object]]
+    """the columns that were asked for and are there, (N,) each: strings, bytes, numbers, None, …"""
+    rows: Sequence[int]
+    """(N,) the numbers of the rows, as messages count them"""
+    lost: Sequence[Lost] = field(default_factory=list)
+    declared: bool = True
+    """whether the source names its columns apart from the rows; False: a column is there if a row has it"""
+
+    @property
+    def folder(self) -> Path:
+        """What paths of pictures are relative to."""
+        return Path(self.source).parent
+
+    def column(self, name: str) -> list[object]:
+        """(N,) values; None where the rows have no such column."""
+        return self.columns.get(name) or [None] * len(self.rows)
+
+
+def load(source: str, wanted: Collection[str] | None = None) -> Table:
+    """Reads a source. wanted: the columns to keep; None: all.
+
+    Raises DataError when there is no such source, it is unreadable as a whole, or has a wanted column twice; never for
+    a row.
+    """
+    if source.startswith(DEMO):
+        spec = source.removeprefix(DEMO)
+        return _from_arrow(source, digits(spec) if "digits" in spec else demo.table(spec), wanted)
+    if URL.match(source):
+        return _from_sql(source, wanted)
+    path = Path(source)
+    if path.suffix.lower() not in FILES:
+        return _from_arrow(source, _hub(source), wanted)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give the path of a csv, jsonl, parquet or conll file")
+    try:
+        return _from_file(path, wanted)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__}); check its permissions") from None
+
+
+def as_text(value: object) -> str | None:
+    """A string as it is, bytes as UTF-8, anything else by `str`; None where nothing is (null, NaN).
+
+    Raises UnreadableError.
+    """
+    if isinstance(value, str):
+        text = value
+    elif value is None or (isinstance(value, float | Decimal) and "nan" in str(value).lower()):
+        return None
+    elif isinstance(value, Unread):
+        raise UnreadableError("a value that cannot be read; correct the row")
+    else:
+        try:
+            text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+        except ValueError:  # a number of thousands of digits
+            raise UnreadableError("a value that has no text; correct the row") from None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            escaped = "\udc80" <= error.object[error.start] <= "\udcff"
+            raise UnreadableError(NOT_UTF8 if escaped else "half a surrogate pair; correct the row") from None
+    return text
+
+
+def as_bytes(value: object) -> bytes:
+    """Of any value but None: the same bytes for the same text, whatever the source; different ones otherwise."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, Unread):
+        return value.raw
+    try:
+        return str(value).encode("utf-8", "surrogatepass")
+    except ValueError:
+        return type(value).__name__.encode()
+
+
+def _from_file(path: Path, wanted: Collection[str] | None) -> Table:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _from_parquet(path, wanted)
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    if suffix == ".jsonl":
+        return _from_jsonl(path, text, wanted)
+    if suffix == ".conll":
+        return _from_conll(path, text, wanted)
+    return _from_csv(path, text.removeprefix(_BOM), wanted)  # before the header, which is no record
+
+
+def _kept(source: str, names: Sequence[str], wanted: Collection[str] | None) -> dict[str, int]:
+    """The places of the columns to keep. Raises DataError for one that is there twice."""
+    kept: dict[str, int] = {}
+    for place, name in enumerate(names):
+        if wanted is not None and name not in wanted:
+            continue
+        if name in kept:
+            raise DataError(f"{source}: column '{name}' is there twice; rename one of the two")
+        kept[name] = place
+    return kept
+
+
+def _raw(text: str) -> bytes:
+    """The bytes that a text was decoded from."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _from_csv(path: Path, text: str, wanted: Collection[str] | None) -> Table:
+    found = records(text)
+    names, _ = next(found, ([], ""))
+    if not names:
+        raise DataError(f"{path}: {_NO_ROWS if names == [] else 'row 1: a quote is not closed; correct the header'}")
+    try:
+        kept = _kept(str(path), [as_text(name) or "" for name in names], wanted)
+    except UnreadableError as error:
+        raise DataError(f"{path}: row 1: {error}") from None
+    rows: list[int] = []
+    values: list[list[str]] = []
+    lost: list[Lost] = []
+    for row, (fields, raw) in enumerate(found, start=2):
+        if fields is not None and len(fields) == len(names):
+            rows.append(row)
+            values.append(fields)
+        else:
+            wrong = "a quote is not closed" if fields is None else f"{len(fields)} columns instead of {len(names)}"
+            lost.append(Lost(Problem(row, None, f"{wrong}; check quotes and separators"), _raw(raw)))
+    columns: dict[str, list[object]] = {name: [fields[place] for fields in values] for name, place in kept.items()}
+    return Table(str(path), names, columns, rows, lost)
+
+
+def _from_jsonl(path: Path, text: str, wanted: Collection[str] | None) -> Table:
+    rows: list[int] = []
+    values: list[dict[str, object]] = []
+    lost: list[Lost] = []
+    for row, line in enumerate(filter(str.strip, text.split("\n")), start=1):
+        value = _object(line.removeprefix(_BOM))  # of any line: files are joined, and lose their first rows
+        if value is not None:
+            rows.append(row)
+            values.append(value)
+        else:
+            what = "it cannot be parsed; expected one JSON object a line"
+            lost.append(Lost(Problem(row, None, what), _raw(line.strip())))
+    names = list(dict.fromkeys(name for value in values for name in value))
+    columns = {name: [value.get(name) for value in values] for name in names if wanted is None or name in wanted}
+    return Table(str(path), names, columns, rows, lost, declared=False)
+
+
+def _object(line: str) -> dict[str, object] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
+        return None
+    deep = line.count("[") + line.count("{") > _DEPTH and not _shallow(value, _DEPTH)
+    return value if isinstance(value, dict) and not deep else None
+
+
+def _shallow(value: object, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_shallow(one, depth - 1) for one in inner)
+
+
+def _from_conll(path: Path, text: str, wanted: Collection[str] | None) -> Table:
+    """Columns text and label: the words of a sentence and their tags, joined by spaces.
+
+    Each line holds a word and, last, its tag, separated by tabs or spaces; an empty line ends a sentence.
+    """
+    rows: list[int] = []
+    texts: list[object] = []
+    labels: list[object] = []
+    lost: list[Lost] = []
+    for row, sentence in enumerate(_sentences(text), start=1):
+        bare = next((number for number, parts in sentence if len(parts) == 1), None)
+        if bare is None:
+            rows.append(row)
+            texts.append(" ".join(parts[0] for _, parts in sentence))
+            labels.append(" ".join(parts[-1] for _, parts in sentence))
+        else:
+            what = f"line {bare}: a word without a tag; expected WORD TAB TAG"
+            lost.append(Lost(Problem(row, None, what), _raw("\n".join("\t".join(parts) for _, parts in sentence))))
+    columns = {"text": texts, "label": labels}
+    kept = {name: values for name, values in columns.items() if wanted is None or name in wanted}
+    return Table(str(path), list(columns) if text else [], kept, rows, lost, declared=False)
+
+
+def _sentences(text: str) -> Iterator[list[tuple[int, list[str]]]]:
+    """The number of each line of a sentence, and what stands in it."""
+    sentence: list[tuple[int, list[str]]] = []
+    for number, line in enumerate([*text.split("\n"), ""], start=1):
+        parts = line.strip("\ufeff\uffff\n").split()  # marks that some tools leave at the ends of a file
+        if parts and not parts[0].startswith("-DOCSTART-"):
+            sentence.append((number, parts))
+        elif not parts and sentence:
+            yield sentence
+            sentence = []
+
+
+def _from_parquet(path: Path, wanted: Collection[str] | None) -> Table:
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: {_NO_ROWS}")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            kept = _kept(str(path), names, wanted)
+            return _from_arrow(str(path), file.read(columns=list(kept)), wanted, names)
+    except (
+        pa.ArrowException,
+        UnicodeDecodeError,
+        OSError,
+    ) as error:  # a message may quote bytes, so none of it is passed on
+        raise DataError(f"{path}: not a readable parquet file ({type(error).__name__})") from None
+
+
+def _from_arrow(
+    source: str, table: pa.Table, wanted: Collection[str] | None, names: Sequence[str] | None = None
+) -> Table:
+    """names: all columns, where `table` holds some of them."""
+    kept = _kept(source, table.column_names, wanted)
+    columns = {name: _values(table.column(place)) for name, place in kept.items()}
+    return Table(source, names or table.column_names, columns, range(1, table.num_rows + 1))
+
+
+def _values(column: pa.ChunkedArray) -> list[object]:
+    """What a column holds. A string that is not UTF-8 has lone surrogates."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = (
+            pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind.value_type),
+            kind.value_type,
+        )
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        raw = column.cast(pa.binary() if pa.types.is_string(kind) else pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
+    try:
+        return column.to_pylist()
+    except _UNCONVERTED:
+        return [_value(column, place) for place in range(len(column))]
+
+
+def _value(column: pa.ChunkedArray, place: int) -> object:
+    try:
+        return column[place].as_py()
+    except _UNCONVERTED:
+        alone = pa.table({"": column.take(pa.array([place]))}).combine_chunks()
+        return Unread(b"".join(batch.serialize().to_pybytes() for batch in alone.to_batches()))
+
+
+def _from_sql(source: str, wanted: Collection[str] | None) -> Table:
+    names, answer = query(source)
+    kept = _kept(shown(source), names, wanted)
+    columns = {name: [row[place] for row in answer] for name, place in kept.items()}
+    return Table(shown(source), names, columns, range(1, len(answer) + 1))
+
+
+def _hub(source: str) -> pa.Table:
+    """`NAME[:SPLIT]` on the Hugging Face hub, or from its cache; the split is `train` unless given."""
+    from datasets import Dataset, load_dataset
+
+    name, _, split = source.partition(":")
+    try:
+        dataset = load_dataset(name, split=split or "train")
+    except Exception as error:
+        raise DataError(
+            f"{source}: neither a csv, jsonl or parquet file, nor a data set of the hub that can be reached or is "
+            f"cached ({type(error).__name__}); check the name and the network"
+        ) from None
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"{source}: the hub gave no table; name one split as NAME:SPLIT")
+    for column, feature in dataset.features.items():
+        if hasattr(feature, "names"):  # class numbers become the names that the data set declares
+            named = [feature.int2str(value) if value is not None and value >= 0 else None for value in dataset[column]]
+            dataset = dataset.remove_columns(column).add_column(column, named)
+    return dataset.data.table.combine_chunks()

@@ -1,0 +1,126 @@
+"""Pictures: read from a column of a table, and spoiled copies of them. No torch: `confide predict` may run without it.
+
+A column holds paths (relative to the table's folder) or encoded files as bytes, alone or as the hub's {bytes, path}.
+Pictures are scaled to what the backbone takes when they are read, and stay 8-bit until a batch is made.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+LARGEST = 64 * 2**20
+"""pixels; beyond that a file is taken for an attack on memory"""
+_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class PictureForm:
+    """What a backbone takes."""
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...] = (0.5,)
+    deviation: tuple[float, ...] = (0.5,)
+    """one a channel, of values in [0, 1]"""
+
+    @classmethod
+    def of(cls, backbone: "PreTrainedModel", path: str) -> "PictureForm":
+        """From the backbone's configuration and, if there is one, its preprocessor_config.json. Raises ModelError."""
+        config = backbone.config
+        size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+        if size is None or channels not in _MODES:
+            raise ModelError(
+                f"model.backbone: {type(backbone).__name__} takes no pictures of 1 or 3 channels; give a vision "
+                "transformer, such as a ViT"
+            )
+        height, width = (size, size) if isinstance(size, int) else size
+        file = Path(path) / "preprocessor_config.json"
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        mean, deviation = (
+            tuple(float(value) for value in content.get(key, [0.5] * channels)) for key in ("image_mean", "image_std")
+        )
+        if len(mean) != channels or len(deviation) != channels or min(deviation) <= 0:
+            raise ModelError(
+                f"{file}: image_mean and image_std need {channels} numbers, the latter above 0; correct it"
+            )
+        return cls(channels, int(height), int(width), mean, deviation)
+
+
+def read_picture(value: Any, folder: Path, form: PictureForm, where: str) -> np.ndarray:
+    """(C, H, W) uint8 from a path in `folder`, encoded bytes, or the hub's {bytes, path}.
+
+    Raises DataError, which begins with `where`.
+    """
+    return decoded(picture_file(value, folder, where), form, where)
+
+
+def picture_file(value: Any, folder: Path, where: str) -> bytes:
+    """The encoded file of the same, not yet looked at. Raises DataError, which begins with `where`."""
+    content = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+    if isinstance(content, str) and content.strip():
+        try:
+            path = folder / content
+            if path.exists() and not path.is_file():
+                raise DataError(f"{where}: the picture's path is not of a file; correct it")
+            content = path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise DataError(f"{where}: the picture's file cannot be read ({type(error).__name__})") from None
+    if not isinstance(content, bytes) or not content:
+        raise DataError(f"{where}: no picture; expected a path or the bytes of a {', '.join(_FORMATS)} file")
+    return content
+
+
+def decoded(content: bytes, form: PictureForm, where: str, largest: int = LARGEST) -> np.ndarray:
+    """(C, H, W) uint8 from a file's bytes. largest: pixels. Raises DataError."""
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
+            if picture.width * picture.height > largest:
+                raise DataError(f"{where}: a picture of {picture.width} × {picture.height}; at most {largest:,} pixels")
+            fitted = picture.convert(_MODES[form.channels])
+            if fitted.size != (form.width, form.height):
+                fitted = fitted.resize((form.width, form.height), Image.Resampling.BILINEAR)
+            values = np.array(fitted, dtype=np.uint8)  # its own: a view of the file would be read-only
+    except DataError:
+        raise
+    except Exception:  # a damaged file makes a decoder raise anything, and a row that ends a run tells of itself
+        raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} picture; convert it") from None
+    return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+
+
+def as_png(values: np.ndarray) -> bytes:
+    """values: (H, W) or (H, W, 3) uint8."""
+    target = io.BytesIO()
+    Image.fromarray(values).save(target, "PNG")
+    return target.getvalue()
+
+
+def spoiled(pictures: np.ndarray, flip: bool, shift: int, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """Copies that are mirrored (half of them), moved by up to `shift` pixels, and noised; (N, C, H, W) uint8.
+
+    noise: standard deviation, as a share of the whole range. What a shift uncovers is the edge, repeated.
+    """
+    result = pictures.copy()
+    if flip:
+        mirrored = rng.random(len(result)) < 0.5
+        result[mirrored] = result[mirrored][..., ::-1]
+    if shift:
+        padded = np.pad(result, ((0, 0), (0, 0), (shift, shift), (shift, shift)), mode="edge")
+        height, width = pictures.shape[2:]
+        for number, (down, right) in enumerate(rng.integers(0, 2 * shift + 1, (len(result), 2))):
+            result[number] = padded[number, :, down : down + height, right : right + width]
+    if noise:
+        moved = result + rng.normal(0, 255 * noise, result.shape)
+        result = np.clip(np.rint(moved), 0, 255).astype(np.uint8)
+    return result

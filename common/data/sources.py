@@ -1,0 +1,323 @@
+"""Rows from a source: csv, jsonl, parquet, hub id, SQL url, or the data that confide generates.
+
+Two ways to meet a row that cannot be used. Strict, for public data and simulations: the first one raises. With a list
+of problems, for a site's own data: it is left out and noted, and everything else is bit for bit what the source gives
+without it, so that neither an error nor another row tells that it is there.
+
+Errors name file, row and column, and never show what a row holds: they end up in logs that leave the site.
+Rows are counted from 1 and the header of a csv is row 1; empty lines, and line ends inside quotes, do not count.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ..config.tables import DataSection
+from ..errors import DataError
+from ..types import Reads, Rows
+from .columns import Notes, read_images, read_labels, read_numbers, read_strings, read_tags, read_text, refuse, require
+from .content import ROLES, digest, identity
+from .formats import DEMO, FILES, Problem, Table, UnreadableError, as_text, load
+from .images import PictureForm
+from .record_keys import choices, in_order, record_keys
+from .sql import URL
+
+_TEXT = Reads()
+_SMALLEST = PictureForm(1, 1, 1)
+"""for pictures that are decoded to see whether they can be"""
+_BIO = re.compile(r"^(O|[BI]-.+)$")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A source, read once."""
+
+    rows: Rows
+    """those that can be used"""
+    problems: list[Problem]
+    """one for each that cannot"""
+    digest: bytes
+    """as `content_digest`, of exactly what was read"""
+    identity: bytes
+    """as `source_contents`"""
+    classes: dict[str, int] = field(default_factory=dict)
+    """class (or tag) → how often it occurs in `rows`"""
+
+
+def read_rows(
+    source: str,
+    data: DataSection,
+    labels: list[str] | None,
+    *,
+    reads: Reads = _TEXT,
+    picture: PictureForm | None = None,
+    group: bool = False,
+    problems: list[Problem] | None = None,
+) -> Rows:
+    """Reads and checks a source.
+
+    labels: the class names in order; None where there are no classes. reads: what of a row. picture: what pictures are
+    made into. group: also read the column of a `natural` partition. problems: gets one for each row that cannot be used
+    and is left out; None: the first one raises, and so does a source without rows.
+    Raises DataError: source missing or unreadable, column missing; without `problems` also: no rows, a row that cannot
+    be parsed, empty field, unknown label, no number, no picture, not UTF-8.
+    """
+    needed = _needed(data, labels, reads, picture, group)
+    notes = Notes(load(source, needed), problems is None)
+    rows, _ = _read(notes, data, labels, reads, picture, group)
+    if problems is not None:
+        problems.extend(notes.all())
+    return rows
+
+
+def read_checked(
+    source: str,
+    data: DataSection,
+    labels: list[str] | None,
+    *,
+    reads: Reads = _TEXT,
+    picture: PictureForm | None = None,
+) -> Checked:
+    """Rows, problems and digest from one read. Raises DataError as `read_rows` with `problems`: never for a row."""
+    return _checked(load(source, _covered(data)), data, labels, reads, picture)
+
+
+def content_digest(source: str, data: DataSection) -> bytes:
+    """32 bytes: SHA-256 over what the columns of [data] hold, whatever the kind of source and the order of its rows.
+
+    A row is its values by their role, as text, or as bytes; a picture is its file's bytes, and a row that cannot be
+    parsed its own. A column that is not there is as one without values. Raises DataError as `read_rows` with
+    `problems`: never for a row.
+    """
+    return digest(load(source, _covered(data)), data, None)
+
+
+def source_contents(source: str, data: DataSection) -> tuple[bytes, bytes]:
+    """Whose records a source holds, 32 bytes over their texts (or pictures) alone, and its `content_digest`, from one
+    read. Raises DataError as `content_digest`."""
+    table = load(source, _covered(data))
+    return identity(table, data, None), digest(table, data, None)
+
+
+def examine(source: str, data: DataSection) -> Checked:
+    """What a source holds before any run is known: columns that are there are read, and the classes are those that
+    occur, unless most labels are tags, or so many different numbers that they are no classes. For the operator of its
+    site alone. Raises DataError as `read_checked`."""
+    table = load(source, _covered(data))
+    names = _readable(table.columns.get(data.label, []))
+    labels, kind = _sorted(names) if names else None, "class"
+    words = {word for name in names for word in name.split()}
+    bio = [word for word in words if _BIO.match(word)]
+    if len(bio) > len(words) / 2:
+        labels, kind = bio_names(bio, source), "tags"
+    elif len(names) > max(20, len(table.rows) / 5) and sum(map(_is_number, names)) > len(names) / 2:
+        labels, kind = None, "number"
+    pictures = data.image in table.columns
+    text = not pictures or (data.prompt or data.text) in table.names
+    return _checked(table, data.model_copy(update={"scale": None}), labels, Reads(kind, text, pictures), _SMALLEST)
+
+
+def read_texts(source: str, column: str) -> list[str]:
+    """A column of texts without anything else. Raises DataError as `read_rows` does."""
+    return read_rows(source, DataSection(test=source, text=column), None, reads=Reads(label=None)).text
+
+
+def read_table(source: str, data: DataSection, problems: list[Problem] | None = None) -> pa.Table:
+    """The raw columns of a source, each value by itself: as text, or as bytes where a column holds any; None where
+    nothing is. problems: as in `read_rows`, for rows that cannot be parsed or are not UTF-8. Raises DataError."""
+    table = load(source)
+    notes = Notes(table, problems is None)
+    refuse(notes)
+    columns: dict[str, list[bytes | str | None]] = {}
+    for name, values in table.columns.items():
+        columns[name] = [
+            value if isinstance(value, bytes) else read_text(notes, name, place, value)
+            for place, value in enumerate(values)
+        ]
+    kept = [place for place in range(len(table.rows)) if place not in notes.found]
+    if problems is not None:
+        problems.extend(notes.all())
+    return pa.table({name: _array([values[place] for place in kept]) for name, values in columns.items()})
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source is of the hub, or the demonstration's: the same wherever it is read."""
+    return source.startswith(DEMO) or not (URL.match(source) or Path(source).suffix.lower() in FILES)
+
+
+def label_names(sources: list[str], data: DataSection, *, per_word: bool = False) -> list[str]:
+    """The classes that occur in public sources, numbers in numeric order, names in alphabetical order.
+
+    per_word: B-x and I-x for every type x of entity that occurs, and O. Raises DataError as `read_rows`.
+    """
+    names: set[str] = set()
+    for source in sources:
+        found = _column(source, data.label)[1]
+        names.update(tag for tags in found for tag in tags.split()) if per_word else names.update(found)
+    return bio_names(names, ", ".join(sources)) if per_word else _sorted(names)
+
+
+def _sorted(names: Collection[str]) -> list[str]:
+    numbers = all(re.fullmatch(r"-?\d{1,4000}", name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if numbers else sorted(names)
+
+
+def bio_names(names: Iterable[str], source: str) -> list[str]:
+    """All tags of the types in `names`, in the order that `token-classification` needs. Raises DataError."""
+    kinds = set()
+    for name in names:
+        if name != "O" and not re.match(r"^[BI]-.", name):
+            raise DataError(f"{source}: tag '{name[:40]}' received; allowed: B-TYPE, I-TYPE and O; convert the tags")
+        kinds.add(name[2:])
+    kinds.discard("")
+    return [*(f"B-{kind}" for kind in sorted(kinds)), *(f"I-{kind}" for kind in sorted(kinds)), "O"]
+
+
+def number_scale(sources: list[str], data: DataSection) -> tuple[float, float]:
+    """Mean and standard deviation of the numbers in public sources. Raises DataError."""
+    values = np.concatenate([read_numbers(_column(source, data.label)[0], data.label, None) for source in sources])
+    if not values.std():
+        raise DataError(
+            f"{', '.join(sources)}: column '{data.label}' holds the same number everywhere; nothing to learn"
+        )
+    return float(values.mean()), float(values.std())
+
+
+def shuffled_limit(rows: Rows, limit: int | None, seed: int) -> Rows:
+    """`limit` rows, the first in an order of each record's own; all rows as they stand without a limit.
+
+    One more row brings itself in and pushes at most one other out: under privacy a record of the source is protected
+    like a group of two (`claims.limits`).
+    """
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows.take(_ordered(rows, seed)[:limit])
+
+
+def _ordered(rows: Rows, seed: int) -> np.ndarray:
+    return in_order(record_keys(rows, b"data.limit"), seed)
+
+
+def training_rows(rows: Rows, data: DataSection, seed: int) -> Rows:
+    """What a run trains on: `limit` rows, or the draw of them that `data.reference` names."""
+    if data.reference is None or data.limit is None:
+        return shuffled_limit(rows, data.limit, seed)
+    pool, drawn = reference_draw(rows, data, seed)
+    return rows.take(pool[drawn])
+
+
+def reference_draw(rows: Rows, data: DataSection, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """For membership tests: the pool of the first 2·limit rows, of which the run itself took the first half, and which
+    of them reference run `data.reference` takes.
+
+    Returns (P,) row numbers and positions in it, of about half. Raises DataError when there are too few rows.
+    """
+    count = len(rows)
+    size = 2 * (data.limit or count)
+    if size > count:
+        raise DataError(
+            f"{data.train}: {count} rows, of which the run took {data.limit or 'all'}; as many again must be left to "
+            f"compare with; lower data.limit to {count // 2} or less"
+        )
+    pool = _ordered(rows, seed)[:size]
+    # in pairs, by each record's own key: every record is in one of the two, and one row more moves none of the others
+    number = data.reference or 0
+    halves = choices(record_keys(rows.take(pool), b"data.reference"), seed + number // 2, 2)
+    return pool, np.flatnonzero(halves == number % 2)
+
+
+def _needed(
+    data: DataSection, labels: list[str] | None, reads: Reads, picture: PictureForm | None, group: bool
+) -> list[str]:
+    """The columns that are read."""
+    labelled = reads.label == "number" or labels is not None
+    columns = [
+        data.image if reads.pictures and picture is not None else None,
+        data.label if labelled else None,
+        data.text if labelled and reads.label == "tags" else None,
+        data.prompt or data.text if reads.text else None,
+        data.response,
+        (data.partition.column or "") if group else None,
+    ]
+    return [column for column in columns if column is not None]
+
+
+def _covered(data: DataSection) -> list[str]:
+    """The columns that a digest covers, and so all that a site's rows may be read of."""
+    return [column for role in ROLES if (column := getattr(data, role)) is not None]
+
+
+def _checked(
+    table: Table,
+    data: DataSection,
+    labels: list[str] | None,
+    reads: Reads,
+    picture: PictureForm | None,
+) -> Checked:
+    notes = Notes(table, strict=False)
+    rows, marks = _read(notes, data, labels, reads, picture, group=False)
+    found = rows.labels if reads.label == "class" else np.concatenate(rows.tags) if rows.tags else None
+    counts = Counter() if found is None or labels is None else Counter(labels[number] for number in found)
+    who = identity(table, data, marks)
+    return Checked(rows, notes.all(), digest(table, data, marks), who, dict(counts))
+
+
+def _read(
+    notes: Notes,
+    data: DataSection,
+    labels: list[str] | None,
+    reads: Reads,
+    picture: PictureForm | None,
+    group: bool,
+) -> tuple[Rows, list[bytes | None] | None]:
+    """The rows without a problem, and what the digest covers of every row's picture, where pictures are read."""
+    table = notes.table
+    require(notes, _needed(data, labels, reads, picture, group))
+    classes = read_labels(notes, data, labels, reads)
+    tags = read_tags(notes, data, labels) if labels is not None and reads.label == "tags" else None
+    text = read_strings(notes, data.prompt or data.text) if reads.text else [""] * len(table.rows)
+    response = read_strings(notes, data.response) if data.response else None
+    groups = np.asarray(read_strings(notes, data.partition.column or ""), dtype=object) if group else None
+    pictures, marks = None, None
+    if reads.pictures and picture is not None:  # last: rows with a problem so far need no place
+        pictures, marks = read_images(notes, data.image, table.folder, picture)
+    rows = Rows(table.source, text, response, classes, tags, groups)
+    if notes.found:
+        rows = rows.take(np.array([place for place in range(len(text)) if place not in notes.found], dtype=np.int64))
+    return replace(rows, pictures=pictures), marks
+
+
+def _column(source: str, column: str) -> tuple[Notes, list[str]]:
+    """A public source, strictly, and the texts of one column."""
+    notes = Notes(load(source, [column]), strict=True)
+    require(notes, [column])
+    return notes, read_strings(notes, column)
+
+
+def _readable(values: Iterable[object]) -> set[str]:
+    """The texts that can be read, but empty ones."""
+    found: set[str] = set()
+    for value in values:
+        with suppress(UnreadableError):
+            found.add(as_text(value) or "")
+    return {text for text in found if text.strip()}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
+
+
+def _array(values: list[bytes | str | None]) -> pa.Array:
+    """As text, or, where there are bytes among them, all as bytes."""
+    if not any(isinstance(value, bytes) for value in values):
+        return pa.array(values, pa.string())
+    return pa.array([value.encode() if isinstance(value, str) else value for value in values], pa.binary())

@@ -1,0 +1,247 @@
+"""What somebody who does not trust a ledger can check: chain, signatures, receipt, and ε from the raw events.
+
+Nothing here needs the site's private key but `export`, and nothing writes to the ledger.
+"""
+
+import math
+import shutil
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfideError, LedgerError
+from ..privacy import events
+from ..privacy.accounting import epsilon_opacus, epsilon_pld, epsilon_rdp, filter_epsilon
+from ..privacy.events import History, Step, history_of, repeated
+from .book import RELATION, Book, Charge, Limit
+from .chain import Head, check_document, read_json, read_public_key, signed_document
+from .ledger import (
+    DATABASE,
+    PUBLIC_KEY,
+    RECEIPT,
+    UNREADABLE,
+    Ledger,
+    connect,
+    file_digest,
+    locked,
+    match_receipt,
+    read_chain,
+)
+
+_TOLERANCE = 1.001
+"""two accountants on different grids; more than this apart is a finding"""
+
+
+@dataclass(frozen=True)
+class LedgerAudit:
+    """The outcome for one ledger; `findings` is empty when all holds."""
+
+    path: str
+    site: str
+    head: Head
+    findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        return not self.findings
+
+    def to_json(self) -> dict[str, Any]:
+        facts = {**vars(self), "head": vars(self.head), "holds": self.holds}
+        return _finite(facts)
+
+
+def find_ledgers(path: Path) -> list[Path]:
+    """The ledger files at a path: a file, a site's folder, or a folder of sites. Raises LedgerError for none."""
+    if path.is_file():
+        return [path]
+    found = [path / DATABASE] if (path / DATABASE).is_file() else sorted(path.glob(f"*/{DATABASE}"))
+    if not found:
+        raise LedgerError(f"{path}: no {DATABASE} there; give a ledger, a site's folder, or a folder of sites")
+    return found
+
+
+def audit(database: Path, receipt: Path | None = None, public_key: Path | None = None) -> LedgerAudit:
+    """Verifies one ledger file.
+
+    receipt: omitted: the receipt.json beside it. public_key: omitted: the public.key beside it; give the one that the
+    site registered, since whoever can replace a ledger can replace what lies beside it.
+    """
+    kept = receipt or database.parent / RECEIPT
+    site, head, book = "?", Head(0, ""), Book()
+    findings: list[str] = []
+    notes: list[str] = []
+    try:
+        public = read_public_key(public_key or database.parent / PUBLIC_KEY)
+        document = check_document(read_json(kept), "head", public, str(kept))
+        site = str(document["site"])
+        book, state = _read(database, public, site, document)
+        head = book.head
+        if state == "behind":
+            notes.append("the receipt is one entry behind, as a crash leaves it; the next entry mends it")
+    except (ConfideError, *UNREADABLE) as error:
+        findings.append(str(error))
+    except (KeyError, OSError) as error:
+        findings.append(f"a part is missing: {error}")
+    datasets = [_dataset(name, book.limits[name], _charges(book, name)) for name in book.limits]
+    for facts in datasets:
+        findings += facts["findings"]
+    notes += _shared_contents(book)
+    return LedgerAudit(str(database), site, head, findings, notes, datasets)
+
+
+def _shared_contents(book: Book) -> list[str]:
+    """What ledgers of earlier versions may hold: one content with two budgets. Their ε are of the same records."""
+    names: dict[str, set[str]] = {}
+    for charge in book.standing():
+        names.setdefault(charge.content[:64], set()).add(charge.dataset)
+    return [
+        f"data sets {', '.join(sorted(same))} were charged for the same records: what these have spent is all of it"
+        for same in names.values()
+        if len(same) > 1
+    ]
+
+
+def _charges(book: Book, dataset: str) -> list[Charge]:
+    return [charge for charge in book.charges.values() if charge.dataset == dataset]
+
+
+def _read(database: Path, public: str, site: str, receipt: dict[str, Any]) -> tuple[Book, str]:
+    """Reads a copy: a journal that a crash left is applied there, and the original stays as it is."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / DATABASE
+        with locked(database.parent):
+            shutil.copyfile(database, copy)
+            journal = database.with_name(database.name + "-journal")
+            if journal.is_file():
+                shutil.copyfile(journal, copy.with_name(journal.name))
+        with closing(connect(copy)) as opened:
+            complaint = opened.execute("PRAGMA integrity_check").fetchone()[0]
+            if complaint != "ok":
+                raise LedgerError(f"{database}: {complaint.splitlines()[0]}")
+            book = read_chain(opened, public, site, Book())
+            state = match_receipt(opened, book.head, receipt, file_digest(copy))
+    return book, state
+
+
+def _dataset(name: str, limit: Limit, charges: list[Charge]) -> dict[str, Any]:
+    """One data set: what was charged, by run and in all, and by which accountant."""
+    history: History = history_of([repeated(c.step, c.steps) for c in charges if not c.aborted])
+    by = _epsilons(history, limit.delta)
+    findings = [f"data set '{name}': {finding}" for finding in _disagreements(by)]
+    filtered = None
+    if limit.order is not None:
+        filtered = filter_epsilon(history, limit.order, limit.delta)
+        if limit.epsilon is not None and filtered > limit.epsilon:
+            findings.append(f"data set '{name}': spent ε = {filtered:.4g} is above the limit {limit.epsilon:g}")
+    return {
+        "dataset": name,
+        "limit": vars(limit),
+        "epsilon": by,
+        "epsilon_filter": filtered,
+        "remaining": None if filtered is None or limit.epsilon is None else max(0.0, limit.epsilon - filtered),
+        "unit": sorted({charge.unit for charge in charges}),
+        "relation": RELATION,
+        "contents": sorted({charge.content for charge in charges}),
+        "runs": [_run(charge, limit.delta) for charge in charges],
+        "findings": findings,
+    }
+
+
+def _run(charge: Charge, delta: float) -> dict[str, Any]:
+    return {
+        "run": charge.run,
+        "model": charge.model,
+        "configuration": charge.configuration,
+        "event": events.to_json(repeated(charge.step, charge.steps)),
+        "steps": charge.steps,
+        "used": charge.used,
+        "aborted": charge.aborted,
+        "delta": charge.delta,
+        "commitment": charge.commitment,
+        "epsilon_reserved": _epsilon(charge.step, 0 if charge.aborted else charge.steps, delta),
+        "epsilon_used": _epsilon(charge.step, charge.used, delta),
+    }
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(step: Step, steps: int, delta: float) -> float:
+    return epsilon_rdp(history_of([repeated(step, steps)] if steps else []), delta)
+
+
+def _epsilons(history: History, delta: float) -> dict[str, float]:
+    return {
+        "rdp": epsilon_rdp(history, delta),
+        "pld": epsilon_pld(history, delta),
+        "opacus_rdp": epsilon_opacus(history, delta),
+    }
+
+
+def _disagreements(by: dict[str, float]) -> list[str]:
+    """RDP is the bound that is claimed; the accountants of the Gaussian must not say more."""
+    return [
+        f"{name} says ε = {value:.4g}, the claimed bound is {by['rdp']:.4g}"
+        for name, value in by.items()
+        if value > by["rdp"] * _TOLERANCE
+    ]
+
+
+def export(ledger: Ledger) -> dict[str, Any]:
+    """A signed account: what was reserved and used on each data set, from which anybody can compute ε again.
+
+    It holds no content of data, no counts, and nothing that is not in the ledger's entries.
+    """
+    book = ledger.book()
+    datasets = []
+    for name, limit in book.limits.items():
+        facts = _dataset(name, limit, _charges(book, name))
+        if facts.pop("findings"):
+            raise LedgerError(f"{ledger.folder}: data set '{name}' does not hold; run `confide audit ledger` first")
+        datasets.append({key: value for key, value in facts.items() if key != "contents"})
+    content = {
+        "site": ledger.site,
+        "head": vars(book.head),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "datasets": _finite(datasets),
+    }
+    return signed_document(ledger.key, "account", content)
+
+
+def verify_account(document: Any, public: str, source: str) -> dict[str, Any]:
+    """Checks a signed account with the site's public key alone, and computes its ε again from the events.
+
+    Returns the content. Raises LedgerError.
+    """
+    content = check_document(document, "account", public, source)
+    try:
+        for facts in content["datasets"]:
+            limit = facts["limit"]
+            history = history_of([events.from_json(run["event"]) for run in facts["runs"] if not run["aborted"]])
+            for name, value in _finite(_epsilons(history, limit["delta"])).items():
+                claimed = facts["epsilon"][name]
+                same = claimed == value or (
+                    isinstance(value, float)
+                    and isinstance(claimed, float)
+                    and math.isclose(value, claimed, rel_tol=1e-3, abs_tol=1e-6)
+                )
+                if not same:
+                    raise LedgerError(f"{source}: states {name} ε = {claimed}, the events give {value}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerError(f"{source}: a part is missing or wrong ({type(error).__name__})") from None
+    return content
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: "infinite" stands for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "infinite"
+    return value

@@ -1,0 +1,501 @@
+"""Backbone + LoRA + head, and the way between a model and the arrays that travel.
+
+The trained part ("adapter") is LoRA and, for classifiers, the head; names are those of PEFT's saved files, so that an
+exported folder loads with `peft.PeftModel.from_pretrained`.
+"""
+
+import copy
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from ..config.run import RunConfig
+from ..config.tables import DataSection, ModelSection
+from ..data.images import PictureForm
+from ..data.record_keys import record_keys
+from ..data.sources import read_rows
+from ..data.spelling import Spelling, Words, spelling_of
+from ..errors import ModelError, contain
+from ..privacy.audit import canary_rows_of
+from ..tasks import Batch, Task, collate, inputs_of, load_task
+from ..types import Adapter, Records, Rows, split
+from .backbones import resolve_backbone
+from .shapes import Shapes
+
+CARD = "confide.json"
+_STAND_IN = "stand_in"
+"""a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
+_FEATURE_ROWS, _FEATURE_SETS = 32, 4
+_features: WeakKeyDictionary[PeftModel, dict[bytes, np.ndarray]] = WeakKeyDictionary()
+_SHARED = re.compile(r"(position|token_type)[\w]*$|\.wpe$")
+
+
+@dataclass(frozen=True, eq=False)  # identity: two loads are two models
+class FineTuneModel:
+    """A loaded model; the backbone is shared, its adapter is set before every use."""
+
+    module: PeftModel
+    reader: PreTrainedTokenizerBase | None
+    """None where no text is read"""
+    max_length: int
+    """tokens a record is cut to"""
+    task: Task
+    parameters: dict[str, nn.Parameter]
+    """every array of the adapter by saved name, ordered; those that are trained have requires_grad"""
+    initial: Adapter
+    """the adapter that the seed decides, as loading left it"""
+    classes: int
+    head_only: bool
+    """whether nothing of the backbone is trained"""
+    device: torch.device
+    template: PeftModel
+    """the module before it was used: copies are made of it, so that no hook is copied"""
+    spelling: Spelling | None
+    """how texts are read; None: as they are"""
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.parameters.items() if p.requires_grad}
+
+    @property
+    def trained_initial(self) -> Adapter:
+        """The part of `initial` that is trained."""
+        return {name: self.initial[name] for name in self.trained}
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Raises ModelError for a task that reads no text."""
+        if self.reader is None:
+            raise ModelError("a task that reads pictures alone has no tokenizer")
+        return self.reader
+
+    @property
+    def picture(self) -> PictureForm | None:
+        """What the model's eye takes; None where it has none."""
+        return getattr(self.module.get_base_model(), "form", None)
+
+    def rows(self, source: str, data: DataSection, *, labels: list[str] | None = None, group: bool = False) -> Rows:
+        """What the task reads of a source. labels: instead of the run's classes. Raises DataError."""
+        if self.task.CLASSES and labels is None:
+            labels = list(data.labels or [])
+        return read_rows(source, data, labels, reads=self.task.READS, picture=self.picture, group=group)
+
+    def encode(self, rows: Rows, variant: int = 0) -> Records:
+        """Rows as the task reads them, tokenised, with a key of each record's own."""
+        return replace(self.tokenised(rows, variant), keys=record_keys(rows, b""))
+
+    def tokenised(self, rows: Rows, variant: int = 0) -> Records:
+        """Without keys. A token that the backbone has no embedding for (a tokenizer may know more) becomes padding."""
+        if self.spelling is not None:
+            rows = replace(rows, text=[self.spelling.read(text) for text in rows.text])
+        records = self.task.encode(rows, self.reader, self.max_length, variant)
+        unknown = records.tokens >= self.vocabulary if self.task.READS.text else np.zeros(0, dtype=bool)
+        return replace(records, tokens=np.where(unknown, self.pad, records.tokens)) if unknown.any() else records
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that have an embedding. Raises ModelError for a model that reads no text."""
+        weight = input_embeddings(self.module).weight
+        return len(weight) if isinstance(weight, torch.Tensor) else 0
+
+    def batch(self, records: Records, indices: np.ndarray, length: int | None = None) -> Batch:
+        """The named records, padded to `length` tokens; omitted: to their longest."""
+        return collate(self.task, records, indices, self.pad, self.device, length)
+
+    @torch.no_grad()
+    def with_features(self, records: Records) -> Records:
+        """Where only a head is trained: the records with what it reads of each, made once; otherwise as they are."""
+        if not self.head_only or not self.pools or not len(records):
+            return records
+        everyone = np.arange(len(records))
+        made, key = _features.setdefault(self.template, {}), records.digest(everyone)
+        if key not in made:  # the same rows of many runs in one process
+            made[key] = self.features(records, everyone)
+            while len(made) > _FEATURE_SETS:
+                del made[next(iter(made))]
+        return replace(records, features=made[key])
+
+    @torch.no_grad()
+    def features(self, records: Records, which: np.ndarray) -> np.ndarray:
+        """(n, F) float32 of the named records, in batches of fixed shapes: a record's vector has the same bits whoever
+        else is there. NaN for a record that the model fails on; raises what it raises when it fails on all of them."""
+        whole = replace(records, features=None)
+        made: list[tuple[np.ndarray, np.ndarray | None]] = []
+        failed: BaseException | None = None
+        for part, batch in self.fixed_batches(whole, which):
+            try:
+                made.append((part, self._represented(batch)[: len(part)]))
+            except ModelError:
+                raise
+            except BaseException as error:
+                contain(error)
+                failed = error
+                made += [(part[i : i + 1], self._alone(batch, i)) for i in range(len(part))]
+        width = next((found.shape[1] for _, found in made if found is not None), None)
+        if width is None and failed is not None:
+            raise failed
+        rows = [np.full((len(part), width or 1), np.nan, np.float32) if x is None else x for part, x in made]
+        return np.concatenate(rows)[np.argsort(np.concatenate([part for part, _ in made]))]
+
+    def _represented(self, batch: Batch) -> np.ndarray:
+        return self.represent(batch).float().cpu().numpy()
+
+    def _alone(self, batch: Batch, row: int) -> np.ndarray | None:
+        """(1, F) of one row of a batch that failed, in the same shape; None: it is this row that fails."""
+        try:
+            return self._represented({name: values[[row] * len(values)] for name, values in batch.items()})[:1]
+        except BaseException as error:
+            contain(error)
+            return None
+
+    def fixed_batches(self, records: Records, which: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Batches of fixed shapes, to be read: (m,) positions among the named records, and a batch whose first m rows
+        are theirs."""
+        spare = self.positions is None or self.positions > self.max_length
+        shapes = Shapes(self.max_length if self.task.READS.text else 0, _FEATURE_ROWS, math.inf, spare)
+        for part, rows, length in shapes.batches(records.lengths(which)):
+            yield part, self.batch(records, which[rows], length)
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens that the backbone has positions for; None: no bound is stated."""
+        return positions(self.module.get_base_model())
+
+    @property
+    def pools(self) -> bool:
+        """Whether there is one vector a record that a head reads."""
+        return hasattr(self.module.get_base_model(), "represent")
+
+    def represent(self, batch: Batch) -> torch.Tensor:
+        """(B, F): what the head reads of each record. Raises ModelError where it reads more than one vector."""
+        if not self.pools:
+            raise ModelError(
+                "the head reads whole texts, not one vector each; set model.pooling to mean, first or last"
+            )
+        return self.module.get_base_model().represent(**inputs_of(batch))  # pyright: ignore[reportCallIssue]
+
+    @property
+    def pad(self) -> int:
+        return 0 if self.reader is None else pad_of(self.reader)
+
+    def get(self) -> Adapter:
+        """A copy of the adapter, float32."""
+        return {name: p.detach().cpu().numpy().astype(np.float32) for name, p in self.parameters.items()}
+
+    def set(self, adapter: Adapter) -> None:
+        """Copies arrays in. Raises ModelError when names or shapes differ; nothing has been copied then."""
+        if adapter.keys() != self.parameters.keys():
+            raise ModelError("the adapter's arrays are not those of this model; same backbone, task and LoRA targets?")
+        for name, p in self.parameters.items():
+            if adapter[name].shape != tuple(p.shape):
+                raise ModelError(f"adapter array {name}: shape {adapter[name].shape}, expected {tuple(p.shape)}")
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(torch.from_numpy(adapter[name]))
+
+    def arrays(self, flat: np.ndarray) -> Adapter:
+        """(d,) over all trained numbers → float32 arrays by name."""
+        return split(flat, self.trained_initial)
+
+    def copy(self, *, share: bool = True) -> "FineTuneModel":
+        """Another model over the same frozen weights, with a trained part of its own: for training side by side.
+
+        share: False: the frozen weights are copied, too.
+        """
+        frozen = [p for name, p in self.template.named_parameters() if _saved_name(name) not in self.parameters]
+        shared = {id(p): p for p in frozen if share}
+        module = copy.deepcopy(self.template, shared)
+        arrays = {_saved_name(name): p for name, p in module.named_parameters()}
+        return replace(self, module=module, parameters={name: arrays[name] for name in self.parameters})
+
+    def losses(self, records: Records, batch: np.ndarray, length: int | None = None) -> torch.Tensor:
+        """(B,) losses of the named records, each a function of its own record; gradients flow. length: of `batch`."""
+        return self.task.record_losses(self.module, self.batch(records, batch, length))
+
+    @torch.no_grad()
+    def scores(self, records: Records, indices: np.ndarray, size: int = 64) -> dict[str, np.ndarray]:
+        """What the task scores of the named records, one entry each, in their order; batches of `size` by length."""
+        parts, back = records.by_length(indices, size)
+        scores = [self.task.score(self.module, self.batch(records, part)) for part in parts]
+        return {key: np.concatenate([score[key] for score in scores])[back] for key in scores[0]}
+
+    def count(self) -> tuple[int, int]:
+        """Numbers that are trained, and numbers in all."""
+        return sum(p.numel() for p in self.trained.values()), sum(p.numel() for p in self.module.parameters())
+
+
+@lru_cache(maxsize=3)
+def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = False) -> FineTuneModel:
+    """Loads a model once a process; the same arguments give the same object, whoever asks.
+
+    seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024).
+    Raises ModelError: backbone not found, unknown architecture, targets that are not in it.
+    """
+    hf_logging.disable_progress_bar()  # of the loading of weights; a run shows its own
+    path = resolve_backbone(model.backbone)
+    task = load_task(model.task)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        base = _build(task, path, model, classes)
+        if task.READS.text:
+            check_length(base, model.max_length)
+        module = _with_lora(base, task, model)
+    module.eval()  # dropout off; `per_sample.hooked` puts only the trained layers into training mode
+    module.to(device)
+    parameters = {_saved_name(name): p for name, p in sorted(module.named_parameters()) if p.requires_grad}
+    frozen = _not_trained(module, freeze_a, lora=model.train == "lora")
+    for name, p in parameters.items():
+        p.requires_grad_(name not in frozen)
+    initial = {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters.items()}
+    reader = _tokenizer(path) if task.READS.text else None
+    loaded = FineTuneModel(
+        module,
+        reader,
+        model.max_length,
+        task,
+        parameters,
+        initial,
+        classes,
+        model.train == "head",
+        device,
+        template=module,
+        spelling=None if reader is None else spelling_of(model.spelling, reader.get_vocab(), model.known_words),
+    )
+    return loaded.copy()
+
+
+def positions(base: nn.Module) -> int | None:
+    """Tokens that a model has positions for; None: no bound is stated."""
+    config = getattr(base, "config", None)
+    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
+    found = [value for value in stated if isinstance(value, int) and value > 0]
+    for name, module in base.named_modules():
+        if name.startswith("eye."):  # an image's patches
+            continue
+        if isinstance(module, nn.Embedding) and re.search(r"(position_embeddings?|embed_positions|\.wpe)$", name):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            found.append(module.num_embeddings - max(first, int(getattr(module, "offset", 0))))
+    return min(found, default=None)
+
+
+def check_length(base: nn.Module, max_length: int) -> None:
+    """Raises ModelError where records would be longer than the model has positions for."""
+    most = positions(base)
+    if most is not None and max_length > most:
+        raise ModelError(
+            f"model.max_length: {max_length} received; this backbone has positions for {most} tokens; allowed: at most "
+            f"{most}"
+        )
+
+
+def _not_trained(module: PeftModel, freeze_a: bool, *, lora: bool) -> set[str]:
+    """Names of the adapter's arrays that stay as they are: A factors (FFA-LoRA), the stand-in's LoRA, and arrays that
+    have no per-sample gradients: those that belong to no layer of their own (a class token), and tables of positions
+    and segments, which are looked up once for a whole batch."""
+    loose = {
+        _saved_name(f"{owner}.{name}")
+        for owner, part in module.named_modules()
+        if next(part.children(), None) is not None or _SHARED.search(owner)
+        for name, _ in part.named_parameters(recurse=False)
+    }
+    names = {_saved_name(name) for name, p in module.named_parameters() if p.requires_grad}
+    return {n for n in names if n in loose or (".lora_" in n and not lora) or (".lora_A." in n and freeze_a)}
+
+
+def _saved_name(name: str) -> str:
+    """As PEFT's files name an array."""
+    return name.replace(".modules_to_save.default", "").replace(".default", "")
+
+
+def model_of(config: RunConfig) -> FineTuneModel:
+    """The model of a run; its classes must be resolved."""
+    return load_model(
+        config.model, len(config.data.labels or []), config.run.seed, freeze_a=config.server.aggregation == "ffa"
+    )
+
+
+def canary_records(config: RunConfig, model: FineTuneModel, site: str) -> Records:
+    """An audit's canary records of one site; public, and the same at the site and at the server."""
+    return model.with_features(model.encode(canary_rows_of(config, model, site)))
+
+
+def _build(task: Task, path: str, model: ModelSection, classes: int) -> nn.Module:
+    try:
+        base = task.build(path, model, classes)
+        if model.train != "lora":
+            base.add_module(_STAND_IN, nn.Linear(1, 1, bias=False))
+        return base
+    except (ValueError, OSError, KeyError, AttributeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"model.backbone: '{model.backbone}' does not load for '{model.task}': {first_line}") from None
+
+
+def _tokenizer(path: str) -> PreTrainedTokenizerBase:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.model_max_length = 10**9  # we cut to model.max_length; silences a warning on longer texts
+    return tokenizer
+
+
+def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills a batch: the tokenizer's own, or that of the end, or 0."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(i) for i in ids if isinstance(i, int))
+
+
+def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
+    children = {name: child for name, child in base.named_children() if name != _STAND_IN}
+    whole = [name for name in children if name in task.HEAD or name in (model.lora.whole or ())]
+    if model.train == "full":
+        whole = [name for name, child in children.items() if next(child.parameters(), None) is not None]
+    if unknown := [name for name in model.lora.whole or () if name not in children]:
+        raise ModelError(f"model.lora.whole: received '{unknown[0]}'; allowed: {', '.join(children)}")
+    targets = list(model.lora.targets) if model.lora.targets else None
+    config = LoraConfig(
+        r=model.lora.rank if model.train == "lora" else 1,
+        lora_alpha=model.lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides: a float is as good
+        lora_dropout=0.0,
+        target_modules=targets if model.train == "lora" else [_STAND_IN],
+        modules_to_save=whole or None,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D: PEFT corrects it itself
+            # input and output embeddings that are trained whole are two tables from then on
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+            module = get_peft_model(base, config)
+    except ValueError as error:
+        if "target_modules" in str(error) and model.lora.targets is None:
+            raise ModelError("model.lora.targets: PEFT knows no default for this architecture; name modules") from None
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if isinstance(m, nn.Linear)})
+        received = list(model.lora.targets or ())
+        raise ModelError(
+            f"model.lora.targets: received {received}; allowed: modules of the backbone, such as {', '.join(linear)}"
+        ) from None
+    if not isinstance(module, PeftModel):
+        raise ModelError("PEFT did not return a PeftModel")
+    return module
+
+
+def input_embeddings(whole: nn.Module) -> nn.Module:
+    """The layer of any module that turns tokens into vectors. Raises ModelError for a model without one."""
+    for module in whole.modules():
+        getter = getattr(module, "get_input_embeddings", None)
+        if getter is None:
+            continue
+        try:
+            layer = getter()
+        except (AttributeError, NotImplementedError):
+            continue
+        if isinstance(layer, nn.Module):
+            return layer
+    raise ModelError(f"{type(whole).__name__} has no input embeddings that could be moved")
+
+
+def lora_pairs(names: list[str]) -> list[tuple[str, str]]:
+    """(A, B) names of each LoRA layer of an adapter."""
+    return [(name, name.replace(".lora_A.", ".lora_B.")) for name in names if ".lora_A." in name]
+
+
+def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str], folder: Path) -> None:
+    """Writes what `peft.PeftModel.from_pretrained(load_base(folder), folder)` reads, and the tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Could not find a config file.*")  # offline: the vocabulary check
+        warnings.filterwarnings("ignore", message=".*Unable to fetch remote file.*")
+        model.module.save_pretrained(str(folder), save_embedding_layers=False)
+    if model.reader is not None:
+        model.reader.save_pretrained(str(folder))
+    card = {"model": section.model_dump(mode="json"), "labels": labels}
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    readme = _ADAPTER_README.replace(asked_text("none"), asked_text(section.spelling))
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], list[str], Adapter]:
+    """What `export_adapter` wrote: the content of [model], the classes, and the arrays. Raises ModelError."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return dict(card["model"]), list(card["labels"]), load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        raise ModelError(f"{folder}: no adapter of confide") from None
+
+
+_ADAPTER_README = """# LoRA adapter and head, trained with confide
+
+```python
+import confide
+from peft import PeftModel
+from transformers import AutoTokenizer
+
+folder = "adapter"
+model = PeftModel.from_pretrained(confide.load_base(folder), folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+logits = model(**tokenizer("a text", return_tensors="pt")).logits
+```
+
+`confide.json` names backbone, pooling and classes; `load_base` builds the base model from it.
+"""
+
+
+def asked_text(spelling: Words) -> str:
+    """The text of an example of use, as code, for a model that reads texts so."""
+    return '"a text"' if spelling == "none" else 'confide.load_spelling(folder).read("a text")'
+
+
+def load_base(folder: str | Path) -> nn.Module:
+    """The base model that the adapter in `folder` belongs to, for `peft.PeftModel.from_pretrained`.
+
+    Raises ModelError when the folder holds no `confide.json` or the backbone cannot be found.
+    """
+    section, labels = _card_of(Path(folder))
+    return _build(load_task(section.task), resolve_backbone(section.backbone), section, len(labels)).eval()
+
+
+def load_spelling(folder: str | Path) -> Spelling | None:
+    """How the model in `folder` reads misspelled words: its texts pass through `read` before they are cut into tokens.
+    None: they are taken as they are. Raises ModelError when the folder holds no `confide.json`."""
+    section, _ = _card_of(Path(folder))
+    if section.spelling == "none":
+        return None
+    return spelling_of(section.spelling, _tokenizer(str(folder)).get_vocab(), section.known_words)
+
+
+def _card_of(folder: Path) -> tuple[ModelSection, list[str]]:
+    if not (folder / CARD).is_file():
+        raise ModelError(f"{folder}: no {CARD} there; give the adapter folder of a run")
+    content = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    return ModelSection.model_validate(content["model"]), content["labels"]
+
+
+def plain(model: FineTuneModel, adapter: Adapter) -> nn.Module:
+    """A base model of its own with the adapter in it: LoRA merged into the weights in float32, PEFT gone.
+
+    Raises ModelError for another model's adapter.
+    """
+    own = model.copy(share=False)  # merging changes the weights
+    own.set(adapter)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no longer tied.*")  # as they were trained
+        merged = own.module.merge_and_unload()
+    if hasattr(merged, _STAND_IN):
+        delattr(merged, _STAND_IN)
+    return merged

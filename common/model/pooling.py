@@ -1,0 +1,128 @@
+"""One vector a record, and a head over it: what the tasks share that give one answer for a whole record.
+
+Each takes `features` (B, F) instead of its inputs: the vectors of records that a frozen backbone has seen before.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from ..data.images import PictureForm
+
+_FUSED = 128
+
+
+class _Classifier(nn.Module):
+    """Something that represents a record, and a head."""
+
+    base_model_prefix = "backbone"  # PEFT asks for it where transformers renamed an architecture's modules
+    head: nn.Module
+
+    def represent(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """(B, F)."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        **_: object,
+    ) -> SequenceClassifierOutput:
+        """Returns logits (B, K). input_ids, attention_mask: (B, T), padded on the right. pixel_values: (B, C, H, W), 0
+        to 255."""
+        if features is None:
+            given = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+            features = self.represent(**{name: value for name, value in given.items() if value is not None})
+        return SequenceClassifierOutput(logits=self.head(features))
+
+
+class PooledClassifier(_Classifier):
+    """A backbone, one vector a text by mean, first or last token, and a linear head.
+
+    Mean pooling is the default because many checkpoints carry an untrained pooler on [CLS].
+    """
+
+    def __init__(self, backbone: PreTrainedModel, pooling: str, outputs: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.config = backbone.config
+        self.head = nn.Linear(_width(backbone), outputs)
+
+    def represent(self, **inputs: torch.Tensor) -> torch.Tensor:
+        return pooled(self.backbone, self.pooling, inputs["input_ids"], inputs.get("attention_mask"))
+
+
+def pooled(
+    backbone: nn.Module, pooling: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """(B, h): one vector a text."""
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    hidden = backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, T, h)
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+    if pooling == "first":
+        return hidden[:, 0]
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+
+
+def _width(backbone: PreTrainedModel) -> int:
+    return int(backbone.config.hidden_size)  # transformers maps `dim`, `n_embd` to it
+
+
+class _Eye(nn.Module):
+    """A vision backbone and one vector a picture."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, backbone: PreTrainedModel, form: PictureForm, pooling: str) -> None:
+        super().__init__()
+        self.tower = backbone  # not `backbone`: PEFT finds modules by the end of their names
+        self.pooling = pooling
+        for name in ("mean", "deviation"):
+            values = torch.tensor(getattr(form, name), dtype=torch.float32)
+            self.register_buffer(name, values[None, :, None, None], persistent=False)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        scaled = (pixel_values / 255 - self.mean) / self.deviation
+        hidden = self.tower(pixel_values=scaled).last_hidden_state  # (B, 1 + patches, h)
+        return hidden[:, 0] if self.pooling == "first" else hidden[:, 1:].mean(1)
+
+
+class PictureClassifier(_Classifier):
+    """The same for pictures: the mean over patches, or the class token (`first`)."""
+
+    def __init__(self, backbone: PreTrainedModel, form: PictureForm, pooling: str, outputs: int) -> None:
+        super().__init__()
+        self.form = form
+        self.eye = _Eye(backbone, form, pooling)
+        self.config = backbone.config
+        self.head = nn.Linear(_width(backbone), outputs)
+
+    def represent(self, **inputs: torch.Tensor) -> torch.Tensor:
+        return self.eye(inputs["pixel_values"])
+
+
+class PictureTextClassifier(_Classifier):
+    """Both, side by side, and a head of two layers that can weigh one against the other."""
+
+    def __init__(
+        self, backbone: PreTrainedModel, pictures: PreTrainedModel, form: PictureForm, pooling: str, outputs: int
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.backbone = backbone
+        self.pooling = pooling
+        self.eye = _Eye(pictures, form, pooling)
+        self.config = backbone.config
+        width = _width(backbone) + _width(pictures)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, _FUSED), nn.GELU(), nn.Linear(_FUSED, outputs))
+
+    def represent(self, **inputs: torch.Tensor) -> torch.Tensor:
+        text = pooled(self.backbone, self.pooling, inputs["input_ids"], inputs.get("attention_mask"))
+        return torch.cat([text, self.eye(inputs["pixel_values"])], dim=1)

@@ -1,0 +1,413 @@
+"""Proved with dummy records, before a row is read: this model's per-record gradients are per record, on this machine.
+
+Clipping bounds a record's part in a sum only if the gradient that is clipped is that record's alone. Whether it is
+depends on the architecture (what its layers read), on Opacus, and on kernels; none of it depends on data, so random
+records show it: their gradients, taken together in the shapes that training uses, against each taken alone by plain
+autograd; and bit for bit, in other positions, among other mates, among fewer.
+"""
+
+import math
+import threading
+import traceback
+from contextlib import contextmanager
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..config.run import RunConfig
+from ..data.augmentation import views_of
+from ..errors import ModelError, PrivacyError
+from ..tasks import ragged
+from ..types import IGNORED, Records
+from .loading import FineTuneModel
+from .per_sample import hooked, plain_name, record_gradients
+from .shapes import Shapes, filled
+
+_TOLERANCE = 1e-4
+"""of a record's gradient alone against the same in a batch: other kernels round otherwise (≤ 10⁻⁶ seen)"""
+_ROUTING = ("grouped_mm", "topk", "histc", "bincount", "nonzero")
+"""operations by which tokens of several records are gathered, whose kernels depend on how many there are"""
+_SHORT = 16
+"""tokens up to which every position is looked at; longer batches have more numbers in each, and cost more"""
+_RECORDS, _MANY, _ALONE = 16, 128, 3
+"""dummy records at once, over several sets, and of those the ones that are taken alone"""
+_COMPARED = 50
+"""tokens up to which gradients are also compared with those taken alone; longer shapes run through the same layers"""
+
+_CHUNK = 2**16
+"""numbers of each row that are held as whole numbers at once"""
+
+_proved: WeakKeyDictionary[nn.Module, dict[tuple[Shapes, tuple[int, ...], int], Shapes]] = WeakKeyDictionary()
+_proving = threading.Lock()
+
+
+def dummy_records(model: FineTuneModel, lengths: list[int], seed: int = 0) -> Records:
+    """Random tokens and pixels, random answers; no record of anybody. lengths: tokens of each."""
+    rng, count, reads = np.random.default_rng([seed, 0xD077]), len(lengths), model.task.READS
+    lists: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * count
+    wanted = None
+    if reads.text:
+        allowed = np.setdiff1d(np.arange(model.vocabulary), [model.pad])
+        lists = [rng.choice(allowed, length).astype(np.int32) for length in lengths]
+    if reads.label == "tags":
+        wanted = [rng.integers(0, model.classes, length).astype(np.int32) for length in lengths]
+    elif reads.label is None:  # the token itself, at one place; a task that counts from `targets` on ignores it
+        wanted = [np.where(np.arange(len(ids)) == len(ids) // 2, ids, IGNORED).astype(np.int32) for ids in lists]
+    targets = np.ones(count, dtype=np.int64)
+    if reads.label == "class":
+        targets = rng.integers(0, max(1, model.classes), count)
+    elif reads.label == "number":
+        targets = rng.normal(size=count)
+    records = ragged(lists, targets, wanted)
+    if reads.pictures and (form := model.picture) is not None:
+        pixels = rng.integers(0, 256, (count, form.channels, form.height, form.width), dtype=np.uint8)
+        records = Records(records.tokens, records.offsets, records.targets, records.wanted, pixels)
+    return model.with_features(records)
+
+
+def check_reached(model: FineTuneModel) -> None:
+    """Raises ModelError when the loss does not depend on a trained array (nothing could be trained then), or a text of
+    `model.max_length` tokens does not pass through the model."""
+    try:
+        loss = model.losses(dummy_records(model, [min(8, model.max_length)]), np.array([0])).sum()
+        found = torch.autograd.grad(loss, list(model.trained.values()), allow_unused=True)
+    except Exception as error:  # of a dummy record
+        raise ModelError(
+            f"model.backbone: this model does not answer a short record of the task ({_first_line(error)}); choose "
+            "another model.pooling ('model' for the backbone's own head), or another backbone"
+        ) from None
+    if lost := [name for name, g in zip(model.trained, found, strict=True) if g is None]:
+        lora = any(".lora_" in name for name in model.trained)
+        raise ModelError(
+            f"{'model.lora.targets' if lora else 'model.train'}: the loss does not depend on {lost[0]} (and "
+            f"{len(lost) - 1} more); {'name targets that the task uses' if lora else _advice(model)}"
+        )
+    try:
+        with torch.no_grad():
+            model.losses(dummy_records(model, [model.max_length]), np.array([0]))
+    except Exception as error:
+        raise ModelError(
+            f"model.max_length: a text of {model.max_length} tokens does not pass through this model "
+            f"({_first_line(error)}); lower it, or choose another backbone"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def proved_shapes(config: RunConfig, model: FineTuneModel) -> Shapes:
+    """The shapes of a run's batches under privacy, in which the model was proved. Raises ModelError as `prove`."""
+    privacy, training = config.privacy, config.training
+    expected = math.inf
+    if privacy.sampling_rate is not None and privacy.declared_examples is not None:
+        expected = privacy.sampling_rate * privacy.declared_examples / config.clients
+    unread = not model.task.READS.text or (model.head_only and model.pools)
+    if model.task.READS.text and model.positions is not None and model.max_length >= model.positions:
+        raise ModelError(
+            f"model.max_length: {model.max_length} received; this backbone has positions for {model.positions} tokens, "
+            f"and under privacy one stays free for padding; allowed: at most {model.positions - 1}"
+        )
+    shapes = Shapes(0 if unread else model.max_length, training.physical_batch, expected)
+    with _proving:
+        return prove(model, shapes, views_of(config))
+
+
+def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -> Shapes:
+    """The shapes with the rows of each length for which a record's gradient has the same bits whatever its mates, their
+    number and its position, on this machine with this many threads. Once each.
+
+    views: numbers of rows that a record may have in a batch. Raises ModelError, naming the layer, where a record's
+    gradient is not its own.
+    """
+    done = _proved.setdefault(model.template, {})
+    key = shapes, views, torch.get_num_threads()
+    if key not in done:
+        _check_stateless(model, shapes)
+        with _filled_in(model):
+            proof = _Proof(model, views)
+            found = {length: proof.rows_for(shapes, length) for length in shapes.all_lengths}
+        if model.head_only:
+            _check_features(model)
+        done[key] = replace(shapes, found=found)
+    return done[key]
+
+
+class _Proof:
+    """One model's, with other weights than zero."""
+
+    def __init__(self, model: FineTuneModel, views: tuple[int, ...]) -> None:
+        self.model, self.views = model, views
+        self._small: dict[int, bool] = {}
+        """rows → whether products of one vector a record are the same in every row"""
+
+    def rows_for(self, shapes: Shapes, length: int) -> int:
+        compared = length <= _COMPARED or length == shapes.all_lengths[0]
+        for rows in shapes.candidates(length):
+            if compared:
+                self._compare(length, rows)
+            if rows == 1 or (
+                self._rows_alike(shapes, rows) and self._same_work(length, rows) and self._bits_stay(length, rows, 0)
+            ):
+                return rows
+        return 1
+
+    def _compare(self, length: int, rows: int) -> None:
+        """A batch's gradients with those of its first records taken alone."""
+        records = self._records(length, 0)
+        together = _together(self.model, records, np.arange(min(_RECORDS, rows)), rows, self.views[0], length)
+        for index in range(min(_ALONE, rows)):
+            _compare(self.model, _alone(self.model, records, index, length), [part[index] for part in together])
+
+    def _same_work(self, length: int, rows: int) -> bool:
+        """Whether the model does the same operations on the same shapes for other records: an expert that is given as
+        many tokens as its mates send takes another kernel for other mates, and random records need not show it."""
+        seen = []
+        for seed in range(2):
+            records, which = self._records(length, seed), np.resize(np.arange(_RECORDS), rows)
+            with _Operations() as operations, torch.no_grad():
+                self.model.losses(records, which, length)
+            seen.append(operations.seen)
+        return seen[0] == seen[1] and not any(name in call for call, _ in seen[0] for name in _ROUTING)
+
+    def _rows_alike(self, shapes: Shapes, rows: int) -> bool:
+        """Over many records, at the shortest length: a product of one vector a record has few numbers, of which perhaps
+        one in twenty rounds otherwise at the next position, so few records could look alike by chance."""
+        if rows not in self._small:
+            shortest = shapes.all_lengths[0]
+            sets = -(-_MANY // min(rows, _RECORDS))
+            self._small[rows] = all(self._bits_stay(shortest, rows, seed) for seed in range(1, 1 + sets))
+        return self._small[rows]
+
+    def _records(self, length: int, seed: int) -> Records:
+        """Every other one as long as its shape takes, the others shorter."""
+        # records that are read once for their features have a length of their own, but none in a batch
+        longest = max(1, length - 1) if length else min(12, self.model.max_length)
+        own = np.linspace(longest, max(1, longest * 2 // 3), _RECORDS).round().astype(int)
+        own[::2] = longest
+        return dummy_records(self.model, own.tolist(), seed)
+
+    def _bits_stay(self, length: int, rows: int, seed: int) -> bool:
+        """Whether other positions, other mates and fewer of them leave the gradients the same; for the first set those
+        of the longest also where no shorter one is beside them."""
+        records, everybody = self._records(length, seed), np.resize(np.arange(_RECORDS), rows)
+        turned = np.roll(np.arange(rows), 1)
+        longest = turned[everybody[turned] % 2 == 0]
+        for views in self.views:
+            together = self._bits(records, everybody, rows, views, length)
+            for where in [turned] * (length <= _SHORT or seed > 0) + [longest] * (seed == 0):
+                again = self._bits(records, everybody[where], rows, views, length)
+                if len(together) != len(again):
+                    return False
+                if not all(torch.equal(one[where], two) for one, two in zip(together, again, strict=True)):
+                    return False
+        return True
+
+    def _bits(self, records: Records, which: np.ndarray, rows: int, views: int, length: int) -> list[torch.Tensor]:
+        """(n, …) of every trained array the records' gradients, and of every layer checksums of what it makes of them
+        and of that one's gradients: a last bit that is lost further on is seen where it arises."""
+        with _Layers(self.model, views, rows) as layers:
+            gradients = _together(self.model, records, which, rows, views, length)
+        return gradients + [checksums[: len(which)] for checksums in layers.seen]
+
+
+class _Layers:
+    """Notes exact checksums of the layers' outputs and of the gradients that reach them: (rows, views) of each call."""
+
+    def __init__(self, model: FineTuneModel, views: int, rows: int) -> None:
+        self._parts = [part for part in model.module.modules() if not list(part.children())]
+        self._views, self._rows = views, rows
+        self.seen: list[torch.Tensor] = []
+
+    def __enter__(self) -> "_Layers":
+        self._handles = [part.register_forward_hook(self._made) for part in self._parts]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _made(self, module: nn.Module, inputs: object, output: object) -> None:
+        for made in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(made, torch.Tensor) and made.is_floating_point() and made.dim():
+                self._note(made)
+                if made.requires_grad:
+                    made.register_hook(self._note)
+
+    def _note(self, values: torch.Tensor) -> None:
+        if values.shape[0] == self._rows * self._views:
+            self.seen.append(_checksums(values.detach()).view(self._views, self._rows).T)
+
+
+def _checksums(values: torch.Tensor) -> torch.Tensor:
+    """(n, …) floating point → (n,) int64 of the bits of each row, each times an odd number of its own, modulo 2⁶⁴."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    bits = values.contiguous().view(whole).flatten(1)
+    found = bits.new_zeros(len(bits), dtype=torch.long)
+    for start in range(0, bits.shape[1], _CHUNK):
+        part = bits[:, start : start + _CHUNK].long()
+        place = torch.arange(start, start + part.shape[1], device=bits.device) * 0x1E3779B97F4A7C15
+        found += (part * (place ^ (place >> 29) | 1)).sum(1)
+    return found
+
+
+class _Operations(TorchDispatchMode):
+    """Notes what is computed, and the shapes that come of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else [result]
+        self.seen.append((str(func), tuple(tuple(x.shape) for x in results if isinstance(x, torch.Tensor))))
+        return result
+
+
+def check_apart(model: FineTuneModel) -> None:
+    """For training that clips no single records, as that of teachers: raises ModelError where what the frozen part
+    makes of a record depends on records that are read beside it, or that were read before it."""
+    _check_stateless(model, Shapes(model.max_length, 1, 1.0))
+    if model.head_only:
+        _check_features(model)
+
+
+def _check_stateless(model: FineTuneModel, shapes: Shapes) -> None:
+    """Raises ModelError for a model that one record changes for the next: some choose their attention for good by the
+    first batch they see. Looked at on a copy that has seen nothing."""
+    if not model.task.READS.text:
+        return
+    fresh = model.copy()
+    before = _state(fresh.module)
+    longest = shapes.longest or model.max_length
+    for tokens in (longest, min(4, longest), longest):
+        with torch.no_grad():
+            length = int(shapes.lengths(np.array([tokens]))[0])
+            fresh.losses(dummy_records(fresh, [tokens]), np.array([0]), length)
+        changed = [name for name, state in _state(fresh.module).items() if before.get(name) != state]
+        if changed:
+            raise ModelError(
+                f"{plain_name(changed[0]) or 'model.backbone'}: changes with what it has read, so one record would "
+                "change another's gradient; choose another backbone"
+            )
+
+
+def _state(module: nn.Module) -> dict[str, tuple]:
+    """Of each part: its kind, its settings, and its buffers' sums."""
+    plain = (int, float, str, bool, type(None))
+    return {
+        name: (
+            type(part).__name__,
+            sorted((key, repr(value)) for key, value in vars(part).items() if isinstance(value, plain)),
+            [(key, float(buffer.double().sum())) for key, buffer in part.named_buffers(recurse=False)],
+        )
+        for name, part in module.named_modules()
+    }
+
+
+def _check_features(model: FineTuneModel) -> None:
+    """Raises ModelError where what a frozen backbone makes of a record depends on who else is read with it."""
+    lengths = [min(40, model.max_length), min(8, model.max_length)] * 8 if model.task.READS.text else [0] * _RECORDS
+    records = dummy_records(model, lengths)
+    if records.features is None:
+        return
+    for which in (np.arange(len(lengths))[::-1], np.arange(len(lengths) // 2)):
+        again = model.features(records, which)
+        if not np.array_equal(again, records.features[which]):
+            raise ModelError(
+                "model.train: what this backbone makes of a record changes with the records beside it, on this "
+                "machine; under privacy it must not; choose another backbone, or model.train = 'lora'"
+            )
+
+
+def _together(
+    model: FineTuneModel, records: Records, which: np.ndarray, rows: int, views: int, length: int
+) -> list[torch.Tensor]:
+    """(n, d_p) of each trained array: the named records' gradients in one batch of `rows`, `views` times each."""
+    batch = np.tile(filled(which, rows), views)
+    try:
+        with hooked(model):
+            losses = model.losses(records, batch, length).view(views, rows)
+            return [part.detach().clone() for part in record_gradients(model, losses, len(which))]
+    except PrivacyError as error:
+        raise ModelError(f"{error}; {_advice(model)}") from None
+    except Exception as error:  # of dummy records: whatever Opacus or the model cannot do
+        where = _layer_of(model, error)
+        raise ModelError(
+            f"{where}: Opacus has no per-record gradients for it ({_first_line(error)}); {_advice(model)}"
+        ) from None
+
+
+def _layer_of(model: FineTuneModel, error: Exception) -> str:
+    """The layer in whose backward pass an error arose, by the frames that it passed."""
+    names = {module: name for name, module in model.module.named_modules()}
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for local in ("module", "layer"):
+            found = frame.f_locals.get(local)
+            if isinstance(found, nn.Module) and found in names and not list(found.children()):
+                return f"{plain_name(names[found])} ({type(found).__name__})"
+    return "model.backbone"
+
+
+def _advice(model: FineTuneModel) -> str:
+    trained = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in model.trained if ".lora_" in name}
+    if not trained:
+        return "choose model.train = 'lora' or 'head'"
+    kinds = {
+        name.removesuffix(".base_layer").rsplit(".", 1)[-1]
+        for name, module in model.module.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name and "modules_to_save" not in name
+    }
+    left = sorted(kinds - set(model.task.HEAD) - {"stand_in", "original_module"})
+    return f"choose other model.lora.targets (layers here: {', '.join(left)}), or model.train = 'head'"
+
+
+def _alone(model: FineTuneModel, records: Records, index: int, length: int) -> list[torch.Tensor]:
+    """(d_p,) of each trained array, by autograd, without hooks or mates."""
+    loss = model.losses(records, np.array([index]), length).sum()
+    found = torch.autograd.grad(loss, list(model.trained.values()), allow_unused=True)
+    return [
+        torch.zeros(p.numel(), device=p.device) if g is None else g.flatten()
+        for p, g in zip(model.trained.values(), found, strict=True)
+    ]
+
+
+def _compare(model: FineTuneModel, alone: list[torch.Tensor], together: list[torch.Tensor]) -> None:
+    whole = float(torch.cat(alone).double().norm())
+    apart = {name: float((a - b).double().norm()) for name, a, b in zip(model.trained, alone, together, strict=True)}
+    name = max(apart, key=lambda key: apart[key] if np.isfinite(apart[key]) else np.inf)
+    if not apart[name] <= _TOLERANCE * whole:
+        raise ModelError(
+            f"{_layer(name)}: the per-record gradient differs from that of the record taken alone by "
+            f"{apart[name] / max(whole, 1e-30):.2g} of its length: it is not one record's, so clipping it would bound "
+            f"nothing; {_advice(model)}"
+        )
+
+
+def _layer(name: str) -> str:
+    """Of an array's saved name."""
+    return plain_name(name).removesuffix(".weight").replace(".lora_A", "").replace(".lora_B", "")
+
+
+@contextmanager
+def _filled_in(model: FineTuneModel):
+    """Within, the weights are such as training leaves: LoRA's B is not zero, which would hide errors in A, and what a
+    head says is of the order of 1. Beside logits near zero every gradient of a class is one half, whatever was lost."""
+    before = model.get()
+    rng = np.random.default_rng(0xF111)
+
+    def filled_in(name: str, array: np.ndarray) -> np.ndarray:
+        if array.ndim == 2 and ".lora_" not in name and set(name.split(".")) & set(model.task.HEAD):
+            return array + rng.normal(0, array.shape[1] ** -0.5, array.shape).astype(array.dtype)
+        return array if array.any() else rng.normal(0, 0.02, array.shape).astype(array.dtype)
+
+    model.set({name: filled_in(name, array) for name, array in before.items()})
+    try:
+        yield
+    finally:
+        model.set(before)

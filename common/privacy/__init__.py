@@ -1,0 +1,1 @@
+"""Differential privacy: mechanisms, exact noise, accounting, plans and claims, audits."""

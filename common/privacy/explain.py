@@ -1,0 +1,121 @@
+"""What an ε protects, in words and numbers that follow from the run's declaration."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from dp_accounting.rdp.rdp_privacy_accountant import compute_delta
+
+from ..config.run import RunConfig
+from ..errors import PrivacyError
+from . import claims
+from .accounting import rdp_curve
+from .events import history_of, repeated
+from .mechanism import PrivacyPlan, plan_for
+from .plan import declared_steps
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One answer to "what if"."""
+
+    change: str
+    rounds: int
+    noise_multiplier: float
+    epsilon: float
+
+
+def belief(epsilon: float) -> float:
+    """How sure a coin-toss belief about one record can become: e^ε / (1 + e^ε) (Wasserman and Zhou 2010)."""
+    return 1 / (1 + math.exp(-epsilon))
+
+
+def most_found(plan: PrivacyPlan, false_positive: float) -> float:
+    """The largest true positive rate of any membership test with this false positive rate, by the run's whole curve.
+
+    min over ε' of e^ε'·FPR + δ(ε'), with δ(ε') from Rényi DP: tighter than the single (ε, δ) says.
+    """
+    orders, curve = rdp_curve(history_of([repeated(plan.step, plan.steps)]))
+    best = 1.0
+    for epsilon in np.linspace(0, 30, 121):
+        delta, _ = compute_delta(orders.tolist(), curve.tolist(), float(epsilon))
+        best = min(best, math.exp(epsilon) * false_positive + float(delta))
+    return best
+
+
+def alternatives(config: RunConfig, plan: PrivacyPlan) -> list[Alternative]:
+    """As planned, with other numbers of rounds, and with the noise that other targets need."""
+    rounds, per_round = config.run.rounds, config.steps_per_round
+
+    def of(change: str, rounds: int, plan: PrivacyPlan) -> Alternative:
+        return Alternative(change, rounds, plan.noise_multiplier, plan.epsilon(rounds * per_round))
+
+    twice = replace(plan, steps=2 * plan.steps)
+    found = [of("as declared", rounds, plan), of("twice the rounds, the same noise", 2 * rounds, twice)]
+    if rounds > 1:
+        found.append(of("half the rounds, the same noise", rounds // 2, plan))
+    target = config.privacy.epsilon or plan.epsilon()
+    again = calibrated(plan, target, 2 * plan.steps)
+    if again is not None:
+        found.append(of(f"twice the rounds, ε = {target:g} kept", 2 * rounds, again))
+    for epsilon in (1.0, 3.0):
+        stronger = calibrated(plan, epsilon, declared_steps(config))
+        if stronger is not None and not math.isclose(epsilon, target):
+            found.append(of(f"ε = {epsilon:g}", rounds, stronger))
+    return found
+
+
+def calibrated(plan: PrivacyPlan, epsilon: float, steps: int) -> PrivacyPlan | None:
+    """The plan with other noise; None where no noise reaches that ε."""
+    try:
+        return plan_for(
+            epsilon=epsilon,
+            delta=plan.delta,
+            sampling_rate=plan.sampling_rate,
+            steps=steps,
+            clip=plan.clip,
+            coordinates=plan.coordinates,
+            declared_units=plan.denominator / plan.sampling_rate,
+            shares=plan.shares,
+            count_noise=plan.count_noise,
+        )
+    except PrivacyError:
+        return None
+
+
+def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
+    """Paragraphs: what is protected, against whom, how well, under which assumption, and what is not."""
+    if config.privacy.mode == "client":
+        unit, taken, cut = "site", "in every round each site takes part", "its whole update"
+        what = "whether a site contributed, and anything about what it contributed"
+        several = "somebody whose records lie at several sites"
+    else:
+        unit, taken, cut = "record", "in every step each record takes part", "its gradient"
+        what = "whether a record was among the site's records, and what it said"
+        several = "somebody with several records (two records of one person: ε doubles and more)"
+    released = (
+        f"{taken} with probability {plan.sampling_rate:g}, {cut} is cut to length C = {plan.clip:g}"
+        f"{' at first' if plan.count_noise else ''}"
+    )
+    if config.distils:
+        released = (
+            f"each record is read by one of its site's {config.distill.teachers} teachers; what changes with it are "
+            f"that teacher's {config.distill.questions} answers, measured so that this is at most C = {plan.clip:g}"
+        )
+    epsilon = plan.epsilon()
+    found = most_found(plan, 0.01)
+    return [
+        f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one {unit}{'' if unit == 'site' else ' at one site'}, over "
+        f"{f'all {plan.steps} steps of the run' if plan.steps > 1 else 'the one release of the run'}.",
+        f"Protected: {what}. Against: {claims.adversary(config)}. They know every other {unit}'s part, and have "
+        f"unlimited computing power{' but for breaking the secure sum' if config.secure else ''}.",
+        f"How well: whoever thinks it a coin toss whether a given {unit} was used can become at most "
+        f"{100 * belief(epsilon):.4g} % sure. A test that wrongly accuses 1 % of the {unit}s that were not used finds "
+        f"at most {100 * found:.3g} % of those that were.",
+        claims.several_sites(config, plan),
+        f"By what: {released}, and noise of standard deviation {plan.noise_multiplier:.4g} · C "
+        f"is added in each of {plan.coordinates:,} coordinates. Who adds it: {claims.noise(config)}.",
+        f"Not protected: that the site is in the federation; {several}; what the backbone and the public test set "
+        "already say; facts that hold of the population with or without any one of them; other runs on the same data, "
+        "which the site's ledger adds up.",
+    ]

@@ -1,0 +1,1 @@
+"""A real federation's server: SuperLink, gateway, operators, runs."""

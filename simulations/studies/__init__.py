@@ -1,0 +1,1 @@
+"""Studies: many runs behind one page."""

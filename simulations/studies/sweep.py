@@ -1,0 +1,221 @@
+"""Defence × attack × setting × seed: a recipe with a [sweep] table is many runs and one page.
+
+Each cell is a whole simulation in a folder of its own.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tomli_w
+from pydantic import Field
+
+from ...common.config.run import RunConfig
+from ...common.config.section import Positive, Section
+from ...common.errors import ConfigError
+from ...common.run_folder import CONFIG
+from ...server.report import plots, read_report
+from ...server.report.render import render, write_pair
+from ..run import simulate
+from .runner import Results, Watch, varied
+
+NOBODY = "none"
+"""the attack that every defence is compared with"""
+Assignments = Annotated[dict[str, list[str]], Field(min_length=1)]
+"""name → KEY=VALUE texts, as --set takes them"""
+
+
+class SweepSection(Section, frozen=True):
+    """[sweep] of a recipe."""
+
+    seeds: Positive = 3
+    settings: Assignments = Field(default={"as declared": []})
+    """e.g. the number of liars, or how unlike the sites are"""
+    defences: Assignments
+    attacks: Assignments
+    """the one called `none` is nobody lying"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep, and what came of it."""
+
+    setting: str
+    defence: str
+    attack: str
+    seed: int
+    accuracy: float | None = None
+    """None: refused"""
+    backdoor: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    epsilon: float | None = None
+    reason: str | None = None
+    """why it was refused"""
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.setting, self.defence, self.attack, self.seed
+
+
+def play(content: dict[str, Any], out: Path | None, watch: Watch, *, overwrite: bool = False) -> Path:
+    """Plays what is missing of a sweep and writes its page; returns the folder.
+
+    content: of a recipe, [sweep] included. Raises ConfigError.
+    """
+    sweep = SweepSection.parse(content["sweep"], "sweep")
+    base = {key: value for key, value in content.items() if key != "sweep"}
+    if NOBODY not in sweep.attacks or sweep.attacks[NOBODY]:
+        raise ConfigError(f"sweep.attacks: '{NOBODY}' = [] is missing; every defence is compared with nobody lying")
+    config = RunConfig.parse(base, "sweep")
+    text = tomli_w.dumps(content)
+    results = Results((out or config.output).resolve(), text, overwrite=overwrite)
+    folder = results.folder
+    done = {cell.key: cell for row in results.rows() if (cell := Cell(**row))}
+    wanted = list(_cells(sweep, config.run.seed))
+    for number, (cell, assignments) in enumerate(wanted, start=1):
+        if cell.key in done:
+            continue
+        place = results.place(*cell.key)
+        title = f"{number} of {len(wanted)}: {cell.defence} × {cell.attack}"
+        done[cell.key] = _played(base, assignments, cell, place, watch, title)
+        results.add(asdict(done[cell.key]))
+    _write(folder, config.run.name, sweep, [done[cell.key] for cell, _ in wanted], text)
+    return folder
+
+
+def _cells(sweep: SweepSection, first: int) -> Iterator[tuple[Cell, list[str]]]:
+    for seed in range(first, first + sweep.seeds):
+        for setting, of_setting in sweep.settings.items():
+            for defence, of_defence in sweep.defences.items():
+                for attack, of_attack in sweep.attacks.items():
+                    assignments = [*of_setting, *of_defence, *of_attack, f"run.seed={seed}"]
+                    if attack == NOBODY:
+                        assignments += ["attack.kind="]
+                    yield Cell(setting, defence, attack, seed), assignments
+
+
+def _played(base: dict[str, Any], assignments: list[str], cell: Cell, place: Path, watch: Watch, title: str) -> Cell:
+    content = varied(base, [*assignments, f"run.output={json.dumps(str(place))}"])
+    known = asdict(cell)
+    try:
+        config = RunConfig.parse(content, f"{cell.defence} × {cell.attack}")
+    except ConfigError as error:
+        return Cell(**{**known, "reason": str(error)})
+    with watch(place, title):
+        simulate(config, overwrite=(place / CONFIG).is_file())
+    report = read_report(place)
+    attack = report["attack"] or {}
+    found = attack.get("detection") or {}
+    known |= {
+        "accuracy": report["after"]["accuracy"],
+        "backdoor": (attack.get("backdoor") or {}).get("success"),
+        "precision": found.get("precision"),
+        "recall": found.get("recall"),
+        "epsilon": report["privacy"]["epsilon_spent"],
+    }
+    return Cell(**known)
+
+
+def _write(folder: Path, name: str, sweep: SweepSection, cells: list[Cell], text: str) -> None:
+    settings, pictures = [], []
+    attacks = list(sweep.attacks)
+    for index, setting in enumerate(sweep.settings):
+        here = [cell for cell in cells if cell.setting == setting]
+        mean, spread = _table(here, list(sweep.defences), attacks, "accuracy")
+        lies = [i for i, attack in enumerate(attacks) if attack != NOBODY]
+        rows = []
+        for row, defence in enumerate(sweep.defences):
+            worst = _worst(mean[row, lies])
+            own = [cell for cell in here if cell.defence == defence]
+            rows.append(
+                {
+                    "defence": defence,
+                    "clean": _or_none(mean[row, attacks.index(NOBODY)]),
+                    "worst": None if worst is None else float(mean[row, lies[worst]]),
+                    "worst_attack": None if worst is None else attacks[lies[worst]],
+                    "backdoor": _most(cell.backdoor for cell in own),
+                    "precision": _average(cell.precision for cell in own),
+                    "recall": _average(cell.recall for cell in own),
+                    "epsilon": _most(cell.epsilon for cell in own),
+                    "accuracy": {a: _or_none(mean[row, i]) for i, a in enumerate(attacks)},
+                    "spread": {a: _or_none(spread[row, i]) for i, a in enumerate(attacks)},
+                }
+            )
+        settings.append({"name": setting, "rows": rows})
+        if lies:
+            pictures.append((f"{setting}: privacy, robustness, accuracy", f"trade-{index}", plots.trade(rows)))
+        last = np.array([[np.nan if row["worst"] is None else row["worst"]] for row in rows])
+        drawn = plots.heat_map(
+            np.hstack([mean, last]),
+            np.hstack([spread, np.zeros_like(last)]),
+            list(sweep.defences),
+            [*attacks, "worst"],
+            good_is_high=True,
+        )
+        pictures.append((f"{setting}: accuracy, %", f"accuracy-{index}", drawn))
+        if any(cell.backdoor is not None for cell in here):
+            drawn = _backdoors(here, sweep, attacks)
+            pictures.append((f"{setting}: share of texts that the trigger turns, %", f"backdoor-{index}", drawn))
+    refused = {(c.defence, c.attack): c.reason for c in cells if c.reason is not None}
+    report = {
+        "schema": 1,
+        "kind": "sweep",
+        "name": name,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seeds": sorted({cell.seed for cell in cells}),
+        "settings": settings,
+        "cells": [asdict(cell) for cell in cells],
+        "refused": [{"defence": d, "attack": a, "reason": reason} for (d, a), reason in refused.items()],
+    }
+    write_pair(folder, report, render("sweep.html", pictures, report=report, configuration=text, percent=_percent))
+
+
+def _backdoors(cells: list[Cell], sweep: SweepSection, attacks: list[str]) -> bytes:
+    names = [attack for attack in attacks if any(c.attack == attack and c.backdoor is not None for c in cells)]
+    mean, spread = _table(cells, list(sweep.defences), names, "backdoor")
+    worst = np.array([[np.nan if np.isnan(row).all() else np.nanmax(row)] for row in mean])
+    table = np.hstack([mean, worst])
+    spreads = np.hstack([spread, np.zeros_like(worst)])
+    return plots.heat_map(table, spreads, list(sweep.defences), [*names, "worst"], good_is_high=False)
+
+
+def _table(cells: list[Cell], rows: list[str], columns: list[str], what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over seeds and half the distance of lowest and highest, (R, C); NaN where nothing was played."""
+    mean = np.full((len(rows), len(columns)), np.nan)
+    spread = np.zeros_like(mean)
+    for row, column in np.ndindex(mean.shape):
+        found = [
+            value
+            for cell in cells
+            if (cell.defence, cell.attack) == (rows[row], columns[column])
+            and (value := getattr(cell, what)) is not None
+        ]
+        if found:
+            mean[row, column], spread[row, column] = np.mean(found), (max(found) - min(found)) / 2
+    return mean, spread
+
+
+def _worst(values: np.ndarray) -> int | None:
+    return None if np.isnan(values).all() else int(np.nanargmin(values))
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _most(values: Iterator[float | None] | Any) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _average(values: Any) -> float | None:
+    found = [value for value in values if value is not None]
+    return float(np.mean(found)) if found else None
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
