@@ -1,6 +1,6 @@
 # Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
-PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal
+PARALLEL = --numprocesses auto --maxprocesses 4 --dist loadgroup
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: demo test slow check bench soak format

@@ -44,7 +44,7 @@ class Cast:
     """A set-up of n sites, played by one process, with the seconds and bytes of the slowest party."""
 
     def __init__(self, parameters: Parameters, length: int, bits: int, rounds: int = 1) -> None:
-        self.session = Session("benchmark", 1, rounds, parameters, length, bits)
+        self.session = Session("benchmark", 1, rounds, parameters, length, bits, "declared")
         self.names = [f"site-{i:04d}" for i in range(parameters.sites)]
         identities = {name: SiteKey.new() for name in self.names}
         registered = {name: key.public for name, key in identities.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..common.config.run import DatasetSection, PolicySection, RunConfig, SiteConfig
 from ..common.config.tables import CLIP_RANGE
 from ..common.data.partition import site_name
-from ..common.errors import PolicyError, PrivacyError, SecureSumError
+from ..common.errors import PolicyError, PrivacyError, RecordsError, SecureSumError
 from ..common.ledger.chain import Head, SiteKey
 from ..common.ledger.ledger import Ledger, Limit, Request, Reservation
 from ..common.privacy import audit
@@ -32,6 +32,8 @@ class SiteAccount:
     site: "Site"
     plan: PrivacyPlan | None
     reservation: Reservation
+    stale: bool = False
+    """the records are others by now than those that the run was charged for: it is answered with noise alone"""
 
     @property
     def steps(self) -> int:
@@ -154,7 +156,8 @@ class Site:
         """Charges the whole run, or finds what it reserved before. content: digest of the records, its first 32 bytes
         of whose they are alone: what is charged under one name is refused under another.
 
-        Raises PolicyError or BudgetError, charging nothing.
+        A private run whose records have changed since goes on, and `stale` says so: a refusal would tell the server
+        that a record came or went. Raises PolicyError or BudgetError, charging nothing.
         """
         self.admit(run)
         if plan is not None:
@@ -174,7 +177,15 @@ class Site:
             commitment=audit.commitment(self.coin_seed(run)) if run.audit.planted else None,
         )
         limit = Limit(budget.epsilon, budget.delta, budget.order)
-        return SiteAccount(self, plan, self.ledger.reserve(request, limit, self.config.aliases(name)))
+        same = self.config.aliases(name)
+        try:
+            return SiteAccount(self, plan, self.ledger.reserve(request, limit, same))
+        except RecordsError:
+            held = self.ledger.content_of(name, request.run)
+            if plan is None or held is None:
+                raise
+            reserved = self.ledger.reserve(replace(request, content=held), limit, same)
+            return SiteAccount(self, plan, reserved, stale=True)
 
     def coin_seed(self, run: RunConfig) -> bytes:
         """What decides an audit's canaries: only the holder of the site's key can know it before it is revealed."""

@@ -20,7 +20,7 @@ from ..common.data.augmentation import encode_with_copies
 from ..common.data.partition import partition, site_name
 from ..common.data.record_keys import rows_digest, simulated_secret
 from ..common.data.sources import label_names, training_rows
-from ..common.errors import ConfideError, PrivacyError, WireError, contain
+from ..common.errors import ConfideError, PrivacyError, RecordsError, WireError, contain
 from ..common.model.loading import FineTuneModel, canary_records, model_of
 from ..common.model.per_sample import validate
 from ..common.model.proof import check_apart, check_reached, proved_shapes
@@ -258,6 +258,8 @@ class Worker:
         if account.plan is None:
             raise PrivacyError("no plan: nothing says how much noise there is to be")
         try:
+            if account.stale:
+                raise RecordsError("its records are others than those that the run was charged for; start a new run")
             mechanism = PoissonMechanism(account.plan, secure_generator(), before)
             return self._released(self._work(model, account, number, task), mechanism, account, number)
         except BaseException as error:

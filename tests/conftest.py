@@ -124,3 +124,18 @@ def shared_data() -> Path | None:
     """The real data sets, where a checkout has them beside it."""
     folder = Path(os.environ.get("CONFIDE_DATA", Path(__file__).parents[2] / "shared" / "data"))
     return folder if folder.is_dir() else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what their module made run on one worker: a federation or a finished run is made once."""
+    for item in items:
+        if not isinstance(item, pytest.Function) or item.path.name in _SPREAD:
+            continue
+        used = item._fixtureinfo.name2fixturedefs.values()
+        if any(definitions[-1].scope == "module" for definitions in used):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+_SPREAD = ("test_neighbours.py", "test_spelling.py")
+"""whose module fixtures cost nothing beside their tests"""

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from ...common.config.run import DatasetSection, RunConfig, SiteConfig, SiteSection
 from ...common.config.tables import DataSection
+from ...common.data.formats import FILES
+from ...common.data.sql import URL
 from ...common.errors import ConfigError
 
 POLICY = "site.toml"
@@ -60,9 +62,15 @@ def named_dataset(folder: Path, config: SiteConfig, name: str) -> DatasetSection
 
 
 def data_section(folder: Path, dataset: DatasetSection, run: DataSection) -> DataSection:
-    """Where a data set's rows are, in the words of a run. Raises ConfigError without a source."""
+    """Where a data set's rows are, in the words of a run. Raises ConfigError without a source, or for one whose values
+    would not be read one by one: a reader of the hub infers types over whole columns."""
     if dataset.source is None:
         raise ConfigError(f"{folder / POLICY}: [datasets.{run.name}] has no source; name a file or an SQL url")
+    if not URL.match(dataset.source) and Path(dataset.source).suffix.lower() not in FILES:
+        raise ConfigError(
+            f"{folder / POLICY}: [datasets.{run.name}] source: received '{dataset.source}'; allowed: a file "
+            f"({', '.join(FILES)}) or an SQL url"
+        )
     source = local_path(folder, dataset.source)
     columns = dataset.model_dump(include={"text", "label", "image", "prompt", "response"})
     return DataSection(name=run.name, train=source, test=source, labels=run.labels, scale=run.scale, **columns)

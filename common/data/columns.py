@@ -53,6 +53,12 @@ def require(notes: Notes, columns: Iterable[str]) -> None:
     refuse(notes)
     for column in columns:
         if column not in table.names and (notes.strict or table.declared):
+            # at a site the message is logged, and the first line of a csv without a header is a record
+            if not notes.strict and table.source.lower().endswith(".csv"):
+                raise DataError(
+                    f"{table.source}: column '{column}' is missing; none of the {len(table.names)} fields of the first "
+                    "line is called so; set the name in [datasets], or give the file a header line"
+                )
             raise DataError(
                 f"{table.source}: column '{column}' is missing; the columns are: {', '.join(table.names)}; set the "
                 "name in [data]"
@@ -92,12 +98,22 @@ def read_labels(notes: Notes, data: DataSection, labels: list[str] | None, reads
         return None
     index = {name: i for i, name in enumerate(labels)}
     classes = np.zeros(len(notes.table.rows), dtype=np.int64)
+    values = notes.table.column(data.label)
     for place, name in enumerate(read_strings(notes, data.label)):
-        if name in index:
-            classes[place] = index[name]
+        found = index.get(name, index.get(_otherwise(values[place])))
+        if found is not None:
+            classes[place] = found
         else:
             notes.add(place, data.label, f"a label that is not one of {_allowed(labels)}")
     return classes
+
+
+def _otherwise(value: object) -> str:
+    """A whole number as a file writes it whose column has the other type: one row with 0.5, or with nothing, makes some
+    writers store 1 as 1.0 in every row."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(float(value)) if isinstance(value, int) and abs(value) < 2**53 else ""
 
 
 def read_numbers(notes: Notes, column: str, scale: tuple[float, float] | None) -> np.ndarray:

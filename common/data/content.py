@@ -11,6 +11,7 @@ from ..config.tables import DataSection
 from ..errors import DataError
 from .formats import Table, as_bytes
 from .images import picture_file
+from .record_keys import plain
 
 _NOTHING = (b"", b"nan", b"none", b"null")
 ROLES = ("text", "label", "image", "prompt", "response")
@@ -34,24 +35,23 @@ def _marks(values: list[object], folder: Path) -> Iterator[bytes | None]:
 
 
 def identity(table: Table, data: DataSection, marks: list[bytes | None] | None) -> bytes:
-    """32 bytes over the texts alone, or over the pictures where there are no texts. Nothing, null and NaN are alike.
-    marks: of the pictures, where they were read."""
+    """32 bytes over the texts alone, or over the pictures where there are no texts, each once. Case, blanks and rows
+    without one make no other data set. marks: of the pictures, where they were read."""
     values = table.columns.get(data.prompt or data.text)
     if values is not None:
-        known = (b"" if value is None else as_bytes(value) for value in values)
-        rows = [b"" if one.strip().lower() in _NOTHING else one for one in known]
+        known = (b"" if value is None else plain(as_bytes(value)) for value in values)
+        rows = {one for one in known if one not in _NOTHING}
     else:
         images = table.columns.get(data.image, [])
-        rows = [one or b"" for one in (marks if marks is not None else _marks(images, table.folder))]
-    rows += [b"raw" + lost.raw for lost in table.lost]
+        rows = {one for one in (marks if marks is not None else _marks(images, table.folder)) if one}
     return _whose(rows)
 
 
-def _whose(rows: list[bytes]) -> bytes:
+def _whose(rows: set[bytes]) -> bytes:
     return hashlib.sha256(b"who" + b"".join(sorted(hashlib.sha256(row).digest() for row in rows))).digest()
 
 
-NOBODY = _whose([])
+NOBODY = _whose(set())
 """the identity of a data set without rows"""
 
 

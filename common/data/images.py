@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 LARGEST = 64 * 2**20
 """pixels; beyond that a file is taken for an attack on memory"""
+LARGEST_FILE = 64 * 2**20
+"""bytes of an encoded picture"""
+_BEGINNINGS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -67,19 +70,33 @@ def read_picture(value: Any, folder: Path, form: PictureForm, where: str) -> np.
 
 
 def picture_file(value: Any, folder: Path, where: str) -> bytes:
-    """The encoded file of the same, not yet looked at. Raises DataError, which begins with `where`."""
+    """The encoded file of the same, not yet decoded: of `LARGEST_FILE` bytes at most, and no other kind of file.
+
+    Other files are not read but for their first bytes: some of the machine's change from one look to the next, and with
+    them what the table holds. Raises DataError, which begins with `where`.
+    """
     content = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
     if isinstance(content, str) and content.strip():
         try:
-            path = folder / content
-            if path.exists() and not path.is_file():
-                raise DataError(f"{where}: the picture's path is not of a file; correct it")
-            content = path.read_bytes()
+            content = _read(folder / content, where)
         except (OSError, ValueError) as error:
             raise DataError(f"{where}: the picture's file cannot be read ({type(error).__name__})") from None
     if not isinstance(content, bytes) or not content:
         raise DataError(f"{where}: no picture; expected a path or the bytes of a {', '.join(_FORMATS)} file")
+    if len(content) > LARGEST_FILE:
+        raise DataError(f"{where}: a picture's file of more than {LARGEST_FILE:,} bytes; make it smaller")
+    if not content.startswith(_BEGINNINGS):
+        raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} picture; convert it")
     return content
+
+
+def _read(path: Path, where: str) -> bytes:
+    """Its first bytes alone where they are of no picture; no more than is needed to see that it is too large."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{where}: the picture's path is not of a file; correct it")
+    with path.open("rb") as file:
+        head = file.read(16)
+        return head + file.read(LARGEST_FILE) if head.startswith(_BEGINNINGS) else head
 
 
 def decoded(content: bytes, form: PictureForm, where: str, largest: int = LARGEST) -> np.ndarray:

@@ -12,6 +12,8 @@ import numpy as np
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _HOMOGLYPHS = dict(zip("aceiopsxyACEHKMOPTX", "асеіорѕхуАСЕНКМОРТХ", strict=True))
 """Latin letters and the Cyrillic ones that look alike"""
+_AT_ONCE = 64
+"""letters of a word that are edited together"""
 _MARKS = ".,;:!?-'\""
 _NAMES = ("Maria", "John", "Wei", "Fatima", "Olga", "Kwame", "Aisha", "Carlos", "Priya", "Hans")
 _VERBS = re.compile(r"\b(is|are|was|were|has|have|had|do|does|did|can|could|will|would|should)\b", re.IGNORECASE)
@@ -62,12 +64,18 @@ EDITS: dict[str, Edit] = {
 
 def with_edits(text: str, strength: float, rng: np.random.Generator, edits: tuple[str, ...] = tuple(EDITS)) -> str:
     """About `strength` of the letters hit by one of `edits` each."""
-    words = text.split(" ")
-    for i, word in enumerate(words):
+
+    def edited(word: str) -> str:
         for place in sorted(np.flatnonzero(rng.random(len(word)) < strength), reverse=True):
-            if place < len(words[i]) and words[i][place].isalpha():
-                words[i] = EDITS[edits[int(rng.integers(len(edits)))]](words[i], int(place), rng)
-    return " ".join(words)
+            if place < len(word) and word[place].isalpha():
+                word = EDITS[edits[int(rng.integers(len(edits)))]](word, int(place), rng)
+        return word
+
+    # a part at a time: an edit copies what it changes, and one endless word must not take the square of its length
+    return " ".join(
+        "".join(edited(word[start : start + _AT_ONCE]) for start in range(0, max(1, len(word)), _AT_ONCE))
+        for word in text.split(" ")
+    )
 
 
 def drop_words(text: str, strength: float, rng: np.random.Generator) -> str:
@@ -133,7 +141,11 @@ def reworded(text: str, swap: float, delete: float, insert: float, punctuation: 
     for place in np.flatnonzero(rng.random(len(words)) < swap):
         other = int(rng.integers(len(words)))
         words[place], words[other] = words[other], words[place]
+    again: dict[int, list[str]] = {}
+    """by the place that it comes before, what is said again; time grows with the words, not with their square"""
     for word in [word for word in words if rng.random() < insert]:
-        words.insert(int(rng.integers(len(words) + 1)), word)
+        again.setdefault(int(rng.integers(len(words) + 1)), []).append(word)
+    if again:
+        words = [one for place in range(len(words) + 1) for one in (*again.get(place, ()), *words[place : place + 1])]
     marked = ([_MARKS[int(rng.integers(len(_MARKS)))], w] if rng.random() < punctuation else [w] for w in words)
     return " ".join(part for parts in marked for part in parts)

@@ -25,8 +25,13 @@ def record_keys(rows: Rows, secret: bytes) -> Keys:
 def rows_digest(rows: Rows) -> bytes:
     """64 bytes, whatever the order: whose records they are (their texts, or else pictures), and all that they hold."""
     everything = list(_contents(rows))
-    whose = [parts[:1] if parts[0] else parts[4:] for parts in everything]
-    return b"".join(_in_any_order(found) for found in (whose, everything))
+    whose = {b"text" + plain(parts[0]) if parts[0] else b"".join(parts[4:]) for parts in everything}
+    return b"".join(_in_any_order(found) for found in ([[one] for one in whose], everything))
+
+
+def plain(text: bytes) -> bytes:
+    """A text without what does not make it another: case, and which blanks stand between words or around them."""
+    return " ".join(text.decode("utf-8", "replace").casefold().split()).encode()
 
 
 def _in_any_order(rows: list[list[bytes]]) -> bytes:

@@ -172,6 +172,13 @@ class Ledger:
             )
         return Reservation(self, request, fresh=True)
 
+    def content_of(self, dataset: str, run: str) -> str | None:
+        """The digest of the records that a run holds a reservation for; None where it holds none."""
+        with self._exclusive() as database:
+            self._catch_up(database)
+            held = self._book.charges.get((dataset, run))
+            return None if held is None or held.aborted else held.content
+
     def _commit(self, request: Request, steps: int) -> None:
         with self._exclusive() as database:
             self._catch_up(database)

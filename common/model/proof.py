@@ -128,6 +128,7 @@ def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -
     key = shapes, views, torch.get_num_threads()
     if key not in done:
         _check_stateless(model, shapes)
+        _check_no_draws(model, shapes)
         with _filled_in(model):
             proof = _Proof(model, views)
             found = {length: proof.rows_for(shapes, length) for length in shapes.all_lengths}
@@ -272,7 +273,9 @@ class _Operations(TorchDispatchMode):
 def check_apart(model: FineTuneModel) -> None:
     """For training that clips no single records, as that of teachers: raises ModelError where what the frozen part
     makes of a record depends on records that are read beside it, or that were read before it."""
-    _check_stateless(model, Shapes(model.max_length, 1, 1.0))
+    shapes = Shapes(model.max_length if model.task.READS.text else 0, 1, 1.0)
+    _check_stateless(model, shapes)
+    _check_no_draws(model, shapes)
     if model.head_only:
         _check_features(model)
 
@@ -287,8 +290,8 @@ def _check_stateless(model: FineTuneModel, shapes: Shapes) -> None:
     longest = shapes.longest or model.max_length
     for tokens in (longest, min(4, longest), longest):
         with torch.no_grad():
-            length = int(shapes.lengths(np.array([tokens]))[0])
-            fresh.losses(dummy_records(fresh, [tokens]), np.array([0]), length)
+            length = int(shapes.lengths(np.array([tokens]))[0]) or None  # features have none
+            fresh.losses(replace(dummy_records(fresh, [tokens]), features=None), np.array([0]), length)
         changed = [name for name, state in _state(fresh.module).items() if before.get(name) != state]
         if changed:
             raise ModelError(
@@ -308,6 +311,28 @@ def _state(module: nn.Module) -> dict[str, tuple]:
         )
         for name, part in module.named_modules()
     }
+
+
+def _check_no_draws(model: FineTuneModel, shapes: Shapes) -> None:
+    """Raises ModelError for a model that draws random numbers while it reads: a record that is read would change what
+    the next ones draw, whatever the batches are."""
+    longest = (shapes.longest or model.max_length) if model.task.READS.text else 0
+    for tokens in dict.fromkeys((longest, min(4, longest))):
+        records = replace(dummy_records(model, [tokens]), features=None)
+        length = int(shapes.lengths(np.array([tokens]))[0]) or None
+        before = _generators()
+        with torch.no_grad():
+            model.losses(records, np.array([0]), length)
+        if not all(torch.equal(one, two) for one, two in zip(before, _generators(), strict=True)):
+            raise ModelError(
+                "model.backbone: it draws random numbers while it reads, so one record would change another's "
+                "gradient; choose another backbone"
+            )
+
+
+def _generators() -> list[torch.Tensor]:
+    """The states of torch's generators."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
 
 
 def _check_features(model: FineTuneModel) -> None:

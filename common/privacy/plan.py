@@ -91,6 +91,7 @@ def secure_session(config: RunConfig, plan: PrivacyPlan, first_round: int) -> Se
         parameters=config.secure_parameters,
         length=plan.coordinates,
         bits=sum_bits(config, plan),
+        declaration=config.digest(),
     )
 
 

@@ -37,11 +37,14 @@ class Session:
     """coordinates of a vector"""
     bits: int
     """w: sums are modulo 2^w"""
+    declaration: str
+    """digest of the run's configuration: a site's share of the noise follows from it, so all must have been told the
+    same"""
 
     def digest(self) -> bytes:
         p = self.parameters
-        content = [self.run, self.first_round, self.rounds, p.sites, p.survivors, p.colluders, self.length, self.bits]
-        return hashlib.sha256(canonical(content)).digest()
+        numbers = [self.first_round, self.rounds, p.sites, p.survivors, p.colluders, self.length, self.bits]
+        return hashlib.sha256(canonical([self.run, *numbers, self.declaration])).digest()
 
     def position(self, number: int) -> int:
         """0 … rounds − 1. Raises SecureSumError for a round that it does not serve."""

@@ -10,11 +10,12 @@ import pytest
 
 from confide.client.site import SimulatedSites, Site, make_ledgers, simulated_policy
 from confide.common.config.run import PolicySection, RunConfig, SiteConfig
-from confide.common.errors import BudgetError, ConfigError, PolicyError
+from confide.common.errors import BudgetError, ConfigError, PolicyError, SecureSumError
 from confide.common.ledger.chain import SiteKey
 from confide.common.ledger.ledger import Ledger
-from confide.common.privacy.mechanism import gaussian_epsilon
-from confide.common.privacy.plan import privacy_plan
+from confide.common.privacy.mechanism import PrivacyPlan, gaussian_epsilon
+from confide.common.privacy.plan import privacy_plan, secure_session
+from confide.common.secagg.protocol import Site as SecureSite
 from confide.simulations.run import simulate
 
 DIGEST = b"0" * 32
@@ -233,10 +234,28 @@ def test_a_run_that_returns_as_another_is_refused(make_config, local) -> None:
     changed = run.model_copy(update={"training": run.training.model_copy(update={"learning_rate": 0.5})})
     with pytest.raises(BudgetError, match="run r returns with another configuration than it reserved"):
         account(site, changed)
-    with pytest.raises(BudgetError, match="run r returns with another content than it reserved"):
-        site.account(run, privacy_plan(run, 1000), b"1" * 32)
+    with pytest.raises(BudgetError, match="run r returns with another content, configuration"):
+        site.account(changed, privacy_plan(changed, 1000), b"1" * 32)
     assert account(site, run).steps == 0
     assert site.ledger.book().head.seq == 1
+
+
+def test_a_private_run_over_other_records_is_no_other_run(make_config, local) -> None:
+    """A refusal would tell the server, without noise, that a record came or went; without privacy it may."""
+    run = make_config(run={"id": "r"}, privacy=local, data={"labels": ["a", "b"]})
+    site = site_with()
+    assert not account(site, run).stale
+    stale = site.account(run, privacy_plan(run, 1000), b"1" * 32)
+    assert stale.stale
+    assert stale.reservation.request.content == account(site, run).reservation.request.content
+    assert site.ledger.book().head.seq == 1
+    open_run = make_config(run={"id": "open"}, data={"labels": ["a", "b"]})
+    free = Site(
+        "site", SiteConfig.parse({"datasets": {"default": {}}, "policy": {"modes": ["none"]}}, "x"), site.ledger, {}
+    )
+    account(free, open_run)
+    with pytest.raises(BudgetError, match="run open returns with another content than it reserved"):
+        free.account(open_run, None, b"1" * 32)
 
 
 def test_a_clipped_update_without_noise_is_for_a_trusted_server_only(make_config) -> None:
@@ -262,3 +281,25 @@ def test_the_order_stays_when_names_become_one(make_config, local) -> None:
     )
     account(Site("st-mary", config, site.ledger, {}), on(later, "films", "two"))
     assert site.ledger.book().limits["letters"].order == fixed
+
+
+@pytest.mark.parametrize(
+    "told", [{"sampling_rate": 1e-7, "declared_examples": 10**10}, {"epsilon": 200.0}, {"delta": 1e-3}, {"clip": 2.0}]
+)
+def test_a_sum_is_set_up_among_sites_that_were_told_the_same(secure, told: dict) -> None:
+    """A site's share follows from what it was told. Peers that had been told q = 1e-7 added next to no noise: ε was 20
+    at four sites and 60 at twenty, where each ledger charged 8. The widths of the sums were the same."""
+    run = secure(4, 4, 1)
+    other = run.model_copy(update={"privacy": run.privacy.model_copy(update=told)})
+    first, second = (secure_session(one, required(one), 1) for one in (run, other))
+    assert first.length == second.length
+    _, advert = SecureSite.advertise(second, "site-2", SiteKey.new())
+    advert.check(second)
+    with pytest.raises(SecureSumError, match="keys of site-2 belong to another set-up, or to another configuration"):
+        advert.check(first)
+
+
+def required(run: RunConfig) -> PrivacyPlan:
+    plan = privacy_plan(run, 1000)
+    assert plan is not None
+    return plan

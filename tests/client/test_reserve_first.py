@@ -1,6 +1,7 @@
 """A real site charges first and reads then; and whatever its records are, what the server sees is the same."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from confide.client.deploy import contents
 from confide.client.deploy import host as deployed
-from confide.client.deploy.folder import CONTENTS, load_site
+from confide.client.deploy.folder import CONTENTS, data_section, load_site
 from confide.client.deploy.host import DeployedHost
 from confide.client.deploy.setup import check_site
 from confide.client.handlers import handle
 from confide.client.train import Work
 from confide.common import wire
 from confide.common.config.run import RunConfig, load
-from confide.common.errors import DeploymentError, PolicyError
+from confide.common.config.tables import DataSection
+from confide.common.errors import ConfigError, DeploymentError, PolicyError
 from confide.common.privacy.mechanism import PoissonMechanism
 from confide.server.deploy.runs import declare
 from confide.tests.federation import Federation, run_content, write_run
@@ -107,13 +109,19 @@ def test_a_run_that_is_refused_reads_nothing(federation: Federation, monkeypatch
     assert reply.error.code == wire.DECLINED
 
 
-def test_rows_that_changed_are_answered_with_noise(federation: Federation, monkeypatch, caplog) -> None:
-    """… which looks the same, is charged, and is written into the site's log."""
-    folder, sums = federation.site(SITE), []
+def sums_of(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The clipped sums that are released from now on, before their noise."""
+    sums: list[np.ndarray] = []
     real = PoissonMechanism.share
     monkeypatch.setattr(
         PoissonMechanism, "share", lambda self, total, clip: sums.append(total.copy()) or real(self, total, clip)
     )
+    return sums
+
+
+def test_rows_that_changed_are_answered_with_noise(federation: Federation, monkeypatch, caplog) -> None:
+    """… which looks the same, is charged, and is written into the site's log."""
+    folder, sums = federation.site(SITE), sums_of(monkeypatch)
     config = local_run(federation, privacy={"sampling_rate": 1.0})
     first = shown(ask(DeployedHost(folder), config))
     assert np.linalg.norm(sums[-1]) > 0
@@ -131,15 +139,18 @@ def test_rows_that_changed_are_answered_with_noise(federation: Federation, monke
     assert np.linalg.norm(sums[-1]) > 0
 
 
-def test_a_run_that_returns_with_other_rows_is_refused(federation: Federation, caplog) -> None:
-    folder, config = federation.site(SITE), local_run(federation)
+def test_a_run_whose_rows_change_is_answered_with_noise(federation: Federation, caplog, monkeypatch) -> None:
+    """An error would tell the server that a record came or went, and nothing would be charged for it."""
+    folder, config = federation.site(SITE), local_run(federation, privacy={"sampling_rate": 1.0})
+    sums = sums_of(monkeypatch)
     shown(ask(DeployedHost(folder), config))
+    assert np.linalg.norm(sums[-1]) > 0
     write_csv(source(federation), sentences(119, 10))
     list(check_site(folder))
-    reply = ask(DeployedHost(folder), config, 2)
-    assert reply.error.code == wire.DECLINED
-    assert reply.error.reason == "RecordsError at this site; its worker.log says why"
-    assert "another content" in caplog.text
+    shown(ask(DeployedHost(folder), config, 2))
+    assert np.linalg.norm(sums[-1]) == 0
+    assert "round 2 is answered with noise alone" in caplog.text
+    assert "start a new run" in caplog.text
 
 
 BAD_ROWS = {
@@ -318,3 +329,13 @@ def test_digests_are_kept_private_and_tell_nobody_anything(federation: Federatio
     path.write_text("no json")
     with pytest.raises(DeploymentError, match="confide site check"):
         contents.take_digests(folder, config, host.site.ledger)
+
+
+@pytest.mark.parametrize("named", ["rows", "owner/dataset", "rows.arrow"])
+def test_a_source_whose_values_are_not_read_one_by_one_is_refused(federation: Federation, named: str) -> None:
+    """A folder was read by a loader that infers types over columns: one label of 0.5 made 0.0 and 1.0 of all others."""
+    folder = federation.site(SITE)
+    text = (folder / "site.toml").read_text()
+    (folder / "site.toml").write_text(re.sub(r'source = "[^"]*"', f'source = "{named}"', text))
+    with pytest.raises(ConfigError, match=f"received '{named}'; allowed: a file .* or an SQL url"):
+        data_section(folder, load_site(folder)[0].datasets["default"], DataSection(name="default", test=""))

@@ -45,7 +45,7 @@ def test_many_are_counted_and_the_first_named(tmp_path: Path) -> None:
     [
         (b"text,label\n ,yes\n", "1 of 1 rows contributes nothing: row 2 (column 'text': the field is empty)"),
         (b"text,label\n", "there are no rows"),
-        (b"body,label\na,yes\n", "column 'text' is missing; the columns are: body, label"),
+        (b"body,label\na,yes\n", "column 'text' is missing; none of the 2 fields of the first line is called so"),
         (b"", "the file is empty"),
     ],
 )

@@ -1,5 +1,7 @@
 """Views of a record: averaged before clipping, so that a record counts once; privacy is what it was."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from confide.client.site import SimulatedSites
 from confide.client.worker import Worker
 from confide.common.config.run import RunConfig
 from confide.common.data.augmentation import POOL, Draw, encode_with_copies, view_losses
-from confide.common.data.perturbations import reworded
+from confide.common.data.perturbations import reworded, with_edits
 from confide.common.data.record_keys import choices
 from confide.common.errors import ConfigError
 from confide.common.model.embeddings import ascended, embedding_layer, moved
@@ -208,3 +210,12 @@ def test_mixing_is_refused_where_records_are_clipped(make_config, local) -> None
         make_config(data=mixing, model={"train": "head"}, run={"output": make_config().run.output + "-head"})
     )
     assert read_report(heads)["after"]["accuracy"] > 0
+
+
+def test_what_a_copy_costs_grows_with_the_text_and_not_with_its_square() -> None:
+    """The server chooses the copies: one endless word took minutes a copy, and the site missed its deadline."""
+    rng = np.random.default_rng(0)
+    started = time.process_time()
+    assert len(with_edits("a" * 2**18, 1.0, rng)) > 2**16
+    assert len(reworded("a " * 2**17, 0.5, 0.0, 1.0, 0.5, rng)) > 2**18
+    assert time.process_time() - started < 20

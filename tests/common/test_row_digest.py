@@ -1,13 +1,14 @@
 """The digest of a source's rows, and its raw table."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from confide.common.config.tables import DataSection
 from confide.common.data.formats import Problem
-from confide.common.data.sources import content_digest, read_checked, read_table
+from confide.common.data.sources import content_digest, read_checked, read_table, source_contents
 from confide.common.errors import DataError
 from confide.tests.row_files import (
     DATA,
@@ -85,6 +86,27 @@ class TestDigest:
         (tmp_path / "1.png").write_bytes(png(200))
         assert content_digest(source, DATA) != first
 
+    @pytest.mark.parametrize("name", ["/proc/uptime", "/proc/self/stat", "contents.json", "pipe.png", "huge.png"])
+    def test_a_path_that_leads_to_no_picture_costs_its_row_alone(self, tmp_path: Path, name: str) -> None:
+        """Files that change from one look to the next changed the digest, and so silenced the whole site; one of
+        terabytes ended it."""
+        source = Path(images(tmp_path, IMAGES_GOOD))
+        os.mkfifo(tmp_path / "pipe.png")
+        with (tmp_path / "huge.png").open("wb") as file:
+            file.write(png(1))
+            file.truncate(2**40)
+        before = read_checked(str(source), DATA, LABELS, **PICTURES)
+        with source.open("a") as rows:
+            rows.write(f"{name},yes\n")
+        found = []
+        for content in ("{}", '{"default": ""}'):
+            (tmp_path / "contents.json").write_text(content)
+            found.append(content_digest(str(source), DATA))
+        after = read_checked(str(source), DATA, LABELS, **PICTURES)
+        assert found[0] == found[1] == after.digest
+        assert len(after.rows) == len(before.rows)
+        assert len(after.problems) == len(before.problems) + 1
+
     def test_covers_rows_that_cannot_be_parsed_and_columns_of_instructions(self, tmp_path: Path) -> None:
         lines = [[b"a,yes\n", bad] for bad in (b"x,y,z\n", b"x,y,w\n", b'"x,y\n', b"x\n")]
         assert len({content_digest(csv_file(tmp_path, rows), DATA) for rows in lines}) == 4
@@ -94,3 +116,23 @@ class TestDigest:
             content_digest(csv_file(tmp_path, [row], header), data) for row in (b"1,2,3\n", b"1,2,4\n", b"1,3,3\n")
         )
         assert first == again != other
+
+
+def identity(path: Path, rows: list[tuple]) -> bytes:
+    return source_contents(parquet_file(path, rows), DATA)[0]
+
+
+def test_whose_records_they_are_does_not_hang_on_blanks_case_or_rows_without_any(tmp_path: Path) -> None:
+    """Each of these made another data set of the same records, with a budget of its own."""
+    rows = [("a good film", "yes"), ("a dull one", "no")]
+    usual = identity(tmp_path, rows)
+    for others in (
+        [(f" {text}  ", label) for text, label in rows],
+        [(text.upper(), label) for text, label in rows],
+        [*rows, ("", "yes")],
+        [*rows, (None, None)],
+        [*rows, rows[0]],
+        [(text, "another") for text, _ in rows],
+    ):
+        assert identity(tmp_path, others) == usual
+    assert identity(tmp_path, [*rows, ("a third", "yes")]) != usual

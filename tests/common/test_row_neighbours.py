@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from confide.common.config.tables import DataSection, PartitionSection
@@ -144,7 +146,7 @@ def test_groups_and_answers_are_checked_too(tmp_path: Path) -> None:
     [
         (b"", "the file is empty"),
         (b"\n\n", "the file is empty"),
-        (b"x,y\na,b\n", "column 'label' is missing; the columns are: x, y"),
+        (b"x,y\na,b\n", "column 'label' is missing; none of the 2 fields of the first line is called so"),
         (b"text,text,label\na,b,c\n", "column 'text' is there twice"),
         (b"text,\xff\n", "row 1: bytes that are not UTF-8"),
         (b'"text,label\na,b\n', "row 1: a quote is not closed"),
@@ -211,3 +213,17 @@ def test_what_a_text_may_cost_is_bounded(tmp_path: Path) -> None:
                 ["b"],
                 [f"a text of {length:,} characters; at most {LONGEST:,}; shorten it"],
             )
+
+
+@pytest.mark.parametrize("classes", [["0", "1"], ["0.0", "1.0"]])
+def test_a_row_with_a_fraction_or_without_a_class_is_no_other_rows_matter(tmp_path: Path, classes: list[str]) -> None:
+    """It makes a writer store a column of whole numbers as fractions: 1 as 1.0."""
+    for extra in ([], [0.5], [None]):
+        numbers = [0, 1, 1, *extra]
+        kind = pa.float64() if extra else pa.int64()
+        table = pa.table({"text": ["a", "b", "c", "d"][: len(numbers)], "label": pa.array(numbers, kind)})
+        pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
+        checked = read_checked(str(tmp_path / "r.parquet"), DATA, classes)
+        assert checked.rows.labels is not None
+        assert checked.rows.labels[:3].tolist() == [0, 1, 1]
+        assert len(checked.problems) == len(extra)

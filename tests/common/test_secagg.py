@@ -21,7 +21,7 @@ class Federation:
 
     def __init__(self, sites: int, dropouts: int = 0, colluders: int = 0, bits: int = 24, rounds: int = 2) -> None:
         parameters = Parameters(sites, sites - dropouts, colluders)
-        self.session = Session("run", 1, rounds, parameters, 40, bits)
+        self.session = Session("run", 1, rounds, parameters, 40, bits, "declared")
         self.names = [f"site-{i:03d}" for i in range(sites)]
         self.identities = {name: SiteKey.new() for name in self.names}
         self.registered = {name: key.public for name, key in self.identities.items()}
