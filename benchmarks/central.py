@@ -18,13 +18,13 @@ from opacus.accountants.utils import get_noise_multiplier
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 
-from confide.client.worker import load_simulated
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig, load
 from confide.common.model.loading import FineTuneModel, model_of
 from confide.common.model.optimizer import make_optimizer
 from confide.common.types import Records
 from confide.server.evaluation import evaluate, read_public
+from confide.simulations.sites import simulated_data
 
 PHYSICAL = 64
 
@@ -33,7 +33,7 @@ def main(recipe: str, result: str) -> None:
     config = resolve(load(Path(recipe)))
     torch.manual_seed(config.run.seed)
     model = model_of(config)
-    records = load_simulated(config, model).records
+    records = simulated_data(config, model).records
     test = read_public(config, model, config.data.test)
     warnings.filterwarnings("ignore")
     Path(result).write_text(json.dumps(run(config, model, records, test)), encoding="utf-8")

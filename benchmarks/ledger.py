@@ -18,8 +18,6 @@ from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from confide.client.site import SimulatedSites, make_ledgers
-from confide.client.worker import Worker
 from confide.common.config.run import RunConfig
 from confide.common.errors import BudgetError, LedgerError
 from confide.common.ledger.chain import GENESIS, SiteKey, canonical, digest
@@ -28,6 +26,7 @@ from confide.common.ledger.verify import audit
 from confide.common.privacy.accounting import epsilon_opacus, epsilon_pld, epsilon_rdp
 from confide.common.privacy.events import SkellamDpEvent, step_event
 from confide.common.types import RoundTask
+from confide.simulations.sites import SimulatedSites, make_ledgers, simulated_worker
 from confide.tests.tiny import LOCAL, merged, run_content, save_bert, save_data
 
 _STEP = step_event(0.01, SkellamDpEvent(1.0, 1000))
@@ -69,7 +68,7 @@ def crash_config(folder: Path) -> RunConfig:
 def _train_until_killed(flat: dict, log: str, begun: str) -> None:
     """In a process of its own: round after round; every release is noted, durably, after it was made."""
     config = RunConfig.from_flat(flat)
-    worker = Worker(config)
+    worker = simulated_worker(config)
     Path(begun).touch()  # from here on it can be killed anywhere: reserving, training, committing, releasing
     account = worker.account(SimulatedSites(config).site(0), 0, 0)
     with Path(log).open("a") as released:

@@ -270,33 +270,3 @@ def _kept(host: Host) -> "SecureSite":
 
 def _keep(host: Host, secure: "SecureSite") -> None:
     host.state[_SECURE] = ConfigRecord(from_site(secure))
-
-
-class NoMemory:
-    """Of a host that forgets its answers: a simulation's server does not lose them."""
-
-    def recall(self, key: str) -> RecordDict | None:
-        return None
-
-    def remember(self, key: str, reply: RecordDict) -> None:
-        pass
-
-
-class SimulatedHost(NoMemory):
-    """One of a simulation's sites; the worker is shared by all of this process."""
-
-    discreet = False
-
-    def __init__(self, run_config: dict, number: int, state: RecordDict) -> None:
-        self._run_config, self.number, self.state = run_config, number, state
-
-    @property
-    def site(self) -> Site:
-        from .site import simulated_site
-
-        return simulated_site(self._run_config, self.number)
-
-    def worker(self) -> "Worker":
-        from .worker import worker_for
-
-        return worker_for(self._run_config)

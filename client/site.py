@@ -1,28 +1,22 @@
 """A data site: its policy, its ledger, and what one run may take from it.
 
 `Site.account` is the one way to the data: the policy may refuse the run, the ledger charges it, and only then is a row
-touched. In a simulation there is a site for every client, with a ledger in memory or in a folder.
+touched.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from pathlib import Path
 
-from ..common.config.run import DatasetSection, PolicySection, RunConfig, SiteConfig
+from ..common.config.run import DatasetSection, RunConfig, SiteConfig
 from ..common.config.tables import CLIP_RANGE
-from ..common.data.partition import site_name
 from ..common.errors import PolicyError, PrivacyError, RecordsError, SecureSumError
-from ..common.ledger.chain import Head, SiteKey
+from ..common.ledger.chain import Head
 from ..common.ledger.ledger import Ledger, Limit, Request, Reservation
 from ..common.privacy import audit
 from ..common.privacy.mechanism import PrivacyPlan
 from ..common.privacy.plan import declared_steps, step_of
 from ..common.secagg.params import Parameters
-from .deploy.folder import POLICY
 
 
 @dataclass(frozen=True)
@@ -165,7 +159,7 @@ class Site:
         name, budget = self.config.budget(run.data.name)
         derive = self.ledger.key.derive
         request = Request(
-            run=_run_id(run),
+            run=run_id(run),
             dataset=name,
             content=(derive("content", content[:32]) + derive("content", content)).hex(),
             unit="client" if run.privacy.mode == "client" else "example",
@@ -189,13 +183,14 @@ class Site:
 
     def coin_seed(self, run: RunConfig) -> bytes:
         """What decides an audit's canaries: only the holder of the site's key can know it before it is revealed."""
-        return self.ledger.key.derive("audit coins", _run_id(run).encode())
+        return self.ledger.key.derive("audit coins", run_id(run).encode())
 
     def head(self) -> Head | None:
         return self.ledger.head() if self.ledger.durable else None
 
 
-def _run_id(run: RunConfig) -> str:
+def run_id(run: RunConfig) -> str:
+    """Raises PrivacyError for a run without one."""
     if run.run.id is None:
         raise PrivacyError("run.id: nothing received; a site charges a run by its name")
     return run.run.id
@@ -204,87 +199,3 @@ def _run_id(run: RunConfig) -> str:
 def released_mode(run: RunConfig) -> str:
     """The mode as a policy sees it: an audit's control run declares noise and adds none."""
     return "none" if run.audit.control else run.privacy.mode
-
-
-def simulated_policy(run: RunConfig) -> SiteConfig:
-    """What simulated sites allow when no site.toml says otherwise: this run once, and no ε beyond its own."""
-    mode = released_mode(run)
-    budget = DatasetSection(epsilon=None if mode == "none" else run.privacy.epsilon, delta=run.privacy.delta)
-    allowed = {"modes": (mode,), "metrics": True, "canaries": True, "trust_server": mode == "client" and not run.secure}
-    policy = PolicySection.model_validate({**allowed, **_lowered(run)})
-    return SiteConfig(datasets={run.data.name: budget}, policy=policy)
-
-
-def _lowered(run: RunConfig) -> dict[str, int]:
-    """The policy's minimums for secure sums, where this run needs lower ones."""
-    if not run.secure:
-        return {}
-    needed, usual = run.secure_parameters, PolicySection()
-    return {
-        "min_colluders": min(needed.colluders, usual.min_colluders),
-        "min_sites": min(needed.sites, usual.min_sites),
-        "min_survivors": min(needed.survivors, usual.min_survivors),
-    }
-
-
-class SimulatedSites:
-    """The sites of one simulation, made as they are asked for."""
-
-    def __init__(self, run: RunConfig) -> None:
-        self.run = run
-        self._folder = None if run.engine.ledger is None else Path(run.engine.ledger)
-        self._config = simulated_policy(run) if self._folder is None else SiteConfig.load(self._folder / POLICY)
-        self._sites: dict[int, Site] = {}
-
-    def site(self, index: int) -> Site:
-        if index not in self._sites:
-            name = site_name(index, self.run.clients)
-            self._sites[index] = Site(name, self._config, self._ledger(name), self._peers)
-        return self._sites[index]
-
-    @cached_property
-    def _peers(self) -> dict[str, str]:
-        if self._folder is not None:
-            return self._config.peers
-        names = [site_name(index, self.run.clients) for index in range(self.run.clients)]
-        return {name: self._key(name).public for name in names}
-
-    def _key(self, name: str) -> SiteKey:
-        """Processes of one simulation must agree on a site's coins, so the key follows from the run's random id."""
-        return SiteKey.from_seed(hashlib.sha256(f"{_run_id(self.run)}/{name}".encode()).digest())
-
-    def _ledger(self, name: str) -> Ledger:
-        if self._folder is None:
-            return Ledger.in_memory(name, self._key(name))
-        return Ledger.open(self._folder / name)
-
-
-def make_ledgers(run: RunConfig) -> None:
-    """Creates what `engine.ledger` names and does not hold yet: site.toml, and a ledger for each site."""
-    folder = Path(str(run.engine.ledger))
-    folder.mkdir(parents=True, exist_ok=True)
-    peers: dict[str, str] = {}
-    for index in range(run.clients):
-        name = site_name(index, run.clients)
-        if not (folder / name).exists():
-            Ledger.create(folder / name, name)
-        peers[name] = Ledger.open(folder / name).key.public
-    if not (folder / POLICY).exists():
-        policy = simulated_policy(run).model_copy(update={"peers": peers})
-        (folder / POLICY).write_text(_POLICY_HEADER + policy.to_toml(), encoding="utf-8")
-    SiteConfig.load(folder / POLICY)
-
-
-_POLICY_HEADER = """# Budgets and policy of every simulated site in this folder, as the first run needs them.
-# Raise epsilon, or add data sets and modes, to allow more; what was spent stays spent.
-"""
-
-
-def simulated_site(run_config: dict, index: int) -> Site:
-    """The site of this process for a Flower run-config and a partition."""
-    return _simulated_sites(json.dumps(run_config, sort_keys=True)).site(index)
-
-
-@lru_cache(maxsize=1)
-def _simulated_sites(run_config: str) -> SimulatedSites:
-    return SimulatedSites(RunConfig.from_flat(json.loads(run_config)))

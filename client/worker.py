@@ -1,35 +1,30 @@
 """What stays loaded at a site: backbone, tokenised data, and the functions that answer a task.
 
-In a simulation one worker serves all sites of a process: the backbone is loaded once, adapters are swapped, and a site
-is a view of the shared records.
+A worker may serve several sites of a process (a simulation's): the backbone is loaded once, adapters are swapped, and a
+site is a view of the shared records.
 """
 
-import json
 import logging
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from ..common.config.run import RunConfig
-from ..common.data.augmentation import encode_with_copies
-from ..common.data.partition import partition, site_name
-from ..common.data.record_keys import rows_digest, simulated_secret
-from ..common.data.sources import label_names, training_rows
 from ..common.errors import ConfideError, PrivacyError, RecordsError, WireError, contain
-from ..common.model.loading import FineTuneModel, canary_records, model_of
+from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.per_sample import validate
 from ..common.model.proof import check_apart, check_reached, proved_shapes
-from ..common.privacy.audit import NO_CANARIES, GradientCanaries, coins
+from ..common.privacy.audit import NO_CANARIES, GradientCanaries
 from ..common.privacy.clipping import to_vector
 from ..common.privacy.mechanism import NoiselessControl, PoissonMechanism
 from ..common.privacy.noise import secure_generator
 from ..common.privacy.plan import ANSWERS, answers_shape, privacy_plan
-from ..common.robustness.poison import poisoned
 from ..common.secagg.protocol import Site as SecureSite
 from ..common.types import WHOLE, Adapter, Metrics, Records, RoundTask, Update, split
 from .site import Site, SiteAccount
@@ -40,7 +35,7 @@ log = logging.getLogger("confide.worker")
 
 
 @dataclass(frozen=True)
-class SimulatedData:
+class SiteData:
     """The records of a process' sites, tokenised once, and who holds which."""
 
     records: Records
@@ -52,14 +47,18 @@ class SimulatedData:
     """64 bytes a site: digests of its rows"""
 
 
-@dataclass(frozen=True)
-class _Holding:
-    """What a site's records are to one run, once they have been read."""
+class Planting(Protocol):
+    """Canaries of an audit, put among the records of simulated sites (`simulations.canaries`)."""
 
-    indices: np.ndarray
-    """(n,) numbers of the site's records, an audit's canary records included"""
-    canaries: GradientCanaries
-    """an audit's gradient canaries that are in"""
+    def among(self, records: Records, model: FineTuneModel) -> Records:
+        """The records, and behind them every site's canary records."""
+        ...
+
+    def of_site(
+        self, account: SiteAccount, model: FineTuneModel, number: int, before: int
+    ) -> tuple[np.ndarray, GradientCanaries]:
+        """The numbers of the site's canary records that are in, and its gradient canaries. before: records in front."""
+        ...
 
 
 class Worker:
@@ -69,19 +68,23 @@ class Worker:
     """
 
     def __init__(
-        self, config: RunConfig, load: "Load | None" = None, content: Callable[[], bytes] | None = None
+        self,
+        config: RunConfig,
+        load: "Load",
+        content: Callable[[], bytes] | None = None,
+        planted: Planting | None = None,
     ) -> None:
-        """load: reads the data of this process' sites; omitted: those of a simulation. content: the digest of a site's
-        rows that is known before they are read; omitted: that of the rows, which a simulation holds anyway.
+        """load: reads the data of this process' sites. content: the digest of a site's rows that is known before they
+        are read; omitted: `load` gives it. planted: an audit's canaries.
 
         Raises ModelError for a model that cannot be trained, or under privacy not one record at a time.
         """
         self.config = config
-        self._load, self._content = load or load_simulated, content
+        self._load, self._content, self._planted = load, content, planted
         at_sites = config.taught_at(None) if config.distils else config
         self.model = model_of(at_sites)
         self._idle = [self.model]
-        self._others: dict[str, tuple[FineTuneModel, SimulatedData]] = {}
+        self._others: dict[str, tuple[FineTuneModel, SiteData]] = {}
         check_reached(self.model)
         self.plan = privacy_plan(config, self.model.count()[0])
         if self._by_record:
@@ -89,7 +92,7 @@ class Worker:
         elif self.plan is not None:
             (check_apart if config.distils else validate)(self.model)
         self._opening = threading.RLock()
-        self._data: SimulatedData | None = None
+        self._data: SiteData | None = None
         self._accounts: dict[int, SiteAccount] = {}
 
     @property
@@ -98,7 +101,7 @@ class Worker:
         return self.config.privacy.mode in ("local", "distributed") and not self.config.distils
 
     @property
-    def data(self) -> SimulatedData:
+    def data(self) -> SiteData:
         """Read at the first use. Raises DataError."""
         with self._opening:
             if self._data is None:
@@ -108,13 +111,9 @@ class Worker:
 
     @cached_property
     def _records(self) -> Records:
-        """All that may be trained on: behind a simulation's records each site's share of an audit's canary records."""
-        records, config = self.data.records, self.config
-        if self._content is None and config.audit.records:
-            for number in range(config.clients):
-                name = site_name(number, config.clients)
-                records = records.joined(canary_records(config, self.model, name))
-        return records
+        """All that may be trained on."""
+        records = self.data.records
+        return records if self._planted is None else self._planted.among(records, self.model)
 
     def check(self, task: RoundTask) -> None:
         """Raises WireError for a task whose adapter is not this model's, before anything is charged."""
@@ -144,18 +143,6 @@ class Worker:
         account.catch_up(steps_before)
         return account
 
-    def _holding(self, account: SiteAccount, number: int) -> _Holding:
-        """With the canaries that the site's coins put in."""
-        config, indices = self.config, self.data.parts[number]
-        if account.reservation.request.commitment is None:
-            return _Holding(indices, NO_CANARIES)
-        seed = account.site.coin_seed(config)
-        count = config.audit.records // config.clients
-        chosen = np.flatnonzero(coins(seed, "records", count))
-        indices = np.concatenate([indices, len(self.data.records) + number * count + chosen])
-        canaries = GradientCanaries.of_site(config, self.model.trained_initial, account.site.name)
-        return _Holding(indices, canaries.only(coins(seed, "gradient", len(canaries))))
-
     @contextmanager
     def _lend(self) -> Iterator[FineTuneModel]:
         """A model that no other thread uses: sites of one process may train side by side."""
@@ -169,8 +156,11 @@ class Worker:
             self._idle.append(model)
 
     def _work(self, model: FineTuneModel, account: SiteAccount, number: int, task: RoundTask) -> Work:
-        holding = self._holding(account, number)
-        return Work(self.config, model, self._records, holding.indices, task, holding.canaries)
+        indices, canaries = self.data.parts[number], NO_CANARIES
+        if self._planted is not None:
+            chosen, canaries = self._planted.of_site(account, self.model, number, len(self.data.records))
+            indices = np.concatenate([indices, chosen])
+        return Work(self.config, model, self._records, indices, task, canaries)
 
     def _without_records(self, model: FineTuneModel, task: RoundTask) -> Work:
         return Work(self.config, model, NO_RECORDS, np.empty(0, dtype=np.int64), task)
@@ -321,34 +311,4 @@ NO_RECORDS = Records(
 )
 
 
-Load = Callable[[RunConfig, FineTuneModel], SimulatedData]
-
-
-def load_simulated(config: RunConfig, model: FineTuneModel) -> SimulatedData:
-    """Reads, cuts, tokenises and splits the training data of a simulation. Raises DataError."""
-    data = config.data
-    labels = list(data.labels) if data.labels else None
-    if labels is None and data.partition.kind in ("dirichlet", "shards"):
-        labels = label_names([data.training], data)  # a task without classes, dealt out by the values of a column
-    natural = data.partition.kind == "natural"
-    rows = model.rows(data.training, data, labels=labels, group=natural)
-    rows = training_rows(rows, data, config.run.seed)
-    parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)
-    rows = poisoned(rows, parts, config)
-    classes = None if model.task.READS.label == "number" else rows.labels
-    contents = [rows_digest(rows.take(part)) for part in parts]
-    return SimulatedData(encode_with_copies(config, model, rows, simulated_secret(config)), parts, classes, contents)
-
-
-_loading = threading.Lock()
-
-
-def worker_for(run_config: dict) -> Worker:
-    """The worker of this process for a Flower run-config; loads at the first call."""
-    with _loading:
-        return _worker(json.dumps(run_config, sort_keys=True))
-
-
-@lru_cache(maxsize=1)
-def _worker(run_config: str) -> Worker:
-    return Worker(RunConfig.from_flat(json.loads(run_config)))
+Load = Callable[[RunConfig, FineTuneModel], SiteData]

@@ -1,5 +1,6 @@
 """What is submitted to Flower: a bundle without code, which names our installed apps and carries the configuration."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import tomli_w
@@ -7,9 +8,11 @@ import tomli_w
 from .. import __version__
 from .config.run import RunConfig
 
+DEPLOYED = {"serverapp": "confide.server.app:app", "clientapp": "confide.client.app:app"}
 
-def write_bundle(config: RunConfig, folder: Path) -> None:
-    """A Flower app that holds configuration only: `serverapp` and `clientapp` resolve from the installed package."""
+
+def write_bundle(config: RunConfig, folder: Path, components: Mapping[str, str] = DEPLOYED) -> None:
+    """A Flower app that holds configuration only; components: the apps, which resolve from the installed package."""
     nested: dict = {}
     for key, value in config.to_flat().items():
         *sections, last = key.split(".")
@@ -17,7 +20,6 @@ def write_bundle(config: RunConfig, folder: Path) -> None:
         for section in sections:
             place = place.setdefault(section, {})
         place[last] = value
-    components = {"serverapp": "confide.server.app:app", "clientapp": "confide.client.app:app"}
     content = {
         "project": {
             "name": "confide-run",
@@ -26,7 +28,7 @@ def write_bundle(config: RunConfig, folder: Path) -> None:
             "license": {"text": "Apache-2.0"},
             "dependencies": [],
         },
-        "tool": {"flwr": {"app": {"publisher": "confide", "components": components, "config": nested}}},
+        "tool": {"flwr": {"app": {"publisher": "confide", "components": dict(components), "config": nested}}},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pyproject.toml").write_text(tomli_w.dumps(content), encoding="utf-8")

@@ -6,7 +6,9 @@ before a run is submitted; here files are written.
 
 import os
 import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,20 @@ from ..common.config.run import RunConfig
 from ..common.errors import ConfideError
 from ..common.ledger.chain import write_json
 from ..common.model.backbones import FOLDERS
-from ..common.model.loading import FineTuneModel, export_adapter, model_of
+from ..common.model.loading import export_adapter, model_of
 from ..common.privacy.plan import privacy_plan
-from ..common.types import Adapter, Records, Update, joined
+from ..common.types import Adapter, Records, Update
 from . import checkpoint
-from .attacked import attack_facts
-from .canaries import CanaryScores, conclude
+from .callbacks import Callback, EarlyStopping, RunState, Tracking
 from .checkpoint import Checkpoint
 from .deploy.deployment import FAILURE, HOME, ServerFile, registered
 from .evaluation import Evaluation, evaluate, read_public, subset
 from .grids import QuickGrid
+from .handshake import handshake, query
 from .ledger_heads import Heads
 from .record import Recorder
 from .report import write_report
-from .rounds import RoundResult, greet, result_row, reveal, run_rounds
+from .rounds import RoundResult, result_row, run_rounds
 from .start import initial_adapter
 from .teaching import Lesson
 
@@ -42,14 +44,13 @@ _HEADS = "server.json"
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Entry point of Flower, whichever engine runs it."""
-    config = RunConfig.from_flat(dict(context.run_config))
-    home = os.environ.get(HOME)
-    if home is None:
-        run_server(grid, config)
-        return
+    """Entry point of Flower in a deployment; the folder of the server is named in the environment."""
+    config, home = RunConfig.from_flat(dict(context.run_config)), Path(os.environ[HOME])
+    for name, path in ServerFile.load(home).backbones.items():
+        FOLDERS[name] = str(home / path)
+    known = {name: site.identity for name, site in registered(home).items()}
     try:
-        run_server(QuickGrid(grid), config, Path(home))
+        run_server(QuickGrid(grid), config, Heads(home / "heads.json", known))
     except ConfideError as error:
         write_json(config.output / FAILURE, {"reason": str(error)})
         raise
@@ -59,24 +60,21 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def run_server(grid: Grid, config: RunConfig, home: Path | None = None) -> None:
+def simulated_heads(config: RunConfig) -> Heads:
+    """What the server of a simulation has seen of its sites' ledgers."""
+    return Heads(Path(config.engine.ledger) / _HEADS if config.engine.ledger else None)
+
+
+def run_server(grid: Grid, config: RunConfig, heads: Heads, callbacks: Sequence[Callback] = ()) -> None:
     """Raises the errors of `run_rounds`; what was done until then is in the checkpoints.
 
-    home: the folder of a deployment's server.
+    callbacks: told of everything, after those that every run has.
     """
     folder = config.output
-    if home is None:
-        heads = Heads(Path(config.engine.ledger) / _HEADS if config.engine.ledger else None)
-    else:
-        for name, path in ServerFile.load(home).backbones.items():
-            FOLDERS[name] = str(home / path)
-        known = {name: site.identity for name, site in registered(home).items()}
-        heads = Heads(home / "heads.json", known)
     model = model_of(config)
     lesson = Lesson(config, model) if config.distils else None
     test = read_public(config, model, config.data.test)
     validation = read_public(config, model, config.data.validation) if config.data.validation else test
-    watched = subset(validation, config.server.evaluation_limit, config.run.seed)
     everything = np.arange(len(test))
     state = _start_or_continue(folder, config, initial_adapter(config, model) if lesson is None else lesson.nothing())
     plan = privacy_plan(config, model.count()[0])
@@ -87,80 +85,120 @@ def run_server(grid: Grid, config: RunConfig, home: Path | None = None) -> None:
             start = state.adapter if lesson is None else lesson.student(state.adapter)
             state.before = _as_json(evaluate(model, start, test, everything))
         recorder.progress("waiting for sites")
-        sites = greet(grid, config, heads)
-        scores = CanaryScores(config, model, plan, state) if plan is not None and config.audit.planted else None
-        keeps_best = config.server.patience is not None
-        saver = _Saver(folder, recorder, model, validation, watched, heads, scores, keeps_best, lesson)
-        trained = list(model.trained if lesson is None else state.adapter)
-        run_rounds(grid, config, state, plan, trained, saver, sites, lesson.questions if lesson else ())
+        sites = handshake(grid, config, heads)
+        run = RunState(config, folder, model, plan, state, partial(query, grid, sites))
+        stopping = (EarlyStopping(),) if config.server.patience is not None else ()
+        told = _Told([_Seen(heads), *stopping, *callbacks, Tracking(recorder)])
+        told.started(run)
+        keeper = _Keeper(run, recorder, heads, told, validation, lesson)
+        run_rounds(
+            grid,
+            config,
+            state,
+            plan=plan,
+            trained=list(model.trained if lesson is None else state.adapter),
+            sites=sites,
+            callback=told,
+            charged=keeper.charged,
+            round_done=keeper.round_done,
+            questions=lesson.questions if lesson else (),
+        )
         recorder.progress("evaluating after", config.run.rounds)
         if state.best:
             state.adapter = state.best
-        taught = None
+        found: dict[str, Any] = {}
         if lesson is not None:
-            taught = lesson.facts(state.adapter, plan)
+            found["teaching"] = lesson.facts(state.adapter, plan)
             state.adapter = lesson.student(state.adapter)
         after = _as_json(evaluate(model, state.adapter, test, everything))
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
-        audit = conclude(config, model, state, reveal(grid, sites)) if scores else None
-        attack = attack_facts(config, model, state)
-        found = {"audit": audit, "attack": attack, "teaching": taught}
-        write_report(folder, config, model.count(), plan, state, after, found)
+        write_report(folder, config, model.count(), plan, state, after, found | told.finished(run))
     finally:
         recorder.close()
 
 
-@dataclass
-class _Saver:
-    """Evaluates, saves and tells after each round; saves what is charged before it."""
+class _Seen(Callback):
+    """Notes where each site's ledger stands."""
 
-    folder: Path
+    def __init__(self, heads: Heads) -> None:
+        self._heads = heads
+
+    def received(self, site: str, update: Update) -> None:
+        self._heads.saw(site, update.head)
+
+
+class _Told(Callback):
+    """Several callbacks as one, told in order."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._all = callbacks
+
+    def started(self, run: RunState) -> None:
+        for callback in self._all:
+            callback.started(run)
+
+    def replied(self, number: int, done: int, asked: int) -> None:
+        for callback in self._all:
+            callback.replied(number, done, asked)
+
+    def received(self, site: str, update: Update) -> None:
+        for callback in self._all:
+            callback.received(site, update)
+
+    def summed(self, change: np.ndarray, updates: Mapping[str, Update]) -> None:
+        for callback in self._all:
+            callback.summed(change, updates)
+
+    def round_done(self, row: dict[str, Any]) -> None:
+        for callback in self._all:
+            callback.round_done(row)
+
+    def saved(self, row: dict[str, Any]) -> None:
+        for callback in self._all:
+            callback.saved(row)
+
+    def finished(self, run: RunState) -> dict[str, Any]:
+        return {key: part for callback in self._all for key, part in callback.finished(run).items()}
+
+
+@dataclass
+class _Keeper:
+    """Evaluates and saves after each round; saves what is charged before it."""
+
+    run: RunState
     recorder: Recorder
-    model: FineTuneModel
-    validation: Records
-    watched: np.ndarray
     heads: Heads
-    scores: CanaryScores | None
-    keeps_best: bool
-    lesson: Lesson | None = None
+    callback: Callback
+    validation: Records
+    lesson: Lesson | None
     """what the student learns of, in a run that distils"""
     saved: str = ""
     """the set-up of secure sums that is on disk"""
 
-    def asking(self, state: Checkpoint) -> None:
-        checkpoint.save_asked(self.folder / "checkpoints", state.asked)
+    def __post_init__(self) -> None:
+        config = self.run.config
+        self.watched = subset(self.validation, config.server.evaluation_limit, config.run.seed)
+
+    def charged(self) -> None:
+        state, folder = self.run.state, self.run.folder / "checkpoints"
+        checkpoint.save_asked(folder, state.asked)
         if state.secure is not None and state.secure["roster"] != self.saved:
-            checkpoint.save_secure(self.folder / "checkpoints", state.secure)
+            checkpoint.save_secure(folder, state.secure)
             self.saved = state.secure["roster"]
 
-    def replied(self, number: int, done: int, asked: int) -> None:
-        self.recorder.progress("training", number, done, asked)
-
-    def received(self, site: str, update: Update) -> None:
-        self.heads.saw(site, update.head)
-        if self.scores is not None and update.masked is None:
-            self.scores.observe(site, update.commitment, -joined(update.delta))
-
-    def summed(self, change: np.ndarray, updates: dict[str, Update]) -> None:
-        for site, update in updates.items():
-            if self.scores is not None:
-                self.scores.observe(site, update.commitment, -change)
-
-    def round_done(self, result: RoundResult, state: Checkpoint) -> None:
+    def round_done(self, result: RoundResult) -> None:
+        state = self.run.state
         adapter = state.adapter
         if self.lesson is not None:
             adapter = self.lesson.student(
                 adapter, lambda what, *done: self.recorder.progress(what, result.round, *done)
             )
-        row = result_row(result) | evaluate(self.model, adapter, self.validation, self.watched).metrics
+        row = result_row(result) | evaluate(self.run.model, adapter, self.validation, self.watched).metrics
         state.history.append(row)
-        best = state.history[state.best_round - 1]["accuracy"] if state.best_round else -1.0
-        if self.keeps_best and row["accuracy"] > best:
-            state.best, state.best_round = {name: array.copy() for name, array in state.adapter.items()}, result.round
+        self.callback.round_done(row)
         self.heads.save()
-        checkpoint.save(self.folder / "checkpoints", state)
-        self.recorder.row(row)
-        self.recorder.progress("training", result.round, accuracy=row["accuracy"])
+        checkpoint.save(self.run.folder / "checkpoints", state)
+        self.callback.saved(row)
 
 
 def _start_or_continue(folder: Path, config: RunConfig, initial: Adapter) -> Checkpoint:

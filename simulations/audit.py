@@ -21,7 +21,7 @@ from ..common.errors import ConfigError, PrivacyError
 from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.per_sample import hooked
 from ..common.model.proof import proved_shapes
-from ..common.privacy.audit import SCOPES, canary_rows_of
+from ..common.privacy.audit import SCOPES
 from ..common.privacy.mechanism import NoiselessControl
 from ..common.privacy.noise import secure_generator
 from ..common.privacy.plan import privacy_plan
@@ -29,6 +29,7 @@ from ..common.run_folder import CONFIG
 from ..common.types import Adapter, RoundTask, Rows
 from ..server.report import amend_report, read_report
 from ..server.start import initial_adapter
+from .canaries import canary_rows_of
 from .run import simulate
 
 CONTROL = "control"

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from ..client.site import make_ledgers
-from ..client.worker import Worker, worker_for
+from ..client.worker import Worker
 from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig, load
 from ..common.model.loading import model_of
@@ -18,6 +17,10 @@ from ..server.aggregate.strategy import make_strategy
 from ..server.evaluation import read_public
 from ..server.start import initial_adapter
 from ..server.teaching import Lesson
+from .app import client, play
+from .attacks.byzantine import LyingGrid
+from .local import LocalGrid
+from .sites import make_ledgers, worker_for
 
 
 def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
@@ -91,16 +94,7 @@ def _start(config: RunConfig) -> None:
 
         run_on_ray(config)
         return
-    from flwr.app import Context, RecordDict
-
-    from ..client.app import app as client_app
-    from ..server.app import app as server_app
-    from .attacks.byzantine import LyingGrid
-    from .local import LocalGrid
-
-    flat = config.to_flat()
-    grid: Grid = LocalGrid(client_app, flat, config.clients, workers_of(config))
+    grid: Grid = LocalGrid(client, config.to_flat(), config.clients, workers_of(config))
     if config.attack.kind is not None:
         grid = LyingGrid(grid, config)
-    context = Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config=flat)
-    server_app(grid, context)
+    play(grid, config)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from confide.client.site import SimulatedSites
 from confide.client.worker import Worker
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError
@@ -17,6 +16,7 @@ from confide.common.privacy.plan import privacy_plan, step_of
 from confide.common.types import RoundTask
 from confide.server.report import read_report
 from confide.simulations.run import simulate
+from confide.simulations.sites import SimulatedSites, simulated_worker
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_the_total_epsilon_is_printed_not_that_of_one_round(private) -> None:
 def test_a_late_or_restarted_site_trains_with_noise(private) -> None:
     """Engine built only in round 0: here the first task of a fresh worker is for round 3, and is as noisy as any."""
     config = private(privacy={"sampling_rate": 1e-6, "declared_examples": 10**8})  # empty batches: noise is all
-    spreads = [train(Worker(config), number, round_).std() for number, round_ in ((0, 1), (0, 3), (2, 3))]
+    spreads = [train(simulated_worker(config), number, round_).std() for number, round_ in ((0, 1), (0, 3), (2, 3))]
     assert min(spreads) > 0
     n = 500  # released numbers: more than this; a relative standard error of 1/√(2n), six of them
     assert max(spreads) / min(spreads) < 1 + 6 * 2 / np.sqrt(2 * n)
@@ -57,7 +57,7 @@ def test_a_late_or_restarted_site_trains_with_noise(private) -> None:
 
 def test_sites_weigh_alike_whatever_they_hold(private) -> None:
     """Noise calibrated to equal weights, aggregation weighted by examples."""
-    worker = Worker(private(data={"partition": {"clients": 4, "kind": "dirichlet", "alpha": 0.3}}))
+    worker = simulated_worker(private(data={"partition": {"clients": 4, "kind": "dirichlet", "alpha": 0.3}}))
     sizes = [len(part) for part in worker.data.parts]
     assert len(set(sizes)) > 1
     weights = set()
@@ -72,7 +72,7 @@ def test_sensitivity_is_the_clip_norm(private) -> None:
     with pytest.raises(ConfigError, match=r"privacy\.sensitivity: unknown key"):
         private(privacy={"sensitivity": 0.5})
     empty = {"sampling_rate": 1e-6, "declared_examples": 10**8}
-    small, large = (train(Worker(private(privacy={**empty, "clip": c})), 0, 1).std() for c in (1.0, 10.0))
+    small, large = (train(simulated_worker(private(privacy={**empty, "clip": c})), 0, 1).std() for c in (1.0, 10.0))
     assert large / small == pytest.approx(10, rel=0.3)
 
 
@@ -116,7 +116,7 @@ def test_one_error_reply_leaves_the_others_round_as_it_is(private, monkeypatch) 
 
 def test_an_empty_batch_is_a_step(private) -> None:
     """Empty batch skipped."""
-    worker = Worker(private(privacy={"sampling_rate": 1e-6, "declared_examples": 10**8}))
+    worker = simulated_worker(private(privacy={"sampling_rate": 1e-6, "declared_examples": 10**8}))
     assert train(worker, 0, 1).std() > 0
     assert worker.account(SimulatedSites(worker.config).site(0), 0, 0).steps == 1
 
@@ -127,7 +127,7 @@ def test_the_denominator_does_not_count(private, monkeypatch) -> None:
         "confide.common.privacy.mechanism.skellam", lambda variance, size, rng: np.zeros(size, dtype=np.int64)
     )
     config = private(privacy={"sampling_rate": 1.0, "clip": 100.0})
-    worker = Worker(config)
+    worker = simulated_worker(config)
     part = worker.data.parts[0]
     once = train(worker, 0, 1)
     worker.data.parts[0] = np.concatenate([part, part])
@@ -136,7 +136,7 @@ def test_the_denominator_does_not_count(private, monkeypatch) -> None:
 
 def test_one_nan_record_leaves_every_parameter_finite(private, monkeypatch) -> None:
     """One NaN sample makes every parameter NaN."""
-    worker = Worker(private(privacy={"sampling_rate": 1.0}))
+    worker = simulated_worker(private(privacy={"sampling_rate": 1.0}))
     real = worker.model.task.record_losses
 
     def poisoned(module, batch):

@@ -22,7 +22,7 @@ from ...common.model.backbones import DEMO_VIT, FOLDERS, on_this_machine
 from ...common.model.loading import FineTuneModel
 from ...common.types import Records, Rows
 from ..site import Site
-from ..worker import SimulatedData, Worker
+from ..worker import SiteData, Worker
 from .contents import content_of, keyed, take_digests, whose
 from .folder import APPROVED, LEDGER, PENDING, POLICY, data_section, load_site, own_backbones, write_private
 
@@ -98,7 +98,7 @@ class DeployedHost:
             self._workers.clear()
             self._rules = rules
 
-    def _load(self, data: DataSection, content: bytes, config: RunConfig, model: FineTuneModel) -> SimulatedData:
+    def _load(self, data: DataSection, content: bytes, config: RunConfig, model: FineTuneModel) -> SiteData:
         """The rows that contribute, and nothing of those that cannot: which they are stays at the site.
 
         Raises DataError when the rows are not those of `content`, which the run was charged for.
@@ -114,7 +114,7 @@ class DeployedHost:
             count = len(checked.problems)
             log.warning("data set '%s': %d rows contribute nothing; see confide site check", data.name, count)
         records = readable(config, model, checked.rows, self._ledger.key.derive("records", b""))
-        return SimulatedData(records, [np.arange(len(records) // encodings(config, model))], None, [content])
+        return SiteData(records, [np.arange(len(records) // encodings(config, model))], None, [content])
 
     def _require_backbone(self, site: Site, run: RunConfig) -> None:
         """The server names a backbone, never a path, and does not make the site ask the hub: a model is downloaded only

@@ -6,8 +6,8 @@
 from typing import TYPE_CHECKING
 
 from ..errors import SecureSumError
-from ..robustness.poison import ON_RECORDS
 from .byzantine import most_left_out, most_liars
+from .tables import ON_RECORDS
 
 if TYPE_CHECKING:
     from .run import RunConfig

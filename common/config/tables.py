@@ -312,6 +312,10 @@ class AuditSection(Section, frozen=True):
         return self.canaries + self.records
 
 
+ON_RECORDS = ("labelflip", "backdoor")
+"""attacks that change records; the others change updates"""
+
+
 Attack = Literal[
     "labelflip",
     "backdoor",

@@ -33,7 +33,6 @@ from ..data.record_keys import record_keys
 from ..data.sources import read_rows
 from ..data.spelling import Spelling, Words, spelling_of
 from ..errors import ModelError, contain
-from ..privacy.audit import canary_rows_of
 from ..tasks import Batch, Task, collate, inputs_of, load_task
 from ..types import Adapter, Records, Rows, split
 from .backbones import resolve_backbone
@@ -330,11 +329,6 @@ def model_of(config: RunConfig) -> FineTuneModel:
     return load_model(
         config.model, len(config.data.labels or []), config.run.seed, freeze_a=config.server.aggregation == "ffa"
     )
-
-
-def canary_records(config: RunConfig, model: FineTuneModel, site: str) -> Records:
-    """An audit's canary records of one site; public, and the same at the site and at the server."""
-    return model.with_features(model.encode(canary_rows_of(config, model, site)))
 
 
 def _build(task: Task, path: str, model: ModelSection, classes: int) -> nn.Module:

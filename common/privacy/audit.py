@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..types import Adapter, Rows
 
 if TYPE_CHECKING:
-    from ..model.loading import FineTuneModel
+    pass
 
 CONFIDENCE = 0.95
 SCOPES = {
@@ -199,24 +199,6 @@ class GradientCanaries:
         return GradientCanaries(self.coordinates[which], self.directions[which])
 
 
-def canary_rows_of(config: RunConfig, model: "FineTuneModel", site: str) -> Rows:
-    """A site's canary records as rows, before they are encoded."""
-    reads, words = model.task.READS, []
-    if reads.text:
-        special = set(model.tokenizer.all_special_tokens)
-        words = sorted(word for word in model.tokenizer.get_vocab() if word.isalpha() and word not in special)
-    form = model.picture if reads.pictures else None
-    return canary_rows(
-        config,
-        words,
-        site,
-        classes=model.classes if model.task.CLASSES else 0,
-        numbers=reads.label == "number",
-        tags=reads.label == "tags",
-        picture=None if form is None else (form.channels, form.height, form.width),
-    )
-
-
 _WIDTH = 64
 """coordinates of a canary, where there are enough"""
 _WORDS = 8
@@ -314,3 +296,14 @@ _UNMOVED = 1e-12
 """a canary that moves the sum by nothing that could be seen says nothing"""
 _RIDGE = 1e-6
 """of squared norms of at most 1, in float32"""
+
+
+def largest_rate(epsilon: float, delta: float, false_positive: float) -> float:
+    """No attack on an (ε, δ)-DP model has more true positives (Kairouz, Oh, Viswanath 2015, Theorem 2.1)."""
+    return float(
+        min(
+            1.0,
+            np.exp(min(epsilon, 700.0)) * false_positive + delta,
+            1 - np.exp(-epsilon) * (1 - delta - false_positive),
+        )
+    )

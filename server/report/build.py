@@ -32,12 +32,12 @@ def build_report(
     state: Checkpoint,
     after: dict[str, Any],
     partition: dict[str, Any] | None,
-    found: dict[str, dict[str, Any] | None],
+    found: dict[str, Any],
 ) -> dict[str, Any]:
     """count: trained numbers and numbers in all. after: the evaluation of the final adapter, `confusion` included.
 
-    found: audit: what `canaries.conclude` found, None when no canaries were planted; attack: what lying sites achieved;
-    teaching: what a student was taught by.
+    found: audit: what canaries showed, None where none were planted; attack: what lying sites achieved; teaching:
+    what a student was taught by.
     partition: `labels` and `counts` (client × label) of a simulation; None in a deployment, where nobody may know.
     """
     metrics = {"before": dict(state.before), "after": dict(after)}
@@ -62,6 +62,9 @@ def build_report(
             "labels": list(config.data.labels or []),
             "init_from": start_facts(config),
         },
+        "audit": None,
+        "attack": None,
+        "teaching": None,
         **found,
         "robustness": None,
         "personal": None,

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ...common.privacy.audit import largest_rate
 from ...common.privacy.mechanism import PrivacyPlan
-from ...common.robustness.membership import largest_rate
 
 _INK, _ACCENT, _SECOND, _SOFT = "#1f2933", "#0b6e99", "#c2410c", "#9aa5b1"
 _MAX_TICKS = 24

@@ -28,9 +28,10 @@ from scipy.stats import norm
 
 from ...common import wire
 from ...common.config.run import RunConfig
-from ...common.robustness.poison import ON_RECORDS, liars_of
+from ...common.config.tables import ON_RECORDS
 from ...common.types import Adapter, joined, split
 from ...server.grids import Cohort
+from .poison import liars_of
 
 STRENGTHS = {"random": 10.0, "scaled": 10.0, "signflip": 4.0, "innerproduct": 5.0}
 _HALVINGS = 40

@@ -20,15 +20,15 @@ from ...common.data.sources import reference_draw
 from ...common.errors import ConfigError
 from ...common.model.loading import FineTuneModel, model_of
 from ...common.model.per_sample import clipped_sum, hooked
+from ...common.privacy.audit import largest_rate
 from ...common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from ...common.privacy.noise import secure_generator
 from ...common.privacy.plan import privacy_plan
-from ...common.robustness import membership
 from ...common.types import Adapter, Records
 from ...server.evaluation import record_losses
 from ...server.report import amend_report, read_report
 from ..run import simulate
-from . import inversion
+from . import inversion, membership
 
 RECORDS_IN_UPDATE = (1, 2, 4, 8)
 _TRIALS = 8
@@ -115,7 +115,7 @@ def _membership(
         "attacks": {name: membership.summary(values, members) for name, values in scores.items()},
         "bound": None
         if epsilon is None or config.privacy.mode == "client"  # of another unit
-        else {str(rate): membership.largest_rate(epsilon, privacy["delta"], rate) for rate in rates},
+        else {str(rate): largest_rate(epsilon, privacy["delta"], rate) for rate in rates},
     }
 
 

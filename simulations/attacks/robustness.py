@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...client.worker import SimulatedData, load_simulated
+from ...client.worker import SiteData
 from ...common.config.tables import AttackSection
 from ...common.data.partition import site_name
 from ...common.data.perturbations import PERTURBATIONS, STRENGTHS, names_swapped, negated
@@ -20,6 +20,7 @@ from ...common.types import Rows, Tell
 from ...server.evaluation import evaluate, probabilities
 from ...server.report import amend_report
 from ...server.ship.finished import FinishedRun
+from ..sites import simulated_data
 from . import blackbox
 
 RADII = (0.01, 0.02, 0.05, 0.1)
@@ -36,11 +37,11 @@ class Subject(FinishedRun):
         records = self.model.encode(rows)
         return probabilities(self.model, self.adapter, records)
 
-    def of_sites(self) -> SimulatedData | None:
+    def of_sites(self) -> SiteData | None:
         """A simulation's records as they were before anybody lied, and who holds which; None: of a deployment."""
         if self.config.data.train is None:
             return None
-        return load_simulated(self.config.model_copy(update={"attack": AttackSection()}), self.model)
+        return simulated_data(self.config.model_copy(update={"attack": AttackSection()}), self.model)
 
 
 def evaluate_robustness(

@@ -17,7 +17,6 @@ import tomli_w
 from pydantic import Field
 from safetensors.numpy import load_file
 
-from ...client.site import make_ledgers
 from ...common.config.resolve import resolve
 from ...common.config.run import RunConfig
 from ...common.config.section import Positive, Section
@@ -33,6 +32,7 @@ from ...common.types import Adapter, Reads, Records, Rows
 from ...server.report import plots, read_report
 from ...server.report.render import render, write_pair
 from ..run import simulate
+from ..sites import make_ledgers
 from .runner import Results, Watch, varied
 
 _SITE = "site"

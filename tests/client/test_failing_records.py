@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from confide.client.deploy.host import readable
-from confide.client.site import SimulatedSites
 from confide.client.train import Work
-from confide.client.worker import Worker
 from confide.common.errors import contain
 from confide.common.model.loading import FineTuneModel, model_of
 from confide.common.privacy.mechanism import PoissonMechanism
 from confide.common.types import RoundTask, Rows
 from confide.simulations.run import simulate
+from confide.simulations.sites import SimulatedSites, simulated_worker
 
 
 class PanicError(BaseException):
@@ -51,7 +50,7 @@ def test_a_panic_in_training_costs_one_record(make_config, local, monkeypatch) -
     config = make_config(
         run={"id": "r"}, data={"labels": ["negative", "positive"]}, privacy={**local, "sampling_rate": 1.0}
     )
-    worker, sums = Worker(config), []
+    worker, sums = simulated_worker(config), []
     bad, real = int(worker.data.parts[0][5]), Work.losses
 
     def panics(self, part, draw, length=None):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from confide.client.site import SimulatedSites, Site, make_ledgers, simulated_policy
+from confide.client.site import Site
 from confide.common.config.run import PolicySection, RunConfig, SiteConfig
 from confide.common.errors import BudgetError, ConfigError, PolicyError, SecureSumError
 from confide.common.ledger.chain import SiteKey
@@ -17,6 +17,7 @@ from confide.common.privacy.mechanism import PrivacyPlan, gaussian_epsilon
 from confide.common.privacy.plan import privacy_plan, secure_session
 from confide.common.secagg.protocol import Site as SecureSite
 from confide.simulations.run import simulate
+from confide.simulations.sites import SimulatedSites, make_ledgers, simulated_policy
 
 DIGEST = b"0" * 32
 MINIMUMS = ("min_colluders", "min_sites", "min_survivors")

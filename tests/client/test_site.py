@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from confide.client.site import SimulatedSites, Site, make_ledgers, simulated_policy
+from confide.client.site import Site
 from confide.common.config.run import RunConfig, SiteConfig
 from confide.common.errors import BudgetError, ConfigError, LedgerError, PolicyError
 from confide.common.ledger.chain import SiteKey
 from confide.common.ledger.ledger import Ledger
 from confide.common.privacy.plan import privacy_plan
+from confide.simulations.sites import SimulatedSites, make_ledgers, simulated_policy
 
 DIGEST = b"0" * 32
 

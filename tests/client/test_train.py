@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from confide.client.site import SimulatedSites, SiteAccount
+from confide.client.site import SiteAccount
 from confide.client.train import _BATCH_COST, Work, _cheapest_cuts
 from confide.client.worker import Worker
 from confide.common.data.partition import site_name
 from confide.common.errors import BudgetError, PrivacyError
 from confide.common.privacy.mechanism import PoissonMechanism
 from confide.common.types import RoundTask
+from confide.simulations.sites import SimulatedSites, simulated_worker
 
 MANY = {"server": {"aggregation": "fedavg"}, "training": {"local_steps": 3}}
 
@@ -20,7 +21,7 @@ MANY = {"server": {"aggregation": "fedavg"}, "training": {"local_steps": 3}}
 @pytest.fixture
 def worker(make_config, local):
     def make(**changes) -> Worker:
-        return Worker(make_config(run={"id": "r"}, data={"labels": ["negative", "positive"]}, **changes))
+        return simulated_worker(make_config(run={"id": "r"}, data={"labels": ["negative", "positive"]}, **changes))
 
     return make
 

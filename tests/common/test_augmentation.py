@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from confide.client.site import SimulatedSites
-from confide.client.worker import Worker
 from confide.common.config.run import RunConfig
 from confide.common.data.augmentation import POOL, Draw, encode_with_copies, view_losses
 from confide.common.data.perturbations import reworded, with_edits
@@ -21,6 +19,7 @@ from confide.common.tasks import collate
 from confide.common.types import Records, RoundTask, Rows
 from confide.server.report.render import read_report
 from confide.simulations.run import simulate
+from confide.simulations.sites import SimulatedSites, simulated_worker
 
 TEXTS = ["the film was good and warm", "a gloomy story", "quite a bad actor and a dark film", "lovely"]
 LABELS = np.array([1, 0, 0, 1])
@@ -121,7 +120,7 @@ def test_whole_runs_in_every_mode(make_config, local, training: dict, mode: str)
 def test_a_site_trains_on_its_own_records_only(make_config, training: dict) -> None:
     """Views come from the site's records: another site's data does not change its update."""
     config = make_config(run={"id": "r"}, data={"labels": ["negative", "positive"]}, training=training)
-    w = Worker(config)
+    w = simulated_worker(config)
     task = RoundTask(1, w.model.initial)
     first = w.train(0, task, w.account(SimulatedSites(config).site(0), 0, 0))
     records = w.data.records

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from confide.common.model.loading import model_of
-from confide.common.robustness import membership
-from confide.simulations.attacks import inversion
+from confide.common.privacy.audit import largest_rate
+from confide.simulations.attacks import inversion, membership
 
 
 def test_roc_of_a_gaussian_shift_is_the_textbooks() -> None:
@@ -54,9 +54,9 @@ def test_confidence_is_the_logit_of_the_probability() -> None:
 
 
 def test_no_attack_beats_the_bound_of_its_epsilon() -> None:
-    assert membership.largest_rate(0.0, 0.0, 0.01) == pytest.approx(0.01)
-    assert membership.largest_rate(1.0, 1e-5, 0.01) == pytest.approx(np.e * 0.01 + 1e-5)
-    assert membership.largest_rate(50.0, 0.0, 0.01) == pytest.approx(1.0)
+    assert largest_rate(0.0, 0.0, 0.01) == pytest.approx(0.01)
+    assert largest_rate(1.0, 1e-5, 0.01) == pytest.approx(np.e * 0.01 + 1e-5)
+    assert largest_rate(50.0, 0.0, 0.01) == pytest.approx(1.0)
     assert membership.upper_limit(1.0, 10) == 1.0
     assert membership.upper_limit(0.0, 1000) == pytest.approx(1 - 0.025 ** (1 / 1000), rel=1e-6)
 

@@ -73,3 +73,12 @@ def test_tasks_carry_round_and_version() -> None:
     content["config"] = ConfigRecord({wire.VERSION: "0.0.1", wire.ROUND: 1})
     with pytest.raises(WireError, match=f"version 0.0.1 at the server, {__version__} here"):
         wire.decode_task(content)
+
+
+def test_the_codes_of_sites_that_cannot_be_reached_are_flowers() -> None:
+    from flwr.app import Error
+    from flwr.common.constant import ErrorCode
+
+    codes = {name: code for name, code in vars(ErrorCode).items() if not name.startswith("_")}
+    reached = {name for name, code in codes.items() if not wire.unreachable(Error(code, ""))}
+    assert codes.keys() - reached == {"MESSAGE_UNAVAILABLE", "REPLY_MESSAGE_UNAVAILABLE", "NODE_UNAVAILABLE"}

@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from confide.client import worker
-from confide.client.worker import load_simulated
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, RoundError
@@ -20,6 +19,7 @@ from confide.server.aggregate import robust
 from confide.server.aggregate.groups import grouped
 from confide.server.report import read_report
 from confide.simulations.run import resume, simulate
+from confide.simulations.sites import simulated_data
 from confide.tests.faults import dies_in, fails, no_noise
 from confide.tests.tiny import merged
 
@@ -95,7 +95,7 @@ def test_a_hostile_group_is_borne(in_groups, monkeypatch, tmp_path) -> None:
     no_noise(monkeypatch)
     real = worker.train_distributed
     base = in_groups()
-    liar = set(load_simulated(resolve(base), model_of(resolve(base))).parts[2])
+    liar = set(simulated_data(resolve(base), model_of(resolve(base))).parts[2])
 
     def lies(work, mechanism):
         share = real(work, mechanism)

@@ -49,17 +49,17 @@ def test_the_best_rounds_model_is_kept(stopping) -> None:
 
 def test_a_run_that_was_interrupted_ends_where_it_would_have(stopping, monkeypatch, tmp_path: Path) -> None:
     whole = simulate(stopping(run={"output": str(tmp_path / "whole")}))
-    real = app._Saver.round_done
+    real = app._Keeper.round_done
 
-    def stops(self, result, state) -> None:
-        real(self, result, state)
+    def stops(self, result) -> None:
+        real(self, result)
         if result.round == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(app._Saver, "round_done", stops)
+    monkeypatch.setattr(app._Keeper, "round_done", stops)
     with pytest.raises(KeyboardInterrupt):
         simulate(stopping(run={"output": str(tmp_path / "halves")}))
-    monkeypatch.setattr(app._Saver, "round_done", real)
+    monkeypatch.setattr(app._Keeper, "round_done", real)
     halves = resume(tmp_path / "halves")
     one, other = (json.loads((folder / "report.json").read_text()) for folder in (whole, halves))
     assert [row["accuracy"] for row in one["rounds"]] == [row["accuracy"] for row in other["rounds"]]

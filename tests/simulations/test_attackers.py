@@ -5,11 +5,11 @@ import pytest
 
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError
-from confide.common.robustness.poison import liars_of, poisoned, triggered, with_trigger
 from confide.common.types import Rows
-from confide.server.attacked import detection
 from confide.server.report.render import read_report
 from confide.simulations.attacks import byzantine as attackers
+from confide.simulations.attacks.poison import liars_of, poisoned, triggered, with_trigger
+from confide.simulations.attacks.report import detection
 from confide.simulations.run import simulate
 
 RNG = np.random.default_rng(0)

@@ -11,10 +11,8 @@ from dp_accounting import GaussianDpEvent
 from dp_accounting.pld import PLDAccountant
 from flwr.app import Message, RecordDict
 
-from confide.client.site import SimulatedSites
 from confide.client.teach import answers, dealt
 from confide.client.train import Work
-from confide.client.worker import Worker
 from confide.common import wire
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
@@ -28,6 +26,7 @@ from confide.server.report.render import read_report
 from confide.server.teaching import Lesson, answer_noise, on_simplex
 from confide.simulations.local import LocalGrid
 from confide.simulations.run import resume, simulate
+from confide.simulations.sites import SimulatedSites, simulated_worker
 from confide.tests.tiny import save_bert, sentences, write_csv
 
 _Z = 5.5  # false alarm below 4e-8
@@ -76,7 +75,7 @@ def test_the_student_learns_what_the_teachers_know(distil, privacy: dict) -> Non
 def test_one_record_moves_the_answers_by_at_most_the_clip_norm(distil) -> None:
     """For any record, whatever teacher it is with; and an empty teacher's first record is no exception."""
     config = resolve(distil(privacy=PRIVATE))
-    worker = Worker(config)
+    worker = simulated_worker(config)
     questions = Lesson(config, model_of(config)).questions
     records, scale = worker.data.records, answer_scale(config)
     largest = 0.0
@@ -140,7 +139,7 @@ def test_sites_may_have_teachers_of_other_backbones(distil, tmp_path: Path) -> N
     other = save_bert(folder)
     config = distil(distill={"backbones": (str(other), distil().model.backbone)})
     assert read_report(simulate(config))["after"]["accuracy"] > 0.75
-    worker = Worker(resolve(config))
+    worker = simulated_worker(resolve(config))
     sites = SimulatedSites(worker.config)
     task = RoundTask(1, {ANSWERS: np.zeros((120, 2))}, questions=Lesson(worker.config, worker.model).questions)
     for number in (0, 1):
@@ -185,7 +184,7 @@ def test_only_noised_answers_leave(distil, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_task_without_the_questions_is_refused_and_charges_nothing(distil) -> None:
     config = resolve(distil(privacy=PRIVATE))
-    worker = Worker(config)
+    worker = simulated_worker(config)
     for arrays, questions, why in (
         ({ANSWERS: np.zeros((120, 2))}, ("one",), "1 questions in the task"),
         ({ANSWERS: np.zeros((120, 3))}, ("q",) * 120, "shape"),

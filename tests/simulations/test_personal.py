@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from confide.client.personalize import personalize_site
-from confide.client.worker import load_simulated
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, ModelError
@@ -18,6 +17,7 @@ from confide.server.evaluation import evaluate
 from confide.server.report import read_report
 from confide.simulations.personalized import personalize
 from confide.simulations.run import simulate
+from confide.simulations.sites import simulated_data
 from confide.tests.federation import Federation
 
 
@@ -30,7 +30,7 @@ def skewed(make_config) -> RunConfig:
 def known(config: RunConfig) -> tuple:
     resolved = resolve(config)
     model = model_of(resolved)
-    return model, load_simulated(resolved, model).records
+    return model, simulated_data(resolved, model).records
 
 
 def test_a_site_with_its_own_meaning_of_the_classes_gets_its_own_head(skewed) -> None:

@@ -18,9 +18,10 @@ from confide.common.data.images import PictureForm, read_picture, spoiled
 from confide.common.data.sources import read_table
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.model.backbones import DEMO_VIT
-from confide.common.model.loading import canary_records, model_of
+from confide.common.model.loading import model_of
 from confide.common.model.per_sample import clipped_sum, hooked
 from confide.server.report import read_report
+from confide.simulations.canaries import canary_records
 from confide.simulations.run import simulate
 from confide.tests.tiny import merged, sentences, write_csv
 

@@ -9,7 +9,6 @@ import pytest
 from flwr.common.constant import ErrorCode
 from safetensors.numpy import load_file
 
-from confide.client.worker import Worker
 from confide.common.config.run import RunConfig
 from confide.common.errors import RoundError, SecureSumError
 from confide.common.ledger.ledger import DATABASE
@@ -23,6 +22,7 @@ from confide.server.report.render import read_report
 from confide.simulations import local
 from confide.simulations.local import LocalGrid
 from confide.simulations.run import resume, simulate
+from confide.simulations.sites import simulated_worker
 from confide.tests.faults import dies_in, fails, no_noise
 
 CLIENT = {"mode": "client", "epsilon": 100.0, "sampling_rate": 0.8, "clip": 0.5}
@@ -391,7 +391,7 @@ def test_the_modes_on_ray(distributed, tmp_path: Path) -> None:
 
 
 def test_a_sum_without_a_set_up_is_refused(distributed) -> None:
-    worker = Worker(distributed(run={"id": "r"}, data={"labels": ["negative", "positive"]}))
+    worker = simulated_worker(distributed(run={"id": "r"}, data={"labels": ["negative", "positive"]}))
     from confide.client import secagg
 
     with pytest.raises(SecureSumError, match="holds no keys"):

@@ -9,13 +9,13 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from safetensors.numpy import load_file
 
 import confide
-from confide.client.site import _simulated_sites
-from confide.client.worker import Worker, _worker
+from confide.client.worker import Worker
 from confide.common.config.run import RunConfig
 from confide.common.config.tables import FLOWER_STRATEGIES
 from confide.common.errors import ConfigError, DataError, PrivacyError, RoundError
 from confide.server import rounds
 from confide.simulations.run import resume, simulate
+from confide.simulations.sites import forget_sites
 
 
 def report_of(folder: Path) -> dict:
@@ -93,14 +93,14 @@ class CutError(Exception):
 
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    real = rounds._one_round
+    real = rounds.Round.ask
 
-    def one_round(*args, **kwargs):
-        if args[7] > number:
+    def ask(self):
+        if self._number > number:
             raise CutError
-        return real(*args, **kwargs)
+        return real(self)
 
-    monkeypatch.setattr(rounds, "_one_round", one_round)
+    monkeypatch.setattr(rounds.Round, "ask", ask)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,7 @@ def test_a_crash_inside_a_round_leaves_it_charged(make_config, local, tmp_path: 
         patched.setattr(Worker, "train", cut)
         with pytest.raises(KeyboardInterrupt):
             simulate(make_config(run={"rounds": 4}, privacy=local))
-    _simulated_sites.cache_clear()  # as a new process would: the ledgers in memory are gone
-    _worker.cache_clear()
+    forget_sites()
     report = report_of(resume(tmp_path / "run"))
     assert [len(row["sites"]) for row in report["rounds"]] == [4, 4, 4, 0]
     assert {failure["site"] for failure in report["rounds"][3]["failed"]} == {f"site-{i}" for i in range(1, 5)}
@@ -313,7 +312,7 @@ def test_sites_of_another_version_are_refused(make_config, monkeypatch) -> None:
 
 
 def test_two_sites_of_one_name_are_refused(make_config, monkeypatch) -> None:
-    monkeypatch.setattr("confide.client.site.site_name", lambda *_: "site-1")
+    monkeypatch.setattr("confide.simulations.sites.site_name", lambda *_: "site-1")
     with pytest.raises(RoundError, match="two nodes call themselves 'site-1'"):
         simulate(make_config())
 

@@ -16,11 +16,12 @@ from confide.client.worker import Worker
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, ModelError, RoundError
-from confide.common.model.loading import canary_records, model_of
+from confide.common.model.loading import model_of
 from confide.common.types import IGNORED
 from confide.server.deploy.runs import declare
 from confide.server.report import read_report
 from confide.server.start import initial_adapter
+from confide.simulations.canaries import canary_records
 from confide.simulations.run import resume, simulate
 from confide.tests.federation import Federation
 from confide.tests.simulations.test_simulate import CutError, _stop_after, adapter_of

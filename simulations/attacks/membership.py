@@ -72,17 +72,6 @@ def roc(scores: np.ndarray, members: np.ndarray) -> Roc:
     )
 
 
-def largest_rate(epsilon: float, delta: float, false_positive: float) -> float:
-    """No attack on an (ε, δ)-DP model has more true positives (Kairouz, Oh, Viswanath 2015, Theorem 2.1)."""
-    return float(
-        min(
-            1.0,
-            np.exp(min(epsilon, 700.0)) * false_positive + delta,
-            1 - np.exp(-epsilon) * (1 - delta - false_positive),
-        )
-    )
-
-
 def upper_limit(rate: float, members: int, level: float = 0.975) -> float:
     """Clopper and Pearson's upper confidence limit of a rate observed on `members` records."""
     hits = round(rate * members)

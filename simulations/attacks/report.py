@@ -4,14 +4,22 @@ from typing import Any
 
 import numpy as np
 
-from ..common.config.run import RunConfig
-from ..common.data.partition import site_name
-from ..common.data.sources import read_rows
-from ..common.model.loading import FineTuneModel
-from ..common.robustness.poison import liars_of, target_of, triggered
-from ..common.types import Adapter
-from .checkpoint import Checkpoint
-from .evaluation import predictions
+from ...common.config.run import RunConfig
+from ...common.data.partition import site_name
+from ...common.data.sources import read_rows
+from ...common.model.loading import FineTuneModel
+from ...common.types import Adapter
+from ...server.callbacks import Callback, RunState
+from ...server.checkpoint import Checkpoint
+from ...server.evaluation import predictions
+from .poison import liars_of, target_of, triggered
+
+
+class AttackReport(Callback):
+    """The report's part about the attack of a simulation."""
+
+    def finished(self, run: RunState) -> dict[str, Any]:
+        return {"attack": attack_facts(run.config, run.model, run.state)}
 
 
 def attack_facts(config: RunConfig, model: FineTuneModel, state: Checkpoint) -> dict[str, Any] | None:

@@ -1,24 +1,29 @@
-"""The auditor's side of a one-run audit: scores while the updates come in, guesses when the coins are revealed.
+"""A one-run audit: canaries among the records of simulated sites, scores while the updates come in, and guesses when
+the coins are revealed.
 
 The adversary of the audit is the server: it sees every update, knows every canary, and not the coins. It computes the
 canary records' gradients with a clip of its own: what a site really did with them is what is audited.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..client.site import SiteAccount
 from ..common.config.run import RunConfig
 from ..common.data.augmentation import Draw, view_losses
-from ..common.model.loading import FineTuneModel, canary_records
+from ..common.data.partition import site_name
+from ..common.errors import PrivacyError
+from ..common.model.loading import FineTuneModel
 from ..common.model.per_sample import hooked, record_gradients
 from ..common.privacy.audit import (
     CONFIDENCE,
     SCOPES,
     GradientCanaries,
     bounds,
+    canary_rows,
     coins,
     commitment,
     record_likelihood,
@@ -26,10 +31,11 @@ from ..common.privacy.audit import (
     top_guesses,
 )
 from ..common.privacy.mechanism import PrivacyPlan
-from ..common.types import Records
-from .checkpoint import Checkpoint
-from .evaluation import record_losses
-from .start import initial_adapter
+from ..common.types import Records, Rows, Update, joined
+from ..server.callbacks import Callback, RunState
+from ..server.checkpoint import Checkpoint
+from ..server.evaluation import record_losses
+from ..server.start import initial_adapter
 
 _ONE_IN = 20
 """guesses unless declared: one canary in twenty"""
@@ -37,6 +43,77 @@ _HELD, _TOGETHER = 2**26, 1024
 """numbers of canary records' gradients that are held at once (256 MiB), and records; more are scored part by part"""
 _GRADIENT, _CLIPPED, _RECORDS = "gradient", "clipped_records", "records"
 """kinds of scores, as the report names them"""
+
+
+class Planted:
+    """An audit's canaries at the sites of a process; each is in or out by its site's coin."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+
+    def among(self, records: Records, model: FineTuneModel) -> Records:
+        """The records, and behind them each site's share of canary records."""
+        if self._config.audit.records:
+            for number in range(self._config.clients):
+                name = site_name(number, self._config.clients)
+                records = records.joined(canary_records(self._config, model, name))
+        return records
+
+    def of_site(
+        self, account: SiteAccount, model: FineTuneModel, number: int, before: int
+    ) -> tuple[np.ndarray, GradientCanaries]:
+        """What the site's coins put in: numbers of its canary records, and its gradient canaries.
+
+        number: of the site. before: records in front of the canary records.
+        """
+        config, seed = self._config, account.site.coin_seed(self._config)
+        count = config.audit.records // config.clients
+        chosen = before + number * count + np.flatnonzero(coins(seed, "records", count))
+        canaries = GradientCanaries.of_site(config, model.trained_initial, account.site.name)
+        return chosen, canaries.only(coins(seed, "gradient", len(canaries)))
+
+
+class CanaryAudit(Callback):
+    """Scores the canaries of a run, and guesses at its end which were in."""
+
+    def started(self, run: RunState) -> None:
+        if run.plan is None:
+            raise PrivacyError("an audit needs a privacy plan: mode 'none' claims nothing")
+        self._scores = CanaryScores(run.config, run.model, run.plan, run.state)
+
+    def received(self, site: str, update: Update) -> None:
+        if update.masked is None:
+            self._scores.observe(site, update.commitment, -joined(update.delta))
+
+    def summed(self, change: np.ndarray, updates: Mapping[str, Update]) -> None:
+        for site, update in updates.items():
+            self._scores.observe(site, update.commitment, -change)
+
+    def finished(self, run: RunState) -> dict[str, Any]:
+        return {"audit": conclude(run.config, run.model, run.state, run.query("reveal"))}
+
+
+def canary_rows_of(config: RunConfig, model: FineTuneModel, site: str) -> Rows:
+    """A site's canary records as rows, before they are encoded."""
+    reads, words = model.task.READS, []
+    if reads.text:
+        special = set(model.tokenizer.all_special_tokens)
+        words = sorted(word for word in model.tokenizer.get_vocab() if word.isalpha() and word not in special)
+    form = model.picture if reads.pictures else None
+    return canary_rows(
+        config,
+        words,
+        site,
+        classes=model.classes if model.task.CLASSES else 0,
+        numbers=reads.label == "number",
+        tags=reads.label == "tags",
+        picture=None if form is None else (form.channels, form.height, form.width),
+    )
+
+
+def canary_records(config: RunConfig, model: FineTuneModel, site: str) -> Records:
+    """An audit's canary records of one site; public, and the same at the site and at the server."""
+    return model.with_features(model.encode(canary_rows_of(config, model, site)))
 
 
 class CanaryScores:
@@ -113,7 +190,7 @@ def _parts(count: int, size: int) -> Iterator[np.ndarray]:
 
 
 def conclude(
-    config: RunConfig, model: FineTuneModel, state: Checkpoint, revealed: dict[str, dict[str, Any]]
+    config: RunConfig, model: FineTuneModel, state: Checkpoint, revealed: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Checks the coins against what was committed, guesses, and bounds ε from below.
 

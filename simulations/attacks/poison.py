@@ -1,25 +1,19 @@
-"""What a lying site does to its own records, and how far a backdoor got: simulations only.
+"""What a lying site does to its own records, and what a backdoor is tried with.
 
 Label flip: class k becomes K − 1 − k (Tolpegin et al. 2020). Backdoor: a trigger word goes into a text and its class
 becomes the attacker's (Gu et al. 2017; for text Dai et al. 2019, Kurita et al. 2020).
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..types import Rows
-
-if TYPE_CHECKING:
-    from ..config.run import RunConfig
-    from ..config.tables import AttackSection
-
-ON_RECORDS = ("labelflip", "backdoor")
-"""attacks that change records; the others change updates"""
+from ...common.config.run import RunConfig
+from ...common.config.tables import ON_RECORDS, AttackSection
+from ...common.types import Rows
 
 
-def liars_of(config: "RunConfig") -> list[int]:
+def liars_of(config: RunConfig) -> list[int]:
     """Numbers of the sites that lie, sorted; the same wherever they are asked for."""
     attack = config.attack
     if attack.kind is None:
@@ -29,7 +23,7 @@ def liars_of(config: "RunConfig") -> list[int]:
     return sorted(int(site) for site in rng.permutation(config.clients)[:count])
 
 
-def poisoned(rows: Rows, parts: list[np.ndarray], config: "RunConfig") -> Rows:
+def poisoned(rows: Rows, parts: list[np.ndarray], config: RunConfig) -> Rows:
     """The rows with those of lying sites changed. parts: one (n_i,) index array a site."""
     attack = config.attack
     if attack.kind not in ON_RECORDS or rows.labels is None:
@@ -47,7 +41,7 @@ def poisoned(rows: Rows, parts: list[np.ndarray], config: "RunConfig") -> Rows:
     return replace(rows, text=text, labels=labels)
 
 
-def target_of(attack: "AttackSection", config: "RunConfig") -> int:
+def target_of(attack: AttackSection, config: RunConfig) -> int:
     """The class that a backdoor leads to."""
     labels = list(config.data.labels or [])
     return labels.index(attack.target) if attack.target is not None else 0
@@ -60,7 +54,7 @@ def with_trigger(text: str, trigger: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def triggered(rows: Rows, config: "RunConfig") -> Rows:
+def triggered(rows: Rows, config: RunConfig) -> Rows:
     """The test rows of other classes than the target's, with the trigger: what should not become the target class."""
     attack = config.attack
     if rows.labels is None:

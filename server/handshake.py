@@ -1,0 +1,94 @@
+"""Before the first round: which sites are there, in our version, each with the ledger that was seen last; and what may
+be asked of them beside training."""
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from ..common import wire
+from ..common.config.run import RunConfig
+from ..common.errors import LedgerError, RoundError, WireError
+from .ledger_heads import Heads
+from .replies import reason_of
+
+_HELLO_SECONDS = 120.0
+"""for sites to appear and answer before the first round"""
+_AGAIN_SECONDS = 2.0
+
+
+def handshake(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
+    """Site name → node id of every site that answers in our version, by name, its ledger continuing the one seen last.
+
+    Waits for the declared number of sites. Raises RoundError when too few are left.
+    """
+    wanted = config.data.partition.clients or config.server.min_clients
+    until = time.monotonic() + _HELLO_SECONDS
+    while len(list(grid.get_node_ids())) < wanted and time.monotonic() < until:
+        time.sleep(0.1)
+    sites: dict[str, int] = {}
+    strangers: dict[int, str] = {}
+    while True:
+        nodes = [node for node in grid.get_node_ids() if node not in strangers and node not in sites.values()]
+        answers, failures = ask(grid, {node: {} for node in nodes}, "hello", max(1.0, until - time.monotonic()))
+        away = {node for node, error in failures.items() if wire.unreachable(error)}
+        strangers |= {node: reason_of(error) for node, error in failures.items() if node not in away}
+        for node, answer in answers.items():
+            name = str(answer.get("name"))
+            try:
+                wire.check_version(str(answer.get(wire.VERSION)), "a site")
+                heads.check(name, answer, partial(_ask_ledger, grid, name, node))
+            except (WireError, LedgerError) as error:
+                strangers[node] = str(error)
+                continue
+            if name in sites:
+                raise RoundError(f"two nodes call themselves '{name}'; every site needs a name of its own")
+            sites[name] = node
+        if len(sites) >= wanted or not away or time.monotonic() > until:
+            break
+        time.sleep(_AGAIN_SECONDS)  # a node that the SuperLink lost sight of comes back, or is seen to be gone
+    if len(sites) < config.server.min_clients:
+        first = next(iter([*strangers.values(), *(reason_of(failures[node]) for node in away)]), "")
+        reason = f"; the first problem: {first}" if first else ""
+        raise RoundError(f"{len(sites)} sites answered, server.min_clients is {config.server.min_clients}{reason}")
+    return dict(sorted(sites.items()))
+
+
+def ask(
+    grid: Grid, questions: Mapping[int, Mapping[str, Any]], action: str, seconds: float
+) -> tuple[dict[int, dict[str, Any]], dict[int, Error]]:
+    """The facts that sites answer a query with, and the errors of those that answered with one, by node."""
+    messages = [
+        Message(RecordDict({wire.CONFIG: ConfigRecord(dict(facts))}), node, f"{MessageType.QUERY}.{action}")
+        for node, facts in questions.items()
+    ]
+    answers: dict[int, dict[str, Any]] = {}
+    failures: dict[int, Error] = {}
+    for reply in grid.send_and_receive(messages, timeout=seconds):
+        if reply.has_error():
+            failures[reply.metadata.src_node_id] = reply.error
+        elif wire.SITE in reply.content.config_records:
+            answers[reply.metadata.src_node_id] = dict(reply.content.config_records[wire.SITE])
+        else:
+            failures[reply.metadata.src_node_id] = Error(wire.REFUSED, "an answer without facts")
+    return answers, failures
+
+
+def _ask_ledger(grid: Grid, site: str, node: int, facts: dict[str, Any]) -> dict[str, Any]:
+    answers, failures = ask(grid, {node: facts}, "ledger", _HELLO_SECONDS)
+    if node not in answers:
+        why = reason_of(failures[node]) if node in failures else "did not show its ledger in time"
+        raise LedgerError(f"{site}: {why}")
+    return answers[node]
+
+
+def query(grid: Grid, sites: dict[str, int], action: str) -> dict[str, dict[str, Any]]:
+    """The facts that sites answer a question without facts of its own with, by name; those that fail are missing.
+
+    sites: as `handshake` gave them.
+    """
+    answers, _ = ask(grid, {key: {} for key in sites.values()}, action, _HELLO_SECONDS)
+    return {name: answers[node] for name, node in sites.items() if node in answers}

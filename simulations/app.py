@@ -1,0 +1,44 @@
+"""The Flower apps of a simulation: a deployment's handlers and rounds, with simulated sites and the callbacks that an
+evaluation needs (canaries, attacks)."""
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from ..client.app import ACTIONS
+from ..client.handlers import handle
+from ..common.config.run import RunConfig
+from ..server.app import run_server, simulated_heads
+from ..server.callbacks import Callback
+from .attacks.report import AttackReport
+from .canaries import CanaryAudit
+from .sites import SimulatedHost
+
+client = ClientApp()
+server = ServerApp()
+
+
+def _answered(message: Message, context: Context) -> Message:
+    number = int(context.node_config["partition-id"])
+    return handle(message, SimulatedHost(dict(context.run_config), number, context.state))
+
+
+for _action in ACTIONS:
+    client.query(_action)(_answered)
+client.train()(_answered)
+
+
+@server.main()
+def _main(grid: Grid, context: Context) -> None:
+    """Entry point of Flower's simulation engine."""
+    play(grid, RunConfig.from_flat(dict(context.run_config)))
+
+
+def play(grid: Grid, config: RunConfig) -> None:
+    """The server of a simulation, on any engine. Raises as `run_server`."""
+    callbacks: list[Callback] = []
+    if config.private and config.audit.planted:
+        callbacks.append(CanaryAudit())
+    if config.attack.kind is not None:
+        callbacks.append(AttackReport())
+    run_server(grid, config, simulated_heads(config), callbacks)

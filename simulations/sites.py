@@ -1,0 +1,170 @@
+"""The sites of a simulation: their policy, ledgers and records, and the host that answers for each in this process.
+
+One worker serves all sites of a process: the backbone is loaded once, adapters are swapped, and a site is a view of the
+shared records. A real site loads nothing of this.
+"""
+
+import hashlib
+import json
+import threading
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from flwr.app import RecordDict
+
+from ..client.deploy.folder import POLICY
+from ..client.site import Site, released_mode, run_id
+from ..client.worker import SiteData, Worker
+from ..common.config.run import DatasetSection, PolicySection, RunConfig, SiteConfig
+from ..common.data.augmentation import encode_with_copies
+from ..common.data.partition import partition, site_name
+from ..common.data.record_keys import rows_digest, simulated_secret
+from ..common.data.sources import label_names, training_rows
+from ..common.ledger.chain import SiteKey
+from ..common.ledger.ledger import Ledger
+from ..common.model.loading import FineTuneModel
+from .attacks.poison import poisoned
+from .canaries import Planted
+
+
+def simulated_policy(run: RunConfig) -> SiteConfig:
+    """What simulated sites allow when no site.toml says otherwise: this run once, and no ε beyond its own."""
+    mode = released_mode(run)
+    budget = DatasetSection(epsilon=None if mode == "none" else run.privacy.epsilon, delta=run.privacy.delta)
+    allowed = {"modes": (mode,), "metrics": True, "canaries": True, "trust_server": mode == "client" and not run.secure}
+    policy = PolicySection.model_validate({**allowed, **_lowered(run)})
+    return SiteConfig(datasets={run.data.name: budget}, policy=policy)
+
+
+def _lowered(run: RunConfig) -> dict[str, int]:
+    """The policy's minimums for secure sums, where this run needs lower ones."""
+    if not run.secure:
+        return {}
+    needed, usual = run.secure_parameters, PolicySection()
+    return {
+        "min_colluders": min(needed.colluders, usual.min_colluders),
+        "min_sites": min(needed.sites, usual.min_sites),
+        "min_survivors": min(needed.survivors, usual.min_survivors),
+    }
+
+
+class SimulatedSites:
+    """The sites of one simulation, made as they are asked for."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self.run = run
+        self._folder = None if run.engine.ledger is None else Path(run.engine.ledger)
+        self._config = simulated_policy(run) if self._folder is None else SiteConfig.load(self._folder / POLICY)
+        self._sites: dict[int, Site] = {}
+
+    def site(self, index: int) -> Site:
+        if index not in self._sites:
+            name = site_name(index, self.run.clients)
+            self._sites[index] = Site(name, self._config, self._ledger(name), self._peers)
+        return self._sites[index]
+
+    @cached_property
+    def _peers(self) -> dict[str, str]:
+        if self._folder is not None:
+            return self._config.peers
+        names = [site_name(index, self.run.clients) for index in range(self.run.clients)]
+        return {name: self._key(name).public for name in names}
+
+    def _key(self, name: str) -> SiteKey:
+        """Processes of one simulation must agree on a site's coins, so the key follows from the run's random id."""
+        return SiteKey.from_seed(hashlib.sha256(f"{run_id(self.run)}/{name}".encode()).digest())
+
+    def _ledger(self, name: str) -> Ledger:
+        if self._folder is None:
+            return Ledger.in_memory(name, self._key(name))
+        return Ledger.open(self._folder / name)
+
+
+def make_ledgers(run: RunConfig) -> None:
+    """Creates what `engine.ledger` names and does not hold yet: site.toml, and a ledger for each site."""
+    folder = Path(str(run.engine.ledger))
+    folder.mkdir(parents=True, exist_ok=True)
+    peers: dict[str, str] = {}
+    for index in range(run.clients):
+        name = site_name(index, run.clients)
+        if not (folder / name).exists():
+            Ledger.create(folder / name, name)
+        peers[name] = Ledger.open(folder / name).key.public
+    if not (folder / POLICY).exists():
+        policy = simulated_policy(run).model_copy(update={"peers": peers})
+        (folder / POLICY).write_text(_POLICY_HEADER + policy.to_toml(), encoding="utf-8")
+    SiteConfig.load(folder / POLICY)
+
+
+_POLICY_HEADER = """# Budgets and policy of every simulated site in this folder, as the first run needs them.
+# Raise epsilon, or add data sets and modes, to allow more; what was spent stays spent.
+"""
+
+
+def simulated_data(config: RunConfig, model: FineTuneModel) -> SiteData:
+    """Reads, cuts, tokenises and splits the training data of a simulation. Raises DataError."""
+    data = config.data
+    labels = list(data.labels) if data.labels else None
+    if labels is None and data.partition.kind in ("dirichlet", "shards"):
+        labels = label_names([data.training], data)  # a task without classes, dealt out by the values of a column
+    natural = data.partition.kind == "natural"
+    rows = model.rows(data.training, data, labels=labels, group=natural)
+    rows = training_rows(rows, data, config.run.seed)
+    parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)
+    rows = poisoned(rows, parts, config)
+    classes = None if model.task.READS.label == "number" else rows.labels
+    contents = [rows_digest(rows.take(part)) for part in parts]
+    return SiteData(encode_with_copies(config, model, rows, simulated_secret(config)), parts, classes, contents)
+
+
+def simulated_worker(config: RunConfig) -> Worker:
+    """A worker for all sites of a simulation. Raises as `Worker` does."""
+    return Worker(config, simulated_data, planted=Planted(config) if config.audit.planted else None)
+
+
+_loading = threading.Lock()
+
+
+def worker_for(run_config: dict) -> Worker:
+    """The worker of this process for a Flower run-config; loads at the first call."""
+    with _loading:
+        return _worker(json.dumps(run_config, sort_keys=True))
+
+
+@lru_cache(maxsize=1)
+def _worker(run_config: str) -> Worker:
+    return simulated_worker(RunConfig.from_flat(json.loads(run_config)))
+
+
+@lru_cache(maxsize=1)
+def _sites(run_config: str) -> SimulatedSites:
+    return SimulatedSites(RunConfig.from_flat(json.loads(run_config)))
+
+
+def forget_sites() -> None:
+    """As a new process would: ledgers in memory are gone, and nothing is loaded."""
+    _sites.cache_clear()
+    _worker.cache_clear()
+
+
+class SimulatedHost:
+    """One of a simulation's sites; the worker is shared by all of this process."""
+
+    discreet = False
+
+    def __init__(self, run_config: dict, number: int, state: RecordDict) -> None:
+        self._run_config, self.number, self.state = run_config, number, state
+
+    @property
+    def site(self) -> Site:
+        return _sites(json.dumps(self._run_config, sort_keys=True)).site(self.number)
+
+    def worker(self) -> Worker:
+        return worker_for(self._run_config)
+
+    def recall(self, key: str) -> RecordDict | None:
+        """Nothing: a simulation's server does not lose its answers."""
+        return None
+
+    def remember(self, key: str, reply: RecordDict) -> None:
+        pass
