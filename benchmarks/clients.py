@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from confide.client import worker
+from confide.client import train
 from confide.common.config.run import RunConfig
 from confide.simulations.run import simulate
 
@@ -56,7 +56,7 @@ def build(folder: Path, clients: int) -> RunConfig:
 def main(clients: int, result: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     spent = 0.0
-    real = worker.train_plain
+    real = train.train_plain
 
     def timed(*args, **kwargs):
         nonlocal spent
@@ -65,7 +65,7 @@ def main(clients: int, result: Path, folder: Path) -> None:
         spent += time.perf_counter() - started
         return answer
 
-    worker.train_plain = timed
+    train.train_plain = timed
     run = simulate(build(folder, clients))
     seconds = json.loads((run / "report.json").read_text())["rounds"][0]["seconds"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,6 +13,7 @@ from ..common.config.tables import CLIP_RANGE
 from ..common.errors import PolicyError, PrivacyError, RecordsError, SecureSumError
 from ..common.ledger.chain import Head
 from ..common.ledger.ledger import Ledger, Limit, Request, Reservation
+from ..common.modes import mode_of
 from ..common.privacy import audit
 from ..common.privacy.mechanism import PrivacyPlan
 from ..common.privacy.plan import declared_steps, step_of
@@ -162,7 +163,7 @@ class Site:
             run=run_id(run),
             dataset=name,
             content=(derive("content", content[:32]) + derive("content", content)).hex(),
-            unit="client" if run.privacy.mode == "client" else "example",
+            unit=mode_of(run).UNIT,
             step=step_of(run, plan),
             steps=declared_steps(run),
             delta=run.privacy.delta,

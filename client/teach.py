@@ -12,7 +12,7 @@ import numpy as np
 
 from ..common.data.record_keys import Keys, choices
 from ..common.errors import PrivacyError, contain
-from ..common.privacy.plan import answer_scale, answers_shape
+from ..common.modes.distillation import answer_scale, answers_shape
 from ..common.types import RoundTask, Rows
 from .train import Work, train_plain
 

@@ -1,4 +1,4 @@
-"""Local training: one function a mode. What they return leaves the site.
+"""Local training: what a mode (common/modes) composes a release of.
 
 Steps either move the site's own copy (`local_steps` > 1: FedAvg) or are sent as the mean gradient that the server's
 optimizer takes (`local_steps` = 1: one round is one step over all sites' data).
@@ -17,14 +17,13 @@ from ..common.data.augmentation import Draw, padded_to, view_losses
 from ..common.errors import PrivacyError, contain
 from ..common.model.loading import FineTuneModel
 from ..common.model.optimizer import make_optimizer
-from ..common.model.per_sample import clipped_sum, forget, hooked
-from ..common.model.proof import proved_shapes
+from ..common.model.per_sample import clipped_sum, forget
 from ..common.model.shapes import Shapes
+from ..common.modes import Step
 from ..common.privacy.audit import NO_CANARIES, GradientCanaries
-from ..common.privacy.clipping import Contribution, clipped
-from ..common.privacy.mechanism import PoissonMechanism
+from ..common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from ..common.privacy.noise import secure_generator
-from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches
+from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches, split
 
 log = logging.getLogger("confide.worker")
 _BATCH_COST = 80
@@ -54,12 +53,8 @@ class Work:
         return view_losses(self.config, self.model, self.records, part, self.task.round, draw, length)
 
 
-Step = Callable[[], tuple[torch.Tensor, float]]
-"""One step's mean gradient (d,) and, without privacy, its mean loss."""
-
-
 def train_plain(work: Work, rng: np.random.Generator) -> tuple[Adapter, float]:
-    """Mode `none`: shuffled batches of `physical_batch` records. Returns the delta and the mean training loss.
+    """Ordinary training: shuffled batches of `physical_batch` records. Returns the delta and the mean training loss.
 
     rng: decides the batch order, and which copies of augmented records are taken.
     """
@@ -79,47 +74,52 @@ def train_plain(work: Work, rng: np.random.Generator) -> tuple[Adapter, float]:
     return _take_steps(work, step)
 
 
-def train_private(work: Work, mechanism: PoissonMechanism) -> Adapter:
-    """Mode `local`: DP-SGD (Abadi et al. 2016) with Poisson batches, per-record clipping and full noise at the site.
+@dataclass(frozen=True)
+class SiteComputation:
+    """What this site offers to a mode, for one round: `modes.Computation`."""
 
-    Everything the result depends on beyond public values passed through `mechanism.release`.
-    """
+    work: Work
+    coins: np.random.Generator
+    """decides the batch order of `plain_steps`"""
+    teachers: Callable[[], np.ndarray]
+    """gives the scaled answers of the site's teachers"""
+    shapes: Shapes | None = None
+    """of batches, in which the model was proved, for modes that clip single records"""
 
-    shapes = proved_shapes(work.config, work.model)
+    @property
+    def config(self) -> RunConfig:
+        return self.work.config
 
-    def step() -> tuple[torch.Tensor, float]:
-        total = _drawn_sum(work, mechanism, shapes)
-        return torch.from_numpy(mechanism.release(total)).float().to(work.model.device), 0.0
+    def records(self) -> int:
+        return len(self.work.indices)
 
-    with hooked(work.model):
-        return _take_steps(work, step)[0]
+    def clip(self, plan: PrivacyPlan) -> float:
+        return plan.clip if self.work.task.clip is None else self.work.task.clip
 
+    def clipped_sum(self, mechanism: PoissonMechanism) -> np.ndarray:
+        """The model must be hooked, and hold the step's weights."""
+        if self.shapes is None:
+            raise PrivacyError("no shapes of batches: nothing shows that gradients are per record")
+        return _drawn_sum(self.work, mechanism, self.shapes)
 
-def train_distributed(work: Work, mechanism: PoissonMechanism) -> np.ndarray:
-    """Mode `distributed`: this site's part of one DP-SGD step over all sites' data, with its share of the noise.
+    def private_steps(self, step: Step) -> Adapter:
+        def taken() -> tuple[torch.Tensor, float]:
+            gradient, loss = step()
+            return torch.from_numpy(gradient).float().to(self.work.model.device), loss
 
-    Returns (d,) int64 for a secure sum; by itself it is not private.
-    """
-    shapes = proved_shapes(work.config, work.model)
-    work.model.set(work.task.adapter)
-    with hooked(work.model):
-        total = _drawn_sum(work, mechanism, shapes)
-    return mechanism.share(total, mechanism.plan.clip)
+        return _take_steps(self.work, taken)[0]
 
+    def plain_steps(self) -> tuple[Adapter, float]:
+        return train_plain(self.work, self.coins)
 
-def train_client(work: Work, mechanism: PoissonMechanism, rng: np.random.Generator) -> Contribution:
-    """Mode `client`: local training, its whole change clipped (McMahan et al. 2018). Not private by itself.
+    def plain_change(self) -> np.ndarray:
+        return joined(train_plain(self.work, secure_generator())[0])
 
-    The site takes part with probability q by a coin of its own. Under secure aggregation a site that is out trains all
-    the same and contributes zero: how long it takes must not tell the coin.
-    """
-    clip = mechanism.plan.clip if work.task.clip is None else work.task.clip
-    nothing = Contribution(np.zeros(work.model.count()[0]), 0.0)
-    takes_part = len(mechanism.draw(1)) == 1
-    if not len(work.indices) or (not takes_part and not work.config.secure):
-        return nothing
-    update = joined(train_plain(work, rng)[0])
-    return clipped(update, clip) if takes_part else nothing
+    def votes(self) -> np.ndarray:
+        return self.teachers()
+
+    def as_adapter(self, vector: np.ndarray) -> Adapter:
+        return split(vector, self.work.model.trained_initial)
 
 
 def _drawn_sum(work: Work, mechanism: PoissonMechanism, shapes: Shapes) -> np.ndarray:
@@ -189,7 +189,7 @@ def _cheapest_cuts(lengths: np.ndarray, size: int) -> list[int]:
     return cuts[::-1]
 
 
-def _take_steps(work: Work, step: Step) -> tuple[Adapter, float]:
+def _take_steps(work: Work, step: Callable[[], tuple[torch.Tensor, float]]) -> tuple[Adapter, float]:
     config, model, task = work.config, work.model, work.task
     model.set(task.adapter)
     names, parameters = list(model.trained), list(model.trained.values())

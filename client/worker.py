@@ -5,11 +5,12 @@ site is a view of the shared records.
 """
 
 import logging
+import math
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -18,18 +19,19 @@ import numpy as np
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, PrivacyError, RecordsError, WireError, contain
 from ..common.model.loading import FineTuneModel, model_of
-from ..common.model.per_sample import validate
+from ..common.model.per_sample import hooked, validate
 from ..common.model.proof import check_apart, check_reached, proved_shapes
+from ..common.modes import Release, mode_of
+from ..common.modes.distillation import ANSWERS, answers_shape
 from ..common.privacy.audit import NO_CANARIES, GradientCanaries
-from ..common.privacy.clipping import to_vector
 from ..common.privacy.mechanism import NoiselessControl, PoissonMechanism
 from ..common.privacy.noise import secure_generator
-from ..common.privacy.plan import ANSWERS, answers_shape, privacy_plan
+from ..common.privacy.plan import privacy_plan
 from ..common.secagg.protocol import Site as SecureSite
-from ..common.types import WHOLE, Adapter, Metrics, Records, RoundTask, Update, split
+from ..common.types import Records, RoundTask, Update
 from .site import Site, SiteAccount
 from .teach import answers
-from .train import Work, train_client, train_distributed, train_plain, train_private
+from .train import SiteComputation, Work
 
 log = logging.getLogger("confide.worker")
 
@@ -87,18 +89,13 @@ class Worker:
         self._others: dict[str, tuple[FineTuneModel, SiteData]] = {}
         check_reached(self.model)
         self.plan = privacy_plan(config, self.model.count()[0])
-        if self._by_record:
+        if self.plan is not None and mode_of(config).BY_RECORD:
             proved_shapes(config, self.model)
         elif self.plan is not None:
             (check_apart if config.distils else validate)(self.model)
         self._opening = threading.RLock()
         self._data: SiteData | None = None
         self._accounts: dict[int, SiteAccount] = {}
-
-    @property
-    def _by_record(self) -> bool:
-        """Whether single records are clipped."""
-        return self.config.privacy.mode in ("local", "distributed") and not self.config.distils
 
     @property
     def data(self) -> SiteData:
@@ -218,7 +215,7 @@ class Worker:
                 masked = secure.mask(task.round, found.share)
         return self._update(account, found, masked)
 
-    def _update(self, account: SiteAccount, found: "_Release", masked: bytes | None = None) -> Update:
+    def _update(self, account: SiteAccount, found: Release, masked: bytes | None = None) -> Update:
         return Update(
             account.site.name,
             found.delta,
@@ -231,19 +228,23 @@ class Worker:
             masked,
         )
 
-    def _openly(self, work: Work, account: SiteAccount, number: int) -> "_Release":
+    def _openly(self, work: Work, account: SiteAccount, number: int) -> Release:
         """Without privacy: the change, what may be told of it, and how many records are behind it."""
-        config, weight = self.config, float(len(work.indices))
-        if config.distils:
-            said = answers(self._teachers(work, account.site, number)) / config.distill.teachers
-            return _Release(self._as_answers(said), weight=weight)
-        rng = np.random.default_rng([config.run.seed, 0x7A1, number, work.task.round])
-        delta, loss = train_plain(work, rng)
-        return _Release(delta, {"loss": loss} if account.site.config.policy.metrics else {}, weight=weight)
+        found = mode_of(self.config).release(self._computation(work, account.site, number), None)
+        return found if account.site.config.policy.metrics else replace(found, metrics={})
+
+    def _computation(self, work: Work, site: Site, number: int) -> SiteComputation:
+        coins = np.random.default_rng([self.config.run.seed, 0x7A1, number, work.task.round])
+        return SiteComputation(work, coins, lambda: self._votes(work, site, number))
+
+    def _votes(self, work: Work, site: Site, number: int) -> np.ndarray:
+        if not len(work.indices):
+            return np.zeros(math.prod(answers_shape(self.config)))
+        return answers(self._teachers(work, site, number))
 
     def _privately(
         self, model: FineTuneModel, account: SiteAccount, number: int, task: RoundTask, before: int
-    ) -> "_Release":
+    ) -> Release:
         """What leaves a site under privacy, with or without its records."""
         if account.plan is None:
             raise PrivacyError("no plan: nothing says how much noise there is to be")
@@ -264,46 +265,21 @@ class Worker:
 
     def _noise_alone(
         self, model: FineTuneModel, account: SiteAccount, number: int, task: RoundTask, before: int
-    ) -> "_Release":
+    ) -> Release:
         """What draws that are all empty give."""
         if account.plan is None:
             raise PrivacyError("no plan: nothing says how much noise there is to be")
         mechanism = PoissonMechanism(account.plan, secure_generator(), before)
         return self._released(self._without_records(model, task), mechanism, account, number)
 
-    def _released(self, work: Work, mechanism: PoissonMechanism, account: SiteAccount, number: int) -> "_Release":
-        config, secure = self.config, self.config.secure
-        if config.distils:
-            mechanism.draw(0)  # nobody is drawn: every record is with a teacher
-            said = np.zeros(mechanism.plan.coordinates)
-            if len(work.indices):
-                said = answers(self._teachers(work, account.site, number))
-            if secure:
-                return _Release(share=mechanism.share(said, mechanism.plan.clip))
-            return _Release(self._as_answers(mechanism.release(said)))
-        if config.privacy.mode == "local":
-            return _Release(train_private(work, mechanism))
-        if config.privacy.mode == "distributed":
-            return _Release(share=train_distributed(work, mechanism))
-        contribution = train_client(work, mechanism, secure_generator())
-        if not secure:
-            return _Release(split(contribution.update, work.model.trained_initial), {WHOLE: contribution.whole})
-        clip = mechanism.plan.clip if work.task.clip is None else work.task.clip
-        return _Release(share=mechanism.share(to_vector(contribution, mechanism.plan, clip), clip))
-
-    def _as_answers(self, said: np.ndarray) -> Adapter:
-        return {ANSWERS: said.reshape(answers_shape(self.config)).astype(np.float32)}
-
-
-@dataclass(frozen=True)
-class _Release:
-    """What one round of a site gives away."""
-
-    delta: Adapter = field(default_factory=dict)
-    metrics: Metrics = field(default_factory=dict)
-    share: np.ndarray | None = None
-    """(d,) int64, for a secure sum"""
-    weight: float = 1.0
+    def _released(self, work: Work, mechanism: PoissonMechanism, account: SiteAccount, number: int) -> Release:
+        mode, site = mode_of(self.config), self._computation(work, account.site, number)
+        if not mode.BY_RECORD:
+            return mode.release(site, mechanism)
+        shapes = proved_shapes(self.config, work.model)
+        work.model.set(work.task.adapter)
+        with hooked(work.model):
+            return mode.release(replace(site, shapes=shapes), mechanism)
 
 
 NO_RECORDS = Records(

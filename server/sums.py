@@ -16,11 +16,12 @@ from flwr.serverapp import Grid
 from ..common import wire
 from ..common.config.run import RunConfig
 from ..common.errors import RoundError, SecureSumError, WireError
+from ..common.modes import mode_of
 from ..common.privacy.mechanism import PrivacyPlan
 from ..common.types import Update
 from .aggregate.groups import GroupedSums
 from .aggregate.strategy import StreamingStrategy
-from .aggregate.summing import CentralSums, change_of
+from .aggregate.summing import CentralSums
 from .checkpoint import Checkpoint
 from .handshake import ask
 from .replies import Replies, reason_of
@@ -83,17 +84,18 @@ class Summing:
             raise RoundError(f"{len(updates)} sites took part, server.min_clients is {self.config.server.min_clients}")
         total, failed = sums.finish(number)
         replies.failed += [{"site": site, "reason": f"unmasking: {reason}"} for site, reason in failed.items()]
-        clip = state.clip or self.plan.clip
+        clip, mode = state.clip or self.plan.clip, mode_of(self.config)
         if isinstance(total, dict):
             groups = self.config.server.groups or 1  # a group has its share of the declared units
-            changes = {group: change_of(self.config, self.plan, part, clip)[0] for group, part in total.items()}
+            changes = {group: mode.change(self.config, self.plan, part, clip)[0] for group, part in total.items()}
             return strategy.combined({group: groups * change for group, change in changes.items()})
-        change, state.clip = change_of(self.config, self.plan, total, clip)
+        change, state.clip = mode.change(self.config, self.plan, total, clip)
         opened(change, updates)
         return strategy.summed(change)
 
 
 def summing_of(grid: Grid, config: RunConfig, plan: PrivacyPlan | None, sites: dict[str, int]) -> Summing | None:
+    """None where updates are aggregated one by one."""
     if plan is None or config.privacy.mode == "local":
         return None
     exchange = partial(_exchange, grid, sites, min(config.server.deadline, _STAGE_SECONDS))

@@ -14,9 +14,9 @@ from ..common.data.sources import read_texts
 from ..common.errors import DataError
 from ..common.model.loading import FineTuneModel
 from ..common.model.optimizer import warmed_up
+from ..common.modes.distillation import ANSWERS, answer_scale, answers_shape
 from ..common.privacy.mechanism import PrivacyPlan
 from ..common.privacy.noise import from_grid
-from ..common.privacy.plan import ANSWERS, answer_scale, answers_shape
 from ..common.tasks import inputs_of
 from ..common.types import Adapter, Records, Rows, Tell, shuffled_batches
 from .start import initial_adapter

@@ -8,6 +8,7 @@ from dp_accounting.rdp.rdp_privacy_accountant import compute_delta
 
 from ..config.run import RunConfig
 from ..errors import PrivacyError
+from ..modes import mode_of
 from . import claims
 from .accounting import rdp_curve
 from .events import history_of, repeated
@@ -85,7 +86,7 @@ def calibrated(plan: PrivacyPlan, epsilon: float, steps: int) -> PrivacyPlan | N
 
 def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
     """Paragraphs: what is protected, against whom, how well, under which assumption, and what is not."""
-    if config.privacy.mode == "client":
+    if mode_of(config).UNIT == "client":
         unit, taken, cut = "site", "in every round each site takes part", "its whole update"
         what = "whether a site contributed, and anything about what it contributed"
         several = "somebody whose records lie at several sites"

@@ -1,16 +1,13 @@
-"""Modes that release sums: from the round's integer total to the next model, whoever added it up.
-
-`SecureSums` gives the total when the server is not trusted. `CentralSums` makes it when it is (mode `client` without
-secure aggregation): there the sites send clipped updates and the server adds the noise before anything is used.
+"""The sum of a trusted server (mode `client` without secure aggregation): sites send clipped updates, and the server
+adds the noise before anything is used. `SecureSums` gives the sum where the server is not trusted.
 """
 
 import numpy as np
 
-from ...common.config.run import RunConfig
 from ...common.errors import WireError
 from ...common.privacy import clipping
 from ...common.privacy.mechanism import PoissonMechanism, PrivacyPlan
-from ...common.privacy.noise import from_grid, secure_generator
+from ...common.privacy.noise import secure_generator
 from ...common.types import WHOLE, Update, joined
 
 
@@ -36,15 +33,3 @@ class CentralSums:
         noise = PoissonMechanism(self._plan, secure_generator())
         noise.draw(0)  # the sites drew by themselves
         return noise.share(self._total, self._clip), {}
-
-
-def change_of(config: RunConfig, plan: PrivacyPlan, total: np.ndarray, clip: float) -> tuple[np.ndarray, float]:
-    """The change of the trained numbers (d,) float64, as `ServerStep` takes it, and the next round's clip norm."""
-    if config.privacy.mode == "distributed":
-        mean = from_grid(total, clip) / plan.denominator
-        return (mean if config.distils else -mean), clip
-    change, whole = clipping.from_total(total, plan, clip)
-    quantile = config.privacy.clip_quantile
-    if whole is None or quantile is None:
-        return change, clip
-    return change, clipping.next_clip(clip, whole, quantile, config.privacy.clip_learning_rate)

@@ -24,7 +24,7 @@ from confide.common.bundle import write_bundle
 from confide.common.config.run import RunConfig, load
 from confide.common.credentials import SiteLine, expiry, fingerprint, issue, make_ca, parse_line
 from confide.common.errors import ConfigError, DeploymentError, WireError
-from confide.common.privacy.plan import ANSWERS
+from confide.common.modes.distillation import ANSWERS
 from confide.server.deploy import deployment
 from confide.server.deploy.runs import declare
 from confide.tests.federation import Federation, run_content, write_run

@@ -179,7 +179,7 @@ def no_share(mechanism: PoissonMechanism) -> np.ndarray:
 
 def test_the_reservation_comes_before_the_data(worker, local, monkeypatch) -> None:
     w = worker(privacy=local)
-    monkeypatch.setattr("confide.client.worker.train_private", lambda *a: pytest.fail("data was touched"))
+    monkeypatch.setattr("confide.client.train._drawn_sum", lambda *a: pytest.fail("data was touched"))
     account = account_of(w, 0, 3)  # all three declared rounds are spent
     with pytest.raises(BudgetError, match=r"spent 3 steps, asked 1, limit 3, remaining 0"):
         w.train(0, RoundTask(4, w.model.initial), account)

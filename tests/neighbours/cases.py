@@ -10,7 +10,7 @@ from confide.client.deploy.host import DeployedHost
 from confide.common.config.run import RunConfig
 from confide.common.errors import ModelError
 from confide.common.model.loading import load_model
-from confide.common.privacy.plan import ANSWERS, answers_shape
+from confide.common.modes.distillation import ANSWERS, answers_shape
 from confide.common.types import Adapter
 from confide.tests.architectures import DECODERS, ENCODERS, IMAGES, TARGETS
 from confide.tests.neighbours.rows import CLASSES, PROMPTED, TAGS, Form, Row, Table, table_of

@@ -136,7 +136,6 @@ def test_without_the_proof_the_review_s_fault_shows(
         return Shapes(model.max_length, 8, 12.0)
 
     monkeypatch.setattr("confide.client.worker.proved_shapes", unproved)
-    monkeypatch.setattr("confide.client.train.proved_shapes", unproved)
     monkeypatch.setattr(per_sample, "_check_calls", lambda model, rows: None)
     with pytest.raises(AssertionError, match=r"the sum is not that of its records alone|the site gives up|moves"):
         check(sites, watch, Case("deberta-v3"), [])

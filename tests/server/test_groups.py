@@ -1,17 +1,18 @@
 """Secure sums of groups, combined by a robust aggregation: whole simulations, exact where noise is off."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from confide.client import worker
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, RoundError
 from confide.common.model.loading import model_of
+from confide.common.modes import distributed
 from confide.common.privacy.plan import privacy_plan
 from confide.common.secagg import protocol
 from confide.common.types import joined
@@ -93,13 +94,14 @@ def test_the_noise_of_each_group_is_whole(in_groups, monkeypatch) -> None:
 def test_a_hostile_group_is_borne(in_groups, monkeypatch, tmp_path) -> None:
     """One site adds a huge vector under its mask: it replaces a plain sum; the trimmed mean of groups hardly moves."""
     no_noise(monkeypatch)
-    real = worker.train_distributed
+    real = distributed.release
     base = in_groups()
     liar = set(simulated_data(resolve(base), model_of(resolve(base))).parts[2])
 
-    def lies(work, mechanism):
-        share = real(work, mechanism)
-        return share + 2**20 if set(work.indices) == liar else share
+    def lies(site, mechanism):
+        found = real(site, mechanism)
+        share = np.asarray(found.share)
+        return replace(found, share=share + 2**20) if set(site.work.indices) == liar else found
 
     changes = {"run": {"rounds": 1}, "privacy": {"sampling_rate": 1.0}, "training": {"optimizer": "sgd"}}
     one_sum = {"groups": None, "aggregation": "fedavg"}
@@ -107,7 +109,7 @@ def test_a_hostile_group_is_borne(in_groups, monkeypatch, tmp_path) -> None:
     for name, server in (("groups", {}), ("one sum", one_sum)):
         found = []
         for how, train in (("honest", real), ("lies", lies)):
-            monkeypatch.setattr(worker, "train_distributed", train)
+            monkeypatch.setattr(distributed, "release", train)
             output = {"output": str(tmp_path / f"{name}-{how}"), "rounds": 1}
             config = in_groups(**merged(changes, {"run": output, "server": server}))
             found.append(joined(adapter(config)))

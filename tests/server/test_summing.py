@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from confide.common.errors import RoundError, SecureSumError, WireError
+from confide.common.modes import mode_of
 from confide.common.privacy.mechanism import PrivacyPlan, plan_for
 from confide.common.secagg import facts
 from confide.common.types import WHOLE, Update
-from confide.server.aggregate.summing import CentralSums, change_of
+from confide.server.aggregate.summing import CentralSums
 from confide.server.secagg import Answered, SecureSums
 
 _Z = 5.0  # false alarm below 6e-7
@@ -45,10 +46,11 @@ def test_a_flag_that_is_none_is_refused(plan: PrivacyPlan) -> None:
 
 def test_a_gradient_is_sent_downhill_and_an_update_as_it_is(make_config, local, plan: PrivacyPlan) -> None:
     total = np.full(20_000, 2**16)
-    gradient, clip = change_of(make_config(privacy={**local, "mode": "distributed"}), plan, total, 2.0)
+    summed = make_config(privacy={**local, "mode": "distributed"})
+    gradient, clip = mode_of(summed).change(summed, plan, total, 2.0)
     np.testing.assert_allclose(gradient, -2.0 / plan.denominator)
     client = make_config(privacy={"mode": "client", "epsilon": 8.0, "sampling_rate": 0.5})
-    moved, clip = change_of(client, plan, total, 2.0)
+    moved, clip = mode_of(client).change(client, plan, total, 2.0)
     np.testing.assert_allclose(moved, 2.0 / plan.denominator)
     assert clip == 2.0
 

@@ -18,9 +18,10 @@ from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, DataError, WireError
 from confide.common.model.loading import model_of
+from confide.common.modes.distillation import ANSWERS, answer_scale
 from confide.common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from confide.common.privacy.noise import secure_generator
-from confide.common.privacy.plan import ANSWERS, answer_scale, privacy_plan
+from confide.common.privacy.plan import privacy_plan
 from confide.common.types import RoundTask
 from confide.server.report.render import read_report
 from confide.server.teaching import Lesson, answer_noise, on_simplex

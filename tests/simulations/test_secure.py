@@ -332,7 +332,7 @@ def test_one_task_sent_twice_at_once_is_answered_once(distributed, tmp_path: Pat
 def test_client_level_with_and_without_a_secure_sum_agree(make_config, tmp_path: Path, monkeypatch) -> None:
     """Everybody takes part and nothing is noised: both are the mean of the clipped updates over the declared sites."""
     no_noise(monkeypatch)
-    monkeypatch.setattr("confide.client.worker.secure_generator", lambda: np.random.default_rng(5))
+    monkeypatch.setattr("confide.client.train.secure_generator", lambda: np.random.default_rng(5))
     found = []
     for secure in (True, False):
         config = make_config(

@@ -1,0 +1,89 @@
+"""Distillation: a site's teachers answer public queries, and a student at the server learns their noised votes.
+
+PATE (Papernot et al. 2017, 2018) with teachers spread over sites, of any architecture. One record is with one teacher;
+added or removed, it can turn all M answers of that teacher, each by a vector of length √2: the answers of all teachers
+together move by at most √(2M). They are scaled so that this is the clip norm C, and released like a clipped sum: by the
+site with full noise (privacy.mode `local`), in shares of a secure sum (`distributed`), or as they are (`none`).
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..privacy.noise import from_grid
+from ..types import Adapter
+from . import Computation, Release
+from .words import ALONE, EVERYBODY, EXAMPLE, ONE_RECORD, sum_adversary, sum_noise
+
+if TYPE_CHECKING:
+    from ..config.run import RunConfig
+    from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
+
+UNIT, BY_RECORD, SUMS = "example", False, True
+ANSWERS = "answers"
+"""what stands in the adapter's place"""
+
+
+def answer_scale(config: "RunConfig") -> float:
+    """What one teacher's answer counts, so that all its M answers together differ from others by at most C."""
+    return config.privacy.clip / math.sqrt(2 * config.distill.questions)
+
+
+def answers_shape(config: "RunConfig") -> tuple[int, int]:
+    """(M, K): what a site releases."""
+    return config.distill.questions, len(config.data.labels or [])
+
+
+def sampling_rate(config: "RunConfig") -> float | None:
+    """1: every record is with a teacher."""
+    return 1.0
+
+
+def coordinates(config: "RunConfig", trained: int) -> int:
+    return math.prod(answers_shape(config))
+
+
+def units(config: "RunConfig") -> float:
+    """Teachers: of one site, or of all behind a sum."""
+    return config.distill.teachers * (1 if config.privacy.mode == "local" else config.clients)
+
+
+def unit(config: "RunConfig") -> str:
+    return EXAMPLE
+
+
+def protected(config: "RunConfig") -> str:
+    return ONE_RECORD
+
+
+def adversary(config: "RunConfig") -> str:
+    return sum_adversary(config) if config.privacy.mode == "distributed" else EVERYBODY
+
+
+def sampling(config: "RunConfig") -> str:
+    return "none: each record is read by one teacher of its site, drawn in secret"
+
+
+def noise(config: "RunConfig") -> str:
+    return sum_noise(config) if config.privacy.mode == "distributed" else ALONE
+
+
+def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:
+    config = site.config
+    if mechanism is None:
+        return Release(as_answers(site.votes() / config.distill.teachers, config), weight=float(site.records()))
+    mechanism.draw(0)  # nobody is drawn: every record is with a teacher
+    votes = site.votes()
+    if config.secure:
+        return Release(share=mechanism.share(votes, mechanism.plan.clip))
+    return Release(as_answers(mechanism.release(votes), config))
+
+
+def as_answers(votes: np.ndarray, config: "RunConfig") -> Adapter:
+    return {ANSWERS: votes.reshape(answers_shape(config)).astype(np.float32)}
+
+
+def change(config: "RunConfig", plan: "PrivacyPlan", total: np.ndarray, clip: float) -> tuple[np.ndarray, float]:
+    """The mean of the answers, which take the adapter's place."""
+    return from_grid(total, clip) / plan.denominator, clip
