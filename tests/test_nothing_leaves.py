@@ -21,7 +21,7 @@ from confide.tests.tiny import sentences, write_csv
 
 @pytest.fixture
 def recorded(make_config, local, tmp_path: Path, monkeypatch):
-    """Runs over the given training rows; every message that a site sent, as flat dictionaries."""
+    """Runs of one configuration over the given training rows; every message that a site sent, as flat dictionaries."""
 
     def constant(self, clipped_sum: np.ndarray, clip: float) -> np.ndarray:
         self._awaiting_release = False
@@ -41,7 +41,7 @@ def recorded(make_config, local, tmp_path: Path, monkeypatch):
             del privacy["declared_examples"]
         config = make_config(
             run={"output": str(tmp_path / name), "id": "the-same", "rounds": 2},
-            data={"train": str(write_csv(tmp_path / f"{name}.csv", rows)), "labels": ["negative", "positive"]},
+            data={"train": str(write_csv(tmp_path / "train.csv", rows)), "labels": ["negative", "positive"]},
             privacy=privacy,
             engine={"workers": 1},
         )
