@@ -86,7 +86,7 @@ def _plays_many(recipe: str, sets: list[str] | None, out: Path | None, ledger: P
     from . import printing as tables
     from .progress import watch
 
-    player = importlib.import_module(f".simulations.{kind}", __package__)
+    player = importlib.import_module(f"..simulations.studies.{kind}", __package__)
     try:
         folder = player.play(content, out, watch, overwrite=overwrite)
     except KeyboardInterrupt:

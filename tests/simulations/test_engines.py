@@ -10,12 +10,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
-from confide.client.app import app
 from confide.common.bundle import write_bundle
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfideError, ConfigError
 from confide.common.processes import last_error, tool
 from confide.simulations import ray
+from confide.simulations.app import client as app
 from confide.simulations.local import LocalGrid
 from confide.simulations.run import simulate
 
