@@ -23,7 +23,7 @@ from ..common.modes import Step
 from ..common.privacy.audit import NO_CANARIES, GradientCanaries
 from ..common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from ..common.privacy.noise import secure_generator
-from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches, split
+from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches
 
 log = logging.getLogger("confide.worker")
 _BATCH_COST = 80
@@ -119,7 +119,7 @@ class SiteComputation:
         return self.teachers()
 
     def as_adapter(self, vector: np.ndarray) -> Adapter:
-        return split(vector, self.work.model.trained_initial)
+        return self.work.model.arrays(vector)
 
 
 def _drawn_sum(work: Work, mechanism: PoissonMechanism, shapes: Shapes) -> np.ndarray:

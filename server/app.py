@@ -17,7 +17,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from ..common.config.run import RunConfig
-from ..common.errors import ConfideError
+from ..common.errors import ConfideError, ConfigError
 from ..common.ledger.chain import write_json
 from ..common.model.backbones import FOLDERS
 from ..common.model.loading import export_adapter, model_of
@@ -45,12 +45,11 @@ _HEADS = "server.json"
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Entry point of Flower in a deployment; the folder of the server is named in the environment."""
-    config, home = RunConfig.from_flat(dict(context.run_config)), Path(os.environ[HOME])
-    for name, path in ServerFile.load(home).backbones.items():
-        FOLDERS[name] = str(home / path)
-    known = {name: site.identity for name, site in registered(home).items()}
+    config, home = RunConfig.from_flat(dict(context.run_config)), os.environ.get(HOME)
+    if home is None:
+        raise ConfigError(f"{HOME} is not set: this app is for `confide server run`; to simulate: confide simulate")
     try:
-        run_server(QuickGrid(grid), config, Heads(home / "heads.json", known))
+        _serve(grid, config, Path(home))
     except ConfideError as error:
         write_json(config.output / FAILURE, {"reason": str(error)})
         raise
@@ -58,6 +57,14 @@ def main(grid: Grid, context: Context) -> None:
         (config.output / "failure.log").write_text(traceback.format_exc(), encoding="utf-8")
         write_json(config.output / FAILURE, {"reason": f"{type(error).__name__}; see {config.output / 'failure.log'}"})
         raise
+
+
+def _serve(grid: Grid, config: RunConfig, home: Path) -> None:
+    """home: the folder of a deployment's server."""
+    for name, path in ServerFile.load(home).backbones.items():
+        FOLDERS[name] = str(home / path)
+    known = {name: site.identity for name, site in registered(home).items()}
+    run_server(QuickGrid(grid), config, Heads(home / "heads.json", known))
 
 
 def simulated_heads(config: RunConfig) -> Heads:

@@ -1,24 +1,29 @@
 """The Flower apps of a simulation: a deployment's handlers and rounds, with simulated sites and the callbacks that an
-evaluation needs (canaries, attacks)."""
+evaluation needs (canaries, attacks).
+
+Thin: a process that runs sites loads nothing of the server's, and the other way round.
+"""
+
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from ..client.app import ACTIONS
-from ..client.handlers import handle
 from ..common.config.run import RunConfig
-from ..server.app import run_server, simulated_heads
-from ..server.callbacks import Callback
-from .attacks.report import AttackReport
-from .canaries import CanaryAudit
-from .sites import SimulatedHost
+
+if TYPE_CHECKING:
+    from ..server.callbacks import Callback
 
 client = ClientApp()
 server = ServerApp()
 
 
 def _answered(message: Message, context: Context) -> Message:
+    from ..client.handlers import handle
+    from .sites import SimulatedHost
+
     number = int(context.node_config["partition-id"])
     return handle(message, SimulatedHost(dict(context.run_config), number, context.state))
 
@@ -36,6 +41,10 @@ def _main(grid: Grid, context: Context) -> None:
 
 def play(grid: Grid, config: RunConfig) -> None:
     """The server of a simulation, on any engine. Raises as `run_server`."""
+    from ..server.app import run_server, simulated_heads
+    from .attacks.report import AttackReport
+    from .canaries import CanaryAudit
+
     callbacks: list[Callback] = []
     if config.private and config.audit.planted:
         callbacks.append(CanaryAudit())

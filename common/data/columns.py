@@ -100,7 +100,9 @@ def read_labels(notes: Notes, data: DataSection, labels: list[str] | None, reads
     classes = np.zeros(len(notes.table.rows), dtype=np.int64)
     values = notes.table.column(data.label)
     for place, name in enumerate(read_strings(notes, data.label)):
-        found = index.get(name, index.get(_otherwise(values[place])))
+        found = index.get(name)
+        if found is None:
+            found = index.get(_otherwise(values[place]))
         if found is not None:
             classes[place] = found
         else:
@@ -113,7 +115,7 @@ def _otherwise(value: object) -> str:
     writers store 1 as 1.0 in every row."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(float(value)) if isinstance(value, int) and abs(value) < 2**53 else ""
+    return str(float(value)) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53 else ""
 
 
 def read_numbers(notes: Notes, column: str, scale: tuple[float, float] | None) -> np.ndarray:

@@ -128,7 +128,6 @@ def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -
     key = shapes, views, torch.get_num_threads()
     if key not in done:
         _check_stateless(model, shapes)
-        _check_no_draws(model, shapes)
         with _filled_in(model):
             proof = _Proof(model, views)
             found = {length: proof.rows_for(shapes, length) for length in shapes.all_lengths}
@@ -275,22 +274,19 @@ def check_apart(model: FineTuneModel) -> None:
     makes of a record depends on records that are read beside it, or that were read before it."""
     shapes = Shapes(model.max_length if model.task.READS.text else 0, 1, 1.0)
     _check_stateless(model, shapes)
-    _check_no_draws(model, shapes)
     if model.head_only:
         _check_features(model)
 
 
 def _check_stateless(model: FineTuneModel, shapes: Shapes) -> None:
     """Raises ModelError for a model that one record changes for the next: some choose their attention for good by the
-    first batch they see. Looked at on a copy that has seen nothing."""
-    if not model.task.READS.text:
-        return
+    first batch they see, and some draw random numbers while they read. Looked at on a copy that has seen nothing."""
     fresh = model.copy()
-    before = _state(fresh.module)
-    longest = shapes.longest or model.max_length
+    before, drawn = _state(fresh.module), _generators()
+    longest = (shapes.longest or model.max_length) if model.task.READS.text else 0
     for tokens in (longest, min(4, longest), longest):
+        length = int(shapes.lengths(np.array([tokens]))[0]) or None  # features have none
         with torch.no_grad():
-            length = int(shapes.lengths(np.array([tokens]))[0]) or None  # features have none
             fresh.losses(replace(dummy_records(fresh, [tokens]), features=None), np.array([0]), length)
         changed = [name for name, state in _state(fresh.module).items() if before.get(name) != state]
         if changed:
@@ -298,6 +294,16 @@ def _check_stateless(model: FineTuneModel, shapes: Shapes) -> None:
                 f"{plain_name(changed[0]) or 'model.backbone'}: changes with what it has read, so one record would "
                 "change another's gradient; choose another backbone"
             )
+    if not all(torch.equal(one, two) for one, two in zip(drawn, _generators(), strict=True)):
+        raise ModelError(
+            "model.backbone: it draws random numbers while it reads, so one record would change another's gradient; "
+            "choose another backbone"
+        )
+
+
+def _generators() -> list[torch.Tensor]:
+    """The states of torch's generators."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
 
 
 def _state(module: nn.Module) -> dict[str, tuple]:
@@ -311,28 +317,6 @@ def _state(module: nn.Module) -> dict[str, tuple]:
         )
         for name, part in module.named_modules()
     }
-
-
-def _check_no_draws(model: FineTuneModel, shapes: Shapes) -> None:
-    """Raises ModelError for a model that draws random numbers while it reads: a record that is read would change what
-    the next ones draw, whatever the batches are."""
-    longest = (shapes.longest or model.max_length) if model.task.READS.text else 0
-    for tokens in dict.fromkeys((longest, min(4, longest))):
-        records = replace(dummy_records(model, [tokens]), features=None)
-        length = int(shapes.lengths(np.array([tokens]))[0]) or None
-        before = _generators()
-        with torch.no_grad():
-            model.losses(records, np.array([0]), length)
-        if not all(torch.equal(one, two) for one, two in zip(before, _generators(), strict=True)):
-            raise ModelError(
-                "model.backbone: it draws random numbers while it reads, so one record would change another's "
-                "gradient; choose another backbone"
-            )
-
-
-def _generators() -> list[torch.Tensor]:
-    """The states of torch's generators."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
 
 
 def _check_features(model: FineTuneModel) -> None:

@@ -79,8 +79,6 @@ class Mode(Protocol):
     """of the ledger: `example` or `client`"""
     BY_RECORD: bool
     """whether single records are clipped, so that per-record gradients are proved before data is read"""
-    SUMS: bool
-    """whether the server uses a sum over sites and nothing else"""
 
     def sampling_rate(self, config: "RunConfig") -> float | None:
         """q: the probability that a unit is drawn in a step."""

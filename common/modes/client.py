@@ -12,17 +12,14 @@ from ..errors import PrivacyError
 from ..privacy.clipping import Contribution, clipped, from_total, next_clip, to_vector
 from ..types import WHOLE
 from . import Computation, Release
-from .words import sum_adversary, sum_noise
+from .by_record import sampling_rate  # noqa: F401  # members of the mode
+from .summed import adversary, noise  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
 
-UNIT, BY_RECORD, SUMS = "client", False, True
-
-
-def sampling_rate(config: "RunConfig") -> float | None:
-    return config.privacy.sampling_rate
+UNIT, BY_RECORD = "client", False
 
 
 def coordinates(config: "RunConfig", trained: int) -> int:
@@ -42,16 +39,8 @@ def protected(config: "RunConfig") -> str:
     return "Whether a site contributed, and what,"
 
 
-def adversary(config: "RunConfig") -> str:
-    return sum_adversary(config)
-
-
 def sampling(config: "RunConfig") -> str:
     return f"Poisson, each site with q = {config.privacy.sampling_rate} in every round, by a coin of its own"
-
-
-def noise(config: "RunConfig") -> str:
-    return sum_noise(config)
 
 
 def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:

@@ -7,20 +7,21 @@ site with full noise (privacy.mode `local`), in shares of a secure sum (`distrib
 """
 
 import math
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..privacy.noise import from_grid
 from ..types import Adapter
-from . import Computation, Release
-from .words import ALONE, EVERYBODY, EXAMPLE, ONE_RECORD, sum_adversary, sum_noise
+from . import Computation, Release, alone, summed
+from .by_record import UNIT, protected, unit  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
 
-UNIT, BY_RECORD, SUMS = "example", False, True
+BY_RECORD = False
 ANSWERS = "answers"
 """what stands in the adapter's place"""
 
@@ -49,16 +50,13 @@ def units(config: "RunConfig") -> float:
     return config.distill.teachers * (1 if config.privacy.mode == "local" else config.clients)
 
 
-def unit(config: "RunConfig") -> str:
-    return EXAMPLE
-
-
-def protected(config: "RunConfig") -> str:
-    return ONE_RECORD
+def _sender(config: "RunConfig") -> ModuleType:
+    """Whose words hold for what leaves a site: a sum's, or an update's."""
+    return summed if config.privacy.mode == "distributed" else alone
 
 
 def adversary(config: "RunConfig") -> str:
-    return sum_adversary(config) if config.privacy.mode == "distributed" else EVERYBODY
+    return _sender(config).adversary(config)
 
 
 def sampling(config: "RunConfig") -> str:
@@ -66,7 +64,7 @@ def sampling(config: "RunConfig") -> str:
 
 
 def noise(config: "RunConfig") -> str:
-    return sum_noise(config) if config.privacy.mode == "distributed" else ALONE
+    return _sender(config).noise(config)
 
 
 def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:

@@ -11,47 +11,18 @@ import numpy as np
 from ..errors import PrivacyError
 from ..privacy.noise import from_grid
 from . import Computation, Release
-from .words import EXAMPLE, ONE_RECORD, record_sampling, sum_adversary, sum_noise
+from .by_record import UNIT, coordinates, declared, protected, sampling, sampling_rate, unit  # noqa: F401  # members of the mode
+from .summed import adversary, noise  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
 
-UNIT, BY_RECORD, SUMS = "example", True, True
-
-
-def sampling_rate(config: "RunConfig") -> float | None:
-    return config.privacy.sampling_rate
-
-
-def coordinates(config: "RunConfig", trained: int) -> int:
-    return trained
+BY_RECORD = True
 
 
 def units(config: "RunConfig") -> float:
-    if config.privacy.declared_examples is None:
-        raise PrivacyError("privacy: declared_examples must be declared")
-    return config.privacy.declared_examples
-
-
-def unit(config: "RunConfig") -> str:
-    return EXAMPLE
-
-
-def protected(config: "RunConfig") -> str:
-    return ONE_RECORD
-
-
-def adversary(config: "RunConfig") -> str:
-    return sum_adversary(config)
-
-
-def sampling(config: "RunConfig") -> str:
-    return record_sampling(config)
-
-
-def noise(config: "RunConfig") -> str:
-    return sum_noise(config)
+    return declared(config)
 
 
 def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:

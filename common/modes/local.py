@@ -6,59 +6,24 @@ passes through `mechanism.release`.
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..errors import PrivacyError
 from . import Computation, Release
-from .words import ALONE, EVERYBODY, EXAMPLE, ONE_RECORD, record_sampling
+from .alone import adversary, change, noise  # noqa: F401  # members of the mode
+from .by_record import UNIT, coordinates, declared, protected, sampling, sampling_rate, unit  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
-    from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
+    from ..privacy.mechanism import PoissonMechanism
 
-UNIT, BY_RECORD, SUMS = "example", True, False
-
-
-def sampling_rate(config: "RunConfig") -> float | None:
-    return config.privacy.sampling_rate
-
-
-def coordinates(config: "RunConfig", trained: int) -> int:
-    return trained
+BY_RECORD = True
 
 
 def units(config: "RunConfig") -> float:
     """Every site divides by the same constant: the mean of the sites is then the mean over all records."""
-    if config.privacy.declared_examples is None:
-        raise PrivacyError("privacy: declared_examples must be declared")
-    return config.privacy.declared_examples / config.clients
-
-
-def unit(config: "RunConfig") -> str:
-    return EXAMPLE
-
-
-def protected(config: "RunConfig") -> str:
-    return ONE_RECORD
-
-
-def adversary(config: "RunConfig") -> str:
-    return EVERYBODY
-
-
-def sampling(config: "RunConfig") -> str:
-    return record_sampling(config)
-
-
-def noise(config: "RunConfig") -> str:
-    return ALONE
+    return declared(config) / config.clients
 
 
 def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:
     if mechanism is None:
         raise PrivacyError("mode 'local' has no mechanism: nothing is released without noise")
     return Release(site.private_steps(lambda: (mechanism.release(site.clipped_sum(mechanism)), 0.0)))
-
-
-def change(config: "RunConfig", plan: "PrivacyPlan", total: np.ndarray, clip: float) -> tuple[np.ndarray, float]:
-    raise PrivacyError("privacy.mode 'local' sums nothing at the server")

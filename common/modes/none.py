@@ -2,25 +2,20 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..errors import PrivacyError
 from . import Computation, Release
-from .words import EVERYBODY
+from .alone import adversary, change  # noqa: F401  # members of the mode
+from .by_record import UNIT, coordinates  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
-    from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
+    from ..privacy.mechanism import PoissonMechanism
 
-UNIT, BY_RECORD, SUMS = "example", False, False
+BY_RECORD = False
 
 
 def sampling_rate(config: "RunConfig") -> float | None:
     return None
-
-
-def coordinates(config: "RunConfig", trained: int) -> int:
-    return trained
 
 
 def units(config: "RunConfig") -> float:
@@ -35,10 +30,6 @@ def protected(config: "RunConfig") -> str:
     return "Nothing"
 
 
-def adversary(config: "RunConfig") -> str:
-    return EVERYBODY
-
-
 def sampling(config: "RunConfig") -> str:
     return "none: every record is used"
 
@@ -50,7 +41,3 @@ def noise(config: "RunConfig") -> str:
 def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:
     delta, loss = site.plain_steps()
     return Release(delta, {"loss": loss}, weight=float(site.records()))
-
-
-def change(config: "RunConfig", plan: "PrivacyPlan", total: np.ndarray, clip: float) -> tuple[np.ndarray, float]:
-    raise PrivacyError("privacy.mode 'none' sums nothing at the server")

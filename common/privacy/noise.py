@@ -52,13 +52,20 @@ def from_grid(values: np.ndarray, clip: float) -> np.ndarray:
     return values * (clip / GRID_STEPS_PER_CLIP)
 
 
+def drawn_variance(variance: float) -> float:
+    """Of what `skellam` draws for a wanted variance."""
+    return variance if variance <= _BY_POISSON else variance + _FINE
+
+
 def skellam(variance: float, size: int, rng: np.random.Generator) -> np.ndarray:
     """(size,) int64: noise of variance μ whose Rényi divergences are at most Skellam(μ)'s.
 
     Up to `_BY_POISSON` it is Skellam(μ) = Poisson(μ/2) − Poisson(μ/2). numpy draws Poisson in doubles, which round more
     the larger the mean is, from 2⁵³ on to even numbers only: the low bits of a sum would show without noise. Beyond, it
     is round(N(0, μ)) + Skellam(`_FINE`). For a shift Δ the divergence of the first is at most αΔ²/(2μ), which is below
-    Skellam(μ)'s, and rounding and adding do not raise it; the second covers what doubles do to low bits.
+    Skellam(μ)'s, and rounding and adding do not raise it; the second covers what doubles do to low bits. A sum of such
+    draws, the shares of a secure sum, is one draw of the sum of their variances but for e^(−2π²σ²), σ² > 2³³: the
+    characteristic function of a rounded normal repeats with period 2π and is that small where the copies meet.
     """
     if variance <= _BY_POISSON:
         return rng.poisson(variance / 2, size) - rng.poisson(variance / 2, size)

@@ -9,7 +9,7 @@ from ..secagg.keys import Session
 from ..secagg.masks import bits_needed
 from .events import Step
 from .mechanism import PrivacyPlan, plan_for
-from .noise import GRID_STEPS_PER_CLIP
+from .noise import GRID_STEPS_PER_CLIP, drawn_variance
 
 
 def declared_steps(config: RunConfig) -> int:
@@ -46,7 +46,7 @@ def privacy_plan(config: RunConfig, trained: int) -> PrivacyPlan | None:
 def sum_bits(config: RunConfig, plan: PrivacyPlan) -> int:
     """w: secure sums are modulo 2^w, which a round's sum leaves with probability below 2⁻³⁹."""
     per_unit = max(GRID_STEPS_PER_CLIP, plan.count_scale / 2) + 1
-    noise = (plan.variance * config.clients / plan.shares) ** 0.5
+    noise = (config.clients * drawn_variance(plan.variance / plan.shares)) ** 0.5
     return bits_needed(mode_of(config).units(config), plan.sampling_rate, per_unit, noise, plan.coordinates)
 
 

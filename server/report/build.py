@@ -46,6 +46,10 @@ def build_report(
     if partition is not None and privacy["mode"] != "none":
         privacy["statement"] += _EXACT
     return {
+        "audit": None,
+        "attack": None,
+        "teaching": None,
+        **found,  # first: a callback adds parts and replaces none of what follows
         "schema": SCHEMA,
         "name": config.run.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -62,10 +66,6 @@ def build_report(
             "labels": list(config.data.labels or []),
             "init_from": start_facts(config),
         },
-        "audit": None,
-        "attack": None,
-        "teaching": None,
-        **found,
         "robustness": None,
         "personal": None,
         "compression": None,

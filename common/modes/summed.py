@@ -1,22 +1,12 @@
-"""Sentences that modes share."""
+"""What modes share whose releases are sums over sites, secure or by a trusted server."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
 
-EXAMPLE = "example: one record of a site, added or removed"
-ONE_RECORD = "One record of a site"
-EVERYBODY = "the server and all other sites, who see every update of the site"
-ALONE = "each site alone, in full"
 
-
-def record_sampling(config: "RunConfig") -> str:
-    return f"Poisson, each record with q = {config.privacy.sampling_rate} in every step, drawn in secret at the site"
-
-
-def sum_adversary(config: "RunConfig") -> str:
-    """Of a mode that releases sums, secure or by a trusted server."""
+def adversary(config: "RunConfig") -> str:
     if not config.secure:
         return "everybody who sees the models; the server is trusted: it sees each clipped update and adds the noise"
     colluders = config.privacy.colluders
@@ -27,7 +17,7 @@ def sum_adversary(config: "RunConfig") -> str:
     return f"{helped}, who see only the sum over at least {least} sites{of_groups} in every round"
 
 
-def sum_noise(config: "RunConfig") -> str:
+def noise(config: "RunConfig") -> str:
     if not config.secure:
         return "the server, before anything is used"
     p = config.secure_parameters
