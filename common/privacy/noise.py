@@ -52,6 +52,11 @@ def from_grid(values: np.ndarray, clip: float) -> np.ndarray:
     return values * (clip / GRID_STEPS_PER_CLIP)
 
 
+def law(variance: float) -> str:
+    """In words, what `skellam` draws from."""
+    return "Skellam" if variance <= _BY_POISSON else "Rounded Gaussian and Skellam"
+
+
 def drawn_variance(variance: float) -> float:
     """Of what `skellam` draws for a wanted variance."""
     return variance if variance <= _BY_POISSON else variance + _FINE

@@ -12,6 +12,7 @@ from ... import __version__
 from ...common.config.run import RunConfig
 from ...common.privacy import claims
 from ...common.privacy.mechanism import PrivacyPlan, gaussian_epsilon
+from ...common.privacy.noise import law
 from ...common.privacy.plan import declared_steps
 from ..checkpoint import Checkpoint
 from ..start import start_facts
@@ -136,7 +137,10 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
                 plan.sampling_rate, plan.noise_multiplier, max(by_steps, default=0), plan.delta
             ),
         },
-        "mechanism": f"Skellam noise on a grid of 2^16 steps per clip norm, {plan.coordinates} numbers a step",
+        "mechanism": (
+            f"{law(plan.variance / plan.shares)} noise on a grid of 2^16 steps per clip norm, {plan.coordinates} "
+            "numbers a step"
+        ),
         "statement": (
             f"{claims.protected(config)} is protected with ε = {spent:.2f} at δ = {plan.delta:g} against {adversary}. "
             f"{claims.limits(config)} {claims.several_sites(config, plan)}"
