@@ -23,7 +23,7 @@ from confide.common.config.run import RunConfig, load
 from confide.simulations.recipes import find_recipe
 
 KEPT = HERE / "accuracy.json"
-PICTURE = HERE.parent / "docs" / "accuracy.png"
+IMAGE = HERE.parent / "docs" / "accuracy.png"
 SEEDS: dict[float | None, tuple[int, ...]] = {8.0: (7, 8, 9), 3.0: (7, 8, 9), None: (7, 8, 9), 1.0: (7,)}
 """by ε"""
 KINDS = {
@@ -142,8 +142,8 @@ def draw(found: dict) -> None:
     axes.set(xlabel="ε at δ = 1e-5, one record", ylabel="accuracy on SST-2, %")
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper left", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=110)
+    IMAGE.parent.mkdir(exist_ok=True)
+    figure.savefig(IMAGE, dpi=110)
 
 
 if __name__ == "__main__":

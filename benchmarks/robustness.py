@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.run import DATA, Table, play
 from confide.cli.progress import watch
-from confide.common.config.byzantine import ROBUST, default_liars
+from confide.common.config.byzantine import ROBUST, default_byzantine
 from confide.common.config.run import load, load_content
 from confide.common.data.perturbations import characters
 from confide.common.model.backbones import DEMO_BACKBONE, resolve_backbone
@@ -39,8 +39,8 @@ LONGER = [
     *('model.lora.targets=["query", "value", "dense"]', "data.limit=16000", "data.partition.clients=4"),
     *("run.rounds=12", "training.local_steps=20", "training.learning_rate=0.002"),
 ]
-COPIES, PUSHED = "copies with 30 % of letters spoiled", "PGD on embeddings, radius 0.05"
-SPELLED, BOTH = "spelling 'english'", "spelling 'english', copies with 30 % of letters spoiled"
+COPIES, PUSHED = "copies with 30 % of characters perturbed", "PGD on embeddings, radius 0.05"
+SPELLED, BOTH = "spelling 'english'", "spelling 'english', copies with 30 % of characters perturbed"
 _ENGLISH, _COPIED = "model.spelling=english", "training.augmentation=0.3"
 _VIEWS = {"plain": [], COPIES: [_COPIED]}
 TRAINED = {
@@ -68,17 +68,17 @@ def aggregators(scratch: Path) -> Table:
     rows = np.random.default_rng(0).normal(size=(SITES, COORDINATES)).astype(np.float32)
     table: Table = []
     for name in ROBUST:
-        liars = default_liars(name, SITES)
+        byzantine = default_byzantine(name, SITES)
         found = []
         for mixing in (False, True):
             times = []
             for _ in range(3):
                 started = time.perf_counter()
-                robust.aggregate(name, rows, liars, mixing=mixing, centre=np.zeros(COORDINATES))
+                robust.aggregate(name, rows, byzantine, mixing=mixing, centre=np.zeros(COORDINATES))
                 times.append(time.perf_counter() - started)
             found.append(min(times))
         target = "≤ 5 s" if name == "bulyan" else "≤ 1 s"
-        what = f"{name}, f = {liars}: {SITES} sites × {COORDINATES:,} numbers, without / with mixing"
+        what = f"{name}, f = {byzantine}: {SITES} sites × {COORDINATES:,} numbers, without / with mixing"
         table.append((what, f"{found[0]:.2f} / {found[1]:.2f} s", target))
     return table
 
@@ -103,7 +103,7 @@ def training(scratch: Path) -> Table:
             found[kind] = np.array(rows)
             parts = zip(found[kind].mean(0), found[kind].min(0), found[kind].max(0), strict=True)
             spread = "; ".join(f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in parts)
-            table.append((f"{name}, {kind}: clean; 20 % of letters spoiled; turned by PGD", spread, ""))
+            table.append((f"{name}, {kind}: clean; 20 % of characters perturbed; turned by PGD", spread, ""))
         plain = found["plain"].mean(0)
         for kind, seeds in found.items():
             if kind not in ("plain", PUSHED):
@@ -118,7 +118,7 @@ def training(scratch: Path) -> Table:
 
 
 def _measured(folder: Path) -> tuple[float, float, float]:
-    """Clean accuracy, accuracy with 20 % of letters spoiled, share of right answers that PGD turns."""
+    """Clean accuracy, accuracy with 20 % of characters perturbed, share of right answers that PGD turns."""
     subject = Subject(folder)
     rows = subject.rows(500)
     labels = np.asarray(rows.labels)
@@ -158,27 +158,27 @@ def byzantine_banking77(scratch: Path) -> Table:
 
 
 def wider(scratch: Path) -> Table:
-    """Other shares of liars, more uneven sites, and a backdoor spread thinly, on the recipe's film reviews."""
+    """Other shares of Byzantine sites, more uneven sites, and a backdoor spread thinly, on film reviews."""
     telling = ("none", "sign flip", "inner product", "ALIE", "min-max", "mimic", "backdoor")
     table: Table = []
     for name, settings, defence, attacks in (
         (
             "mixes",
             {
-                "1 of 10 sites lies": ["attack.liars=1"],
-                "2 of 10 lie, Dirichlet 1": ["attack.liars=2", "data.partition.alpha=1.0"],
+                "1 of 10 sites Byzantine": ["attack.byzantine=1"],
+                "2 of 10 lie, Dirichlet 1": ["attack.byzantine=2", "data.partition.alpha=1.0"],
                 "2 of 10 lie, Dirichlet 0.3": [
-                    *("attack.liars=2", "data.partition.alpha=0.3", "data.partition.empty=redistribute"),
+                    *("attack.byzantine=2", "data.partition.alpha=0.3", "data.partition.empty=redistribute"),
                 ],
             },
             [],
             telling,
         ),
-        ("three", {"3 of 10 sites lie": ["attack.liars=3"]}, ["server.liars=3"], telling),
+        ("three", {"3 of 10 sites Byzantine": ["attack.byzantine=3"]}, ["server.byzantine=3"], telling),
         (
             "thin",
             {
-                f"all 10 poison {share:.0%} of their records": ["attack.liars=10", f"attack.poison={share}"]
+                f"all 10 poison {share:.0%} of their records": ["attack.byzantine=10", f"attack.poison={share}"]
                 for share in THIN
             },
             [],

@@ -66,7 +66,7 @@ def against_plain(scratch: Path) -> Table:
     plain = json.loads(result.read_text())
     ours_seconds, plain_seconds = (min(seconds) for seconds in (rounds_of(ours), plain["seconds"]))
     changes = {
-        "server": config.server.model_copy(update={"wire": "float16"}),
+        "server": config.server.model_copy(update={"upload_dtype": "float16"}),
         "run": config.run.model_copy(update={"output": str(scratch / "half"), "rounds": 1}),
     }
     up, half = bytes_a_client(ours), bytes_a_client(ours_on(config.model_copy(update=changes), scratch))

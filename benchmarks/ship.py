@@ -22,7 +22,7 @@ from confide.common.config.run import load
 from confide.common.data.sources import read_rows, training_rows
 from confide.server.ship.attribute import TOLERANCE, Explainer
 from confide.server.ship.compress import make_student, make_variants, measure
-from confide.server.ship.distil import Lesson
+from confide.server.ship.distil import DistillationConfig
 from confide.server.ship.finished import FinishedRun
 from confide.server.ship.runtime import VARIANTS
 from confide.simulations.recipes import find_recipe
@@ -54,13 +54,13 @@ def variants(scratch: Path) -> Table:
     """Size, time, memory and accuracy of each."""
     folder = the_run(scratch)
     if not (folder / VARIANTS / f"student-{LAYERS}-int8").is_dir():
-        make_student(folder, str(LAYERS), public_texts(folder), Lesson(steps=STEPS))
+        make_student(folder, str(LAYERS), public_texts(folder), DistillationConfig(steps=STEPS))
     make_variants(folder)
     facts = measure(folder)
     rows = {row["name"]: row for row in facts["variants"]}
     table: Table = [
         (
-            f"{name}: MB; one text, median (95 %); 32 texts; memory; accuracy; 10 % of letters spoiled",
+            f"{name}: MB; one text, median (95 %); 32 texts; memory; accuracy; 10 % of characters perturbed",
             f"{row['mb']:.1f} MB; {row['ms_1']:.1f} ({row['p95_1']:.1f}) ms; {row['ms_32']:.0f} ms; "
             f"{row['memory_mb']:.0f} MB; {row['accuracy']:.4f}; {row['noisy']:.3f}",
             "",

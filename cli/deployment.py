@@ -16,7 +16,7 @@ app.add_typer(server_app, name="server")
 site_app = typer.Typer(no_args_is_help=True, help="Join a federation with a data site.")
 app.add_typer(site_app, name="site")
 Server = Annotated[
-    str, typer.Option(metavar="DIR|URL", help="The server's folder, or the operators' front, https://HOST:PORT.")
+    str, typer.Option(metavar="DIR|URL", help="The server's folder, or the operators' gateway, https://HOST:PORT.")
 ]
 Credentials = Annotated[
     Path, typer.Option(metavar="DIR", help="With a URL: the folder of ca.crt, operator.crt and operator.key.")
@@ -127,15 +127,15 @@ def server_init(
 @server_app.command("run")
 def server_run(
     folder: ServerDir,
-    front: Annotated[bool, typer.Option(help="The embedded front; without it, nginx does its work.")] = True,
+    gateway: Annotated[bool, typer.Option(help="The embedded gateway; without it, nginx does its work.")] = True,
     json_logs: JsonLogs = False,
 ) -> None:
-    """Run the server until it is stopped: the SuperLink on loopback, and the front that sites connect to."""
+    """Run the server until it is stopped: the SuperLink on loopback, and the gateway that sites connect to."""
     from ..common.logs import log_to
     from ..server.deploy.serving import run_server
 
     log_to(folder / "server.log", as_json=json_logs)
-    run_server(folder, front=front)
+    run_server(folder, gateway=gateway)
 
 
 @server_app.command("renew")
@@ -184,13 +184,13 @@ def server_status_(folder: ServerDir) -> None:
 
     status = server_status(folder)
     print_server(status)
-    if not (status.running and status.healthy_front):
+    if not (status.running and status.healthy_gateway):
         raise typer.Exit(1)
 
 
 @server_app.command("nginx")
 def server_nginx(folder: ServerDir) -> None:
-    """Print an nginx configuration that does the front's work."""
+    """Print an nginx configuration that does the gateway's work."""
     from ..server.deploy.deployment import nginx_config
 
     typer.echo(nginx_config(folder), nl=False)

@@ -99,7 +99,7 @@ def _plays_many(recipe: str, sets: list[str] | None, out: Path | None, ledger: P
 def explain(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, a .toml file or a shipped recipe.")],
     sets: Sets = None,
-    plot: Annotated[Path, typer.Option(help="Where the picture of ε against rounds goes.")] = Path("explain.png"),
+    plot: Annotated[Path, typer.Option(help="Where the image of ε against rounds goes.")] = Path("explain.png"),
 ) -> None:
     """Say in words what the ε of a run protects, against whom, and what other rounds or noise would give."""
     from ..common.config.resolve import resolve
@@ -136,8 +136,8 @@ def personalize(
     from .printing import print_personal
     from .progress import bar
 
-    with bar() as tell:
-        facts = personalize_(run, lambda done, total: tell("heads of the sites", done, total))
+    with bar() as progress:
+        facts = personalize_(run, lambda done, total: progress("heads of the sites", done, total))
     print_personal(facts)
     typer.echo(f"report: {run / 'report.html'}")
 
@@ -155,8 +155,8 @@ def evaluate_robustness_(
     from .printing import print_robustness
     from .progress import bar
 
-    with bar() as tell:
-        facts = evaluate_robustness(run, tell, rows=rows, attacked=attacked, budget=budget, seeds=seeds)
+    with bar() as progress:
+        facts = evaluate_robustness(run, progress, rows=rows, attacked=attacked, budget=budget, seeds=seeds)
     print_robustness(facts)
     typer.echo(f"report: {run / 'report.html'}")
 
@@ -171,7 +171,7 @@ def pretrain_(
     layers: Annotated[int, typer.Option(min=1)] = 4,
     width: Annotated[int, typer.Option(min=8)] = 256,
     heads: Annotated[int, typer.Option(min=1)] = 4,
-    vocabulary: Annotated[int, typer.Option(min=100, help="Word pieces, at most.")] = 8000,
+    vocabulary: Annotated[int, typer.Option(min=100, help="Subwords, at most.")] = 8000,
     max_length: Annotated[int, typer.Option(min=8, help="Tokens a text is cut to.")] = 64,
     steps: Annotated[int, typer.Option(min=1)] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Texts in a step.")] = 64,
@@ -194,8 +194,8 @@ def pretrain_(
         "seed": seed,
     }
     section = PretrainSection.parse(given, "pretrain")
-    with bar() as tell:
-        found = pretrain(sources, out, section, text=text, tell=tell)
+    with bar() as progress:
+        found = pretrain(sources, out, section, text=text, progress=progress)
     typer.echo(
         f"{found.texts:,} texts, {found.parameters:,} parameters; hidden words of held-out texts guessed: "
         f"{100 * found.before:.1f} → {100 * found.after:.1f} %, perplexity {found.perplexity:.1f}"

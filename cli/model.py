@@ -9,7 +9,7 @@ import typer
 app = typer.Typer()
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
 Column = Annotated[str, typer.Option(help="Column, or key, of the texts.")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of teaching, 64 texts each.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of distillation, 64 texts each.")]
 
 
 @app.command()
@@ -28,14 +28,14 @@ def distill(
     """Teach a smaller model what the federated one answers, on public text; nothing private is read."""
     from ..common.data.sources import read_texts
     from ..server.ship.compress import make_student
-    from ..server.ship.distil import Lesson
+    from ..server.ship.distil import DistillationConfig
     from .progress import bar
 
     _check_positive("--learning-rate", learning_rate)
     _check_positive("--temperature", temperature)
-    lesson = Lesson(steps=steps, learning_rate=learning_rate, temperature=temperature, hidden=hidden)
-    with bar() as tell:
-        names = make_student(run, student, read_texts(public, text), lesson, tell=tell)
+    settings = DistillationConfig(steps=steps, learning_rate=learning_rate, temperature=temperature, hidden=hidden)
+    with bar() as progress:
+        names = make_student(run, student, read_texts(public, text), settings, progress=progress)
     typer.echo(f"made {', '.join(names)} in {run / 'variants'}; measure them with: confide compress {run}")
 
 
@@ -61,20 +61,20 @@ def compress(
     """Make variants (float32, int8, pruned), measure all there are, and say which to take under the limits."""
     from ..common.data.sources import read_texts
     from ..server.ship.compress import Limits, make_variants, measure
-    from ..server.ship.distil import Lesson
+    from ..server.ship.distil import DistillationConfig
     from .printing import print_compression
     from .progress import bar
 
     for name, value in (("--max-ms", max_ms), ("--max-mb", max_mb), ("--min-accuracy", min_accuracy)):
         if value is not None:
             _check_positive(name, value)
-    lesson = Lesson(steps=steps) if steps else None
+    settings = DistillationConfig(steps=steps) if steps else None
     texts = None if public is None else read_texts(public, text)
-    with bar() as tell:
+    with bar() as progress:
         cuts = {"layers": layers, "heads": heads, "neurons": ffn, "factors": factors}
-        make_variants(run, public=texts, **cuts, lesson=lesson, tell=tell)
+        make_variants(run, public=texts, **cuts, settings=settings, progress=progress)
         limits = Limits(max_ms, max_mb, min_accuracy)
-        facts = measure(run, limit=rows, limits=limits, tell=tell)
+        facts = measure(run, limit=rows, limits=limits, progress=progress)
     print_compression(facts)
     typer.echo(f"report: {run / 'report.html'}")
     if facts["recommended"] is None:
@@ -88,37 +88,37 @@ def explain_model(
         list[str],
         typer.Argument(
             metavar="TEXT...",
-            help="Texts to explain; of a model of pictures, their paths, or #N: row N of the test set.",
+            help="Texts to explain; of a model of images, their paths, or #N: row N of the test set.",
         ),
     ],
     against: Annotated[Path | None, typer.Option(metavar="RUN", help="Another run, whose maps stand beside.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Public texts behind the checks and the words of a class.")] = 60,
 ) -> None:
-    """Show which words, or which parts of a picture, spoke for an answer, whether the map adds up, and is faithful."""
+    """Show which words, or which parts of a image, spoke for an answer, whether the map adds up, and is faithful."""
     from ..common.errors import ConfigError
     from ..server.report import amend_report, read_report
     from ..server.ship.attribute import EXPLAINED, explain_run
-    from ..server.ship.attribute_images import TASK, explain_pictures
+    from ..server.ship.attribute_images import TASK, explain_images
     from ..server.ship.finished import FinishedRun
     from .printing import print_explained
     from .progress import bar
 
     task = read_report(run)["model"]["task"]
-    pictures = task == TASK
-    if pictures and against is not None:
+    images = task == TASK
+    if images and against is not None:
         raise ConfigError(
-            "--against: received for a model of pictures; two maps side by side are for texts; leave it out"
+            "--against: received for a model of images; two maps side by side are for texts; leave it out"
         )
-    with bar() as tell:
-        if pictures:
-            facts = explain_pictures(FinishedRun(run, TASK), texts, sample=sample, tell=tell)
+    with bar() as progress:
+        if images:
+            facts = explain_images(FinishedRun(run, TASK), texts, sample=sample, progress=progress)
         else:
             finished = FinishedRun(run, *EXPLAINED, TASK)
             other = None if against is None else FinishedRun(against, task)
-            facts = explain_run(finished, texts, against=other, sample=sample, tell=tell)
+            facts = explain_run(finished, texts, against=other, sample=sample, progress=progress)
     amend_report(run, "explanation", facts)
     print_explained(facts)
-    typer.echo(f"report: {run / 'report.html'}; it quotes the {'pictures' if pictures else 'texts'} that you gave")
+    typer.echo(f"report: {run / 'report.html'}; it quotes the {'images' if images else 'texts'} that you gave")
 
 
 @app.command()
@@ -149,7 +149,7 @@ def predict_(
     out: Annotated[Path | None, typer.Option(help="Where the answers go; otherwise standard output.")] = None,
     format_: Annotated[str | None, typer.Option("--format", help="csv, jsonl or text; otherwise by name.")] = None,
     text: Column = "text",
-    image: Annotated[str, typer.Option(help="Column, or key, of the paths of pictures.")] = "image",
+    image: Annotated[str, typer.Option(help="Column, or key, of the paths of images.")] = "image",
     variant: Annotated[str | None, typer.Option(help="torch, or a variant; otherwise the recommended one.")] = None,
 ) -> None:
     """Answer the rows of a file, one by one, as they come."""
@@ -157,11 +157,11 @@ def predict_(
     from .progress import bar
 
     name = format_of(source, format_)
-    with bar() as tell:
+    with bar() as progress:
         model, _ = load(run, variant)
         columns = Columns(text, image)
         done = predict_file(
-            model, source, out, name, columns=columns, tell=lambda count: tell(f"{count:,} rows", count, count)
+            model, source, out, name, columns=columns, progress=lambda count: progress(f"{count:,} rows", count, count)
         )
     if out is not None:
         typer.echo(f"{done:,} rows: {out}")

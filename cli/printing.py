@@ -198,7 +198,7 @@ def print_many(kind: str, folder: Path) -> None:
 def _print_sweep(report: dict[str, Any]) -> None:
     """Each defence under its worst attack."""
     for setting in report["settings"]:
-        table = _table(setting["name"], "defence", ">nobody lies", ">worst attack", "which", ">backdoor", ">ε")
+        table = _table(setting["name"], "defence", ">no attack", ">worst attack", "which", ">backdoor", ">ε")
         for row in setting["rows"]:
             shares = [
                 f"{100 * row[key]:.1f} %" if row[key] is not None else "–" for key in ("clean", "worst", "backdoor")
@@ -260,8 +260,8 @@ def print_compression(facts: dict[str, Any]) -> None:
 def print_explained(facts: dict[str, Any]) -> None:
     """The maps in colours where there are any, in signed numbers elsewhere; then the checks."""
     console = Console()
-    pictures = facts.get("pictures", [])
-    for found in pictures:
+    images = facts.get("images", [])
+    for found in images:
         why = f"the scores miss what they should add up to by {100 * found['delta']:.1f} %"
         end = f"withheld: {why}" if found["refused"] else "its map is in the report"
         _print(f"{found['name']}: {found['label']} ({100 * found['probability']:.1f} %); {end}")
@@ -278,10 +278,10 @@ def print_explained(facts: dict[str, Any]) -> None:
                 pairs = zip(one["words"], one["scores"], strict=True)
                 _print(head + " ".join(f"{word}({score:+.2f})" for word, score in pairs))
     if facts["sample"]:
-        held, kind = f"{100 * facts['held']:.1f} %", "pictures" if pictures else "texts"
+        held, kind = f"{100 * facts['held']:.1f} %", "images" if images else "texts"
         _print(f"{held} of {facts['sample']} maps of public {kind} add up to within 1 %")
     if facts["areas"]:
-        a, parts = facts["areas"], "squares" if pictures else "words"
+        a, parts = facts["areas"], "squares" if images else "words"
         _print(
             f"mean {facts['measure']} as {parts} go: {a['deletion']:.3f} by score, {a['deletion_random']:.3f} at "
             f"random; as they come: {a['insertion']:.3f}, {a['insertion_random']:.3f}"
@@ -333,7 +333,7 @@ def print_robustness(facts: dict[str, Any]) -> None:
 
 def print_server(status: ServerStatus) -> None:
     _print(f"SuperLink: {'running' if status.running else 'not running'}")
-    _print(f"front: {'healthy' if status.healthy_front else 'does not answer'}")
+    _print(f"gateway: {'healthy' if status.healthy_gateway else 'does not answer'}")
     for name, end in status.certificates.items():
         _print(f"{name}: valid until {end:%Y-%m-%d}")
     for name, state in status.sites.items():

@@ -41,13 +41,13 @@ def watch(folder: Path, title: str = "") -> Iterator[None]:
 def bar() -> Iterator[Callable[[str, int, int], None]]:
     """One bar for work in this process: called with stage, done, and of how many."""
     _quiet_libraries()
-    with _progress() as progress:
-        task = progress.add_task("loading", total=None)
+    with _progress() as shown:
+        task = shown.add_task("loading", total=None)
 
-        def tell(stage: str, done: int, total: int) -> None:
-            progress.update(task, description=stage, completed=done, total=total)
+        def progress(stage: str, done: int, total: int) -> None:
+            shown.update(task, description=stage, completed=done, total=total)
 
-        yield tell
+        yield progress
 
 
 def _progress() -> Progress:

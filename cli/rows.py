@@ -39,7 +39,7 @@ def data_check(
     from ..client.check.page import cards
     from .progress import bar
 
-    with bar() as tell:
+    with bar() as progress:
         outcome = check_source(
             source,
             out,
@@ -50,7 +50,7 @@ def data_check(
             backbone=backbone or None,
             drop_labels=drop_labels,
             overwrite=overwrite,
-            tell=lambda stage: tell(stage, 0, 1),
+            progress=lambda stage: progress(stage, 0, 1),
         )
     typer.echo(f"{len(outcome.checked.texts):,} rows in {outcome.seconds:.0f} s")
     for name, count in cards(outcome.checked):

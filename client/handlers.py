@@ -216,7 +216,7 @@ def _train(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
     charges.begin(account)
 
     def keep(update: Update) -> RecordDict:
-        reply = wire.encode_update(update, config.server.wire)
+        reply = wire.encode_update(update, config.server.upload_dtype)
         host.remember(key, reply)
         return reply
 

@@ -83,7 +83,7 @@ class Worker:
         """
         self.config = config
         self._load, self._content, self._planted = load, content, planted
-        at_sites = config.taught_at(None) if config.distils else config
+        at_sites = config.for_teachers(None) if config.distils else config
         self.model = model_of(at_sites)
         self._idle = [self.model]
         self._others: dict[str, tuple[FineTuneModel, SiteData]] = {}
@@ -102,7 +102,7 @@ class Worker:
         """Read at the first use. Raises DataError."""
         with self._opening:
             if self._data is None:
-                at_sites = self.config.taught_at(None) if self.config.distils else self.config
+                at_sites = self.config.for_teachers(None) if self.config.distils else self.config
                 self._data = self._load(at_sites, self.model)
             return self._data
 
@@ -117,9 +117,9 @@ class Worker:
         expected = self.model.initial
         if self.config.distils:
             expected = {ANSWERS: np.zeros(answers_shape(self.config))}
-            if len(task.questions) != self.config.distill.questions:
+            if len(task.queries) != self.config.distill.queries:
                 raise WireError(
-                    f"{len(task.questions)} questions in the task, distill.questions is {self.config.distill.questions}"
+                    f"{len(task.queries)} queries in the task, distill.queries is {self.config.distill.queries}"
                 )
         if task.adapter.keys() != expected.keys():
             raise WireError(f"{len(task.adapter)} arrays in the task, not the {len(expected)} of this model")
@@ -170,7 +170,7 @@ class Worker:
             return work
         with self._opening:
             if name not in self._others:
-                other = self.config.taught_at(name)
+                other = self.config.for_teachers(name)
                 model = model_of(other)
                 check_reached(model)
                 if self.plan is not None:

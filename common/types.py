@@ -15,7 +15,7 @@ from .ledger.chain import Head
 Adapter = dict[str, np.ndarray]
 """LoRA and head by PEFT's saved name → float32 array; ordered by name."""
 
-Tell = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """progress: the stage, how much is done, of how much"""
 
 Metrics = dict[str, float]
@@ -49,7 +49,7 @@ class Reads:
     label: Literal["class", "tags", "number"] | None = "class"
     """one class a row, one a word, a number, or nothing"""
     text: bool = True
-    pictures: bool = False
+    images: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Rows:
     source: str
     """the file or address, for error messages"""
     text: list[str]
-    """the text, or the prompt of an instruction; empty texts where a task reads pictures alone"""
+    """the text, or the prompt of an instruction; empty texts where a task reads images alone"""
     response: list[str] | None = None
     """the answer of an instruction (`causal-lm`)"""
     labels: np.ndarray | None = None
@@ -68,7 +68,7 @@ class Rows:
     """one class index a word of the text (`token-classification`)"""
     group: np.ndarray | None = None
     """(N,) strings of the column of a `natural` partition"""
-    pictures: np.ndarray | None = None
+    images: np.ndarray | None = None
     """(N, C, H, W) uint8, as the backbone takes them"""
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class Rows:
             None if self.labels is None else self.labels[keep],
             None if self.tags is None else [self.tags[i] for i in keep],
             None if self.group is None else self.group[keep],
-            None if self.pictures is None else self.pictures[keep],
+            None if self.images is None else self.images[keep],
         )
 
 
@@ -100,7 +100,7 @@ class Records:
     float64"""
     wanted: np.ndarray | None = None
     """(Σ T_i,) int32, where every token has a target: `IGNORED` where it does not count"""
-    pictures: np.ndarray | None = None
+    images: np.ndarray | None = None
     """(N, C, H, W) uint8"""
     features: np.ndarray | None = None
     """(N, F) float32: what a frozen backbone makes of the records, where only the head is trained"""
@@ -117,13 +117,13 @@ class Records:
             np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
             np.concatenate([self.targets, other.targets]),
             _both(self.wanted, other.wanted),
-            _both(self.pictures, other.pictures),
+            _both(self.images, other.images),
             _both(self.features, other.features),
             _both(self.keys, other.keys),
         )
 
     def digest(self, indices: np.ndarray) -> bytes:
-        """SHA-256 of the named records' tokens, pictures and targets, in their order."""
+        """SHA-256 of the named records' tokens, images and targets, in their order."""
         total = hashlib.sha256()
         for index in indices:
             part = slice(self.offsets[index], self.offsets[index + 1])
@@ -131,8 +131,8 @@ class Records:
             total.update(self.targets[index : index + 1].tobytes())
             if self.wanted is not None:
                 total.update(self.wanted[part].tobytes())
-            if self.pictures is not None:
-                total.update(self.pictures[index].tobytes())
+            if self.images is not None:
+                total.update(self.images[index].tobytes())
         return total.digest()
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
@@ -174,7 +174,7 @@ class RoundTask:
     """FedProx: μ of the term μ/2·‖θ − θ_global‖²"""
     clip: float | None = None
     """the clip norm of this round, where it adapts"""
-    questions: tuple[str, ...] = ()
+    queries: tuple[str, ...] = ()
     """public texts that the site's teachers shall answer (`distill`)"""
     dealt: dict[str, bytes] | None = None
     """after a set-up of secure sums: what the neighbours dealt to this site, sealed"""

@@ -17,7 +17,7 @@ from .secagg.facts import to_sealed
 from .types import Adapter, RoundTask, Update
 
 ARRAYS, CONFIG, METRICS, SITE, DEALT, MASKED = "arrays", "config", "metrics", "site", "dealt", "masked"
-QUESTIONS, TEXTS = "questions", "texts"
+QUERIES, TEXTS = "queries", "texts"
 WEIGHT = "num-examples"  # the name that Flower's strategies look for
 PUBLIC_KEY, SEQ, HASH, COMMITMENT = "public-key", "ledger-seq", "ledger-hash", "commitment"
 ROUND, STEPS_BEFORE, VERSION, PROXIMAL_MU = "server-round", "steps-before", "version", "proximal-mu"
@@ -50,7 +50,7 @@ def arrays_to_record(adapter: Adapter, dtype: str = "float32") -> ArrayRecord:
         with np.errstate(over="ignore"):  # the check below says it with a name
             narrow = array.astype(dtype)
         if not np.isfinite(narrow).all():
-            raise WireError(f"{name}: a value is not finite as {dtype}; use server.wire = float32")
+            raise WireError(f"{name}: a value is not finite as {dtype}; use server.upload_dtype = float32")
         record[name] = Array(narrow)
     return record
 
@@ -94,7 +94,7 @@ def decode_task(content: RecordDict) -> tuple[RoundTask, int]:
         steps_before = int(cast(int, config.get(STEPS_BEFORE, 0)))
         proximal_mu = float(cast(float, config.get(PROXIMAL_MU, 0.0)))
         clip = None if CLIP not in config else float(cast(float, config[CLIP]))
-        asked = content.config_records[QUESTIONS][TEXTS] if QUESTIONS in content.config_records else []
+        asked = content.config_records[QUERIES][TEXTS] if QUERIES in content.config_records else []
         dealt = to_sealed(content.config_records[DEALT]) if DEALT in content.config_records else None
     except KeyError as missing:
         raise WireError(f"the task lacks {missing}") from None
@@ -102,13 +102,13 @@ def decode_task(content: RecordDict) -> tuple[RoundTask, int]:
     if clip is not None and not 0 < clip < float("inf"):
         raise WireError(f"clip norm {clip} received; allowed: a finite number above 0")
     if not isinstance(asked, list) or not all(isinstance(text, str) for text in asked):
-        raise WireError("the task's questions are not texts")
+        raise WireError("the task's queries are not texts")
     return RoundTask(number, adapter, proximal_mu, clip, tuple(map(str, asked)), dealt), steps_before
 
 
 def task_digest(task: RoundTask) -> bytes:
     """SHA-256 of what decides the answer to a task; what was dealt with it, and steps asked, do not count."""
-    digest = hashlib.sha256(f"{task.round} {task.proximal_mu!r} {task.clip!r} {task.questions!r}".encode())
+    digest = hashlib.sha256(f"{task.round} {task.proximal_mu!r} {task.clip!r} {task.queries!r}".encode())
     for name in sorted(task.adapter):
         digest.update(f"{name} {task.adapter[name].shape}".encode())
         digest.update(np.ascontiguousarray(task.adapter[name]).tobytes())

@@ -27,6 +27,7 @@ from . import checkpoint
 from .callbacks import Callback, EarlyStopping, RunState, Tracking
 from .checkpoint import Checkpoint
 from .deploy.deployment import FAILURE, HOME, ServerFile, registered
+from .distillation import Distillation
 from .evaluation import Evaluation, evaluate, read_public, subset
 from .grids import QuickGrid
 from .handshake import handshake, query
@@ -35,7 +36,6 @@ from .record import Recorder
 from .report import write_report
 from .rounds import RoundResult, result_row, run_rounds
 from .start import initial_adapter
-from .teaching import Lesson
 
 app = ServerApp()
 _HEADS = "server.json"
@@ -79,17 +79,19 @@ def run_server(grid: Grid, config: RunConfig, heads: Heads, callbacks: Sequence[
     """
     folder = config.output
     model = model_of(config)
-    lesson = Lesson(config, model) if config.distils else None
+    distillation = Distillation(config, model) if config.distils else None
     test = read_public(config, model, config.data.test)
     validation = read_public(config, model, config.data.validation) if config.data.validation else test
     everything = np.arange(len(test))
-    state = _start_or_continue(folder, config, initial_adapter(config, model) if lesson is None else lesson.nothing())
+    state = _start_or_continue(
+        folder, config, initial_adapter(config, model) if distillation is None else distillation.nothing()
+    )
     plan = privacy_plan(config, model.count()[0])
     recorder = Recorder(folder, config.run.rounds, state.history)
     try:
         if not state.before:
             recorder.progress("evaluating before")
-            start = state.adapter if lesson is None else lesson.student(state.adapter)
+            start = state.adapter if distillation is None else distillation.student(state.adapter)
             state.before = _as_json(evaluate(model, start, test, everything))
         recorder.progress("waiting for sites")
         sites = handshake(grid, config, heads)
@@ -97,26 +99,26 @@ def run_server(grid: Grid, config: RunConfig, heads: Heads, callbacks: Sequence[
         stopping = (EarlyStopping(),) if config.server.patience is not None else ()
         told = _Told([_Seen(heads), *stopping, *callbacks, Tracking(recorder)])
         told.started(run)
-        keeper = _Keeper(run, recorder, heads, told, validation, lesson)
+        keeper = _Keeper(run, recorder, heads, told, validation, distillation)
         run_rounds(
             grid,
             config,
             state,
             plan=plan,
-            trained=list(model.trained if lesson is None else state.adapter),
+            trained=list(model.trained if distillation is None else state.adapter),
             sites=sites,
             callback=told,
             charged=keeper.charged,
             round_done=keeper.round_done,
-            questions=lesson.questions if lesson else (),
+            queries=distillation.queries if distillation else (),
         )
         recorder.progress("evaluating after", config.run.rounds)
         if state.best:
             state.adapter = state.best
         found: dict[str, Any] = {}
-        if lesson is not None:
-            found["teaching"] = lesson.facts(state.adapter, plan)
-            state.adapter = lesson.student(state.adapter)
+        if distillation is not None:
+            found["distillation"] = distillation.facts(state.adapter, plan)
+            state.adapter = distillation.student(state.adapter)
         after = _as_json(evaluate(model, state.adapter, test, everything))
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
         write_report(folder, config, model.count(), plan, state, after, found | told.finished(run))
@@ -177,7 +179,7 @@ class _Keeper:
     heads: Heads
     callback: Callback
     validation: Records
-    lesson: Lesson | None
+    distillation: Distillation | None
     """what the student learns of, in a run that distils"""
     saved: str = ""
     """the set-up of secure sums that is on disk"""
@@ -196,8 +198,8 @@ class _Keeper:
     def round_done(self, result: RoundResult) -> None:
         state = self.run.state
         adapter = state.adapter
-        if self.lesson is not None:
-            adapter = self.lesson.student(
+        if self.distillation is not None:
+            adapter = self.distillation.student(
                 adapter, lambda what, *done: self.recorder.progress(what, result.round, *done)
             )
         row = result_row(result) | evaluate(self.run.model, adapter, self.validation, self.watched).metrics

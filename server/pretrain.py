@@ -21,7 +21,7 @@ from ..common.data.sources import read_texts
 from ..common.errors import ConfigError, DataError
 from ..common.model.optimizer import warmed_up
 from ..common.tasks import Batch, collate, load_task
-from ..common.types import Records, Rows, Tell
+from ..common.types import ProgressCallback, Records, Rows
 
 FACTS = "pretrain.json"
 _UNKNOWN = "[UNK]"
@@ -37,7 +37,7 @@ class PretrainSection(Section, frozen=True):
     width: Annotated[int, Field(ge=8)] = 256
     heads: Positive = 4
     vocabulary: Annotated[int, Field(ge=100)] = 8000
-    """word pieces, at most"""
+    """subwords, at most"""
     max_length: Annotated[int, Field(ge=8)] = 64
     """tokens a text is cut to, and positions of the model"""
     steps: Positive = 2000
@@ -57,7 +57,12 @@ class Pretrained:
 
 
 def pretrain(
-    sources: list[str], out: Path, section: PretrainSection, *, text: str = "text", tell: Tell = lambda *_: None
+    sources: list[str],
+    out: Path,
+    section: PretrainSection,
+    *,
+    text: str = "text",
+    progress: ProgressCallback = lambda *_: None,
 ) -> Pretrained:
     """Writes a folder that `model.backbone` takes: config.json, model.safetensors, tokenizer, and pretrain.json.
 
@@ -74,7 +79,7 @@ def pretrain(
         raise DataError(f"{', '.join(sources)}: {len(texts)} different texts received; at least {_LEAST} are needed")
     order = np.random.default_rng([section.seed, 0x9E7]).permutation(len(texts))
     held = max(1, round(_HELD_OUT * len(texts)))
-    tell("vocabulary", 0, 1)
+    progress("vocabulary", 0, 1)
     known = [texts[i] for i in order[held:]]
     tokenizer = make_tokenizer(known, section.vocabulary)
     task = load_task("masked-lm")
@@ -84,7 +89,7 @@ def pretrain(
     unseen = task.encode(Rows("text", [texts[i] for i in order[:held]]), tokenizer, section.max_length)
     model = make_model(section, len(tokenizer))
     before = _guessed(model, unseen, tokenizer, section.batch)
-    _train(model, variants, tokenizer, section, tell)
+    _train(model, variants, tokenizer, section, progress)
     after = _guessed(model, unseen, tokenizer, section.batch)
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
@@ -96,7 +101,7 @@ def pretrain(
 
 
 def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Word pieces (Schuster and Nakajima 2012) as BERT uses them: lower case, accents off, at most `vocabulary`.
+    """Subwords (Schuster and Nakajima 2012) as BERT uses them: lower case, accents off, at most `vocabulary`.
 
     Of equally frequent pieces the library takes others every time: the text alone does not give the folder back.
     """
@@ -138,7 +143,9 @@ def _texts(sources: list[str], column: str) -> list[str]:
     return list(found)
 
 
-def _train(model: BertForMaskedLM, variants: list[Records], tokenizer, section: PretrainSection, tell: Tell) -> None:
+def _train(
+    model: BertForMaskedLM, variants: list[Records], tokenizer, section: PretrainSection, progress: ProgressCallback
+) -> None:
     """AdamW with a linear rise and fall of the learning rate; dropout as the configuration has it."""
     rng = np.random.default_rng([section.seed, 0x57E])
     rise = max(1, math.ceil(_WARMUP * section.steps))
@@ -156,7 +163,7 @@ def _train(model: BertForMaskedLM, variants: list[Records], tokenizer, section: 
             torch.nn.utils.clip_grad_norm_(model.parameters(), _NORM)
             optimizer.step()
             schedule.step()
-            tell(f"loss {float(loss.detach()):.2f}", step + 1, section.steps)
+            progress(f"loss {float(loss.detach()):.2f}", step + 1, section.steps)
     model.eval()
 
 

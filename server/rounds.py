@@ -198,16 +198,16 @@ def run_rounds(
     callback: Callback,
     charged: Callable[[], None],
     round_done: Callable[[RoundResult], None],
-    questions: tuple[str, ...] = (),
+    queries: tuple[str, ...] = (),
 ) -> Checkpoint:
     """Plays the rounds after `state.round`.
 
     plan: of the run, None in mode `none`. trained, callback, charged: as in `Loop`. sites: as `handshake` gave them.
-    round_done: called after each round, to evaluate and save. questions: public texts for the sites' teachers.
+    round_done: called after each round, to evaluate and save. queries: public texts for the sites' teachers.
     A round with too few replies changes nothing and is recorded. A site that declines the run is not asked again;
     raises RoundError when too few are left.
     """
-    strategy = make_strategy(config, {name: state.adapter[name] for name in trained}, questions)
+    strategy = make_strategy(config, {name: state.adapter[name] for name in trained}, queries)
     restore_strategy(strategy, state.strategy)
     state.declined = {}  # a resumed run asks everybody again
     summing = summing_of(grid, config, plan, sites)
@@ -244,8 +244,8 @@ def _require_sites(config: RunConfig, state: Checkpoint, result: RoundResult, si
             f"{silent} rounds in a row without an update of any site; the first reason: {reason}; --resume goes on"
         )
     least = config.server.min_clients
-    if config.secure:  # of each group, where there are groups, and of as many groups as bear the liars
-        least = config.secure_parameters.survivors * (2 * config.liars + 1 if config.server.groups else 1)
+    if config.secure:  # of each group, where there are groups, and of as many groups as tolerate the Byzantine sites
+        least = config.secure_parameters.survivors * (2 * config.byzantine + 1 if config.server.groups else 1)
     if left < least:
         raise RoundError(
             f"{len(state.declined)} sites declined the run, {left} are left, "

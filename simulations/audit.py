@@ -132,5 +132,5 @@ def _joined(first: Rows, second: Rows) -> Rows:
         None if first.response is None or second.response is None else first.response + second.response,
         both(first.labels, second.labels),
         None if first.tags is None or second.tags is None else first.tags + second.tags,
-        pictures=both(first.pictures, second.pictures),
+        images=both(first.images, second.images),
     )

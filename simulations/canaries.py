@@ -99,7 +99,7 @@ def canary_rows_of(config: RunConfig, model: FineTuneModel, site: str) -> Rows:
     if reads.text:
         special = set(model.tokenizer.all_special_tokens)
         words = sorted(word for word in model.tokenizer.get_vocab() if word.isalpha() and word not in special)
-    form = model.picture if reads.pictures else None
+    form = model.image if reads.images else None
     return canary_rows(
         config,
         words,
@@ -107,7 +107,7 @@ def canary_rows_of(config: RunConfig, model: FineTuneModel, site: str) -> Rows:
         classes=model.classes if model.task.CLASSES else 0,
         numbers=reads.label == "number",
         tags=reads.label == "tags",
-        picture=None if form is None else (form.channels, form.height, form.width),
+        image=None if form is None else (form.channels, form.height, form.width),
     )
 
 

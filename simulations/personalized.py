@@ -23,8 +23,8 @@ HEADS = "heads"
 """folder of a run: the heads of its simulated sites, each of which a real site would keep to itself"""
 
 
-def personalize(folder: Path, tell: Callable[[int, int], None]) -> dict[str, Any]:
-    """Writes heads/SITE.safetensors and the report's part `personal`. tell: sites done, of how many.
+def personalize(folder: Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Writes heads/SITE.safetensors and the report's part `personal`. progress: sites done, of how many.
 
     Raises ConfigError for a folder without a finished simulation of a task with classes.
     """
@@ -38,7 +38,7 @@ def personalize(folder: Path, tell: Callable[[int, int], None]) -> dict[str, Any
     (folder / HEADS).mkdir(exist_ok=True)
     rows = []
     for number, part in enumerate(data.parts):
-        tell(number, len(data.parts))
+        progress(number, len(data.parts))
         found = personal_head(model, adapter, data.records, part, config.run.seed)
         name = site_name(number, len(data.parts))
         save_file(found.arrays, folder / HEADS / f"{name}.safetensors")

@@ -14,11 +14,11 @@ from ..common.config.run import RunConfig, load
 from ..common.model.loading import model_of
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
 from ..server.aggregate.strategy import make_strategy
+from ..server.distillation import Distillation
 from ..server.evaluation import read_public
 from ..server.start import initial_adapter
-from ..server.teaching import Lesson
 from .app import client, play
-from .attacks.byzantine import LyingGrid
+from .attacks.byzantine import ByzantineGrid
 from .local import LocalGrid
 from .sites import make_ledgers, worker_for
 
@@ -35,7 +35,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
     make_strategy(resolved, model.trained_initial)
     initial_adapter(resolved, model)
     if resolved.distils:
-        Lesson(resolved, model)
+        Distillation(resolved, model)
     worker = worker_for(resolved.to_flat())
     _ = worker.data  # a row that cannot be used is named here, where nobody but its owner sees it
     return resolved, worker
@@ -96,5 +96,5 @@ def _start(config: RunConfig) -> None:
         return
     grid: Grid = LocalGrid(client, config.to_flat(), config.clients, workers_of(config))
     if config.attack.kind is not None:
-        grid = LyingGrid(grid, config)
+        grid = ByzantineGrid(grid, config)
     play(grid, config)

@@ -95,7 +95,7 @@ class Federation:
 
     def wait_for_server(self, seconds: float = 60.0) -> None:
         until = time.monotonic() + seconds
-        while not deployment.server_status(self.server).healthy_front:
+        while not deployment.server_status(self.server).healthy_gateway:
             assert time.monotonic() < until, self.log("server")
             time.sleep(0.3)
 

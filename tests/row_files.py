@@ -13,12 +13,12 @@ import pyarrow.parquet
 from PIL import Image
 
 from confide.common.config.tables import DataSection
-from confide.common.data.images import PictureForm
+from confide.common.data.images import ImageForm
 from confide.common.types import Reads
 
 LABELS = ["1", "2", "2020-01-31", "no", "yes"]
 TAGS = ["B-per", "I-per", "O"]
-FORM = PictureForm(1, 4, 4)
+FORM = ImageForm(1, 4, 4)
 SECRET = "measles"
 
 
@@ -29,7 +29,7 @@ def png(value: int, size: int = 4) -> bytes:
 
 
 def noise() -> bytes:
-    """A picture that is long as a file."""
+    """A image that is long as a file."""
     target = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)).save(target, "PNG")
     return target.getvalue()
@@ -189,8 +189,8 @@ NUMBERS_BAD = {
 IMAGES_GOOD = [b"0.png,yes\n", b"1.png,no\n", b"2.png,yes\n"]
 IMAGES_BAD = {
     "no such file": b"measles.png,yes\n",
-    "no picture": b"broken.png,yes\n",
-    "half a picture": b"short.png,yes\n",
+    "no image": b"broken.png,yes\n",
+    "half a image": b"short.png,yes\n",
     "a folder": b"folder.png,yes\n",
     "no path": b",yes\n",
     "broken path": b"measles\xff.png,yes\n",
@@ -202,11 +202,11 @@ ENCODED_GOOD = [({"bytes": png(value), "path": None}, "yes") for value in range(
 ENCODED_BAD = {
     "nothing": (None, "yes"),
     "neither": ({"bytes": None, "path": None}, "yes"),
-    "no picture": ({"bytes": b"measles", "path": None}, "yes"),
+    "no image": ({"bytes": b"measles", "path": None}, "yes"),
     "too many pixels": ({"bytes": png(1, 9000), "path": None}, "yes"),
     "empty label": (ENCODED_GOOD[0][0], ""),
 }
-PICTURES = {"reads": Reads(text=False, pictures=True), "picture": FORM}
+IMAGES = {"reads": Reads(text=False, images=True), "image": FORM}
 Case = tuple[Callable[..., str], list[Any], dict[str, Any], list[str] | None, dict[str, Any]]
 KINDS: dict[str, Case] = {
     "csv": (csv_file, CSV_GOOD, CSV_BAD, LABELS, {}),
@@ -218,8 +218,8 @@ KINDS: dict[str, Case] = {
     "dates": (dates, [("a", DATE), ("b", DATE)], DATES_BAD, [str(DATE)], {}),
     "tags": (csv_file, TAGS_GOOD, TAGS_BAD, TAGS, {"reads": Reads("tags")}),
     "numbers": (csv_file, NUMBERS_GOOD, NUMBERS_BAD, None, {"reads": Reads("number")}),
-    "images": (images, IMAGES_GOOD, IMAGES_BAD, LABELS, PICTURES),
-    "encoded images": (encoded_images, ENCODED_GOOD, ENCODED_BAD, LABELS, PICTURES),
+    "images": (images, IMAGES_GOOD, IMAGES_BAD, LABELS, IMAGES),
+    "encoded images": (encoded_images, ENCODED_GOOD, ENCODED_BAD, LABELS, IMAGES),
 }
 CASES = [(kind, name) for kind, case in KINDS.items() for name in case[2]]
 DATA = DataSection(test="unused")

@@ -32,7 +32,7 @@ from confide.tests.neighbours.cases import (
 )
 from confide.tests.neighbours.page import PAGE, cell_of, parse, render, short
 from confide.tests.neighbours.rows import PROMPTED, Row, Table, table_of, words
-from confide.tests.neighbours.site import Sites, Told, Watch, ask, everybody
+from confide.tests.neighbours.site import Observer, Sites, Told, ask, everybody
 
 slow = pytest.mark.slow
 SLOW_ROWS = ("over-long", "no tokens", "shortest")
@@ -55,8 +55,8 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
 
 
 @pytest.fixture
-def watch() -> Iterator[Watch]:
-    with Watch() as watch:
+def watch() -> Iterator[Observer]:
+    with Observer() as watch:
         yield watch
 
 
@@ -82,9 +82,9 @@ FAST: list[tuple[Case, str]] = [
     (named(Case("qwen3", "causal-lm", physical_batch=64, rate=1.0)), "over-long, empty"),
     (Case("gemma3", "causal-lm"), "longest, a column too few"),
     (named(Case("phi3", "regression", train="lora", pooling="last")), "inf, measles, huge"),
-    (named(Case("vit", "image-classification", views="pictures")), "gone, broken, unknown class"),
-    (Case("clip-vision", "image-classification", train="head", form="jsonl"), "short, no picture"),
-    (Case("bert", "image-text-classification", pictures="vit", train="full"), "folder, empty text"),
+    (named(Case("vit", "image-classification", views="images")), "gone, broken, unknown class"),
+    (Case("clip-vision", "image-classification", train="head", form="jsonl"), "short, no image"),
+    (Case("bert", "image-text-classification", images="vit", train="full"), "folder, empty text"),
     (Case("bert", "masked-lm", form="jsonl"), "shortest, no tokens"),
 ]
 
@@ -98,7 +98,7 @@ def test_the_fast_form_has_every_architecture_and_every_task() -> None:
 
 
 @pytest.mark.parametrize(("case", "names"), FAST, ids=lambda value: str(value) if isinstance(value, Case) else "")
-def test_neighbours(sites: Sites, watch: Watch, case: Case, names: str) -> None:
+def test_neighbours(sites: Sites, watch: Observer, case: Case, names: str) -> None:
     check(sites, watch, replace(case, max_length=20), names.split(", "), whole=False)  # two shapes
 
 
@@ -110,7 +110,7 @@ def every_combination() -> list[Case]:
         if task == "image-classification":
             case = named(Case("vit", task))
         elif task.startswith("image-"):
-            case = replace(case, pictures="vit")
+            case = replace(case, images="vit")
         for train in ("lora", "head", "full"):
             for views in VIEWS:
                 part = replace(case, train=train, views=views, targets=case.targets if train == "lora" else None)
@@ -124,7 +124,7 @@ COMBINATIONS = every_combination()
 
 @slow
 @pytest.mark.parametrize("case", COMBINATIONS, ids=str)
-def test_every_combination(sites: Sites, watch: Watch, case: Case) -> None:
+def test_every_combination(sites: Sites, watch: Observer, case: Case) -> None:
     """Combinations that a run cannot have are left out by the check that every run passes."""
     try:
         run_of(sites, case, 1)
@@ -141,14 +141,14 @@ def test_every_combination(sites: Sites, watch: Watch, case: Case) -> None:
 @pytest.mark.parametrize("rate", [0.01, 0.2, 1.0])
 @pytest.mark.parametrize("physical_batch", [1, 2, 5, 64])
 @pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama"])
-def test_shapes_of_batches(sites: Sites, watch: Watch, architecture: str, physical_batch: int, rate: float) -> None:
+def test_shapes_of_batches(sites: Sites, watch: Observer, architecture: str, physical_batch: int, rate: float) -> None:
     case = named(Case(architecture, physical_batch=physical_batch, rate=rate, pooling="last", turn=physical_batch))
     check(sites, watch, case, ["shortest", "over-long", "no tokens"])
 
 
 @slow
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_on_two_threads(sites: Sites, watch: Watch, architecture: str) -> None:
+def test_on_two_threads(sites: Sites, watch: Observer, architecture: str) -> None:
     torch.set_num_threads(2)
     try:
         check(sites, watch, named(Case(architecture, pooling="last", views="words")), ["over-long"])
@@ -162,7 +162,7 @@ def one_row(case: Case, name: str) -> Table:
 
 
 @pytest.mark.parametrize("name", ["last", "over-long", "unknown class", "empty", "broken bytes", "no tokens"])
-def test_a_site_with_one_row_and_with_none(sites: Sites, watch: Watch, name: str) -> None:
+def test_a_site_with_one_row_and_with_none(sites: Sites, watch: Observer, name: str) -> None:
     case = Case("bert")
     config, replies = run_of(sites, case, 1), []
     for table in (one_row(case, name), one_row(case, "nobody")):
@@ -177,7 +177,7 @@ def test_a_site_with_one_row_and_with_none(sites: Sites, watch: Watch, name: str
 
 
 @pytest.mark.parametrize("case", [Case("bert", train="head"), Case("roberta", views="words", turn=6)], ids=str)
-def test_teachers(sites: Sites, watch: Watch, case: Case) -> None:
+def test_teachers(sites: Sites, watch: Observer, case: Case) -> None:
     names = ["first", "over-long", "unknown class", "no tokens", "last"]
     check_distillation(sites, watch, case, names)
 
@@ -186,12 +186,12 @@ def test_teachers(sites: Sites, watch: Watch, case: Case) -> None:
 @pytest.mark.parametrize("mode", ["local", "distributed"])
 @pytest.mark.parametrize("views", ["none", "characters", "words"])
 @pytest.mark.parametrize("train", ["head", "lora", "full"])
-def test_teachers_of_every_kind(sites: Sites, watch: Watch, train: str, views: str, mode: str) -> None:
+def test_teachers_of_every_kind(sites: Sites, watch: Observer, train: str, views: str, mode: str) -> None:
     for architecture in ("bert", "electra"):
         check_distillation(sites, watch, Case(architecture, train=train, views=views, mode=mode))
 
 
-def whole_site(sites: Sites, watch: Watch, case: Case, table: Table) -> Told:
+def whole_site(sites: Sites, watch: Observer, case: Case, table: Table) -> Told:
     config = run_of(sites, case, 1)
     host = host_of(sites, case, table)
     peer = sites.host(table_of(case.task), site="site-2")
@@ -204,11 +204,11 @@ def whole_site(sites: Sites, watch: Watch, case: Case, table: Table) -> Told:
     [
         Case("bert", mode="client", steps=3),
         Case("bert", "regression", mode="client", steps=2, views="words"),
-        named(Case("vit", "image-classification", mode="client", views="pictures")),
+        named(Case("vit", "image-classification", mode="client", views="images")),
     ],
     ids=str,
 )
-def test_a_site_moves_the_sum_by_no_more_than_the_clip_norm(sites: Sites, watch: Watch, case: Case) -> None:
+def test_a_site_moves_the_sum_by_no_more_than_the_clip_norm(sites: Sites, watch: Observer, case: Case) -> None:
     """Mode client: what is removed is a site. Its contribution is bounded, whatever its rows are, and so is the reply's
     form; other sites' contributions are made without it."""
     table = table_of(case.task)
@@ -226,7 +226,7 @@ def test_a_site_moves_the_sum_by_no_more_than_the_clip_norm(sites: Sites, watch:
 
 @pytest.mark.parametrize("name", ODD)
 def test_a_model_whose_layers_read_no_batch(
-    sites: Sites, watch: Watch, name: str, monkeypatch: pytest.MonkeyPatch
+    sites: Sites, watch: Observer, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Right, or refused with the layer's name before a row is read."""
     monkeypatch.setattr(sequence_classification, "build", lambda path, model, classes: ODD[name](classes))
@@ -241,7 +241,7 @@ def test_a_model_whose_layers_read_no_batch(
 
 @slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_batch_without_padding(sites: Sites, watch: Watch, seed: int) -> None:
+def test_a_batch_without_padding(sites: Sites, watch: Observer, seed: int) -> None:
     """Texts that are cut fill their rows; where all of a batch do, attention needs no mask, and takes another kernel.
     One shorter text in the batch must not change that for the others."""
     rows = [Row(f"full {i}", "good", (words(90, 10 * seed + i), "positive")) for i in range(7)]
@@ -278,7 +278,7 @@ def test_the_page_is_generated() -> None:
 
 @slow
 @pytest.mark.parametrize("case", cells(), ids=str)
-def test_every_architecture(sites: Sites, watch: Watch, case: Case) -> None:
+def test_every_architecture(sites: Sites, watch: Observer, case: Case) -> None:
     """What is refused is on the page; what is not has the property."""
     reason = None
     try:

@@ -16,7 +16,7 @@ _NEIGHBOURS, _REFERENCE = 10, 5000
 _FAR = 3.5
 """modified z-score above which a row lies far from all others (Iglewicz and Hoaglin 1993)"""
 _MOJIBAKE = re.compile(r"Ã[\x80-\xbf©®¼½¾¡-¿]|â€|\ufffd|Â[\xa0-\xbf]")
-Tell = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
 @dataclass
@@ -62,17 +62,17 @@ def check_rows(
     test: pa.Table | None,
     embed: Callable[[list[str]], np.ndarray] | None,
     seed: int,
-    tell: Tell,
+    progress: ProgressCallback,
 ) -> Checked:
     """text, label: columns; label None: there are no classes. test: rows that must not be among the others.
 
     embed: texts → (N, h). Raises DataError for a missing column, or no rows.
     """
     texts, names = _column(table, text), None if label is None else _column(table, label)
-    tell("empty rows and encodings")
+    progress("empty rows and encodings")
     empty = np.array([not t.strip() or (names is not None and not names[i].strip()) for i, t in enumerate(texts)])
     there = np.flatnonzero(~empty)
-    tell("duplicates")
+    progress("duplicates")
     first = duplicates.exact(texts)
     first[empty] = np.flatnonzero(empty)
     copies = {int(i): int(first[i]) for i in there if first[i] != i}
@@ -91,19 +91,19 @@ def check_rows(
     )
     vectors = None
     if embed is not None:
-        tell("embeddings")
+        progress("embeddings")
         once = embed([texts[i] for i in singles])  # copies mean the same
         place = np.zeros(len(texts), dtype=int)
         place[singles] = np.arange(len(singles))
         vectors = np.zeros((len(texts), once.shape[1]), dtype=np.float32)
         vectors[there] = once[place[first[there]]]
     if names is not None:
-        tell("labels")
+        progress("labels")
         _judge(checked, there, vectors, seed)
     if vectors is not None:
-        tell("outliers")
+        progress("outliers")
         checked.far = there[_far(vectors[there], seed)]
-    tell("personal details")
+    progress("personal details")
     details: dict[str, list[int]] = {}
     for i in there:
         for kind in personal.details(texts[i]):

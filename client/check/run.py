@@ -14,7 +14,7 @@ from ...common.errors import ConfigError, DataError
 from ...common.model.backbones import resolve_backbone
 from ..deploy.folder import POLICY, data_section, load_site, named_dataset
 from .clean import write_clean
-from .look import Checked, Tell, check_rows
+from .look import Checked, ProgressCallback, check_rows
 from .page import write_page
 
 _LENGTH, _BATCH = 48, 128
@@ -41,7 +41,7 @@ def check_source(
     drop_labels: bool = False,
     overwrite: bool = False,
     seed: int = 0,
-    tell: Tell = lambda _: None,
+    progress: ProgressCallback = lambda _: None,
 ) -> Outcome:
     """source: a file, an SQL url, or the folder of a site, whose `dataset` is looked at (its columns are in site.toml).
 
@@ -56,11 +56,11 @@ def check_source(
         text, label = data.text, label and data.label
     if out.exists() and not overwrite and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty; give another folder with --out, or --overwrite")
-    tell("reading")
+    progress("reading")
     table, tests = read_table(data.test, data), read_table(test, data) if test else None
     embed = None if backbone is None else Embedder(backbone)
     try:
-        checked = check_rows(table, text, label, tests, embed, seed, tell)
+        checked = check_rows(table, text, label, tests, embed, seed, progress)
     except DataError as error:
         raise DataError(f"{data.test}: {error}") from None
     out.mkdir(mode=0o700, parents=True, exist_ok=True)

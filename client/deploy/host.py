@@ -104,7 +104,7 @@ class DeployedHost:
         Raises DataError when the rows are not those of `content`, which the run was charged for.
         """
         labels = list(data.labels or []) if model.task.CLASSES else None
-        checked = read_checked(data.training, data, labels, reads=model.task.READS, picture=model.picture)
+        checked = read_checked(data.training, data, labels, reads=model.task.READS, image=model.image)
         if keyed(self._ledger, whose(data.name, checked.identity), checked.digest) != content.hex():
             raise DataError(
                 f"data set '{data.name}': its rows are not those of the last check; run: confide site check "

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING
 
 from ..errors import SecureSumError
-from .byzantine import most_left_out, most_liars
+from .byzantine import most_byzantine, most_left_out
 from .tables import ON_RECORDS
 
 if TYPE_CHECKING:
@@ -103,8 +103,9 @@ def _check_sums(config: "RunConfig") -> None:
         "against it, and the noise counts on every site; remove it (privacy.sampling_rate draws in secret)",
     )
     _require(
-        not config.secure or server.wire == "float32",
-        f"server.wire: '{server.wire}' received with secure aggregation, where packed integers travel; remove it",
+        not config.secure or server.upload_dtype == "float32",
+        f"server.upload_dtype: '{server.upload_dtype}' received with secure aggregation, "
+        "whose integers are packed; remove it",
     )
     _require(
         config.secure or server.min_survivors is None,
@@ -180,11 +181,11 @@ def _check_patience(config: "RunConfig") -> None:
 
 def _check_robust(config: "RunConfig") -> None:
     server, clients = config.server, config.data.partition.clients
-    for key in ("liars", "mixing", "memory"):
+    for key in ("byzantine", "mixing", "momentum"):
         _require(
             server.robust or getattr(server, key) is None,
-            f"server.{key}: received for '{server.aggregation}', which bears no lying site; choose trimmedmean, or "
-            "remove it",
+            f"server.{key}: received for '{server.aggregation}', which tolerates no Byzantine site; choose "
+            "trimmedmean, or remove it",
         )
     _require(
         server.max_norm is None or config.privacy.mode in ("none", "local"),
@@ -195,16 +196,16 @@ def _check_robust(config: "RunConfig") -> None:
         return
     sites = config.compared
     what = "groups" if server.groups else "sites"
-    most = most_liars(server.aggregation, sites)
+    most = most_byzantine(server.aggregation, sites)
     _require(
-        most >= max(1, config.liars),
-        f"server.liars: {config.liars} received for '{server.aggregation}' with {sites} {what} in a round; it bears "
-        f"{'none' if most < 1 else f'at most {most}'}; lower it, ask more {what}, or choose trimmedmean",
+        most >= max(1, config.byzantine),
+        f"server.byzantine: {config.byzantine} received for '{server.aggregation}' with {sites} {what} in a round; "
+        f"it tolerates {'none' if most < 1 else f'at most {most}'}; lower it, ask more {what}, or choose trimmedmean",
     )
     _require(
-        not server.memory or most_left_out(server.aggregation, sites, config.liars) > 0,
-        f"server.memory: {server.memory} received; with one of {sites} {what} left out, '{server.aggregation}' would "
-        f"not bear {config.liars} liars; set it to 0, lower server.liars, or ask more {what}",
+        not server.momentum or most_left_out(server.aggregation, sites, config.byzantine) > 0,
+        f"server.momentum: {server.momentum} received; with one of {sites} {what} left out, '{server.aggregation}' "
+        f"would not tolerate {config.byzantine} Byzantine sites; set it to 0, lower server.byzantine, ask more {what}",
     )
 
 
@@ -240,7 +241,7 @@ def _check_views(config: "RunConfig") -> None:
     made, task = config.data.augmentation, config.model.task
     _require(
         training.augmentation is None or task in _OF_TEXTS,
-        f"training.augmentation: received for task '{task}'; spoiled text would be learned as text; allowed: "
+        f"training.augmentation: received for task '{task}'; perturbed text would be learned as text; allowed: "
         f"{', '.join(_OF_TEXTS)}",
     )
     spelled, spelling = (*_OF_TEXTS, "token-classification"), config.model.spelling
@@ -255,12 +256,12 @@ def _check_views(config: "RunConfig") -> None:
     )
     _require(
         not made.of_texts or task in _OF_TEXTS,
-        f"data.augmentation: swap, delete, insert or punctuation received for task '{task}'; spoiled text would be "
+        f"data.augmentation: swap, delete, insert or punctuation received for task '{task}'; perturbed text would be "
         f"learned as text; allowed: {', '.join(_OF_TEXTS)}",
     )
     _require(
-        not made.of_pictures or task.startswith("image-"),
-        f"data.augmentation: flip, shift or noise received for task '{task}', which reads no pictures; remove them",
+        not made.of_images or task.startswith("image-"),
+        f"data.augmentation: flip, shift or noise received for task '{task}', which reads no images; remove them",
     )
     _require(
         made.mix is None or task in (*_OF_TEXTS, "image-classification"),
@@ -312,9 +313,9 @@ def _check_task(config: "RunConfig") -> None:
         f"model.image_backbone: {'nothing ' if model.image_backbone is None else ''}received for task '{model.task}'; "
         "image-text-classification needs one, e.g. demo:vit, and no other task has one",
     )
-    pictures = model.task.startswith("image-")
+    images = model.task.startswith("image-")
     _require(
-        not pictures or model.pooling in ("mean", "first"),
+        not images or model.pooling in ("mean", "first"),
         f"model.pooling: '{model.pooling}' received for task '{model.task}'; allowed: mean, first",
     )
     _require(
@@ -338,8 +339,9 @@ def _check_train(config: "RunConfig") -> None:
         "audit.records, or train LoRA",
     )
     _require(
-        model.lora.whole is None,
-        f"model.lora.whole: received with model.train = '{model.train}', which says what is trained; remove it",
+        model.lora.modules_to_save is None,
+        f"model.lora.modules_to_save: received with model.train = '{model.train}', which says what is "
+        "trained; remove it",
     )
     _require(
         model.train != "head" or config.training.adversarial is None,
@@ -444,8 +446,8 @@ def _check_attack(config: "RunConfig") -> None:
     on_records = attack.kind in ON_RECORDS
     _require(
         on_records or not config.secure,
-        f"attack.kind: '{attack.kind}' received with secure aggregation; nobody sees an update that a liar could be "
-        f"told of or the report could name; allowed: {', '.join(ON_RECORDS)}",
+        f"attack.kind: '{attack.kind}' received with secure aggregation; it reads single updates, "
+        f"which nobody sees then; allowed: {', '.join(ON_RECORDS)}",
     )
     _require(
         not on_records or config.model.task == "sequence-classification",
@@ -454,17 +456,16 @@ def _check_attack(config: "RunConfig") -> None:
     )
     _require(
         config.engine.kind == "inprocess",
-        f"attack.kind: received with engine.kind '{config.engine.kind}'; liars live in the in-process engine",
+        f"attack.kind: received with engine.kind '{config.engine.kind}'; Byzantine sites live in the in-process engine",
     )
     _require(
         not on_records or attack.participation == "drawn",
-        f"attack.participation: 'fixed' received for '{attack.kind}', whose liars' records are changed once; allowed: "
-        "drawn",
+        f"attack.participation: 'fixed' received for '{attack.kind}', which changes records once; allowed: drawn",
     )
     clients = config.data.partition.clients
     _require(
-        clients is None or attack.liars is None or attack.liars < clients or attack.kind == "backdoor",
-        f"attack.liars: {attack.liars} received of {clients} sites; at least one must tell the truth; lower it",
+        clients is None or attack.byzantine is None or attack.byzantine < clients or attack.kind == "backdoor",
+        f"attack.byzantine: {attack.byzantine} received of {clients} sites; at least one must tell the truth; lower it",
     )
     _require(
         attack.target is None or config.data.labels is None or attack.target in config.data.labels,

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from ..errors import ConfigError
 from ..secagg.params import Parameters
-from .byzantine import default_liars
+from .byzantine import default_byzantine
 from .checks import check_combinations
 from .section import Positive, PositiveFloat, Section, assign, override, read_toml
 from .tables import (
@@ -31,7 +31,7 @@ from .tables import (
 MANY = ("sweep", "active", "compare")
 """tables of recipes of many runs; each is a file of simulations/"""
 
-_MEMORY = 0.8
+_MOMENTUM = 0.8
 
 _JSON = "json:"
 """marks a value of the flat run-config that is no scalar"""
@@ -59,7 +59,7 @@ class RunConfig(Section, frozen=True):
     def augments(self) -> bool:
         """Whether training sees copies of records."""
         made = self.data.augmentation
-        return self.training.augmentation is not None or made.of_texts or made.of_pictures
+        return self.training.augmentation is not None or made.of_texts or made.of_images
 
     @property
     def server_steps(self) -> bool:
@@ -79,11 +79,11 @@ class RunConfig(Section, frozen=True):
         return self.data.partition.clients
 
     @property
-    def liars(self) -> int:
+    def byzantine(self) -> int:
         """f, of the sites of a round."""
-        if self.server.liars is not None:
-            return self.server.liars
-        return default_liars(self.server.aggregation, self.compared)
+        if self.server.byzantine is not None:
+            return self.server.byzantine
+        return default_byzantine(self.server.aggregation, self.compared)
 
     @property
     def compared(self) -> int:
@@ -91,9 +91,9 @@ class RunConfig(Section, frozen=True):
         return self.server.groups or self.server.cohort or self.clients
 
     @property
-    def memory(self) -> float:
-        """`server.memory`, with its default."""
-        return (_MEMORY if self.server.memory is None else self.server.memory) if self.server.robust else 0.0
+    def momentum(self) -> float:
+        """`server.momentum`, with its default."""
+        return (_MOMENTUM if self.server.momentum is None else self.server.momentum) if self.server.robust else 0.0
 
     @property
     def steps_per_round(self) -> int:
@@ -102,10 +102,10 @@ class RunConfig(Section, frozen=True):
 
     @property
     def distils(self) -> bool:
-        """Whether what leaves a site are answers to public questions."""
+        """Whether what leaves a site are answers to public queries."""
         return self.distill.public is not None
 
-    def taught_at(self, backbone: str | None) -> Self:
+    def for_teachers(self, backbone: str | None) -> Self:
         """The run with the model that a teacher is. backbone: of its site; None: the student's."""
         update = {"backbone": backbone or self.model.backbone, "train": self.distill.train}
         return self.model_copy(update={"model": self.model.model_copy(update=update)})

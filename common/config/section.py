@@ -15,6 +15,16 @@ Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
+RENAMED = {
+    "attack.liars": "attack.byzantine",
+    "distill.questions": "distill.queries",
+    "model.lora.whole": "model.lora.modules_to_save",
+    "server.liars": "server.byzantine",
+    "server.memory": "server.momentum",
+    "server.wire": "server.upload_dtype",
+}
+"""keys of earlier versions → what they are called now"""
+
 
 class Section(BaseModel, frozen=True, extra="forbid"):
     """A table of a file, or a whole file; unknown keys are errors."""
@@ -85,9 +95,12 @@ def assign(nested: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _one_line(model: type[BaseModel], error: ValidationError) -> str:
     """The first finding as: key: what came; what is allowed; what to do."""
-    first, *others = error.errors(include_url=False)
+    found = sorted(error.errors(include_url=False), key=lambda one: _key(one["loc"]) not in RENAMED)
+    first, *others = found
     more = f" (and {len(others)} more)" if others else ""
-    key = ".".join(str(part) for part in first["loc"])
+    key = _key(first["loc"])
+    if key in RENAMED and first["type"] == "extra_forbidden":
+        return f"{key}: renamed; use {RENAMED[key]}{more}"
     if not key:  # a check that spans sections says it all itself
         return first["msg"].removeprefix("Value error, ") + more
     if first["type"] == "extra_forbidden":
@@ -99,6 +112,10 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
         return f"{key}: nothing received; it is required; set it in the file or with --set {key}=VALUE{more}"
     allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return f"{key}: received {first['input']!r}; allowed: {allowed}; change it there or with --set {key}=VALUE{more}"
+
+
+def _key(loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in loc)
 
 
 def _keys_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

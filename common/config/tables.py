@@ -44,15 +44,15 @@ class LoraSection(Section, frozen=True):
     alpha: PositiveFloat = 16
     targets: tuple[str, ...] | None = None
     """module names; omitted: PEFT's default for the architecture"""
-    whole: tuple[str, ...] | None = None
-    """parts of the model that are trained whole beside LoRA and the head, e.g. ["eye"] of a new image tower"""
+    modules_to_save: tuple[str, ...] | None = None
+    """parts of the model that are trained whole beside LoRA and the head, e.g. ["image_encoder"] of a new one"""
 
 
 class ModelSection(Section, frozen=True):
     backbone: str
     """hub id, or a local folder; demo:vit for a small vision transformer without weights"""
     image_backbone: str | None = None
-    """`image-text-classification`: the tower that reads pictures, named likewise"""
+    """`image-text-classification`: the tower that reads images, named likewise"""
     task: str = "sequence-classification"
     """a file of common/tasks/"""
     max_length: Annotated[int, Field(ge=2)] = 64
@@ -99,7 +99,7 @@ class AugmentationSection(Section, frozen=True):
     punctuation: Rate | None = None
     """… that a mark goes before a word (AEDA, Karimi et al. 2021)"""
     flip: bool = False
-    """pictures: half of the copies are mirrored"""
+    """images: half of the copies are mirrored"""
     shift: Annotated[int, Field(ge=0)] = 0
     """… moved by up to so many pixels"""
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -113,7 +113,7 @@ class AugmentationSection(Section, frozen=True):
         return any(value is not None for value in (self.swap, self.delete, self.insert, self.punctuation))
 
     @property
-    def of_pictures(self) -> bool:
+    def of_images(self) -> bool:
         return bool(self.flip or self.shift or self.noise)
 
 
@@ -131,7 +131,7 @@ class DataSection(Section, frozen=True):
     label: str = "label"
     """the column of the classes, tags or numbers; `causal-lm` reads it only to partition by dirichlet or shards"""
     image: str = "image"
-    """tasks with pictures: the column of their paths (relative to the file) or bytes"""
+    """tasks with images: the column of their paths (relative to the file) or bytes"""
     prompt: str | None = None
     """`causal-lm` on instructions: the column that is read …"""
     response: str | None = None
@@ -190,7 +190,7 @@ class TrainingSection(Section, frozen=True):
     physical_batch: Positive = 64
     """records in memory at once; without privacy also the batch of a step"""
     augmentation: Rate | None = None
-    """share of letters spoiled in copies of each text, which are trained on beside it; omitted: none"""
+    """share of characters perturbed in copies of each text, which are trained on beside it; omitted: none"""
     views: Annotated[int, Field(ge=2)] = 2
     """with augmentation: copies of a record in a step, the first as it is; averaged before the gradient is clipped"""
     adversarial: PositiveFloat | None = None
@@ -205,14 +205,14 @@ class TrainingSection(Section, frozen=True):
 class ServerSection(Section, frozen=True):
     aggregation: Annotated[str, AfterValidator(_known_aggregation)] = "fedavg"
     """fedavg, ffa (A frozen), exact (mean of the products B·A); trimmedmean, median, geometricmedian, krum, multikrum,
-    bulyan, centredclipping (they bear lying sites); or a Flower strategy by its name in lower case"""
-    liars: Annotated[int, Field(ge=0)] | None = None
-    """f: lying sites among those of a round that a robust aggregation bears; omitted: one in five"""
+    bulyan, centredclipping (they tolerate Byzantine sites); or a Flower strategy by its name in lower case"""
+    byzantine: Annotated[int, Field(ge=0)] | None = None
+    """f: Byzantine sites among those of a round that a robust aggregation tolerates; omitted: one in five"""
     mixing: bool | None = None
     """nearest-neighbour mixing before a robust aggregation; omitted: yes"""
-    memory: Annotated[float, Field(ge=0, lt=1)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """weight of the past in the running mean of a site's updates, by which a robust aggregation leaves out the f sites
-    that lie farthest from the others, or as many as leave it enough to bear f liars; 0: none; omitted: 0.8"""
+    farthest from the others, or as many as still let it tolerate f Byzantine sites; 0: none; omitted: 0.8"""
     max_norm: PositiveFloat | None = None
     """L2 norm that an update is shortened to before it is aggregated; omitted: any finite one is taken"""
     options: dict[str, float | int] = Field(default_factory=dict)
@@ -233,8 +233,8 @@ class ServerSection(Section, frozen=True):
     needs its noise whole and hides its sites among fewer; omitted: one sum over all"""
     setup_rounds: Positive = 32
     """with secure aggregation: rounds that one exchange of keys and shares serves"""
-    wire: Literal["float32", "float16"] = "float32"
-    """numbers of an update on the way up; rounded after the noise"""
+    upload_dtype: Literal["float32", "float16"] = "float32"
+    """type in which an update is uploaded; rounded after the noise"""
     evaluation_limit: Positive = 512
     """rows of the validation set behind the accuracy per round; before and after use the whole test set"""
     patience: Positive | None = None
@@ -248,7 +248,7 @@ class ServerSection(Section, frozen=True):
 
     @property
     def robust(self) -> bool:
-        """Whether the aggregation bears lying sites."""
+        """Whether the aggregation tolerates Byzantine sites."""
         return self.aggregation in ROBUST
 
     @property
@@ -271,12 +271,12 @@ class EngineSection(Section, frozen=True):
 
 class DistillSection(Section, frozen=True):
     """Federated distillation: instead of a model that all train, each site trains teachers of its own, and what leaves
-    it are their noised answers to public questions, of which the server's model learns."""
+    it are their noised answers to public queries, of which the server's model learns."""
 
     public: str | None = None
     """texts that everybody may see, in the column `data.text`: a file, a hub id, or demo:public. Setting it is what
     makes a run a distillation; at real sites the texts come from the server"""
-    questions: Positive = 1000
+    queries: Positive = 1000
     """M: how many of them are asked, drawn by `run.seed`"""
     teachers: Positive = 10
     """T: a site's records are dealt out to so many teachers, each trained for `training.local_steps` on its own. One
@@ -287,7 +287,7 @@ class DistillSection(Section, frozen=True):
     """simulations: the backbones of the sites' teachers, in turn; omitted: the student's. A real site names its own in
     site.toml"""
     steps: Positive = 500
-    """of the student at the server, on batches of `training.physical_batch` questions"""
+    """of the student at the server, on batches of `training.physical_batch` queries"""
     learning_rate: PositiveFloat | None = None
     """of the student; omitted: `training.learning_rate`"""
 
@@ -333,21 +333,21 @@ Attack = Literal[
 
 
 class AttackSection(Section, frozen=True):
-    """Sites that lie, to see how far a run bears them: simulations only."""
+    """Byzantine sites, to see how far a run tolerates them: simulations only."""
 
     kind: Attack | None = None
-    """what they do; simulations/attacks/byzantine.py says it in full. Omitted: nobody lies"""
-    liars: Positive | None = None
-    """how many sites lie"""
+    """what they do; simulations/attacks/byzantine.py says it in full. Omitted: no attack"""
+    byzantine: Positive | None = None
+    """how many sites are Byzantine"""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """… or which share of them"""
     participation: Literal["fixed", "drawn"] = "drawn"
-    """with server.cohort: liars are drawn like everybody, or as many as given lie in every round"""
+    """with server.cohort: Byzantine sites are drawn like everybody, or as many as given attack in every round"""
     strength: PositiveFloat | None = None
-    """factor on the lie; omitted: the attack's own"""
+    """factor on what is forged; omitted: the attack's own"""
     trigger: str = "cf"
     """`backdoor`: the word that leads to `target`"""
     target: str | None = None
     """`backdoor`: the class that it leads to; omitted: the first"""
     poison: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """`backdoor`: share of a liar's records that carry the trigger"""
+    """`backdoor`: share of a Byzantine site's records that carry the trigger"""

@@ -1,4 +1,4 @@
-"""Views of a record for training: spoiled copies of its text or picture, or its embeddings pushed up its own loss.
+"""Views of a record for training: perturbed copies of its text or image, or its embeddings pushed up its own loss.
 
 A record's views are averaged *before* its gradient is clipped (augmentation multiplicity, De et al. 2022), so under
 differential privacy a record counts once however many views it has, and ε does not change.
@@ -15,7 +15,7 @@ from ..model.embeddings import ascended, embedding_layer, moved
 from ..model.loading import FineTuneModel
 from ..model.per_sample import unhooked
 from ..types import Records, Rows
-from .images import spoiled
+from .images import perturbed
 from .perturbations import characters, reworded
 from .record_keys import Keys, choices, own_generator, record_keys
 
@@ -25,8 +25,8 @@ _COPIES = 0xA06
 
 
 def encode_with_copies(config: RunConfig, model: FineTuneModel, rows: Rows, secret: bytes) -> Records:
-    """The records as they are; behind them all their other variants, where the task has some, or `POOL` spoiled copies,
-    where the run augments.
+    """The records as they are; behind them all their other variants, where the task has some, or `POOL` perturbed
+    copies, where the run augments.
 
     secret: of the site; a record's copies follow from it and from that record alone.
     """
@@ -56,7 +56,7 @@ def views_of(config: RunConfig) -> tuple[int, ...]:
 
 def _copy(config: RunConfig, rows: Rows, keys: Keys, copy: int) -> Rows:
     """The rows, each spoiled as the run says, by a generator of its own."""
-    made, strength, texts, pictures = config.data.augmentation, config.training.augmentation, rows.text, rows.pictures
+    made, strength, texts, images = config.data.augmentation, config.training.augmentation, rows.text, rows.images
     rngs = [own_generator(key, _COPIES, copy) for key in keys]
     if made.of_texts:
         texts = [
@@ -65,11 +65,11 @@ def _copy(config: RunConfig, rows: Rows, keys: Keys, copy: int) -> Rows:
         ]
     if strength is not None:
         texts = [characters(text, strength, rng) for text, rng in zip(texts, rngs, strict=True)]
-    if pictures is not None and made.of_pictures and len(rows):
-        pictures = np.concatenate(
-            [spoiled(pictures[i : i + 1], made.flip, made.shift, made.noise, rng) for i, rng in enumerate(rngs)]
+    if images is not None and made.of_images and len(rows):
+        images = np.concatenate(
+            [perturbed(images[i : i + 1], made.flip, made.shift, made.noise, rng) for i, rng in enumerate(rngs)]
         )
-    return replace(rows, text=texts, pictures=pictures)
+    return replace(rows, text=texts, images=images)
 
 
 @dataclass(frozen=True)

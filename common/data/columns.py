@@ -11,11 +11,11 @@ from ..errors import DataError
 from ..types import Reads
 from .content import mark
 from .formats import EMPTY, Problem, Table, UnreadableError, as_text
-from .images import PictureForm, decoded, picture_file
+from .images import ImageForm, decoded, image_file
 
 LONGEST = 2**22
 """characters of a text or label: what one row may cost in memory is bounded, whatever is in it"""
-_WHERE = "picture"
+_WHERE = "image"
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _allowed(labels: list[str]) -> str:
     return f"the {len(labels)} of this run; allowed: {names}; correct the row, or state all classes in data.labels"
 
 
-def read_images(notes: Notes, column: str, folder: Path, form: PictureForm) -> tuple[np.ndarray, list[bytes | None]]:
+def read_images(notes: Notes, column: str, folder: Path, form: ImageForm) -> tuple[np.ndarray, list[bytes | None]]:
     """(good rows, C, H, W) uint8, and what the digest covers of every row's."""
     values = notes.table.column(column)
     result = np.empty((len(values), form.channels, form.height, form.width), dtype=np.uint8)
@@ -163,7 +163,7 @@ def read_images(notes: Notes, column: str, folder: Path, form: PictureForm) -> t
     for place, value in enumerate(values):
         content = None
         try:
-            content = picture_file(value, folder, _WHERE)
+            content = image_file(value, folder, _WHERE)
             if place not in notes.found:
                 result[kept] = decoded(content, form, _WHERE)
                 kept += 1

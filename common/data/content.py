@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config.tables import DataSection
 from ..errors import DataError
 from .formats import Table, as_bytes
-from .images import picture_file
+from .images import image_file
 from .record_keys import plain
 
 _NOTHING = (b"", b"nan", b"none", b"null")
@@ -19,7 +19,7 @@ ROLES = ("text", "label", "image", "prompt", "response")
 
 
 def mark(value: object, content: bytes | None) -> bytes | None:
-    """What the digest covers of a picture: its file, where `content` could be read, or the value itself."""
+    """What the digest covers of a image: its file, where `content` could be read, or the value itself."""
     if value is None or content is not None:
         return None if content is None else b"file" + hashlib.sha256(content).digest()
     return b"none" + as_bytes(value)
@@ -28,15 +28,15 @@ def mark(value: object, content: bytes | None) -> bytes | None:
 def _marks(values: list[object], folder: Path) -> Iterator[bytes | None]:
     for value in values:
         try:
-            content = picture_file(value, folder, "picture")
+            content = image_file(value, folder, "image")
         except DataError:
             content = None
         yield mark(value, content)
 
 
 def identity(table: Table, data: DataSection, marks: list[bytes | None] | None) -> bytes:
-    """32 bytes over the texts alone, or over the pictures where there are no texts, each once. Case, blanks and rows
-    without one make no other data set. marks: of the pictures, where they were read."""
+    """32 bytes over the texts alone, or over the images where there are no texts, each once. Case, blanks and rows
+    without one make no other data set. marks: of the images, where they were read."""
     values = table.columns.get(data.prompt or data.text)
     if values is not None:
         known = (b"" if value is None else plain(as_bytes(value)) for value in values)
@@ -56,7 +56,7 @@ NOBODY = _whose(set())
 
 
 def digest(table: Table, data: DataSection, marks: list[bytes | None] | None) -> bytes:
-    """32 bytes: SHA-256 over the sorted SHA-256 of the rows. marks: of the pictures, where they were read."""
+    """32 bytes: SHA-256 over the sorted SHA-256 of the rows. marks: of the images, where they were read."""
     parts: list[list[bytes]] = []
     for number, role in enumerate(ROLES):
         values = table.columns.get(getattr(data, role) or "")

@@ -1,6 +1,6 @@
-"""Handwritten digits for the picture tasks: scikit-learn's 1,797 real scans of 8 × 8 pixels (Alpaydin and Kaynak 1998).
+"""Handwritten digits for the image tasks: scikit-learn's 1,797 real scans of 8 × 8 pixels (Alpaydin and Kaynak 1998).
 
-`demo:digits/SPLIT`: the pictures as they are. `demo:half-digits/SPLIT`: the left, right, upper or lower half of each is
+`demo:digits/SPLIT`: the images as they are. `demo:half-digits/SPLIT`: the left, right, upper or lower half of each is
 missing, and a text says one true thing about the digit: neither alone tells enough.
 """
 
@@ -38,18 +38,18 @@ def digits(spec: str) -> pa.Table:
     except ImportError:
         raise DataError(f"demo:{spec}: the digits come with scikit-learn; install confide[data]") from None
     scans, answers = load_digits(return_X_y=True)
-    pictures = np.rint(np.asarray(scans).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    images = np.rint(np.asarray(scans).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     rng = np.random.default_rng(0xD161)
-    order, halves = rng.permutation(len(pictures)), rng.integers(0, 4, len(pictures))
+    order, halves = rng.permutation(len(images)), rng.integers(0, 4, len(images))
     chosen = order[:_TRAIN] if split == "train" else order[_TRAIN:]
     texts = [str(rng.choice([said for said, those in _SAID.items() if digit in those])) for digit in answers]
     if name == "half-digits":
-        for picture, half in zip(pictures, halves, strict=True):
+        for image, half in zip(images, halves, strict=True):
             side = slice(0, 4) if half % 2 else slice(4, 8)
-            picture[(side, slice(None)) if half < 2 else (slice(None), side)] = 0
+            image[(side, slice(None)) if half < 2 else (slice(None), side)] = 0
     return pa.table(
         {
-            "image": pa.array([as_png(pictures[i]) for i in chosen], pa.binary()),
+            "image": pa.array([as_png(images[i]) for i in chosen], pa.binary()),
             "text": [texts[i] for i in chosen],
             "label": [str(answers[i]) for i in chosen],
         }

@@ -102,7 +102,7 @@ class Table:
 
     @property
     def folder(self) -> Path:
-        """What paths of pictures are relative to."""
+        """What paths of images are relative to."""
         return Path(self.source).parent
 
     def column(self, name: str) -> list[object]:

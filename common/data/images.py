@@ -1,7 +1,7 @@
-"""Pictures: read from a column of a table, and spoiled copies of them. No torch: `confide predict` may run without it.
+"""Images: read from a column of a table, and perturbed copies of them. No torch: `confide predict` may run without it.
 
 A column holds paths (relative to the table's folder) or encoded files as bytes, alone or as the hub's {bytes, path}.
-Pictures are scaled to what the backbone takes when they are read, and stay 8-bit until a batch is made.
+Images are scaled to what the backbone takes when they are read, and stay 8-bit until a batch is made.
 """
 
 import io
@@ -22,13 +22,13 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 LARGEST = 64 * 2**20
 """pixels; beyond that a file is taken for an attack on memory"""
 LARGEST_FILE = 64 * 2**20
-"""bytes of an encoded picture"""
+"""bytes of an encoded image"""
 _BEGINNINGS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _MODES = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True)
-class PictureForm:
+class ImageForm:
     """What a backbone takes."""
 
     channels: int
@@ -39,13 +39,13 @@ class PictureForm:
     """one a channel, of values in [0, 1]"""
 
     @classmethod
-    def of(cls, backbone: "PreTrainedModel", path: str) -> "PictureForm":
+    def of(cls, backbone: "PreTrainedModel", path: str) -> "ImageForm":
         """From the backbone's configuration and, if there is one, its preprocessor_config.json. Raises ModelError."""
         config = backbone.config
         size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
         if size is None or channels not in _MODES:
             raise ModelError(
-                f"model.backbone: {type(backbone).__name__} takes no pictures of 1 or 3 channels; give a vision "
+                f"model.backbone: {type(backbone).__name__} takes no images of 1 or 3 channels; give a vision "
                 "transformer, such as a ViT"
             )
         height, width = (size, size) if isinstance(size, int) else size
@@ -61,15 +61,15 @@ class PictureForm:
         return cls(channels, int(height), int(width), mean, deviation)
 
 
-def read_picture(value: Any, folder: Path, form: PictureForm, where: str) -> np.ndarray:
+def read_image(value: Any, folder: Path, form: ImageForm, where: str) -> np.ndarray:
     """(C, H, W) uint8 from a path in `folder`, encoded bytes, or the hub's {bytes, path}.
 
     Raises DataError, which begins with `where`.
     """
-    return decoded(picture_file(value, folder, where), form, where)
+    return decoded(image_file(value, folder, where), form, where)
 
 
-def picture_file(value: Any, folder: Path, where: str) -> bytes:
+def image_file(value: Any, folder: Path, where: str) -> bytes:
     """The encoded file of the same, not yet decoded: of `LARGEST_FILE` bytes at most, and no other kind of file.
 
     Other files are not read but for their first bytes: some of the machine's change from one look to the next, and with
@@ -80,39 +80,39 @@ def picture_file(value: Any, folder: Path, where: str) -> bytes:
         try:
             content = _read(folder / content, where)
         except (OSError, ValueError) as error:
-            raise DataError(f"{where}: the picture's file cannot be read ({type(error).__name__})") from None
+            raise DataError(f"{where}: the image's file cannot be read ({type(error).__name__})") from None
     if not isinstance(content, bytes) or not content:
-        raise DataError(f"{where}: no picture; expected a path or the bytes of a {', '.join(_FORMATS)} file")
+        raise DataError(f"{where}: no image; expected a path or the bytes of a {', '.join(_FORMATS)} file")
     if len(content) > LARGEST_FILE:
-        raise DataError(f"{where}: a picture's file of more than {LARGEST_FILE:,} bytes; make it smaller")
+        raise DataError(f"{where}: a image's file of more than {LARGEST_FILE:,} bytes; make it smaller")
     if not content.startswith(_BEGINNINGS):
-        raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} picture; convert it")
+        raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} image; convert it")
     return content
 
 
 def _read(path: Path, where: str) -> bytes:
-    """Its first bytes alone where they are of no picture; no more than is needed to see that it is too large."""
+    """Its first bytes alone where they are of no image; no more than is needed to see that it is too large."""
     if path.exists() and not path.is_file():
-        raise DataError(f"{where}: the picture's path is not of a file; correct it")
+        raise DataError(f"{where}: the image's path is not of a file; correct it")
     with path.open("rb") as file:
         head = file.read(16)
         return head + file.read(LARGEST_FILE) if head.startswith(_BEGINNINGS) else head
 
 
-def decoded(content: bytes, form: PictureForm, where: str, largest: int = LARGEST) -> np.ndarray:
+def decoded(content: bytes, form: ImageForm, where: str, largest: int = LARGEST) -> np.ndarray:
     """(C, H, W) uint8 from a file's bytes. largest: pixels. Raises DataError."""
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
-            if picture.width * picture.height > largest:
-                raise DataError(f"{where}: a picture of {picture.width} × {picture.height}; at most {largest:,} pixels")
-            fitted = picture.convert(_MODES[form.channels])
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if image.width * image.height > largest:
+                raise DataError(f"{where}: a image of {image.width} × {image.height}; at most {largest:,} pixels")
+            fitted = image.convert(_MODES[form.channels])
             if fitted.size != (form.width, form.height):
                 fitted = fitted.resize((form.width, form.height), Image.Resampling.BILINEAR)
             values = np.array(fitted, dtype=np.uint8)  # its own: a view of the file would be read-only
     except DataError:
         raise
     except Exception:  # a damaged file makes a decoder raise anything, and a row that ends a run tells of itself
-        raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} picture; convert it") from None
+        raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} image; convert it") from None
     return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
 
 
@@ -123,18 +123,18 @@ def as_png(values: np.ndarray) -> bytes:
     return target.getvalue()
 
 
-def spoiled(pictures: np.ndarray, flip: bool, shift: int, noise: float, rng: np.random.Generator) -> np.ndarray:
+def perturbed(images: np.ndarray, flip: bool, shift: int, noise: float, rng: np.random.Generator) -> np.ndarray:
     """Copies that are mirrored (half of them), moved by up to `shift` pixels, and noised; (N, C, H, W) uint8.
 
     noise: standard deviation, as a share of the whole range. What a shift uncovers is the edge, repeated.
     """
-    result = pictures.copy()
+    result = images.copy()
     if flip:
         mirrored = rng.random(len(result)) < 0.5
         result[mirrored] = result[mirrored][..., ::-1]
     if shift:
         padded = np.pad(result, ((0, 0), (0, 0), (shift, shift), (shift, shift)), mode="edge")
-        height, width = pictures.shape[2:]
+        height, width = images.shape[2:]
         for number, (down, right) in enumerate(rng.integers(0, 2 * shift + 1, (len(result), 2))):
             result[number] = padded[number, :, down : down + height, right : right + width]
     if noise:

@@ -33,13 +33,13 @@ def _neighbours() -> dict[str, str]:
 _NEAR = _neighbours()
 
 
-def swap_letters(word: str, place: int, rng: np.random.Generator) -> str:
+def swap_characters(word: str, place: int, rng: np.random.Generator) -> str:
     """The letter and the next one change places (the last with the one before)."""
     place = min(place, len(word) - 2)
     return word[:place] + word[place + 1] + word[place] + word[place + 2 :] if place >= 0 else word
 
 
-def drop_letter(word: str, place: int, rng: np.random.Generator) -> str:
+def drop_character(word: str, place: int, rng: np.random.Generator) -> str:
     return word[:place] + word[place + 1 :] if len(word) > 1 else word
 
 
@@ -54,8 +54,8 @@ def homoglyph(word: str, place: int, rng: np.random.Generator) -> str:
 
 Edit = Callable[[str, int, np.random.Generator], str]
 EDITS: dict[str, Edit] = {
-    "swap": swap_letters,
-    "drop": drop_letter,
+    "swap": swap_characters,
+    "drop": drop_character,
     "neighbour": neighbour_key,
     "homoglyph": homoglyph,
 }

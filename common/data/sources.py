@@ -24,13 +24,13 @@ from ..types import Reads, Rows
 from .columns import Notes, read_images, read_labels, read_numbers, read_strings, read_tags, read_text, refuse, require
 from .content import ROLES, digest, identity
 from .formats import DEMO, FILES, Problem, Table, UnreadableError, as_text, load
-from .images import PictureForm
+from .images import ImageForm
 from .record_keys import choices, in_order, record_keys
 from .sql import URL
 
 _TEXT = Reads()
-_SMALLEST = PictureForm(1, 1, 1)
-"""for pictures that are decoded to see whether they can be"""
+_SMALLEST = ImageForm(1, 1, 1)
+"""for images that are decoded to see whether they can be"""
 _BIO = re.compile(r"^(O|[BI]-.+)$")
 
 
@@ -56,21 +56,21 @@ def read_rows(
     labels: list[str] | None,
     *,
     reads: Reads = _TEXT,
-    picture: PictureForm | None = None,
+    image: ImageForm | None = None,
     group: bool = False,
     problems: list[Problem] | None = None,
 ) -> Rows:
     """Reads and checks a source.
 
-    labels: the class names in order; None where there are no classes. reads: what of a row. picture: what pictures are
+    labels: the class names in order; None where there are no classes. reads: what of a row. image: what images are
     made into. group: also read the column of a `natural` partition. problems: gets one for each row that cannot be used
     and is left out; None: the first one raises, and so does a source without rows.
     Raises DataError: source missing or unreadable, column missing; without `problems` also: no rows, a row that cannot
-    be parsed, empty field, unknown label, no number, no picture, not UTF-8.
+    be parsed, empty field, unknown label, no number, no image, not UTF-8.
     """
-    needed = _needed(data, labels, reads, picture, group)
+    needed = _needed(data, labels, reads, image, group)
     notes = Notes(load(source, needed), problems is None)
-    rows, _ = _read(notes, data, labels, reads, picture, group)
+    rows, _ = _read(notes, data, labels, reads, image, group)
     if problems is not None:
         problems.extend(notes.all())
     return rows
@@ -82,16 +82,16 @@ def read_checked(
     labels: list[str] | None,
     *,
     reads: Reads = _TEXT,
-    picture: PictureForm | None = None,
+    image: ImageForm | None = None,
 ) -> Checked:
     """Rows, problems and digest from one read. Raises DataError as `read_rows` with `problems`: never for a row."""
-    return _checked(load(source, _covered(data)), data, labels, reads, picture)
+    return _checked(load(source, _covered(data)), data, labels, reads, image)
 
 
 def content_digest(source: str, data: DataSection) -> bytes:
     """32 bytes: SHA-256 over what the columns of [data] hold, whatever the kind of source and the order of its rows.
 
-    A row is its values by their role, as text, or as bytes; a picture is its file's bytes, and a row that cannot be
+    A row is its values by their role, as text, or as bytes; a image is its file's bytes, and a row that cannot be
     parsed its own. A column that is not there is as one without values. Raises DataError as `read_rows` with
     `problems`: never for a row.
     """
@@ -99,7 +99,7 @@ def content_digest(source: str, data: DataSection) -> bytes:
 
 
 def source_contents(source: str, data: DataSection) -> tuple[bytes, bytes]:
-    """Whose records a source holds, 32 bytes over their texts (or pictures) alone, and its `content_digest`, from one
+    """Whose records a source holds, 32 bytes over their texts (or images) alone, and its `content_digest`, from one
     read. Raises DataError as `content_digest`."""
     table = load(source, _covered(data))
     return identity(table, data, None), digest(table, data, None)
@@ -118,9 +118,9 @@ def examine(source: str, data: DataSection) -> Checked:
         labels, kind = bio_names(bio, source), "tags"
     elif len(names) > max(20, len(table.rows) / 5) and sum(map(_is_number, names)) > len(names) / 2:
         labels, kind = None, "number"
-    pictures = data.image in table.columns
-    text = not pictures or (data.prompt or data.text) in table.names
-    return _checked(table, data.model_copy(update={"scale": None}), labels, Reads(kind, text, pictures), _SMALLEST)
+    images = data.image in table.columns
+    text = not images or (data.prompt or data.text) in table.names
+    return _checked(table, data.model_copy(update={"scale": None}), labels, Reads(kind, text, images), _SMALLEST)
 
 
 def read_texts(source: str, column: str) -> list[str]:
@@ -233,12 +233,12 @@ def reference_draw(rows: Rows, data: DataSection, seed: int) -> tuple[np.ndarray
 
 
 def _needed(
-    data: DataSection, labels: list[str] | None, reads: Reads, picture: PictureForm | None, group: bool
+    data: DataSection, labels: list[str] | None, reads: Reads, image: ImageForm | None, group: bool
 ) -> list[str]:
     """The columns that are read."""
     labelled = reads.label == "number" or labels is not None
     columns = [
-        data.image if reads.pictures and picture is not None else None,
+        data.image if reads.images and image is not None else None,
         data.label if labelled else None,
         data.text if labelled and reads.label == "tags" else None,
         data.prompt or data.text if reads.text else None,
@@ -258,10 +258,10 @@ def _checked(
     data: DataSection,
     labels: list[str] | None,
     reads: Reads,
-    picture: PictureForm | None,
+    image: ImageForm | None,
 ) -> Checked:
     notes = Notes(table, strict=False)
-    rows, marks = _read(notes, data, labels, reads, picture, group=False)
+    rows, marks = _read(notes, data, labels, reads, image, group=False)
     found = rows.labels if reads.label == "class" else np.concatenate(rows.tags) if rows.tags else None
     counts = Counter() if found is None or labels is None else Counter(labels[number] for number in found)
     who = identity(table, data, marks)
@@ -273,24 +273,24 @@ def _read(
     data: DataSection,
     labels: list[str] | None,
     reads: Reads,
-    picture: PictureForm | None,
+    image: ImageForm | None,
     group: bool,
 ) -> tuple[Rows, list[bytes | None] | None]:
-    """The rows without a problem, and what the digest covers of every row's picture, where pictures are read."""
+    """The rows without a problem, and what the digest covers of every row's image, where images are read."""
     table = notes.table
-    require(notes, _needed(data, labels, reads, picture, group))
+    require(notes, _needed(data, labels, reads, image, group))
     classes = read_labels(notes, data, labels, reads)
     tags = read_tags(notes, data, labels) if labels is not None and reads.label == "tags" else None
     text = read_strings(notes, data.prompt or data.text) if reads.text else [""] * len(table.rows)
     response = read_strings(notes, data.response) if data.response else None
     groups = np.asarray(read_strings(notes, data.partition.column or ""), dtype=object) if group else None
-    pictures, marks = None, None
-    if reads.pictures and picture is not None:  # last: rows with a problem so far need no place
-        pictures, marks = read_images(notes, data.image, table.folder, picture)
+    images, marks = None, None
+    if reads.images and image is not None:  # last: rows with a problem so far need no place
+        images, marks = read_images(notes, data.image, table.folder, image)
     rows = Rows(table.source, text, response, classes, tags, groups)
     if notes.found:
         rows = rows.take(np.array([place for place in range(len(text)) if place not in notes.found], dtype=np.int64))
-    return replace(rows, pictures=pictures), marks
+    return replace(rows, images=images), marks
 
 
 def _column(source: str, column: str) -> tuple[Notes, list[str]]:

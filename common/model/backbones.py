@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import ModelError
 
 DEMO_VIT = "demo:vit"
-"""the demonstration's, for pictures: `demo_vit.py` draws its weights"""
+"""the demonstration's, for images: `demo_vit.py` draws its weights"""
 DEMO_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 _DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 

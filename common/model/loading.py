@@ -28,7 +28,7 @@ from transformers.utils import logging as hf_logging
 
 from ..config.run import RunConfig
 from ..config.tables import DataSection, ModelSection
-from ..data.images import PictureForm
+from ..data.images import ImageForm
 from ..data.record_keys import record_keys
 from ..data.sources import read_rows
 from ..data.spelling import Spelling, Words, spelling_of
@@ -82,19 +82,19 @@ class FineTuneModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Raises ModelError for a task that reads no text."""
         if self.reader is None:
-            raise ModelError("a task that reads pictures alone has no tokenizer")
+            raise ModelError("a task that reads images alone has no tokenizer")
         return self.reader
 
     @property
-    def picture(self) -> PictureForm | None:
-        """What the model's eye takes; None where it has none."""
+    def image(self) -> ImageForm | None:
+        """What the image encoder takes; None where it has none."""
         return getattr(self.module.get_base_model(), "form", None)
 
     def rows(self, source: str, data: DataSection, *, labels: list[str] | None = None, group: bool = False) -> Rows:
         """What the task reads of a source. labels: instead of the run's classes. Raises DataError."""
         if self.task.CLASSES and labels is None:
             labels = list(data.labels or [])
-        return read_rows(source, data, labels, reads=self.task.READS, picture=self.picture, group=group)
+        return read_rows(source, data, labels, reads=self.task.READS, image=self.image, group=group)
 
     def encode(self, rows: Rows, variant: int = 0) -> Records:
         """Rows as the task reads them, tokenised, with a key of each record's own."""
@@ -287,7 +287,7 @@ def positions(base: nn.Module) -> int | None:
     stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
     found = [value for value in stated if isinstance(value, int) and value > 0]
     for name, module in base.named_modules():
-        if name.startswith("eye."):  # an image's patches
+        if name.startswith("image_encoder."):  # an image's patches
             continue
         if isinstance(module, nn.Embedding) and re.search(r"(position_embeddings?|embed_positions|\.wpe)$", name):
             first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
@@ -357,11 +357,11 @@ def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
     children = {name: child for name, child in base.named_children() if name != _STAND_IN}
-    whole = [name for name in children if name in task.HEAD or name in (model.lora.whole or ())]
+    whole = [name for name in children if name in task.HEAD or name in (model.lora.modules_to_save or ())]
     if model.train == "full":
         whole = [name for name, child in children.items() if next(child.parameters(), None) is not None]
-    if unknown := [name for name in model.lora.whole or () if name not in children]:
-        raise ModelError(f"model.lora.whole: received '{unknown[0]}'; allowed: {', '.join(children)}")
+    if unknown := [name for name in model.lora.modules_to_save or () if name not in children]:
+        raise ModelError(f"model.lora.modules_to_save: received '{unknown[0]}'; allowed: {', '.join(children)}")
     targets = list(model.lora.targets) if model.lora.targets else None
     config = LoraConfig(
         r=model.lora.rank if model.train == "lora" else 1,

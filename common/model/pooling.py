@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ..data.images import PictureForm
+from ..data.images import ImageForm
 
 _FUSED = 128
 
@@ -74,13 +74,13 @@ def _width(backbone: PreTrainedModel) -> int:
     return int(backbone.config.hidden_size)  # transformers maps `dim`, `n_embd` to it
 
 
-class _Eye(nn.Module):
-    """A vision backbone and one vector a picture."""
+class _ImageEncoder(nn.Module):
+    """A vision backbone and one vector a image."""
 
     mean: torch.Tensor
     deviation: torch.Tensor
 
-    def __init__(self, backbone: PreTrainedModel, form: PictureForm, pooling: str) -> None:
+    def __init__(self, backbone: PreTrainedModel, form: ImageForm, pooling: str) -> None:
         super().__init__()
         self.tower = backbone  # not `backbone`: PEFT finds modules by the end of their names
         self.pooling = pooling
@@ -94,35 +94,35 @@ class _Eye(nn.Module):
         return hidden[:, 0] if self.pooling == "first" else hidden[:, 1:].mean(1)
 
 
-class PictureClassifier(_Classifier):
-    """The same for pictures: the mean over patches, or the class token (`first`)."""
+class ImageClassifier(_Classifier):
+    """The same for images: the mean over patches, or the class token (`first`)."""
 
-    def __init__(self, backbone: PreTrainedModel, form: PictureForm, pooling: str, outputs: int) -> None:
+    def __init__(self, backbone: PreTrainedModel, form: ImageForm, pooling: str, outputs: int) -> None:
         super().__init__()
         self.form = form
-        self.eye = _Eye(backbone, form, pooling)
+        self.image_encoder = _ImageEncoder(backbone, form, pooling)
         self.config = backbone.config
         self.head = nn.Linear(_width(backbone), outputs)
 
     def represent(self, **inputs: torch.Tensor) -> torch.Tensor:
-        return self.eye(inputs["pixel_values"])
+        return self.image_encoder(inputs["pixel_values"])
 
 
-class PictureTextClassifier(_Classifier):
+class ImageTextClassifier(_Classifier):
     """Both, side by side, and a head of two layers that can weigh one against the other."""
 
     def __init__(
-        self, backbone: PreTrainedModel, pictures: PreTrainedModel, form: PictureForm, pooling: str, outputs: int
+        self, backbone: PreTrainedModel, images: PreTrainedModel, form: ImageForm, pooling: str, outputs: int
     ) -> None:
         super().__init__()
         self.form = form
         self.backbone = backbone
         self.pooling = pooling
-        self.eye = _Eye(pictures, form, pooling)
+        self.image_encoder = _ImageEncoder(images, form, pooling)
         self.config = backbone.config
-        width = _width(backbone) + _width(pictures)
+        width = _width(backbone) + _width(images)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, _FUSED), nn.GELU(), nn.Linear(_FUSED, outputs))
 
     def represent(self, **inputs: torch.Tensor) -> torch.Tensor:
         text = pooled(self.backbone, self.pooling, inputs["input_ids"], inputs.get("attention_mask"))
-        return torch.cat([text, self.eye(inputs["pixel_values"])], dim=1)
+        return torch.cat([text, self.image_encoder(inputs["pixel_values"])], dim=1)

@@ -63,7 +63,7 @@ def dummy_records(model: FineTuneModel, lengths: list[int], seed: int = 0) -> Re
     elif reads.label == "number":
         targets = rng.normal(size=count)
     records = ragged(lists, targets, wanted)
-    if reads.pictures and (form := model.picture) is not None:
+    if reads.images and (form := model.image) is not None:
         pixels = rng.integers(0, 256, (count, form.channels, form.height, form.width), dtype=np.uint8)
         records = Records(records.tokens, records.offsets, records.targets, records.wanted, pixels)
     return model.with_features(records)

@@ -35,7 +35,7 @@ class Shapes:
     """Which shape a record's batch has. Everything here is public."""
 
     longest: int
-    """tokens that a record is cut to; 0: records have no length (pictures, features)"""
+    """tokens that a record is cut to; 0: records have no length (images, features)"""
     most_rows: int
     """rows of any batch"""
     expected: float

@@ -28,12 +28,12 @@ ANSWERS = "answers"
 
 def answer_scale(config: "RunConfig") -> float:
     """What one teacher's answer counts, so that all its M answers together differ from others by at most C."""
-    return config.privacy.clip / math.sqrt(2 * config.distill.questions)
+    return config.privacy.clip / math.sqrt(2 * config.distill.queries)
 
 
 def answers_shape(config: "RunConfig") -> tuple[int, int]:
     """(M, K): what a site releases."""
-    return config.distill.questions, len(config.data.labels or [])
+    return config.distill.queries, len(config.data.labels or [])
 
 
 def sampling_rate(config: "RunConfig") -> float | None:

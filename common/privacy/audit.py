@@ -214,12 +214,12 @@ def canary_rows(
     classes: int = 0,
     numbers: bool = False,
     tags: bool = False,
-    picture: tuple[int, int, int] | None = None,
+    image: tuple[int, int, int] | None = None,
 ) -> Rows:
     """A site's share of audit.records: eight random words, random pixels, a random class, number or tag of each
     word; only their own presence predicts them.
 
-    words: none where no text is read. classes: 0 where there are none. tags: whether words carry the classes. picture:
+    words: none where no text is read. classes: 0 where there are none. tags: whether words carry the classes. image:
     channels, height, width.
     """
     count = config.audit.records // config.clients
@@ -229,8 +229,8 @@ def canary_rows(
     if tags:
         return Rows("canaries", texts, tags=[*rng.integers(0, classes, (count, _WORDS))])
     labels = rng.integers(0, classes, count) if classes else rng.normal(size=count) if numbers else None
-    pixels = None if picture is None else rng.integers(0, 256, (count, *picture), dtype=np.uint8)
-    return Rows("canaries", texts, responses, labels, pictures=pixels)
+    pixels = None if image is None else rng.integers(0, 256, (count, *image), dtype=np.uint8)
+    return Rows("canaries", texts, responses, labels, images=pixels)
 
 
 def step_likelihood(observed: np.ndarray, sampling_rate: float, noise_multiplier: float | np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
     if config.distils:
         released = (
             f"each record is read by one of its site's {config.distill.teachers} teachers; what changes with it are "
-            f"that teacher's {config.distill.questions} answers, measured so that this is at most C = {plan.clip:g}"
+            f"that teacher's {config.distill.queries} answers, measured so that this is at most C = {plan.clip:g}"
         )
     epsilon = plan.epsilon()
     found = most_found(plan, 0.01)

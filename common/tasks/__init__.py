@@ -21,7 +21,7 @@ from ..model.demo_vit import demo_vit
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 
 Batch = dict[str, torch.Tensor]
-"""input_ids and attention_mask (B, T) of text, pixel_values (B, C, H, W) of pictures, or features (B, F) instead of
+"""input_ids and attention_mask (B, T) of text, pixel_values (B, C, H, W) of images, or features (B, F) instead of
 both; targets (B,) or (B, T)."""
 
 
@@ -82,8 +82,8 @@ def collate(
     batch = {"targets": task.targets(records, indices, longest)}
     if records.features is not None:
         batch["features"] = torch.from_numpy(records.features[indices])
-    elif records.pictures is not None:
-        batch["pixel_values"] = torch.from_numpy(records.pictures[indices]).float()
+    elif records.images is not None:
+        batch["pixel_values"] = torch.from_numpy(records.images[indices]).float()
     if records.features is None and longest:
         ids = np.full((len(indices), longest), pad, dtype=np.int64)  # (B, T)
         for row, (index, length) in enumerate(zip(indices, lengths, strict=True)):
@@ -149,7 +149,7 @@ def token_metrics(scores: dict[str, np.ndarray]) -> Metrics:
     }
 
 
-def piece_ids(rows: Rows, tokenizer, max_length: int) -> list[list[int]]:
+def subword_ids(rows: Rows, tokenizer, max_length: int) -> list[list[int]]:
     """The token ids of each text, cut to `max_length`."""
     return tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
 

@@ -23,8 +23,8 @@ from . import (
     Batch,
     inputs_of,
     load_backbone,
-    piece_ids,
     ragged,
+    subword_ids,
     token_losses,
     token_metrics,
     token_score,
@@ -74,7 +74,7 @@ def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     """Raises ModelError for a tokenizer without a mask."""
     if tokenizer.mask_token_id is None:
         raise ModelError("model.backbone: its tokenizer has no mask token; masked-lm needs one, such as a BERT has")
-    lists = piece_ids(rows, tokenizer, max_length)
+    lists = subword_ids(rows, tokenizer, max_length)
     special, size = set(tokenizer.all_special_ids), len(tokenizer)
     hidden, wanted = [], []
     for ids in lists:

@@ -3,7 +3,7 @@
 `Mean` is FedAvg (McMahan et al. 2017) and, with the A factors frozen, FFA-LoRA (Sun et al. 2024). `ProductMean`
 averages the products B·A, which the mean of the factors is not (FLoRA, Wang et al. 2024; FedEx-LoRA,
 Singhal et al. 2024). Sums are kept in float64, so the order of replies does not show in float32. `Robust` keeps all
-updates of a round: what bears liars compares them.
+updates of a round: what tolerates Byzantine sites compares them.
 
 A site's weight is its own claim: none counts for more than about ten sites of the median weight (`weight_cap`).
 """
@@ -165,35 +165,35 @@ class RobustState:
     def __init__(self, config: RunConfig, coordinates: int) -> None:
         self.centre = np.zeros(coordinates)
         """(d,) the last aggregate"""
-        self.memory = robust.Memory(config.memory) if config.memory else None
+        self.momentum = robust.Momentum(config.momentum) if config.momentum else None
 
     def arrays(self) -> Adapter:
         """For a checkpoint."""
-        past = {} if self.memory is None else self.memory.state()
+        past = {} if self.momentum is None else self.momentum.state()
         return {_CENTRE: self.centre, **{_PAST + site: array for site, array in past.items()}}
 
     def restore(self, arrays: Adapter) -> None:
         self.centre = arrays.get(_CENTRE, self.centre)
-        if self.memory is not None:
+        if self.momentum is not None:
             past = {name.removeprefix(_PAST): array for name, array in arrays.items() if name.startswith(_PAST)}
-            self.memory.restore(past)
+            self.momentum.restore(past)
 
 
 _CENTRE, _PAST = "centre", "past/"
 
 
 class Robust:
-    """An aggregate that bears `server.liars` lying sites; every site counts the same, whatever weight it claims."""
+    """An aggregate that tolerates `server.byzantine` sites; every site counts the same, whatever weight it claims."""
 
     def __init__(self, config: RunConfig, trained: Adapter, state: RobustState) -> None:
-        self._name, self._mixing, self._liars = config.server.aggregation, config.server.mixes, config.liars
+        self._name, self._mixing, self._byzantine = config.server.aggregation, config.server.mixes, config.byzantine
         self._trained, self._state = trained, state
         self._rows: list[np.ndarray] = []
         self._sites: list[str] = []
         self.outliers: list[str] = []
         """sites whose updates lie far from the aggregate"""
         self.left_out: list[str] | None = None
-        """sites that the memory of their updates told apart; None: without memory"""
+        """sites that the momentum of their updates told apart; None: without momentum"""
 
     def add(self, delta: Adapter, weight: float, site: str = "") -> None:
         self._rows.append(joined(delta))
@@ -204,11 +204,15 @@ class Robust:
             raise RoundError("no update to aggregate")
         rows, state = np.stack(self._rows).astype(np.float64), self._state
         kept = np.ones(len(rows), dtype=bool)
-        if state.memory is not None and self._liars:
-            means = state.memory.take(self._sites, rows)
-            kept = robust.trusted(means, self._liars, len(rows) - most_left_out(self._name, len(rows), self._liars))
+        if state.momentum is not None and self._byzantine:
+            means = state.momentum.take(self._sites, rows)
+            kept = robust.trusted(
+                means, self._byzantine, len(rows) - most_left_out(self._name, len(rows), self._byzantine)
+            )
             self.left_out = self._named(~kept)
-        state.centre = robust.aggregate(self._name, rows[kept], self._liars, mixing=self._mixing, centre=state.centre)
+        state.centre = robust.aggregate(
+            self._name, rows[kept], self._byzantine, mixing=self._mixing, centre=state.centre
+        )
         self.outliers = self._named(robust.outliers(rows, state.centre))
         return split(state.centre, self._trained)
 

@@ -1,7 +1,7 @@
 """Secure sums of small groups of sites: the server sees a sum a group, which a robust aggregation can compare.
 
 It is a trade (Velicheti et al. 2021; Zhu et al. 2021): a group hides its sites in a smaller crowd, its noise has to be
-whole by itself, and one lying site spoils its whole group. A record is in one group, so ε is what it is for one sum.
+complete, and one Byzantine site corrupts its group. A record is in one group, so ε is what it is for one sum.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -34,7 +34,7 @@ class GroupedSums:
         self._of = {site: group for group, members in self._groups.items() for site in members}
         self._missing: dict[str, str] = {}
         """groups without a set-up for this round, with the reason"""
-        self._least = 2 * config.liars + 1
+        self._least = 2 * config.byzantine + 1
 
     def prepare(self, number: int, sites: Iterable[str], reachable: Collection[str]) -> bool:
         """As `SecureSums.prepare`, group by group. Raises RoundError when too few groups are left."""
@@ -49,7 +49,7 @@ class GroupedSums:
             reason = next(iter(self._missing.values()), "")
             raise RoundError(
                 f"{len(self._groups) - len(self._missing)} groups have a set-up of secure sums, {self._least} are "
-                f"needed for {(self._least - 1) // 2} liars; the first reason: {reason}"
+                f"needed for {(self._least - 1) // 2} Byzantine sites; the first reason: {reason}"
             )
         return new
 

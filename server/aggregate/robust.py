@@ -1,9 +1,9 @@
-"""Aggregates that bear f lying sites among n, in float64 on whole updates as vectors.
+"""Aggregates that tolerates f Byzantine sites among n, in float64 on whole updates as vectors.
 
 Legend: X (n, d), one row a site; f the number of rows that may be anything. Every function is invariant under the order
 of rows and equivariant under translation and scaling of X (but for `centred_clipping`, whose centre is given).
 
-| aggregate | bears | source |
+| aggregate | tolerates | source |
 |---|---|---|
 | `trimmed_mean`, `median` | f < n/2 | Yin et al. 2018 |
 | `geometric_median` | f < n/2 | Weiszfeld 1937; Pillutla et al. 2022 |
@@ -12,8 +12,8 @@ of rows and equivariant under translation and scaling of X (but for `centred_cli
 | `centred_clipping` | f < n/2 | Karimireddy et al. 2021 |
 | `mixed`, before any of them | f < n/2 | nearest-neighbour mixing, Allouah et al. 2023 |
 
-Over rounds, honest noise averages out and what liars want every time does not (Karimireddy et al. 2021). `Memory` keeps
-the running mean of each site's updates; `trusted` leaves out sites whose means lie farthest from the others'.
+Over rounds, honest noise averages out and a repeated attack does not (Karimireddy et al. 2021). `Momentum` keeps the
+running mean of each site's updates; `trusted` leaves out sites whose means lie farthest from the others'.
 
 Nothing here knows who lies, or how.
 """
@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...common.config.byzantine import most_liars
+from ...common.config.byzantine import most_byzantine
 from ...common.errors import RoundError
 
 _WEISZFELD_STEPS, _CLIPPING_STEPS = 100, 5
@@ -33,21 +33,21 @@ _OUTLYING = 3.5
 """modified z-score above which a row is called an outlier (Iglewicz and Hoaglin 1993)"""
 
 
-def trimmed_mean(rows: np.ndarray, liars: int) -> np.ndarray:
+def trimmed_mean(rows: np.ndarray, byzantine: int) -> np.ndarray:
     """(d,) mean of each coordinate without its f largest and f smallest values."""
     n = len(rows)
-    if liars == 0:
+    if byzantine == 0:
         return rows.mean(0)
-    inner = np.partition(rows, (liars, n - liars - 1), axis=0)[liars : n - liars]
+    inner = np.partition(rows, (byzantine, n - byzantine - 1), axis=0)[byzantine : n - byzantine]
     return inner.mean(0)
 
 
-def median(rows: np.ndarray, liars: int) -> np.ndarray:
+def median(rows: np.ndarray, byzantine: int) -> np.ndarray:
     """(d,) coordinate-wise median; the same for every f < n/2."""
     return np.median(rows, axis=0)
 
 
-def geometric_median(rows: np.ndarray, liars: int) -> np.ndarray:
+def geometric_median(rows: np.ndarray, byzantine: int) -> np.ndarray:
     """(d,) the point with the least sum of distances to all rows; the same for every f < n/2.
 
     Weiszfeld's iteration on the weights of the rows: distances come from their Gram matrix, so a step costs n².
@@ -69,27 +69,27 @@ def geometric_median(rows: np.ndarray, liars: int) -> np.ndarray:
     return weights @ rows
 
 
-def krum(rows: np.ndarray, liars: int) -> np.ndarray:
+def krum(rows: np.ndarray, byzantine: int) -> np.ndarray:
     """(d,) the row that is nearest to its n − f − 2 nearest rows."""
-    return rows[int(_krum_scores(_squared_distances(rows), liars).argmin())]
+    return rows[int(_krum_scores(_squared_distances(rows), byzantine).argmin())]
 
 
-def multi_krum(rows: np.ndarray, liars: int) -> np.ndarray:
+def multi_krum(rows: np.ndarray, byzantine: int) -> np.ndarray:
     """(d,) mean of the n − f rows with the best Krum scores."""
-    scores = _krum_scores(_squared_distances(rows), liars)
-    return rows[np.argsort(scores, kind="stable")[: len(rows) - liars]].mean(0)
+    scores = _krum_scores(_squared_distances(rows), byzantine)
+    return rows[np.argsort(scores, kind="stable")[: len(rows) - byzantine]].mean(0)
 
 
-def bulyan(rows: np.ndarray, liars: int) -> np.ndarray:
+def bulyan(rows: np.ndarray, byzantine: int) -> np.ndarray:
     """(d,) of n − 2f rows that Krum chose one after the other, for each coordinate the mean of the n − 4f values
     nearest to their median."""
     distances = _squared_distances(rows)
     left, chosen = list(range(len(rows))), []
-    while len(chosen) < len(rows) - 2 * liars:
-        scores = _krum_scores(distances[np.ix_(left, left)], liars)
+    while len(chosen) < len(rows) - 2 * byzantine:
+        scores = _krum_scores(distances[np.ix_(left, left)], byzantine)
         chosen.append(left.pop(int(scores.argmin())))
     kept = np.sort(rows[chosen], axis=0)  # (θ, d)
-    count = len(chosen) - 2 * liars
+    count = len(chosen) - 2 * byzantine
     # the values nearest to the median are neighbours in sorted order: the best of the 2f + 1 windows
     middle = np.median(kept, axis=0)
     starts = np.arange(len(chosen) - count + 1)
@@ -116,9 +116,9 @@ def centred_clipping(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return centre
 
 
-def mixed(rows: np.ndarray, liars: int) -> np.ndarray:
+def mixed(rows: np.ndarray, byzantine: int) -> np.ndarray:
     """(n, d) each row replaced by the mean of the n − f rows nearest to it, itself included."""
-    nearest = np.argsort(_squared_distances(rows), axis=1, kind="stable")[:, : len(rows) - liars]
+    nearest = np.argsort(_squared_distances(rows), axis=1, kind="stable")[:, : len(rows) - byzantine]
     pick = np.zeros((len(rows), len(rows)))
     np.put_along_axis(pick, nearest, 1 / nearest.shape[1], axis=1)
     return pick @ rows
@@ -133,7 +133,7 @@ def bounded(rows: np.ndarray, norm: float) -> np.ndarray:
 def outliers(rows: np.ndarray, aggregate: np.ndarray) -> np.ndarray:
     """(n,) bool: rows far further from the aggregate than the middle ones.
 
-    What it names may be a liar or an honest site with unusual data, and a liar that keeps close is not named.
+    It may name an honest site with unusual data, and a Byzantine site that keeps close is not named.
     """
     distances = np.linalg.norm(rows - aggregate, axis=1)
     middle = np.median(distances)
@@ -143,7 +143,7 @@ def outliers(rows: np.ndarray, aggregate: np.ndarray) -> np.ndarray:
     return (distances - middle) / spread > _OUTLYING
 
 
-class Memory:
+class Momentum:
     """The running mean of each site's updates, without the bias of its first rounds (as Kingma and Ba 2015 do)."""
 
     def __init__(self, decay: float) -> None:
@@ -169,10 +169,10 @@ class Memory:
         self._sums = dict(state)
 
 
-def trusted(means: np.ndarray, liars: int, count: int) -> np.ndarray:
+def trusted(means: np.ndarray, byzantine: int, count: int) -> np.ndarray:
     """(n,) bool: the `count` rows with the best Krum scores. Those that hardly move come last: nothing is near
     everything, so sites that send nothing would look trustworthy, and hold the others back."""
-    scores = _krum_scores(_squared_distances(means), liars)
+    scores = _krum_scores(_squared_distances(means), byzantine)
     lengths = np.linalg.norm(means, axis=1)
     scores[lengths < _SHORT * np.median(lengths)] = np.inf
     kept = np.zeros(len(means), dtype=bool)
@@ -191,19 +191,21 @@ RULES: dict[str, Rule] = {
 }
 
 
-def aggregate(name: str, rows: np.ndarray, liars: int, *, mixing: bool, centre: np.ndarray) -> np.ndarray:
+def aggregate(name: str, rows: np.ndarray, byzantine: int, *, mixing: bool, centre: np.ndarray) -> np.ndarray:
     """(d,) by the named rule. centre: (d,) the last aggregate, for `centredclipping`.
 
-    Raises RoundError for rows that are not finite, or too few for f liars.
+    Raises RoundError for rows that are not finite, or too few for f Byzantine sites.
     """
     rows = np.asarray(rows, dtype=np.float64)
     if not np.isfinite(rows).all():
         raise RoundError("an update that is not finite reached the aggregate")
-    if (most := most_liars(name, len(rows))) < liars:
-        raise RoundError(f"'{name}' bears {max(most, 0)} liars among {len(rows)} sites, server.liars is {liars}")
+    if (most := most_byzantine(name, len(rows))) < byzantine:
+        raise RoundError(
+            f"'{name}' tolerates {max(most, 0)} Byzantine sites among {len(rows)}, server.byzantine is {byzantine}"
+        )
     if mixing:
-        rows = mixed(rows, liars)
-    return centred_clipping(rows, centre) if name == "centredclipping" else RULES[name](rows, liars)
+        rows = mixed(rows, byzantine)
+    return centred_clipping(rows, centre) if name == "centredclipping" else RULES[name](rows, byzantine)
 
 
 def _gram(rows: np.ndarray) -> np.ndarray:
@@ -220,7 +222,7 @@ def _squared_distances(rows: np.ndarray) -> np.ndarray:
     return distances
 
 
-def _krum_scores(distances: np.ndarray, liars: int) -> np.ndarray:
+def _krum_scores(distances: np.ndarray, byzantine: int) -> np.ndarray:
     """(n,) sum of the n − f − 2 smallest squared distances to other rows (at least one)."""
     others = np.sort(distances, axis=1)[:, 1:]  # without itself
-    return others[:, : max(1, len(distances) - liars - 2)].sum(1)
+    return others[:, : max(1, len(distances) - byzantine - 2)].sum(1)

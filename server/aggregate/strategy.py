@@ -23,10 +23,10 @@ _ROBUST = "robust/"
 class StreamingStrategy(Strategy):
     """Ours: each reply is folded into the aggregate and, where the aggregate allows it, forgotten."""
 
-    def __init__(self, config: RunConfig, trained: Adapter, questions: tuple[str, ...] = ()) -> None:
-        """questions: public texts that go with each task, for the sites' teachers."""
+    def __init__(self, config: RunConfig, trained: Adapter, queries: tuple[str, ...] = ()) -> None:
+        """queries: public texts that go with each task, for the sites' teachers."""
         self._config = config
-        self._questions = questions
+        self._queries = queries
         self._adapter: Adapter = {}
         self._trained = trained
         coordinates = sum(array.size for array in trained.values())
@@ -42,8 +42,8 @@ class StreamingStrategy(Strategy):
         self._adapter = wire.record_to_arrays(arrays)
         config[wire.ROUND] = server_round
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
-        if self._questions:
-            content[wire.QUESTIONS] = ConfigRecord({wire.TEXTS: list(self._questions)})
+        if self._queries:
+            content[wire.QUERIES] = ConfigRecord({wire.TEXTS: list(self._queries)})
         return [Message(content, node, MessageType.TRAIN) for node in grid.get_node_ids()]
 
     def aggregate_train(
@@ -56,7 +56,7 @@ class StreamingStrategy(Strategy):
     def aggregate(self, updates: Iterable[tuple[str, Update]]) -> ArrayRecord | None:
         """The next adapter from the updates of a round, by site; None when too few came.
 
-        Raises RoundError when too few came for the liars that a robust aggregation is to bear.
+        Raises RoundError when too few came for the Byzantine sites that a robust aggregation is to tolerate.
         """
         aggregate = make_aggregate(self._config, self._adapter, self._trained, self._robust)
         count = 0
@@ -71,7 +71,7 @@ class StreamingStrategy(Strategy):
     def combined(self, changes: Mapping[str, np.ndarray]) -> ArrayRecord:
         """The next adapter from secure sums of groups, by a robust aggregation. changes: (d,) by group.
 
-        Raises RoundError when too few groups came for the liars that it is to bear.
+        Raises RoundError when too few groups came for the Byzantine sites that it is to tolerate.
         """
         aggregate = make_aggregate(self._config, self._adapter, self._trained, self._robust)
         for group, change in changes.items():
@@ -113,11 +113,11 @@ class StreamingStrategy(Strategy):
         """Nothing to add to the report."""
 
 
-def make_strategy(config: RunConfig, trained: Adapter, questions: tuple[str, ...] = ()) -> Strategy:
+def make_strategy(config: RunConfig, trained: Adapter, queries: tuple[str, ...] = ()) -> Strategy:
     """Ours, or Flower's by name. Raises ConfigError for options that the strategy does not take."""
     name = config.server.aggregation
     if name not in FLOWER_STRATEGIES:
-        return StreamingStrategy(config, trained, questions)
+        return StreamingStrategy(config, trained, queries)
     kind = getattr(flower_strategies, FLOWER_STRATEGIES[name])
     sampling = {"fraction_train": 1.0, "fraction_evaluate": 0.0, "min_evaluate_nodes": 0}
     least = {"min_train_nodes": config.server.min_clients, "min_available_nodes": config.server.min_clients}

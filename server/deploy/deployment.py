@@ -4,7 +4,7 @@
 
     server.toml    addresses, limits, backbones
     ca.crt ca.key  the federation's own CA; sites get ca.crt
-    server.crt …   what the front shows to sites; the SuperLink on loopback shows it too
+    server.crt …   what the gateway shows to sites; the SuperLink on loopback shows it too
     operator.crt … lets an operator at another machine submit runs (with ca.crt and operator.key)
     sites.json     the registered sites
     heads.json     what was seen of the sites' ledgers
@@ -49,7 +49,7 @@ class ServerFile(Section, frozen=True):
     names: tuple[str, ...]
     """DNS names and addresses by which sites reach the server; the certificate holds these"""
     host: str = "0.0.0.0"  # noqa: S104  # the one public address of a federation
-    """where the front for sites listens"""
+    """where the gateway for sites listens"""
     port: Port = 8443
     operator_host: str = "127.0.0.1"
     operator_port: Port | None = None
@@ -193,7 +193,7 @@ class ServerStatus:
     """What `confide server status` shows."""
 
     running: bool
-    healthy_front: bool
+    healthy_gateway: bool
     certificates: dict[str, datetime]
     sites: dict[str, str]
     """name → online, offline, or not connected yet"""

@@ -1,8 +1,8 @@
-"""What faces the sites: a TLS front that passes the fleet interface on to the SuperLink on loopback, and nothing else.
+"""The TLS gateway that sites connect to: it passes the fleet interface on to the SuperLink, and nothing else.
 
 In Flower 1.41 one port carries the interfaces of sites, operators and processes, and that of operators asks for no
-proof of identity. So the SuperLink is not reachable from outside, and this front knows ten paths. Operators at other
-machines have a front of their own (`operators.py`) that asks for a client certificate and takes configurations only.
+proof of identity. So the SuperLink is not reachable from outside, and this gateway knows ten paths. Operators at other
+machines have a gateway of their own (`operators.py`) that asks for a client certificate and takes configurations only.
 """
 
 import ssl
@@ -94,7 +94,7 @@ def _refused(status: int, reason: str) -> tuple[int, bytes, bytes]:
     return status, b"text/plain", reason.encode()
 
 
-def front_server(
+def gateway_server(
     app: Front | Starlette, host: str, port: int, certificate: Path, key: Path, operators_ca: Path | None = None
 ) -> uvicorn.Server:
     """operators_ca: who signs the client certificates that are required; None: sites, which show none."""
@@ -118,7 +118,7 @@ def front_server(
     )
 
 
-NGINX = """# For nginx in place of the embedded front (confide server run --no-front). It passes the fleet paths only.
+NGINX = """# For nginx instead of the embedded gateway (confide server run --no-gateway). It passes fleet paths only.
 server {{
     listen {port} ssl;
     ssl_certificate     {certificate};

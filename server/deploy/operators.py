@@ -1,4 +1,4 @@
-"""The operators' front: runs submitted, listed, followed and stopped from another machine, with a client certificate.
+"""The operators' gateway: runs submitted, listed, followed and stopped from another machine, with a client certificate.
 
 It takes a configuration and public test sets, never code, and lets nobody name a path at the server. `remote.py` is its
 other end.

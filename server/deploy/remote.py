@@ -26,7 +26,7 @@ _PATIENCE_SECONDS = 600.0
 
 
 class RemoteRuns:
-    """`Runs` over the operators' front."""
+    """`Runs` over the operators' gateway."""
 
     def __init__(self, url: str, credentials: Path) -> None:
         """Raises DeploymentError when the credentials cannot be read."""
@@ -48,7 +48,7 @@ class RemoteRuns:
         try:
             return answer.json()
         except ValueError:
-            raise DeploymentError(f"{self._url}: answers what is no JSON; is this the operators' front?") from None
+            raise DeploymentError(f"{self._url}: answers what is no JSON; is this the operators' gateway?") from None
 
     def _request(self, method: str, path: str, content: Any = None) -> httpx.Response:
         try:

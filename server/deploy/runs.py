@@ -1,6 +1,6 @@
 """Runs of a federation, on the server's machine: declared, submitted, followed, continued, stopped.
 
-`remote.py` gives an operator at another machine the same five things over the operators' front.
+`remote.py` gives an operator at another machine the same five things over the operators' gateway.
 """
 
 import json
@@ -177,7 +177,7 @@ def declare(server: Path, config: RunConfig) -> RunConfig:
     if config.audit.planted or config.audit.control:
         raise ConfigError("audit: canaries are for simulations; use confide audit canary")
     if config.attack.kind is not None:
-        raise ConfigError("attack.kind: lying sites are for simulations; use confide simulate")
+        raise ConfigError("attack.kind: Byzantine sites are for simulations; use confide simulate")
     if config.distill.backbones:
         raise ConfigError(
             "distill.backbones: for simulations; a site names its teachers' backbone in its site.toml: "

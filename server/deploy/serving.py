@@ -1,4 +1,4 @@
-"""`confide server run`: the SuperLink on loopback, the front for sites, and the one for operators elsewhere."""
+"""`confide server run`: the SuperLink on loopback, the gateway for sites, and the one for operators elsewhere."""
 
 import logging
 import os
@@ -16,14 +16,14 @@ from ...common.credentials import expiry
 from ...common.errors import ConfideError, DeploymentError
 from ...common.processes import end_group, tool, wait_for
 from .deployment import HOME, ServerFile, local_control, superlink_log, sync_nodes
-from .gateway import FLEET, Front, front_server
+from .gateway import FLEET, Front, gateway_server
 from .operators import operators_app
 
 log = logging.getLogger("confide.server")
 _WARN_DAYS = 30
 
 
-def run_server(folder: Path, *, front: bool = True) -> None:
+def run_server(folder: Path, *, gateway: bool = True) -> None:
     """Until SIGTERM or SIGINT. Raises ConfideError when the SuperLink does not start or ends by itself."""
     file = ServerFile.load(folder)
     for name in ("server.crt", "ca.crt", "operator.crt"):
@@ -37,22 +37,22 @@ def run_server(folder: Path, *, front: bool = True) -> None:
         upstream = f"https://127.0.0.1:{file.internal_port}"
         with local_control(folder) as control:
             sync_nodes(folder, control)
-        fronts: list[uvicorn.Server] = []
-        if front:
+        gateways: list[uvicorn.Server] = []
+        if gateway:
             app = Front(upstream, folder / "ca.crt", FLEET, file.max_message)
-            fronts.append(front_server(app, file.host, file.port, folder / "server.crt", folder / "server.key"))
+            gateways.append(gateway_server(app, file.host, file.port, folder / "server.crt", folder / "server.key"))
         if file.operator_port is not None:
             app = operators_app(folder, file.max_message)
             pair = (folder / "server.crt", folder / "server.key")
-            fronts.append(front_server(app, file.operator_host, file.operator_port, *pair, folder / "ca.crt"))
-        threads = [threading.Thread(target=_serve, args=(server, over), daemon=True) for server in fronts]
+            gateways.append(gateway_server(app, file.operator_host, file.operator_port, *pair, folder / "ca.crt"))
+        threads = [threading.Thread(target=_serve, args=(server, over), daemon=True) for server in gateways]
         for thread in threads:
             thread.start()
         log.info("sites connect to %s:%d; stop with Ctrl-C", file.names[0], file.port)
         while not over.wait(0.5):
             if link.poll() is not None:
                 raise ConfideError(f"the SuperLink ended with status {link.returncode}; see {superlink_log(folder)}")
-        for server in fronts:
+        for server in gateways:
             server.should_exit = True
         for thread in threads:
             thread.join(timeout=10)
@@ -60,7 +60,7 @@ def run_server(folder: Path, *, front: bool = True) -> None:
 
 
 def _serve(server: uvicorn.Server, over: threading.Event) -> None:
-    """A front that cannot listen ends the whole."""
+    """A gateway that cannot listen ends the whole."""
     try:
         server.run()
     except SystemExit:

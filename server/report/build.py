@@ -37,8 +37,8 @@ def build_report(
 ) -> dict[str, Any]:
     """count: trained numbers and numbers in all. after: the evaluation of the final adapter, `confusion` included.
 
-    found: audit: what canaries showed, None where none were planted; attack: what lying sites achieved; teaching:
-    what a student was taught by.
+    found: audit: what canaries showed, None where none were planted; attack: what Byzantine sites achieved;
+    distillation: the teachers, and what they answered.
     partition: `labels` and `counts` (client × label) of a simulation; None in a deployment, where nobody may know.
     """
     metrics = {"before": dict(state.before), "after": dict(after)}
@@ -49,7 +49,7 @@ def build_report(
     return {
         "audit": None,
         "attack": None,
-        "teaching": None,
+        "distillation": None,
         **found,  # first: a callback adds parts and replaces none of what follows
         "schema": SCHEMA,
         "name": config.run.name,

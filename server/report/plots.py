@@ -1,4 +1,4 @@
-"""The plots of a report, as PNG bytes; every function takes facts of report.json and draws one picture."""
+"""The plots of a report, as PNG bytes; every function takes facts of report.json and draws one image."""
 
 import io
 from typing import Any
@@ -291,7 +291,7 @@ def faithfulness(facts: dict[str, Any]) -> bytes:
     for what, color in (("deletion", "#c2410c"), ("insertion", _ACCENT)):
         axes.plot(shares, facts["curves"][what], color=color, label=f"{what}, by score")
         axes.plot(shares, facts["curves"][f"{what}_random"], color=color, linestyle=":", label=f"{what}, random order")
-    parts = "squares" if facts.get("pictures") else "words"
+    parts = "squares" if facts.get("images") else "words"
     axes.set(xlabel=f"{parts} taken away or put in, %", ylabel=facts["measure"], xlim=(0, 100))
     if facts["measure"] == "probability":
         axes.set(ylim=(0, 1))
@@ -300,7 +300,7 @@ def faithfulness(facts: dict[str, Any]) -> bytes:
 
 
 def trade(rows: list[dict[str, Any]]) -> bytes:
-    """Accuracy when nobody lies against accuracy under the worst attack, a point a defence with its ε: privacy,
+    """Accuracy when no attack against accuracy under the worst attack, a point a defence with its ε: privacy,
     robustness and accuracy are paid for with one another (Allouah et al. 2023). On the diagonal lies cost nothing."""
     rows = [row for row in rows if row["clean"] is not None and row["worst"] is not None]
     figure, axes = _figure(6.4, 4.4)
@@ -320,7 +320,7 @@ def trade(rows: list[dict[str, Any]]) -> bytes:
             color=mpl.colormaps["tab10"](index % 10),
             label=f"{row['defence']} ({price})",
         )
-    axes.set(xlabel="accuracy, nobody lies", ylabel="accuracy, worst attack", xlim=ends, ylim=ends)
+    axes.set(xlabel="accuracy, no attack", ylabel="accuracy, worst attack", xlim=ends, ylim=ends)
     axes.legend(fontsize=7, frameon=False, loc="upper left")
     return _png(figure)
 

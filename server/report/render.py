@@ -1,4 +1,4 @@
-"""report.json → report.html: one file that opens offline, its pictures inside."""
+"""report.json → report.html: one file that opens offline, its images inside."""
 
 import base64
 import json
@@ -68,32 +68,32 @@ def write_pair(folder: Path, report: dict[str, Any], html: str) -> None:
 
 
 def render_html(report: dict[str, Any]) -> str:
-    """One page, pictures inside."""
-    pictures = [("Accuracy", "accuracy", plots.accuracy(report))]
+    """One page, images inside."""
+    images = [("Accuracy", "accuracy", plots.accuracy(report))]
     if report["privacy"]["mode"] != "none":
-        pictures.append(("Privacy spent", "epsilon", plots.epsilon(report)))
+        images.append(("Privacy spent", "epsilon", plots.epsilon(report)))
     if report["audit"]:
-        pictures.append(("What an attack could measure", "audit", plots.audit(report)))
+        images.append(("What an attack could measure", "audit", plots.audit(report)))
     if report["leakage"]:
-        pictures.append(("Who was in the training data?", "leakage", plots.leakage(report)))
+        images.append(("Who was in the training data?", "leakage", plots.leakage(report)))
     if report["robustness"]:
-        pictures.append(("Accuracy under noise", "noise", plots.noise(report["robustness"])))
+        images.append(("Accuracy under noise", "noise", plots.noise(report["robustness"])))
     if report.get("personal"):
-        pictures.append(("Shared head and heads of the sites", "personal", plots.personal(report["personal"])))
+        images.append(("Shared head and heads of the sites", "personal", plots.personal(report["personal"])))
     if report.get("compression"):
-        pictures.append(("Variants of the model", "variants", plots.variants(report["compression"])))
+        images.append(("Variants of the model", "variants", plots.variants(report["compression"])))
     if report.get("explanation") and report["explanation"]["curves"]:
-        pictures.append(("Are the maps faithful?", "faithfulness", plots.faithfulness(report["explanation"])))
-    pictures.append(("Time and traffic", "traffic", plots.traffic(report)))
+        images.append(("Are the maps faithful?", "faithfulness", plots.faithfulness(report["explanation"])))
+    images.append(("Time and traffic", "traffic", plots.traffic(report)))
     if report["partition"]:
-        pictures.append(("Who holds what (simulated)", "partition", plots.partition(report["partition"])))
+        images.append(("Who holds what (simulated)", "partition", plots.partition(report["partition"])))
     for when in ("before", "after"):
         if report["confusion"][when]:
             drawn = plots.confusion(report["confusion"][when], report["model"]["labels"])
-            pictures.append((f"Confusion {when}", f"confusion-{when}", drawn))
+            images.append((f"Confusion {when}", f"confusion-{when}", drawn))
     return render(
         "template.html",
-        pictures,
+        images,
         report=report,
         audit_kinds=plots.AUDIT_KINDS,
         attacks=plots.ATTACKS,
@@ -103,10 +103,10 @@ def render_html(report: dict[str, Any]) -> str:
     )
 
 
-def render(template: str, pictures: list[tuple[str, str, bytes]], **facts: Any) -> str:
-    """A page of this folder's templates. pictures: title, name and PNG of each."""
-    drawn = [(title, name, base64.b64encode(png).decode()) for title, name, png in pictures]
-    return _templates().get_template(template).render(pictures=drawn, **facts)
+def render(template: str, images: list[tuple[str, str, bytes]], **facts: Any) -> str:
+    """A page of this folder's templates. images: title, name and PNG of each."""
+    drawn = [(title, name, base64.b64encode(png).decode()) for title, name, png in images]
+    return _templates().get_template(template).render(images=drawn, **facts)
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ import torch
 
 from ...common.errors import ConfigError
 from ...common.model.embeddings import input_embeddings
-from ...common.types import Rows, Tell
+from ...common.types import ProgressCallback, Rows
 from .finished import FinishedRun
 from .goals import HIGHER, LOWER, OUTSIDE, Asked, Goal, Split, goals, split, tag_of, title, unit, worth
 from .runtime import TEXTS, padded
@@ -196,7 +196,7 @@ def explain_run(
     *,
     against: FinishedRun | None = None,
     sample: int = 60,
-    tell: Tell = lambda *_: None,
+    progress: ProgressCallback = lambda *_: None,
 ) -> dict[str, Any]:
     """Facts for report and terminal: the texts' maps, words that speak for each class, and the checks.
 
@@ -209,7 +209,7 @@ def explain_run(
     near = explainer.vectors(public.text)
     shown = []
     for number, text in enumerate(texts):
-        tell("explaining", number, len(texts))
+        progress("explaining", number, len(texts))
         own = explainer.vectors([text])
         nearest = [] if near is None or own is None else _nearest(run, public, near @ own[0])
         for found in explainer.maps(text):
@@ -221,7 +221,7 @@ def explain_run(
         "texts": shown,
         "against": None if against is None else against.report["name"],
         "measure": "number" if explainer.model.reads.label == "number" else "probability",
-        **_checked(explainer, public.text, tell),
+        **_checked(explainer, public.text, progress),
     }
 
 
@@ -238,12 +238,12 @@ def _nearest(run: FinishedRun, public: Rows, closeness: np.ndarray) -> list[dict
     ]
 
 
-def _checked(explainer: Explainer, texts: list[str], tell: Tell) -> dict[str, Any]:
+def _checked(explainer: Explainer, texts: list[str], progress: ProgressCallback) -> dict[str, Any]:
     """Over public texts: how many maps hold, the mean curves, and the words that speak most for each class."""
     deltas, curves = [], defaultdict(list)
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, text in enumerate(texts):
-        tell("checking on public texts", number, len(texts))
+        progress("checking on public texts", number, len(texts))
         for found in explainer.maps(text):
             deltas.append(found.delta)
             if found.refused:

@@ -1,7 +1,7 @@
-"""Why a model took a picture for what it did: integrated gradients on its values, as a picture, with the same checks as
+"""Why a model took a image for what it did: integrated gradients on its values, as a image, with the same checks as
 maps of words.
 
-The baseline is the mean of the public test pictures: what a picture of no class in particular looks like. What is shown
+The baseline is the mean of the public test images: what a image of no class in particular looks like. What is shown
 are the scores of small squares, at most `_CELLS` a side.
 """
 
@@ -16,9 +16,9 @@ import torch
 from ...common.data.images import as_png, decoded
 from ...common.data.sources import shuffled_limit
 from ...common.errors import ConfigError
-from ...common.types import Rows, Tell
+from ...common.types import ProgressCallback, Rows
 from .attribute import NEIGHBOURS, SHARES, TOLERANCE, settled
-from .finished import FinishedRun, PictureLogits
+from .finished import FinishedRun, ImageLogits
 from .runtime import softmax
 
 TASK = "image-classification"
@@ -26,25 +26,25 @@ _CELLS = 32
 _GREEN, _ORANGE = (46, 160, 100), (234, 110, 60)
 
 
-class PictureExplainer:
-    """Explains one model of pictures."""
+class ImageExplainer:
+    """Explains one model of images."""
 
     def __init__(self, run: FinishedRun, public: Rows) -> None:
-        """public: pictures whose mean is the baseline. Raises ConfigError without captum, or for too few."""
+        """public: images whose mean is the baseline. Raises ConfigError without captum, or for too few."""
         try:
             from captum.attr import IntegratedGradients
         except ModuleNotFoundError as error:
             raise ConfigError(f"explanations need {error.name}; pip install 'confide[ship]'") from None
-        if public.pictures is None or not len(public):
-            raise ConfigError("--sample: 0 received; pictures are compared with the mean of public ones; raise it")
+        if public.images is None or not len(public):
+            raise ConfigError("--sample: 0 received; images are compared with the mean of public ones; raise it")
         self.labels = run.labels
-        self.module = PictureLogits(run.classifier())
-        self.baseline = torch.from_numpy(public.pictures.astype(np.float32).mean(0))[None]
+        self.module = ImageLogits(run.classifier())
+        self.baseline = torch.from_numpy(public.images.astype(np.float32).mean(0))[None]
         self._gradients = IntegratedGradients(self.module)
 
-    def explain(self, picture: np.ndarray) -> dict[str, Any]:
-        """picture: (C, H, W) uint8. The scores of its squares (h, w), and the check of the sum."""
-        values = torch.from_numpy(picture.astype(np.float32))[None]
+    def explain(self, image: np.ndarray) -> dict[str, Any]:
+        """image: (C, H, W) uint8. The scores of its squares (h, w), and the check of the sum."""
+        values = torch.from_numpy(image.astype(np.float32))[None]
         with torch.no_grad():
             logits = self.module(values).numpy()
             chosen = int(logits[0].argmax())
@@ -66,19 +66,19 @@ class PictureExplainer:
             "refused": not delta <= TOLERANCE,
         }
 
-    def curves(self, picture: np.ndarray, found: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def curves(self, image: np.ndarray, found: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """As of words, (11,) each, by squares: what is gone is the baseline's."""
         scores = np.asarray(found["scores"])
         orders = {"": np.argsort(-scores.ravel(), kind="stable"), "_random": rng.permutation(scores.size)}
         class_, batch, keys = self.labels.index(found["label"]), [], []
-        values = torch.from_numpy(picture.astype(np.float32))
+        values = torch.from_numpy(image.astype(np.float32))
         for suffix, order in orders.items():
             for what in ("deletion", "insertion"):
                 for share in np.linspace(0, 1, SHARES):
                     touched = np.zeros(scores.size, dtype=bool)
                     touched[order[: round(share * scores.size)]] = True
                     gone = touched if what == "deletion" else ~touched
-                    mask = torch.from_numpy(_spread(gone.reshape(scores.shape), picture.shape[1:]))
+                    mask = torch.from_numpy(_spread(gone.reshape(scores.shape), image.shape[1:]))
                     batch.append(torch.where(mask, self.baseline[0], values))
                 keys.append(what + suffix)
         with torch.no_grad():
@@ -86,40 +86,40 @@ class PictureExplainer:
         return dict(zip(keys, probabilities.reshape(len(keys), SHARES), strict=True))
 
     @torch.no_grad()
-    def vectors(self, pictures: np.ndarray) -> np.ndarray:
-        """(N, h) of unit length, of what the head reads. pictures: (N, C, H, W)."""
-        parts = np.array_split(pictures, -(-len(pictures) // 64))
+    def vectors(self, images: np.ndarray) -> np.ndarray:
+        """(N, h) of unit length, of what the head reads. images: (N, C, H, W)."""
+        parts = np.array_split(images, -(-len(images) // 64))
         represent: Any = self.module.classifier.represent
         rows = np.concatenate([represent(pixel_values=torch.from_numpy(part).float()).numpy() for part in parts])
         return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
 
 
-def explain_pictures(
-    run: FinishedRun, given: list[str], *, sample: int = 60, tell: Tell = lambda *_: None
+def explain_images(
+    run: FinishedRun, given: list[str], *, sample: int = 60, progress: ProgressCallback = lambda *_: None
 ) -> dict[str, Any]:
     """Facts for report and terminal, as `explain_run` gives them of texts.
 
-    given: paths of pictures, or #N for a row of the public test set. Raises ConfigError, DataError.
+    given: paths of images, or #N for a row of the public test set. Raises ConfigError, DataError.
     """
     test = run.rows()
     public = shuffled_limit(test, sample, run.config.run.seed)
-    explainer = PictureExplainer(run, public)
-    assert public.pictures is not None  # noqa: S101  # the explainer has looked
-    near, shown = explainer.vectors(public.pictures), []
+    explainer = ImageExplainer(run, public)
+    assert public.images is not None  # noqa: S101  # the explainer has looked
+    near, shown = explainer.vectors(public.images), []
     for number, name in enumerate(given):
-        tell("explaining", number, len(given))
-        picture = _picture(run, test, name)
-        found = explainer.explain(picture)
-        closeness = near @ explainer.vectors(picture[None])[0]
+        progress("explaining", number, len(given))
+        image = _image(run, test, name)
+        found = explainer.explain(image)
+        closeness = near @ explainer.vectors(image[None])[0]
         shown.append(
             {
                 **found,
                 "name": Path(name).name,
-                "picture": _png(picture.transpose(1, 2, 0)),
-                "map": _png(_coloured(picture, np.asarray(found["scores"]))),
+                "image": _png(image.transpose(1, 2, 0)),
+                "map": _png(_coloured(image, np.asarray(found["scores"]))),
                 "nearest": [
                     {
-                        "picture": _png(public.pictures[i].transpose(1, 2, 0)),
+                        "image": _png(public.images[i].transpose(1, 2, 0)),
                         "label": run.labels[np.asarray(public.labels)[i]],
                         "cosine": float(closeness[i]),
                     }
@@ -128,16 +128,16 @@ def explain_pictures(
             }
         )
     deltas, curves = [], defaultdict(list)
-    for number, picture in enumerate(public.pictures):
-        tell("checking on public pictures", number, len(public))
-        found = explainer.explain(picture)
+    for number, image in enumerate(public.images):
+        progress("checking on public images", number, len(public))
+        found = explainer.explain(image)
         deltas.append(found["delta"])
         if not found["refused"]:
-            for key, values in explainer.curves(picture, found, np.random.default_rng([number, 0xDE1])).items():
+            for key, values in explainer.curves(image, found, np.random.default_rng([number, 0xDE1])).items():
                 curves[key].append(values)
     return {
         "texts": [],
-        "pictures": shown,
+        "images": shown,
         "against": None,
         "measure": "probability",
         "sample": len(public),
@@ -148,16 +148,16 @@ def explain_pictures(
     }
 
 
-def _picture(run: FinishedRun, test: Rows, name: str) -> np.ndarray:
+def _image(run: FinishedRun, test: Rows, name: str) -> np.ndarray:
     """(C, H, W) uint8."""
-    form = run.model.picture
-    assert form is not None and test.pictures is not None  # noqa: S101, PT018  # a run of pictures
+    form = run.model.image
+    assert form is not None and test.images is not None  # noqa: S101, PT018  # a run of images
     if name.startswith("#"):
         if not name[1:].isdigit() or int(name[1:]) >= len(test):
             raise ConfigError(f"PICTURE: received '{name}'; allowed: #0 to #{len(test) - 1}, rows of the test set")
-        return test.pictures[int(name[1:])]
+        return test.images[int(name[1:])]
     if not Path(name).is_file():
-        raise ConfigError(f"PICTURE: no file '{name}'; give a picture's path, or #N for a row of the test set")
+        raise ConfigError(f"PICTURE: no file '{name}'; give a image's path, or #N for a row of the test set")
     return decoded(Path(name).read_bytes(), form, name)
 
 
@@ -176,12 +176,12 @@ def _spread(squares: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return squares[np.ix_(rows, columns)]
 
 
-def _coloured(picture: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the picture in grey, green where it speaks for the class, orange where against it."""
-    scores = _spread(squares, picture.shape[1:])
+def _coloured(image: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the image in grey, green where it speaks for the class, orange where against it."""
+    scores = _spread(squares, image.shape[1:])
     strength = np.abs(scores)[..., None] / max(float(np.abs(scores).max()), 1e-12)
     colour = np.where(scores[..., None] > 0, _GREEN, _ORANGE)
-    grey = picture.mean(0)[..., None]
+    grey = image.mean(0)[..., None]
     return np.rint((1 - 0.85 * strength) * grey + 0.85 * strength * colour).astype(np.uint8)
 
 

@@ -206,7 +206,7 @@ def _robustness(facts: dict[str, Any]) -> list[str]:
 
 def _compression(facts: dict[str, Any], shipped: list[str]) -> list[str]:
     lines = [
-        f"| variant | MB | ms, one row | {facts['measure']} | with 10 % of letters spoiled | here |",
+        f"| variant | MB | ms, one row | {facts['measure']} | with 10 % of characters perturbed | here |",
         "|---|---|---|---|---|---|",
     ]
     lines += [

@@ -14,9 +14,9 @@ import torch
 from ...common.data.perturbations import characters
 from ...common.errors import ConfigError
 from ...common.tasks import load_task
-from ...common.types import Rows, Tell
+from ...common.types import ProgressCallback, Rows
 from ..report import amend_report
-from .distil import Lesson, distil, other_backbone, shallow
+from .distil import DistillationConfig, distil, other_backbone, shallow
 from .exporting import export, quantized
 from .factors import factorise
 from .finished import FinishedRun, TorchModel
@@ -25,7 +25,7 @@ from .runtime import CLASSIFIES, FACTS, KINDS, MODEL, TEXTS, VARIANTS, Answering
 
 FULL, INT8 = "onnx", "int8"
 _NOISE = 0.1
-"""share of letters spoiled, for the column of robustness"""
+"""share of characters perturbed, for the column of robustness"""
 _REPEATS, _WARM, _BATCH, _PARITY_ROWS = 60, 5, 32, 64
 _TRAINED = {"lora": "LoRA merged", "head": "the backbone and its head", "full": "all weights"}
 """what a variant holds, by what was trained"""
@@ -52,8 +52,8 @@ def make_variants(
     heads: float = 0.0,
     neurons: float = 0.0,
     factors: float | None = None,
-    lesson: Lesson | None = None,
-    tell: Tell = lambda *_: None,
+    settings: DistillationConfig | None = None,
+    progress: ProgressCallback = lambda *_: None,
 ) -> list[str]:
     """Writes variants of a run: its model in float32 and int8; with public text also a pruned one in both.
 
@@ -68,27 +68,27 @@ def make_variants(
     run = FinishedRun(folder, *(TEXTS if pruned else KINDS))
     teacher = run.merged()
     place, rows = folder / VARIANTS, run.rows(_PARITY_ROWS)
-    tell("exporting", 0, 1)
+    progress("exporting", 0, 1)
     names = _pair(teacher, place, "", _TRAINED[run.config.model.train], rows)
     if pruned and public:
         student = teacher.copy()
         parts = []
         if layers is not None:
-            tell("which layers matter", 0, 1)
+            progress("which layers matter", 0, 1)
             kept = least_needed_layers(student, public[:256], layers)
             keep_layers(student, kept)
             parts.append(f"layers {', '.join(str(i + 1) for i in kept)} of {len(layers_of(teacher.module))}")
         if heads or neurons:
-            tell("which heads and neurons matter", 0, 1)
+            progress("which heads and neurons matter", 0, 1)
             prune(student, public[:512], heads=heads, neurons=neurons)
             parts.append(f"without {100 * heads:g} % of heads, {100 * neurons:g} % of feed-forward neurons")
         if factors is not None:
-            tell("low-rank factors", 0, 1)
+            progress("low-rank factors", 0, 1)
             factorise(student, public[:512], factors)
             parts.append(f"matrices as two factors of {100 * factors:g} % of their numbers")
-        if lesson is not None:
-            distil(teacher, student, public, lesson, tell)
-            parts.append(f"taught by the whole model on {len(public):,} public texts")
+        if settings is not None:
+            distil(teacher, student, public, settings, progress)
+            parts.append(f"distilled from the whole model on {len(public):,} public texts")
         names += _pair(student, place, "pruned-", "pruned: " + "; ".join(parts), rows)
     return names
 
@@ -97,21 +97,21 @@ def make_student(
     folder: Path,
     student: str,
     public: list[str],
-    lesson: Lesson,
+    settings: DistillationConfig,
     *,
     pooling: str = "mean",
-    tell: Tell = lambda *_: None,
+    progress: ProgressCallback = lambda *_: None,
 ) -> list[str]:
     """`confide distill`. student: a number of the model's own layers, or a backbone. Returns the variants' names."""
     run = FinishedRun(folder, *TEXTS)
     teacher = run.merged()
     own = student.isdigit()
-    made = shallow(teacher, int(student)) if own else other_backbone(teacher, student, pooling, lesson.seed)
-    distil(teacher, made, public, lesson, tell)
+    made = shallow(teacher, int(student)) if own else other_backbone(teacher, student, pooling, settings.seed)
+    distil(teacher, made, public, settings, progress)
     what = f"{student} layers" if own else student
     name = f"student-{student}-" if own else f"student-{Path(student).name}-"
-    text = f"student ({what}), taught on {len(public):,} texts without labels"
-    tell("exporting", 0, 1)
+    text = f"student ({what}), distilled on {len(public):,} texts without labels"
+    progress("exporting", 0, 1)
     return _pair(made, folder / VARIANTS, name, text, run.rows(_PARITY_ROWS))
 
 
@@ -127,7 +127,7 @@ def measure(
     *,
     limit: int | None = None,
     limits: Limits = Limits(),
-    tell: Tell = lambda *_: None,
+    progress: ProgressCallback = lambda *_: None,
 ) -> dict[str, Any]:
     """Every variant of a run beside its torch model; becomes part of the run's report.
 
@@ -142,7 +142,7 @@ def measure(
     teacher = run.merged()
     rows = []
     for number, name in enumerate(["torch", *names]):
-        tell(f"measuring {name}", number, len(names) + 1)
+        progress(f"measuring {name}", number, len(names) + 1)
         own = None if name == "torch" else folder / VARIANTS / name
         model: Answering = teacher if own is None else OnnxModel(own, threads)
         bytes_ = _bytes_of(teacher) if own is None else (own / MODEL).stat().st_size
@@ -199,7 +199,7 @@ def _missed(row: dict[str, Any], limits: Limits) -> list[str]:
 
 
 def _quality(model: Answering, sample: Rows) -> dict[str, float | None]:
-    """noisy: with letters spoiled, of one class for a text; None elsewhere."""
+    """noisy: with characters perturbed, of one class for a text; None elsewhere."""
     noisy = None
     if model.task == CLASSIFIES:
         rng = np.random.default_rng([0, 0xC0])

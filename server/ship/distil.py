@@ -17,7 +17,7 @@ from ...common.model.backbones import resolve_backbone
 from ...common.model.loading import pad_of
 from ...common.model.optimizer import warmed_up
 from ...common.tasks import load_task
-from ...common.types import Tell, shuffled_batches
+from ...common.types import ProgressCallback, shuffled_batches
 from .answers import Compared, apart
 from .finished import TorchModel
 from .prune import keep_layers, layers_of, spread
@@ -26,8 +26,8 @@ _WARMUP, _NORM = 0.1, 1.0
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """How a student is taught."""
+class DistillationConfig:
+    """How a student is trained."""
 
     steps: int = 1000
     batch: int = 64
@@ -60,33 +60,35 @@ def other_backbone(teacher: TorchModel, backbone: str, pooling: str, seed: int) 
     return TorchModel(module.eval(), *asked, scale=teacher.scale, spelling=spelling)
 
 
-def distil(teacher: TorchModel, student: TorchModel, texts: list[str], lesson: Lesson, tell: Tell) -> None:
+def distil(
+    teacher: TorchModel, student: TorchModel, texts: list[str], settings: DistillationConfig, progress: ProgressCallback
+) -> None:
     """Trains all the student's weights, in place, by `answers.apart`: T²·KL(teacher ‖ student) at temperature T. AdamW.
 
     texts: public or unlabelled. Raises ConfigError for too few, or hidden states of unlike widths.
     """
     both = Compared(teacher, student, texts)
-    if len(both.texts) < lesson.batch:
-        raise ConfigError(f"--public: {len(both.texts)} texts received; at least {lesson.batch}, a batch, are needed")
-    pairs = _pairs(teacher, student) if lesson.hidden else []
+    if len(both.texts) < settings.batch:
+        raise ConfigError(f"--public: {len(both.texts)} texts received; at least {settings.batch}, a batch, are needed")
+    pairs = _pairs(teacher, student) if settings.hidden else []
     same_tokens = not pairs or teacher.ids(texts[:50]) == both.ids[:50]
     if not same_tokens:
         raise ConfigError("--hidden: teacher and student read other tokens; distil logits alone")
-    rise = max(1, round(_WARMUP * lesson.steps))
-    optimizer, schedule = warmed_up(student.module.parameters(), lesson.learning_rate, lesson.steps, rise)
-    parts = shuffled_batches(both.texts, lesson.batch, np.random.default_rng([lesson.seed, 0xD15]))
+    rise = max(1, round(_WARMUP * settings.steps))
+    optimizer, schedule = warmed_up(student.module.parameters(), settings.learning_rate, settings.steps, rise)
+    parts = shuffled_batches(both.texts, settings.batch, np.random.default_rng([settings.seed, 0xD15]))
     for p in student.module.parameters():
         p.requires_grad_()
-    for step, chosen in zip(range(lesson.steps), parts, strict=False):
+    for step, chosen in zip(range(settings.steps), parts, strict=False):
         tokens, mask = student.batch([both.ids[i] for i in chosen])
         with _noted([layer for _, layer in pairs]) as learned:
             found = both.found(student.module(tokens, mask), chosen)
-        loss = apart(both.wanted(chosen), found, both.reads, lesson.temperature)
+        loss = apart(both.wanted(chosen), found, both.reads, settings.temperature)
         if pairs:
             with torch.no_grad(), _noted([layer for layer, _ in pairs]) as known:
                 teacher.module(tokens, mask)
             weight = mask[..., None] / mask.sum()
-            loss = loss + lesson.hidden * sum(
+            loss = loss + settings.hidden * sum(
                 (((a - b) ** 2).mean(-1, keepdim=True) * weight).sum() for a, b in zip(known, learned, strict=True)
             )
         optimizer.zero_grad()
@@ -94,7 +96,7 @@ def distil(teacher: TorchModel, student: TorchModel, texts: list[str], lesson: L
         nn.utils.clip_grad_norm_(student.module.parameters(), _NORM)
         optimizer.step()
         schedule.step()
-        tell(f"teaching, loss {float(loss.detach()):.3f}", step + 1, lesson.steps)
+        progress(f"distilling, loss {float(loss.detach()):.3f}", step + 1, settings.steps)
     student.module.eval()
 
 

@@ -102,7 +102,7 @@ def _to_onnx(model: TorchModel, path: Path) -> None:
     if model.reads.text:
         example += model.batch([[model.pad + 1] * 7, [model.pad + 1] * 5])
         free += [{0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}] * 2
-    if model.reads.pictures and model.size is not None:
+    if model.reads.images and model.size is not None:
         example.append(torch.zeros(2, *model.size))
         free.append({0: torch.export.Dim.DYNAMIC})
     with _quiet(), _plain_attention(model.module):

@@ -58,7 +58,7 @@ class FinishedRun:
     def merged(self) -> "TorchModel":
         """The same, with what it takes to ask it."""
         model, config = self.model, self.config
-        form = model.picture
+        form = model.image
         return TorchModel(
             self.classifier(),
             model.reader,
@@ -92,15 +92,15 @@ class NextLogits(Logits):
         return self.classifier(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=1).logits[:, -1]
 
 
-class PictureLogits(Logits):
-    """The same for pictures."""
+class ImageLogits(Logits):
+    """The same for images."""
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, C, H, W), 0 to 255 → (B, K)."""
         return self.classifier(pixel_values=pixel_values).logits
 
 
-class PictureTextLogits(Logits):
+class ImageTextLogits(Logits):
     """The same for both."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -110,8 +110,8 @@ class PictureTextLogits(Logits):
         return self.classifier(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values).logits
 
 
-_MODULES = {(True, False): Logits, (False, True): PictureLogits, (True, True): PictureTextLogits}
-"""by whether a task reads text, and pictures"""
+_MODULES = {(True, False): Logits, (False, True): ImageLogits, (True, True): ImageTextLogits}
+"""by whether a task reads text, and images"""
 
 
 class TorchModel(Answering):
@@ -130,15 +130,15 @@ class TorchModel(Answering):
         spelling: Spelling | None = None,
     ) -> None:
         self.task, self.labels, self.pad, self.size, self.scale = task, labels, pad, size, scale
-        self.module = _MODULES[self.reads.text, self.reads.pictures](classifier).eval()
+        self.module = _MODULES[self.reads.text, self.reads.images](classifier).eval()
         self.reader, self.spelling = reader, spelling
         self.max_length = max_length
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Raises ConfigError for a model of pictures alone."""
+        """Raises ConfigError for a model of images alone."""
         if self.reader is None:
-            raise ConfigError("a model that reads pictures alone has no tokenizer")
+            raise ConfigError("a model that reads images alone has no tokenizer")
         return self.reader
 
     def copy(self) -> "TorchModel":

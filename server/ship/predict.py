@@ -1,6 +1,6 @@
 """`confide predict`: rows in, rows out with an answer each; a file of any length passes through in batches.
 
-What a row must have, and what it gets, goes by the task: a text, a picture's path, or both; a class, a tag for each
+What a row must have, and what it gets, goes by the task: a text, a image's path, or both; a class, a tag for each
 word, a number, or a continuation.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TextIO
 
 import numpy as np
 
-from ...common.data.images import PictureForm, read_picture
+from ...common.data.images import ImageForm, read_image
 from ...common.errors import ConfigError, DataError
 from ...common.types import Reads, Rows
 from .runtime import FACTS, KINDS, VARIANTS, OnnxModel
@@ -37,7 +37,7 @@ class Model(Protocol):
     def reads(self) -> Reads: ...
 
     @property
-    def form(self) -> PictureForm | None: ...
+    def form(self) -> ImageForm | None: ...
 
     def answers(self, rows: Rows) -> list[dict[str, Any]]: ...
 
@@ -50,7 +50,7 @@ class Columns:
     image: str = "image"
 
     def of(self, reads: Reads) -> list[str]:
-        return [*([self.text] if reads.text else []), *([self.image] if reads.pictures else [])]
+        return [*([self.text] if reads.text else []), *([self.image] if reads.images else [])]
 
 
 def load(folder: Path, variant: str | None = None, threads: int | None = None) -> tuple[Model, str]:
@@ -91,7 +91,7 @@ def predict_file(
     format_: Format,
     *,
     columns: Columns = Columns(),
-    tell: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> int:
     """source: a file, or - for standard input. out: a new file, there only when all rows have been answered; None:
     standard output, row by row. Raises ConfigError, DataError."""
@@ -102,11 +102,11 @@ def predict_file(
         with ExitStack() as stack:
             lines = sys.stdin if source == "-" else stack.enter_context(_open(source))
             if out is None:
-                return predict(model, lines, sys.stdout, format_, columns=columns, source=source, tell=tell)
+                return predict(model, lines, sys.stdout, format_, columns=columns, source=source, progress=progress)
             partial = out.with_name(f"{out.name}.partial")
             stack.callback(partial.unlink, missing_ok=True)
             with partial.open("w", newline="", encoding="utf-8") as target:
-                done = predict(model, lines, target, format_, columns=columns, source=source, tell=tell)
+                done = predict(model, lines, target, format_, columns=columns, source=source, progress=progress)
             partial.replace(out)
             return done
     except UnicodeDecodeError:
@@ -128,12 +128,12 @@ def predict(
     *,
     columns: Columns = Columns(),
     source: str = "-",
-    tell: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Writes each row with its answer, in order; returns how many.
 
     An answer is `predicted`, and for classes and tags `probability`, of tags the least. A row of format `text` is one
-    line, and comes out as csv. Pictures are paths from the source's folder. Raises ConfigError, DataError, which names
+    line, and comes out as csv. Images are paths from the source's folder. Raises ConfigError, DataError, which names
     the line and no content.
     """
     wanted = columns.of(model.reads)
@@ -157,7 +157,7 @@ def predict(
             writer.writerow(full)
         out.flush()
         done += len(part)
-        tell(done)
+        progress(done)
     if not done:
         raise DataError(f"{name}: no rows received")
     return done
@@ -166,15 +166,15 @@ def predict(
 def _rows(records: list[dict[str, Any]], model: Model, columns: Columns, folder: Path, where: str, first: int) -> Rows:
     """What the model reads of records. first: the number of the first, for messages."""
     texts = [str(record[columns.text]) if model.reads.text else "" for record in records]
-    pictures = None
+    images = None
     if model.form is not None:
-        pictures = np.stack(
+        images = np.stack(
             [
-                read_picture(record[columns.image], folder, model.form, f"{where} {number}, column '{columns.image}'")
+                read_image(record[columns.image], folder, model.form, f"{where} {number}, column '{columns.image}'")
                 for number, record in enumerate(records, start=first)
             ]
         )
-    return Rows("rows", texts, pictures=pictures)
+    return Rows("rows", texts, images=images)
 
 
 def _as_columns(answer: dict[str, Any], *, joined: bool) -> dict[str, Any]:

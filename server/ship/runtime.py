@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ...common.data.images import PictureForm
+from ...common.data.images import ImageForm
 from ...common.data.spelling import Spelling, Words, spelling_of
 from ...common.errors import ConfigError
 from ...common.types import Reads, Rows
@@ -35,17 +35,17 @@ KINDS = {
     CLASSIFIES: Reads(),
     "token-classification": Reads(label="tags"),
     "regression": Reads(label="number"),
-    "image-classification": Reads(text=False, pictures=True),
-    "image-text-classification": Reads(pictures=True),
+    "image-classification": Reads(text=False, images=True),
+    "image-text-classification": Reads(images=True),
 }
 """Tasks whose models can be exported, and their `READS`, for where there is no torch to ask them."""
-TEXTS = tuple(task for task, reads in KINDS.items() if not reads.pictures)
+TEXTS = tuple(task for task, reads in KINDS.items() if not reads.images)
 """those of text alone, whose models can be cut, taught to students and explained by words"""
 
 
 def input_names(reads: Reads) -> list[str]:
     """Names of a model's arguments, in their order."""
-    return [*(["input_ids", "attention_mask"] if reads.text else []), *(["pixel_values"] if reads.pictures else [])]
+    return [*(["input_ids", "attention_mask"] if reads.text else []), *(["pixel_values"] if reads.images else [])]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Variant:
     """of model.onnx"""
     task: str = CLASSIFIES
     size: tuple[int, int, int] | None = None
-    """channels, height and width of a picture"""
+    """channels, height and width of a image"""
     scale: tuple[float, float] | None = None
     """`regression`: mean and standard deviation of the numbers that it was taught in"""
     spelling: Words = "none"
@@ -128,9 +128,9 @@ class Answering(ABC):
         return KINDS[self.task]
 
     @property
-    def form(self) -> PictureForm | None:
-        """What pictures are scaled to when they are read; None where none are."""
-        return None if self.size is None else PictureForm(*self.size)
+    def form(self) -> ImageForm | None:
+        """What images are scaled to when they are read; None where none are."""
+        return None if self.size is None else ImageForm(*self.size)
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """(N, K) float32; for tasks that give one class for a text."""
@@ -144,8 +144,8 @@ class Answering(ABC):
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
             inputs = list(padded([ids[i] for i in part], self.pad)) if self.reads.text else []
-            if self.reads.pictures and rows.pictures is not None:
-                inputs.append(rows.pictures[part].astype(np.float32))
+            if self.reads.images and rows.images is not None:
+                inputs.append(rows.images[part].astype(np.float32))
             for i, row in zip(part, self.run(inputs), strict=True):
                 found[i] = row if self.reads.label != "tags" else by_word(row, words[i], len(rows.text[i].split()))
         return found
@@ -183,8 +183,8 @@ class Answering(ABC):
 
     def example(self, count: int) -> Rows:
         """Rows for trying it out."""
-        pictures = None if self.size is None else np.zeros((count, *self.size), dtype=np.uint8)
-        return Rows("examples", ["a text of some words"] * count, pictures=pictures)
+        images = None if self.size is None else np.zeros((count, *self.size), dtype=np.uint8)
+        return Rows("examples", ["a text of some words"] * count, images=images)
 
 
 class OnnxModel(Answering):

@@ -4,11 +4,11 @@
 
     GET  /health    {"status": "ok", "model": …, "variant": …, "task": …, "labels": […]}
     POST /predict   {"texts": ["…", …]} → {"predictions": [{"label": …, "probability": …, "probabilities": {…}}, …]};
-                    a model of pictures reads "images", files in base64, instead, or as many of both; predictions are
+                    a model of images reads "images", files in base64, instead, or as many of both; predictions are
                     those of `Answering.answers`
     POST /explain   {"text": "…"} → {"title": …, "label": …, "words": […], "scores": […], "value": …, "delta": …}; of
                     tags "word": N, too, asks for that word's; otherwise for the first that is not O
-    GET  /          a page for trying a text, unless the model reads pictures
+    GET  /          a page for trying a text, unless the model reads images
 
 Rows of waiting requests are answered together. Everything has a limit: bytes and seconds of a body, rows of a
 request, letters of a text, rows that wait, and requests a second of one address. No text is written to any log.
@@ -31,7 +31,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ...common.data.images import LARGEST, PictureForm, decoded
+from ...common.data.images import LARGEST, ImageForm, decoded
 from ...common.errors import ConfideError, ConfigError
 from ...common.types import Rows
 from .predict import Columns, Model
@@ -40,8 +40,8 @@ Explain = Callable[[str, int | None], dict[str, Any]]
 _TOGETHER = 64
 """rows of one pass through the model"""
 _KEYS = Columns("texts", "images")
-_PICTURED = 16
-"""times as many bytes for requests with pictures"""
+_IMAGED = 16
+"""times as many bytes for requests with images"""
 _SAFE = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -60,7 +60,7 @@ class Bounds:
     """What a request may ask for."""
 
     body: int = 256 * 1024
-    """bytes; of a model that reads pictures sixteen times as many"""
+    """bytes; of a model that reads images sixteen times as many"""
     seconds: float = 10.0
     """until a body is there"""
     rows: int = 64
@@ -103,7 +103,7 @@ class Row:
     """What is asked."""
 
     text: str = ""
-    picture: np.ndarray | None = None
+    image: np.ndarray | None = None
     """(C, H, W) uint8"""
 
 
@@ -144,9 +144,9 @@ class Together:
                     answer.set_result(one)
 
     def _answers(self, rows: list[Row]) -> list[dict[str, Any]]:
-        pictures = [row.picture for row in rows if row.picture is not None]
+        images = [row.image for row in rows if row.image is not None]
         return self._model.answers(
-            Rows("rows", [row.text for row in rows], pictures=np.stack(pictures) if pictures else None)
+            Rows("rows", [row.text for row in rows], images=np.stack(images) if images else None)
         )
 
 
@@ -154,7 +154,7 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
     """explain: a text, and perhaps one of its words → a map; None: /explain is not there."""
     together, rates = Together(model, bounds.waiting), Rates(bounds.rate)
     explaining = asyncio.Semaphore(1)
-    limit = replace(bounds, body=_PICTURED * bounds.body) if model.reads.pictures else bounds
+    limit = replace(bounds, body=_IMAGED * bounds.body) if model.reads.images else bounds
 
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
@@ -174,7 +174,7 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         content = await _body(request, limit)
         if model.form is None:
             rows = _asked(content, model, bounds)
-        else:  # pictures take time to decode
+        else:  # images take time to decode
             rows = await asyncio.to_thread(_asked, content, model, bounds)
         return JSONResponse({"predictions": await together.ask(rows)})
 
@@ -219,7 +219,7 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         Route("/health", guarded(health)),
         Route("/predict", guarded(predict), methods=["POST"]),
         Route("/explain", guarded(explain_), methods=["POST"]),
-        *(Route(path, guarded(static)) for path in (() if model.reads.pictures else _STATIC)),
+        *(Route(path, guarded(static)) for path in (() if model.reads.images else _STATIC)),
     ]
     return Starlette(routes=routes, lifespan=life)
 
@@ -264,7 +264,7 @@ def _asked(content: dict[str, Any], model: Model, bounds: Bounds) -> list[Row]:
     given: list[list[str]] = [value for name in wanted if isinstance(value := content.get(name), list)]
     if len(given) < len(wanted) or not all(v and all(isinstance(one, str) for one in v) for v in given):
         expected = ", ".join(f'"{name}": ["…", …]' for name in wanted)
-        files = ", files in base64" if model.reads.pictures else ""
+        files = ", files in base64" if model.reads.images else ""
         raise RefusedError(422, f"expected {{{expected}}}, one or more{files}")
     count = len(given[0])
     if count > bounds.rows:
@@ -278,11 +278,11 @@ def _asked(content: dict[str, Any], model: Model, bounds: Bounds) -> list[Row]:
             _check_text(text, bounds)
     if model.form is None:
         return [Row(text) for text in texts]
-    form, pixels = model.form, LARGEST // count  # a small file may hold a large picture
-    return [Row(text, _picture(image, form, pixels)) for text, image in zip(texts, given[-1], strict=True)]
+    form, pixels = model.form, LARGEST // count  # a small file may hold a large image
+    return [Row(text, _image(image, form, pixels)) for text, image in zip(texts, given[-1], strict=True)]
 
 
-def _picture(image: str, form: PictureForm, pixels: int) -> np.ndarray:
+def _image(image: str, form: ImageForm, pixels: int) -> np.ndarray:
     """(C, H, W) uint8. pixels: at most."""
     try:
         return decoded(base64.b64decode(image, validate=True), form, "an image", pixels)

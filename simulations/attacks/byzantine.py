@@ -1,9 +1,9 @@
-"""Sites that lie about their updates, as a Flower Grid around a simulation's: what they send is replaced.
+"""Byzantine sites that forge their updates, as a Flower Grid around a simulation's: what they send is replaced.
 
-The liars know each other and every honest update of the round, the strongest adversary that the defences are claimed
-for. Written without regard to any defence. Lies about records are in `common/robustness/poison.py`.
+They know each other and every honest update of the round: the strongest adversary that the defences are claimed for.
+Written without regard to any defence. Poisoned records are in `poison.py`.
 
-| kind | what a liar sends | source |
+| kind | what a Byzantine site sends | source |
 |---|---|---|
 | `random` | noise as long as the honest mean, times the strength | |
 | `scaled` | its own update, times the strength | |
@@ -16,7 +16,7 @@ for. Written without regard to any defence. Lies about records are in `common/ro
 | `overclaim` | its own update backwards, with a weight of 10⁹ | |
 | `notfinite` | its own update with one value that is no number | |
 
-`minmax`: as far as no liar is further from an honest update than two honest ones are apart.
+`minmax`: as far as no Byzantine site is further from an honest update than two honest ones are apart.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,13 +31,13 @@ from ...common.config.run import RunConfig
 from ...common.config.tables import ON_RECORDS
 from ...common.types import Adapter, joined, split
 from ...server.grids import Cohort
-from .poison import liars_of
+from .poison import byzantine_sites
 
 STRENGTHS = {"random": 10.0, "scaled": 10.0, "signflip": 4.0, "innerproduct": 5.0}
 _HALVINGS = 40
 
-Lie = Callable[[np.ndarray, np.ndarray, float, np.random.Generator, int], np.ndarray]
-"""(honest (h, d), own (d,), strength, generator, number of liars) → (d,)"""
+Forgery = Callable[[np.ndarray, np.ndarray, float, np.random.Generator, int], np.ndarray]
+"""(honest (h, d), own (d,), strength, generator, number of Byzantine sites) → (d,)"""
 
 
 def random_update(honest: np.ndarray, own: np.ndarray, strength: float, rng: np.random.Generator, f: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def inner_product(honest: np.ndarray, own: np.ndarray, strength: float, rng: np.
 
 
 def alie(honest: np.ndarray, own: np.ndarray, strength: float, rng: np.random.Generator, f: int) -> np.ndarray:
-    """z: so many honest updates lie further out that, with the liars, they are a majority."""
+    """z: so many honest updates lie further out that, with the Byzantine sites, they are a majority."""
     n = len(honest) + f
     supporters = n // 2 + 1 - f
     z = norm.ppf(np.clip((n - f - supporters) / (n - f), 0.5, 1 - 1e-9))
@@ -91,7 +91,7 @@ def not_finite(honest: np.ndarray, own: np.ndarray, strength: float, rng: np.ran
     return np.concatenate([[np.nan], own[1:]])
 
 
-LIES: dict[str, Lie] = {
+FORGERIES: dict[str, Forgery] = {
     "random": random_update,
     "scaled": scaled,
     "signflip": sign_flip,
@@ -106,13 +106,13 @@ LIES: dict[str, Lie] = {
 _CLAIM = 1e9
 
 
-class LyingGrid(Cohort):
+class ByzantineGrid(Cohort):
     """A simulation's grid in which some sites' updates are replaced."""
 
     def __init__(self, grid: Grid, config: RunConfig) -> None:
         super().__init__(grid, list(grid.get_node_ids()))
         self._config = config
-        self._liars = {self._nodes[number] for number in liars_of(config)}
+        self._byzantine = {self._nodes[number] for number in byzantine_sites(config)}
         self._rounds = 0
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -124,32 +124,36 @@ class LyingGrid(Cohort):
         return self._forged([reply for reply in replies if not reply.has_error()])
 
     def _forged(self, replies: list[Message]) -> list[Message]:
-        """Honest replies as they are; liars' with their lie in place of their update."""
+        """Honest replies as they are; Byzantine sites' with a forged update."""
         self._rounds += 1
-        liars = self._liars_among([reply.metadata.src_node_id for reply in replies])
+        byzantine = self._byzantine_among([reply.metadata.src_node_id for reply in replies])
         attack = self._config.attack
         kind = attack.kind or ""
         strength = STRENGTHS.get(kind, 1.0) if attack.strength is None else attack.strength
         updates = {reply.metadata.src_node_id: _update(reply) for reply in replies}
-        honest = np.stack([joined(update) for node, update in updates.items() if node not in liars])
+        honest = np.stack([joined(update) for node, update in updates.items() if node not in byzantine])
         for reply in replies:
             node = reply.metadata.src_node_id
-            if node not in liars:
+            if node not in byzantine:
                 continue
             rng = np.random.default_rng([self._config.run.seed, 0x11E, self._rounds, node])
-            lie = LIES[kind](honest, joined(updates[node]), strength, rng, len(liars))
-            reply.content[wire.ARRAYS] = _record(split(lie, updates[node]))
+            forged = FORGERIES[kind](honest, joined(updates[node]), strength, rng, len(byzantine))
+            reply.content[wire.ARRAYS] = _record(split(forged, updates[node]))
             if kind == "overclaim":
                 reply.content.metric_records[wire.METRICS][wire.WEIGHT] = _CLAIM
         return replies
 
-    def _liars_among(self, asked: list[int]) -> set[int]:
-        """`drawn`: those of the population's liars that were drawn. `fixed`: as many of each round's sites."""
+    def _byzantine_among(self, asked: list[int]) -> set[int]:
+        """`drawn`: those of the population that were drawn. `fixed`: as many of each round's sites."""
         attack = self._config.attack
         if attack.participation == "drawn":
-            return self._liars & set(asked)
+            return self._byzantine & set(asked)
         rng = np.random.default_rng([self._config.run.seed, 0xF1, self._rounds])
-        return {asked[i] for i in rng.permutation(len(asked))[: len(self._liars)]} if self._cohorts else self._liars
+        return (
+            {asked[i] for i in rng.permutation(len(asked))[: len(self._byzantine)]}
+            if self._cohorts
+            else self._byzantine
+        )
 
     @property
     def _cohorts(self) -> bool:

@@ -32,11 +32,11 @@ from . import inversion, membership
 
 RECORDS_IN_UPDATE = (1, 2, 4, 8)
 _TRIALS = 8
-Watch = Callable[[Path, str], AbstractContextManager[None]]
+RoundCallback = Callable[[Path, str], AbstractContextManager[None]]
 """shows the progress of the run in a folder, under a title"""
 
 
-def audit_leakage(folder: Path, references: int, watch: Watch) -> dict[str, Any]:
+def audit_leakage(folder: Path, references: int, watch: RoundCallback) -> dict[str, Any]:
     """Attacks the run in `folder`, adds the outcome to its report and returns it.
 
     references: an even number of reference models. Raises ConfigError: no finished run, or no rows left over.
@@ -86,7 +86,7 @@ def _membership(
     adapter: Adapter,
     records: Records,
     halves: list[np.ndarray],
-    watch: Watch,
+    watch: RoundCallback,
 ) -> dict[str, Any]:
     everything = np.arange(len(records))
     members = everything < len(records) // 2

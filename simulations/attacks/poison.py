@@ -1,4 +1,4 @@
-"""What a lying site does to its own records, and what a backdoor is tried with.
+"""What a Byzantine site does to its own records, and what a backdoor is tried with.
 
 Label flip: class k becomes K − 1 − k (Tolpegin et al. 2020). Backdoor: a trigger word goes into a text and its class
 becomes the attacker's (Gu et al. 2017; for text Dai et al. 2019, Kurita et al. 2020).
@@ -13,24 +13,24 @@ from ...common.config.tables import ON_RECORDS, AttackSection
 from ...common.types import Rows
 
 
-def liars_of(config: RunConfig) -> list[int]:
+def byzantine_sites(config: RunConfig) -> list[int]:
     """Numbers of the sites that lie, sorted; the same wherever they are asked for."""
     attack = config.attack
     if attack.kind is None:
         return []
-    count = round(attack.fraction * config.clients) if attack.liars is None else attack.liars
+    count = round(attack.fraction * config.clients) if attack.byzantine is None else attack.byzantine
     rng = np.random.default_rng([config.run.seed, 0x11A2])
     return sorted(int(site) for site in rng.permutation(config.clients)[:count])
 
 
 def poisoned(rows: Rows, parts: list[np.ndarray], config: RunConfig) -> Rows:
-    """The rows with those of lying sites changed. parts: one (n_i,) index array a site."""
+    """The rows with those of Byzantine sites changed. parts: one (n_i,) index array a site."""
     attack = config.attack
     if attack.kind not in ON_RECORDS or rows.labels is None:
         return rows
     text, labels = list(rows.text), rows.labels.copy()
     classes = len(config.data.labels or [])
-    for site in liars_of(config):
+    for site in byzantine_sites(config):
         if attack.kind == "labelflip":
             labels[parts[site]] = classes - 1 - labels[parts[site]]
             continue

@@ -1,4 +1,4 @@
-"""After a run with lying sites: how far a backdoor got, and whether the aggregation named the liars."""
+"""After a run with Byzantine sites: how far a backdoor got, and whether the aggregation named the Byzantine sites."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from ...common.types import Adapter
 from ...server.callbacks import Callback, RunState
 from ...server.checkpoint import Checkpoint
 from ...server.evaluation import predictions
-from .poison import liars_of, target_of, triggered
+from .poison import byzantine_sites, target_of, triggered
 
 
 class AttackReport(Callback):
@@ -27,12 +27,12 @@ def attack_facts(config: RunConfig, model: FineTuneModel, state: Checkpoint) -> 
     attack = config.attack
     if attack.kind is None:
         return None
-    liars = [site_name(number, config.clients) for number in liars_of(config)]
+    byzantine = [site_name(number, config.clients) for number in byzantine_sites(config)]
     fixed = attack.participation == "fixed" and config.server.cohort is not None
     return {
         "kind": attack.kind,
-        "liars": [] if fixed else liars,
-        "detection": None if fixed else detection(liars, state.history),
+        "byzantine": [] if fixed else byzantine,
+        "detection": None if fixed else detection(byzantine, state.history),
         "backdoor": backdoor(config, model, state.adapter) if attack.kind == "backdoor" else None,
     }
 
@@ -54,14 +54,14 @@ def backdoor(config: RunConfig, model: FineTuneModel, adapter: Adapter) -> dict[
     }
 
 
-def detection(liars: list[str], history: list[dict[str, Any]]) -> dict[str, float | None] | None:
+def detection(byzantine: list[str], history: list[dict[str, Any]]) -> dict[str, float | None] | None:
     """Precision and recall of the sites that a robust aggregation left out, or without memory called outliers, over all
     rounds; None: it names nobody."""
     rows = [(row.get("left_out", row.get("outliers")), row["sites"]) for row in history]
     named = [(suspects, sites) for suspects, sites in rows if suspects is not None]
     if not named:
         return None
-    hits = sum(len(set(suspects) & set(liars)) for suspects, _ in named)
+    hits = sum(len(set(suspects) & set(byzantine)) for suspects, _ in named)
     told = sum(len(suspects) for suspects, _ in named)
-    there = sum(len(set(sites) & set(liars)) for _, sites in named)
+    there = sum(len(set(sites) & set(byzantine)) for _, sites in named)
     return {"precision": hits / told if told else None, "recall": hits / there if there else None}

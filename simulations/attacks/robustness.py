@@ -16,7 +16,7 @@ from ...common.data.partition import site_name
 from ...common.data.perturbations import PERTURBATIONS, STRENGTHS, names_swapped, negated
 from ...common.model.embeddings import ascended, embedding_layer, moved
 from ...common.tasks.sequence_classification import calibration_error
-from ...common.types import Rows, Tell
+from ...common.types import ProgressCallback, Rows
 from ...server.evaluation import evaluate, probabilities
 from ...server.report import amend_report
 from ...server.ship.finished import FinishedRun
@@ -45,7 +45,7 @@ class Subject(FinishedRun):
 
 
 def evaluate_robustness(
-    folder: Path, tell: Tell, *, rows: int = 500, attacked: int = 100, budget: int = 200, seeds: int = 3
+    folder: Path, progress: ProgressCallback, *, rows: int = 500, attacked: int = 100, budget: int = 200, seeds: int = 3
 ) -> dict[str, Any]:
     """rows: of the test set, for noise and checks. attacked: of these, for attackers. budget: queries a text."""
     subject = Subject(folder)
@@ -58,12 +58,12 @@ def evaluate_robustness(
         "seeds": seeds,
         "clean": float((clean.argmax(1) == labels).mean()),
         "spelling": _spelling(subject, sample.text),
-        "perturbations": _perturbations(subject, sample, labels, seeds, tell),
+        "perturbations": _perturbations(subject, sample, labels, seeds, progress),
         "checks": _checks(subject, sample, clean.argmax(1)),
         "slices": _slices(subject, sample, labels, clean),
         "sites": _sites(subject),
-        "blackbox": _black_box(subject, sample, labels, right, budget, tell),
-        "embeddings": _white_box(subject, sample, right, tell),
+        "blackbox": _black_box(subject, sample, labels, right, budget, progress),
+        "embeddings": _white_box(subject, sample, right, progress),
     }
     amend_report(folder, "robustness", facts)
     return facts
@@ -78,11 +78,13 @@ def _spelling(subject: Subject, texts: list[str]) -> dict[str, Any] | None:
     return {"words": spelling.words, "changed": sum(a != b for a, b in pairs) / max(1, len(pairs))}
 
 
-def _perturbations(subject: Subject, sample: Rows, labels: np.ndarray, seeds: int, tell: Tell) -> list[dict[str, Any]]:
+def _perturbations(
+    subject: Subject, sample: Rows, labels: np.ndarray, seeds: int, progress: ProgressCallback
+) -> list[dict[str, Any]]:
     found = []
     for done, (name, perturb) in enumerate(PERTURBATIONS.items()):
         for strength in STRENGTHS:
-            tell(f"noise: {name}", done, len(PERTURBATIONS))
+            progress(f"noise: {name}", done, len(PERTURBATIONS))
             accuracies = []
             for seed in range(seeds):
                 rng = np.random.default_rng([seed, 0x9E7])
@@ -141,11 +143,11 @@ def _sites(subject: Subject) -> list[dict[str, Any]] | None:
 
 
 def _black_box(
-    subject: Subject, sample: Rows, labels: np.ndarray, right: np.ndarray, budget: int, tell: Tell
+    subject: Subject, sample: Rows, labels: np.ndarray, right: np.ndarray, budget: int, progress: ProgressCallback
 ) -> dict[str, Any]:
     attempts = []
     for done, index in enumerate(right):
-        tell("attack by queries", done, len(right))
+        progress("attack by queries", done, len(right))
         rng = np.random.default_rng([int(index), 0xDEE9])
         attempts.append(blackbox.attack(sample.text[index], int(labels[index]), subject.ask, budget, rng))
     won = [attempt for attempt in attempts if attempt.success]
@@ -158,7 +160,7 @@ def _black_box(
     }
 
 
-def _white_box(subject: Subject, sample: Rows, right: np.ndarray, tell: Tell) -> list[dict[str, Any]]:
+def _white_box(subject: Subject, sample: Rows, right: np.ndarray, progress: ProgressCallback) -> list[dict[str, Any]]:
     """Success of PGD on embeddings among texts that are classified right."""
     model = subject.model
     records = model.encode(sample)
@@ -166,7 +168,7 @@ def _white_box(subject: Subject, sample: Rows, right: np.ndarray, tell: Tell) ->
     layer = embedding_layer(model)
     found = []
     for done, radius in enumerate(RADII):
-        tell("attack on embeddings", done, len(RADII))
+        progress("attack on embeddings", done, len(RADII))
         fooled = 0
         for part in np.array_split(right, max(1, -(-len(right) // 32))):
             if not len(part):

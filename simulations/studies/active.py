@@ -33,7 +33,7 @@ from ...server.report import plots, read_report
 from ...server.report.render import render, write_pair
 from ..run import simulate
 from ..sites import make_ledgers
-from .runner import Results, Watch, varied
+from .runner import Results, RoundCallback, varied
 
 _SITE = "site"
 _STARTED: Strategy = "random"
@@ -53,7 +53,7 @@ class ActiveSection(Section, frozen=True):
     seeds: Positive = 3
 
 
-def play(content: dict[str, Any], out: Path | None, watch: Watch, *, overwrite: bool = False) -> Path:
+def play(content: dict[str, Any], out: Path | None, watch: RoundCallback, *, overwrite: bool = False) -> Path:
     """Plays what is missing and writes the page; returns the folder.
 
     content: of a recipe, [active] included. Raises ConfigError, DataError.
@@ -119,7 +119,7 @@ class _Curve:
     def key(self) -> tuple[str, int]:
         return self.strategy, self.seed
 
-    def play(self, watch: Watch, title: str) -> dict[str, Any]:
+    def play(self, watch: RoundCallback, title: str) -> dict[str, Any]:
         """Labels and accuracy after each run. Raises DataError when a site has fewer rows than it shall label."""
         rows, parts, pool, model = self._pool()
         count = self.section.start + self.section.rounds * self.section.add
@@ -232,8 +232,8 @@ def _write(folder: Path, config: RunConfig, section: ActiveSection, curves: list
         "strategies": rows,
         "curves": curves,
     }
-    pictures = [("Accuracy against labels", "curves", plots.learning_curves(labels, rows))]
-    write_pair(folder, report, render("active.html", pictures, report=report, configuration=text))
+    images = [("Accuracy against labels", "curves", plots.learning_curves(labels, rows))]
+    write_pair(folder, report, render("active.html", images, report=report, configuration=text))
 
 
 def labels_for(goal: float, labels: list[int], accuracy: list[float]) -> int | None:

@@ -24,7 +24,7 @@ from ...common.types import Reads
 from ...server.report import plots, read_report
 from ...server.report.render import render, write_pair
 from ..run import simulate
-from .runner import Results, Watch, varied
+from .runner import Results, RoundCallback, varied
 
 ZERO_SHOT = "zero-shot"
 _WAYS = {"head only": ["model.train=head"], "LoRA": ["model.train=lora"], "full": ["model.train=full"]}
@@ -42,7 +42,7 @@ class CompareSection(Section, frozen=True):
     """for zero-shot: class → a sentence about it, where its name says little"""
 
 
-def play(content: dict[str, Any], out: Path | None, watch: Watch, *, overwrite: bool = False) -> Path:
+def play(content: dict[str, Any], out: Path | None, watch: RoundCallback, *, overwrite: bool = False) -> Path:
     """Plays what is missing and writes the page; returns the folder.
 
     content: of a recipe, [compare] included. Raises ConfigError, DataError, ModelError.
@@ -141,5 +141,5 @@ def _write(folder: Path, config: RunConfig, ways: list[str], played: list[dict[s
         "ways": rows,
         "runs": played,
     }
-    pictures = [("Accuracy by round", "ways", plots.ways(rows))]
-    write_pair(folder, report, render("compare.html", pictures, report=report, configuration=text))
+    images = [("Accuracy by round", "ways", plots.ways(rows))]
+    write_pair(folder, report, render("compare.html", images, report=report, configuration=text))

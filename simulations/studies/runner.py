@@ -12,7 +12,7 @@ from ...common.run_folder import CONFIG, require_room
 
 RESULTS = "results.jsonl"
 
-Watch = Callable[[Path, str], AbstractContextManager[None]]
+RoundCallback = Callable[[Path, str], AbstractContextManager[None]]
 """shows the progress of the run in a folder, a title before it"""
 
 

@@ -21,7 +21,7 @@ from ...common.run_folder import CONFIG
 from ...server.report import plots, read_report
 from ...server.report.render import render, write_pair
 from ..run import simulate
-from .runner import Results, Watch, varied
+from .runner import Results, RoundCallback, varied
 
 NOBODY = "none"
 """the attack that every defence is compared with"""
@@ -34,10 +34,10 @@ class SweepSection(Section, frozen=True):
 
     seeds: Positive = 3
     settings: Assignments = Field(default={"as declared": []})
-    """e.g. the number of liars, or how unlike the sites are"""
+    """e.g. the number of Byzantine sites, or how unlike the sites are"""
     defences: Assignments
     attacks: Assignments
-    """the one called `none` is nobody lying"""
+    """the one called `none` is no attack"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Cell:
         return self.setting, self.defence, self.attack, self.seed
 
 
-def play(content: dict[str, Any], out: Path | None, watch: Watch, *, overwrite: bool = False) -> Path:
+def play(content: dict[str, Any], out: Path | None, watch: RoundCallback, *, overwrite: bool = False) -> Path:
     """Plays what is missing of a sweep and writes its page; returns the folder.
 
     content: of a recipe, [sweep] included. Raises ConfigError.
@@ -70,7 +70,7 @@ def play(content: dict[str, Any], out: Path | None, watch: Watch, *, overwrite: 
     sweep = SweepSection.parse(content["sweep"], "sweep")
     base = {key: value for key, value in content.items() if key != "sweep"}
     if NOBODY not in sweep.attacks or sweep.attacks[NOBODY]:
-        raise ConfigError(f"sweep.attacks: '{NOBODY}' = [] is missing; every defence is compared with nobody lying")
+        raise ConfigError(f"sweep.attacks: '{NOBODY}' = [] is missing; every defence is compared with no attack")
     config = RunConfig.parse(base, "sweep")
     text = tomli_w.dumps(content)
     results = Results((out or config.output).resolve(), text, overwrite=overwrite)
@@ -99,7 +99,9 @@ def _cells(sweep: SweepSection, first: int) -> Iterator[tuple[Cell, list[str]]]:
                     yield Cell(setting, defence, attack, seed), assignments
 
 
-def _played(base: dict[str, Any], assignments: list[str], cell: Cell, place: Path, watch: Watch, title: str) -> Cell:
+def _played(
+    base: dict[str, Any], assignments: list[str], cell: Cell, place: Path, watch: RoundCallback, title: str
+) -> Cell:
     content = varied(base, [*assignments, f"run.output={json.dumps(str(place))}"])
     known = asdict(cell)
     try:
@@ -122,7 +124,7 @@ def _played(base: dict[str, Any], assignments: list[str], cell: Cell, place: Pat
 
 
 def _write(folder: Path, name: str, sweep: SweepSection, cells: list[Cell], text: str) -> None:
-    settings, pictures = [], []
+    settings, images = [], []
     attacks = list(sweep.attacks)
     for index, setting in enumerate(sweep.settings):
         here = [cell for cell in cells if cell.setting == setting]
@@ -148,7 +150,7 @@ def _write(folder: Path, name: str, sweep: SweepSection, cells: list[Cell], text
             )
         settings.append({"name": setting, "rows": rows})
         if lies:
-            pictures.append((f"{setting}: privacy, robustness, accuracy", f"trade-{index}", plots.trade(rows)))
+            images.append((f"{setting}: privacy, robustness, accuracy", f"trade-{index}", plots.trade(rows)))
         last = np.array([[np.nan if row["worst"] is None else row["worst"]] for row in rows])
         drawn = plots.heat_map(
             np.hstack([mean, last]),
@@ -157,10 +159,10 @@ def _write(folder: Path, name: str, sweep: SweepSection, cells: list[Cell], text
             [*attacks, "worst"],
             good_is_high=True,
         )
-        pictures.append((f"{setting}: accuracy, %", f"accuracy-{index}", drawn))
+        images.append((f"{setting}: accuracy, %", f"accuracy-{index}", drawn))
         if any(cell.backdoor is not None for cell in here):
             drawn = _backdoors(here, sweep, attacks)
-            pictures.append((f"{setting}: share of texts that the trigger turns, %", f"backdoor-{index}", drawn))
+            images.append((f"{setting}: share of texts that the trigger turns, %", f"backdoor-{index}", drawn))
     refused = {(c.defence, c.attack): c.reason for c in cells if c.reason is not None}
     report = {
         "schema": 1,
@@ -172,7 +174,7 @@ def _write(folder: Path, name: str, sweep: SweepSection, cells: list[Cell], text
         "cells": [asdict(cell) for cell in cells],
         "refused": [{"defence": d, "attack": a, "reason": reason} for (d, a), reason in refused.items()],
     }
-    write_pair(folder, report, render("sweep.html", pictures, report=report, configuration=text, percent=_percent))
+    write_pair(folder, report, render("sweep.html", images, report=report, configuration=text, percent=_percent))
 
 
 def _backdoors(cells: list[Cell], sweep: SweepSection, attacks: list[str]) -> bytes:

@@ -82,7 +82,7 @@ def test_a_round_asked_again_gets_the_same_answer_and_is_charged_once(federation
 
 
 def test_teachers_of_the_sites_own_backbone_answer_once(federation: Federation) -> None:
-    """Federated distillation at a real site: the backbone is named in its site.toml, the questions come from the
+    """Federated distillation at a real site: the backbone is named in its site.toml, the queries come from the
     server, and the answers are charged as one step."""
     folder, other = federation.site("site-2"), federation.folder / "other"
     other.mkdir()
@@ -96,7 +96,7 @@ def test_teachers_of_the_sites_own_backbone_answer_once(federation: Federation) 
         content = merged(run_content(1, 2), {"privacy": {"mode": "local"}, "run": {"id": "teach"}})
         for key in ("sampling_rate", "declared_examples"):
             content["privacy"].pop(key)
-        content["distill"] = {"public": "public.csv", "questions": 5, "teachers": 2}
+        content["distill"] = {"public": "public.csv", "queries": 5, "teachers": 2}
         config = declare(federation.server, load(write_run(federation.folder, content)))
         host = DeployedHost(folder)
         worker = host.enter(config.to_flat()).worker()
@@ -108,7 +108,7 @@ def test_teachers_of_the_sites_own_backbone_answer_once(federation: Federation) 
                 {
                     wire.ARRAYS: wire.arrays_to_record({ANSWERS: np.zeros((5, 2))}),
                     wire.CONFIG: facts,
-                    wire.QUESTIONS: ConfigRecord({wire.TEXTS: ["a good film"] * 5}),
+                    wire.QUERIES: ConfigRecord({wire.TEXTS: ["a good film"] * 5}),
                 }
             ),
         )

@@ -34,8 +34,8 @@ def test_a_record_that_cannot_be_read_is_left_out_alone(make_config, monkeypatch
 
     def panics(self: FineTuneModel, some: Rows, variant: int = 0):
         whole = bad in some.text
-        spoiled = any(len(text.split()) == len(bad.split()) and text != bad for text in some.text)
-        if whole if where == "the record" else spoiled:
+        perturbed = any(len(text.split()) == len(bad.split()) and text != bad for text in some.text)
+        if whole if where == "the record" else perturbed:
             raise PanicError
         return real(self, some, variant)
 

@@ -74,7 +74,7 @@ def test_labels_of_other_tasks(tmp_path: Path) -> None:
     )
 
 
-def test_pictures_are_looked_at(tmp_path: Path) -> None:
+def test_images_are_looked_at(tmp_path: Path) -> None:
     table = pa.table({"image": pa.array([png(1), b"measles", png(2)], pa.binary()), "label": ["a", "a", "b"]})
     pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
     found = checked(tmp_path, "p.parquet")

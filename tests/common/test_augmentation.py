@@ -139,7 +139,7 @@ def test_a_site_trains_on_its_own_records_only(make_config, training: dict) -> N
 def test_two_kinds_of_views_at_once_are_refused(make_config) -> None:
     with pytest.raises(ConfigError, match="choose one"):
         make_config(training={**AUGMENTED, **PGD})
-    with pytest.raises(ConfigError, match="spoiled text would be learned"):
+    with pytest.raises(ConfigError, match="perturbed text would be learned"):
         make_config(training=AUGMENTED, model={"task": "causal-lm"})
 
 
@@ -160,7 +160,7 @@ def test_rewording_does_what_it_is_told_and_nothing_else() -> None:
     ("changes", "reason"),
     [
         ({"model": {"task": "causal-lm"}, "data": {"augmentation": {"swap": 0.1}}}, "would be learned as text"),
-        ({"data": {"augmentation": {"flip": True}}}, "reads no pictures"),
+        ({"data": {"augmentation": {"flip": True}}}, "reads no images"),
         ({"data": {"augmentation": {"delete": 0.1}}, "training": {"adversarial": 0.1}}, "choose one"),
     ],
 )

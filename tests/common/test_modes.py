@@ -70,7 +70,7 @@ def config_of(make_config, local, tmp_path: Path):
                 run={"id": "r", "rounds": 1},
                 data=data,
                 privacy={"mode": "local", "epsilon": 8.0, **privacy},
-                distill={"public": str(public), "questions": 5, "teachers": 3},
+                distill={"public": str(public), "queries": 5, "teachers": 3},
             )
         return make_config(run={"id": "r"}, data=data, privacy={**local, "mode": name, **privacy})
 

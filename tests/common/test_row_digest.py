@@ -13,9 +13,9 @@ from confide.common.errors import DataError
 from confide.tests.row_files import (
     DATA,
     ENCODED_GOOD,
+    IMAGES,
     IMAGES_GOOD,
     LABELS,
-    PICTURES,
     csv_file,
     database,
     encoded_images,
@@ -75,10 +75,10 @@ class TestDigest:
         split = [[("ab", "c")], [("a", "bc")], [("a", None), ("b", "c")], [("", "abc")], [(None, "abc")]]
         assert len({content_digest(parquet_file(tmp_path, rows), DATA) for rows in split}) == 5
 
-    def test_pictures_are_their_files_bytes(self, tmp_path: Path) -> None:
+    def test_images_are_their_files_bytes(self, tmp_path: Path) -> None:
         source = images(tmp_path, IMAGES_GOOD)
         first = content_digest(source, DATA)
-        assert first == read_checked(source, DATA, LABELS, **PICTURES).digest
+        assert first == read_checked(source, DATA, LABELS, **IMAGES).digest
         labels = [row.decode().strip().partition(",")[2] for row in IMAGES_GOOD]
         assert first == content_digest(
             encoded_images(tmp_path, [({"bytes": png(i), "path": None}, label) for i, label in enumerate(labels)]), DATA
@@ -87,7 +87,7 @@ class TestDigest:
         assert content_digest(source, DATA) != first
 
     @pytest.mark.parametrize("name", ["/proc/uptime", "/proc/self/stat", "contents.json", "pipe.png", "huge.png"])
-    def test_a_path_that_leads_to_no_picture_costs_its_row_alone(self, tmp_path: Path, name: str) -> None:
+    def test_a_path_that_leads_to_no_image_costs_its_row_alone(self, tmp_path: Path, name: str) -> None:
         """Files that change from one look to the next changed the digest, and so silenced the whole site; one of
         terabytes ended it."""
         source = Path(images(tmp_path, IMAGES_GOOD))
@@ -95,14 +95,14 @@ class TestDigest:
         with (tmp_path / "huge.png").open("wb") as file:
             file.write(png(1))
             file.truncate(2**40)
-        before = read_checked(str(source), DATA, LABELS, **PICTURES)
+        before = read_checked(str(source), DATA, LABELS, **IMAGES)
         with source.open("a") as rows:
             rows.write(f"{name},yes\n")
         found = []
         for content in ("{}", '{"default": ""}'):
             (tmp_path / "contents.json").write_text(content)
             found.append(content_digest(str(source), DATA))
-        after = read_checked(str(source), DATA, LABELS, **PICTURES)
+        after = read_checked(str(source), DATA, LABELS, **IMAGES)
         assert found[0] == found[1] == after.digest
         assert len(after.rows) == len(before.rows)
         assert len(after.problems) == len(before.problems) + 1

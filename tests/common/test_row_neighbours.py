@@ -19,7 +19,7 @@ from confide.tests.row_files import CASES, DATA, KINDS, LABELS, SECRET, csv_file
 
 def same(first: Rows, second: Rows) -> bool:
     """Bit for bit."""
-    arrays = [(first.labels, second.labels), (first.group, second.group), (first.pictures, second.pictures)]
+    arrays = [(first.labels, second.labels), (first.group, second.group), (first.images, second.images)]
     arrays += list(zip(first.tags or [], second.tags or [], strict=True))
     for one, other in arrays:
         if (one is None) != (other is None):

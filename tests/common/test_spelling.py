@@ -108,7 +108,7 @@ def test_english_words_are_known_beside_the_vocabulary(english: Spelling) -> Non
 def test_most_words_with_one_letter_wrong_are_read_as_they_were(english: Spelling) -> None:
     rng, words = np.random.default_rng(0), ["beautiful", "performance", "hospital", "patient", "interesting", "account"]
     tried = [(word, edit(word, place, rng)) for word in words for edit in EDITS.values() for place in range(len(word))]
-    assert np.mean([english.read(f"in the {spoiled} .") == f"in the {word} ." for word, spoiled in tried]) > 0.95
+    assert np.mean([english.read(f"in the {perturbed} .") == f"in the {word} ." for word, perturbed in tried]) > 0.95
 
 
 def test_none_reads_nothing() -> None:

@@ -14,7 +14,7 @@ from confide.common.modes.distillation import ANSWERS, answers_shape
 from confide.common.types import Adapter
 from confide.tests.architectures import DECODERS, ENCODERS, IMAGES, TARGETS
 from confide.tests.neighbours.rows import CLASSES, PROMPTED, TAGS, Form, Row, Table, table_of
-from confide.tests.neighbours.site import QUESTIONS, Draw, Sites, Told, Watch, all_but, ask, everybody, only
+from confide.tests.neighbours.site import QUERIES, Draw, Observer, Sites, Told, all_but, ask, everybody, only
 from confide.tests.tiny import merged
 
 CLIP = 0.5
@@ -25,7 +25,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     "none": {},
     "characters": {"training": {"augmentation": 0.3, "views": 3}},
     "words": {"data": {"augmentation": {"swap": 0.4, "delete": 0.3, "insert": 0.4, "punctuation": 0.4}}},
-    "pictures": {"data": {"augmentation": {"flip": True, "shift": 1, "noise": 0.1}}, "training": {"views": 4}},
+    "images": {"data": {"augmentation": {"flip": True, "shift": 1, "noise": 0.1}}, "training": {"views": 4}},
     "pgd": {"training": {"adversarial": 0.3}},
     "freelb": {"training": {"adversarial": 0.3, "adversarial_kind": "freelb", "adversarial_steps": 2}},
 }
@@ -41,8 +41,8 @@ class Case:
     targets: tuple[str, ...] | None = None
     views: str = "none"
     mode: str = "local"
-    pictures: str | None = None
-    """the tower that reads pictures, beside one that reads texts"""
+    images: str | None = None
+    """the tower that reads images, beside one that reads texts"""
     form: Form = "csv"
     pooling: str = "mean"
     steps: int = 1
@@ -64,7 +64,7 @@ _SHOWN = (
     "targets",
     "views",
     "mode",
-    "pictures",
+    "images",
     "form",
     "pooling",
     "steps",
@@ -92,8 +92,8 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
     }
     if case.targets is not None:
         model["lora"]["targets"] = list(case.targets)
-    if case.pictures is not None:
-        model["image_backbone"] = sites.backbone(case.pictures)
+    if case.images is not None:
+        model["image_backbone"] = sites.backbone(case.images)
     privacy: dict[str, Any] = {"mode": case.mode, "epsilon": 8.0, "clip": CLIP, "sampling_rate": case.rate}
     if case.mode != "client":
         privacy["declared_examples"] = 48
@@ -139,7 +139,7 @@ def refusal(sites: Sites, case: Case) -> str | None:
 
 def check(
     sites: Sites,
-    watch: Watch,
+    watch: Observer,
     case: Case,
     names: Iterable[str] | None = None,
     *,
@@ -239,12 +239,12 @@ def distillation(sites: Sites, case: Case, teachers: int = 4) -> RunConfig:
     """The same as a run whose sites answer questions."""
     content = run_of(sites, replace(case, mode="none"), 1).model_dump(mode="json", exclude_none=True)
     privacy = {"mode": case.mode, "epsilon": 8.0, "clip": CLIP}
-    distill = {"public": "public.csv", "questions": len(QUESTIONS), "teachers": teachers, "train": case.train}
+    distill = {"public": "public.csv", "queries": len(QUERIES), "teachers": teachers, "train": case.train}
     content["privacy"] = privacy
     return RunConfig.parse(merged(content, {"distill": distill, "model": {"train": "lora"}}), "test")
 
 
-def check_distillation(sites: Sites, watch: Watch, case: Case, names: Iterable[str] | None = None) -> None:
+def check_distillation(sites: Sites, watch: Observer, case: Case, names: Iterable[str] | None = None) -> None:
     """One teacher's votes change, no other's, and the sum by at most C."""
     table, config = table_of(case.task, case.turn), distillation(sites, case)
     host = host_of(sites, case, table)
@@ -280,7 +280,7 @@ def cells() -> list[Case]:
         found += _parts(Case(name, pooling="model"), ("sequence-classification",))
     for name in IMAGES:
         found += _parts(Case(name), ("image-classification",))
-        found += _parts(Case("bert", pictures=name), ("image-text-classification",))
+        found += _parts(Case("bert", images=name), ("image-text-classification",))
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from confide.tests.neighbours.site import Sites, Watch
+from confide.tests.neighbours.site import Observer, Sites
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +13,6 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
 
 
 @pytest.fixture
-def watch() -> Iterator[Watch]:
-    with Watch() as watch:
+def watch() -> Iterator[Observer]:
+    with Observer() as watch:
         yield watch

@@ -108,8 +108,8 @@ def short(message: str | None) -> str:
 
 def cell_of(case: Case) -> Cell:
     name = NAMES[case.architecture]
-    if case.pictures is not None:
-        name = f"{name} and {NAMES[case.pictures]}"
+    if case.images is not None:
+        name = f"{name} and {NAMES[case.images]}"
     part = case.train if case.train != "lora" else PARTS[case.targets is not None]
     return name, f"{case.task} ({OWN})" if case.pooling == "model" else case.task, part
 
@@ -117,11 +117,11 @@ def cell_of(case: Case) -> Cell:
 def render(outcomes: Mapping[Cell, str]) -> str:
     """The whole page. outcomes: `YES` or a reason for each cell; those that are missing cannot be configured."""
     text = [_INTRO]
-    groups = (("Encoders", list(ENCODERS)), ("Decoders", list(DECODERS)), ("Pictures", list(IMAGES)))
+    groups = (("Encoders", list(ENCODERS)), ("Decoders", list(DECODERS)), ("Images", list(IMAGES)))
     for title, architectures in groups:
         names = [NAMES[name] for name in architectures]
         rows = [name for name in dict.fromkeys(name for name, _, _ in outcomes) if name in names]
-        if title == "Pictures":
+        if title == "Images":
             rows = [name for name in dict.fromkeys(n for n, _, _ in outcomes) if name in names or " and " in name]
         text.append(_table(title, rows, outcomes))
     layers = [f"| {NAMES[name]} | {', '.join(f'`{one}`' for one in targets)} |" for name, targets in TARGETS.items()]

@@ -150,17 +150,17 @@ def _tagged() -> tuple[tuple[str, ...], list[Row]]:
     return ("text", "label"), _mixed(rows)
 
 
-def _pictured(texts: bool) -> tuple[tuple[str, ...], list[Row]]:
+def _imaged(texts: bool) -> tuple[tuple[str, ...], list[Row]]:
     rows = []
     for i, (name, text) in enumerate(list(_TEXTS.items())[:9]):
-        rows.append(Row(name, "good", _cells(f"../pictures/{i}.png", text if texts else None, CLASSES[i % 2])))
+        rows.append(Row(name, "good", _cells(f"../images/{i}.png", text if texts else None, CLASSES[i % 2])))
     for name in ("gone", "broken", "short", "folder"):
-        rows.insert(2 * len(name) - 6, Row(name, "bad", _cells(f"../pictures/{name}.png", _or(texts), "positive")))
-    rows.append(Row("unknown class", "bad", _cells("../pictures/0.png", _or(texts), "neither")))
-    rows.append(Row("wrong columns", "bad", (*_cells("../pictures/0.png", _or(texts), "positive"), "more")))
-    rows.append(Row("no picture", "bad", _cells("", _or(texts), "positive")))
+        rows.insert(2 * len(name) - 6, Row(name, "bad", _cells(f"../images/{name}.png", _or(texts), "positive")))
+    rows.append(Row("unknown class", "bad", _cells("../images/0.png", _or(texts), "neither")))
+    rows.append(Row("wrong columns", "bad", (*_cells("../images/0.png", _or(texts), "positive"), "more")))
+    rows.append(Row("no image", "bad", _cells("", _or(texts), "positive")))
     if texts:
-        rows.append(Row("empty text", "bad", ("../pictures/0.png", "", "positive")))
+        rows.append(Row("empty text", "bad", ("../images/0.png", "", "positive")))
     return _cells("image", "text" if texts else None, "label"), rows
 
 
@@ -196,12 +196,12 @@ _MADE = {
     "token-classification": _tagged,
     "regression": _measured,
     PROMPTED: _prompted,
-    "image-classification": lambda: _pictured(texts=False),
-    "image-text-classification": lambda: _pictured(texts=True),
+    "image-classification": lambda: _imaged(texts=False),
+    "image-text-classification": lambda: _imaged(texts=True),
 }
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     folder.mkdir()
     rng = np.random.default_rng(7)
     for i in range(12):

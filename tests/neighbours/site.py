@@ -32,11 +32,11 @@ from confide.common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from confide.common.privacy.plan import privacy_plan
 from confide.common.types import Adapter
 from confide.tests import architectures
-from confide.tests.neighbours.rows import Form, Table, write_pictures
+from confide.tests.neighbours.rows import Form, Table, write_images
 
 RELEASED = 200
 """grid steps that stand in for every released number"""
-QUESTIONS = ("a good film", "the story was dark", "sad", "it was quite warm and lovely", "film actor")
+QUERIES = ("a good film", "the story was dark", "sad", "it was quite warm and lovely", "film actor")
 _UNPREDICTABLE = ("site.ledger-hash", "arrays.masked")
 """what differs between two runs over the same rows: the hash of an entry (its time), a masked input"""
 
@@ -89,14 +89,14 @@ class Told:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class Watch:
+class Observer:
     """What the site does inside, seen through what `watched` puts in place of the noise, the draw and the coins."""
 
     def __init__(self) -> None:
         self.draw: Draw = everybody
         self.told = Told({})
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Observer":
         self._patched = pytest.MonkeyPatch()
         patch, watch = self._patched.setattr, self
         plan, draw, work, alone = privacy_plan, PoissonMechanism.draw, Worker._work, Worker._noise_alone
@@ -180,7 +180,7 @@ class Sites:
     def __init__(self, root: Path) -> None:
         self.root, self._count = root, 0
         make_ca(root)
-        write_pictures(root / "pictures")
+        write_images(root / "images")
         self.names = ("site-1", "site-2")
         backbones = {f"tiny/{name}": f"../models/{name}" for name in architectures.ALL | architectures.WIDE}
         for name in self.names:
@@ -213,7 +213,7 @@ class Sites:
 
 
 def ask(
-    watch: Watch,
+    watch: Observer,
     host: DeployedHost,
     config: RunConfig,
     adapter: Adapter,
@@ -232,7 +232,7 @@ def ask(
         if dealt is not None and number == first:
             content[wire.DEALT] = ConfigRecord(dealt)
         if config.distils:
-            content[wire.QUESTIONS] = ConfigRecord({wire.TEXTS: list(QUESTIONS)})
+            content[wire.QUERIES] = ConfigRecord({wire.TEXTS: list(QUERIES)})
         reply = handle(message("train", content), host.enter(config.to_flat()))
         watch.told.reply = _shown(reply)
         if not reply.has_error():

@@ -16,7 +16,7 @@ from confide.common.model.proof import prove
 from confide.common.model.shapes import Shapes
 from confide.tests.neighbours.cases import CLIP, Case, adapter_of, check, check_distillation, host_of, refusal, run_of
 from confide.tests.neighbours.rows import table_of
-from confide.tests.neighbours.site import Sites, Watch, all_but, ask, everybody
+from confide.tests.neighbours.site import Observer, Sites, all_but, ask, everybody
 
 WORDS = Case("bert", views="words")
 
@@ -33,7 +33,7 @@ def shared_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augmentation, "_copy", copies)
 
 
-def moved_by(sites: Sites, watch: Watch, case: Case, name: str) -> float:
+def moved_by(sites: Sites, watch: Observer, case: Case, name: str) -> float:
     """How far a row that was not drawn moves the sum, in C."""
     table, config = table_of(case.task).shorter(set()), run_of(sites, case, 1)
     place = next(i for i, row in enumerate(table.rows) if row.name == name)
@@ -48,7 +48,7 @@ def moved_by(sites: Sites, watch: Watch, case: Case, name: str) -> float:
 
 @pytest.mark.parametrize("views", ["words", "characters"])
 def test_one_row_more_changes_no_others_copies(
-    sites: Sites, watch: Watch, views: str, monkeypatch: pytest.MonkeyPatch
+    sites: Sites, watch: Observer, views: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """‖S(D) − S(D−r)‖ was 1.28 C to 1.67 C for a row that was not drawn."""
     case = replace(WORDS, views=views)
@@ -57,7 +57,9 @@ def test_one_row_more_changes_no_others_copies(
     assert moved_by(sites, watch, case, "first") > 0.05  # by how much depends on the words that were hit
 
 
-def test_one_row_more_changes_one_teachers_votes(sites: Sites, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_more_changes_one_teachers_votes(
+    sites: Sites, watch: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nineteen other teachers' votes changed with the copies; or where records were dealt in the order of the file."""
     case = replace(WORDS, train="head")
     check_distillation(sites, watch, case, ["first"])
@@ -128,7 +130,7 @@ def test_layers_that_read_no_batch_are_refused(sites: Sites, case: Case) -> None
 
 
 def test_without_the_proof_the_review_s_fault_shows(
-    sites: Sites, watch: Watch, monkeypatch: pytest.MonkeyPatch
+    sites: Sites, watch: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DeBERTa-v3 with default targets, the proof and the check of each call taken out."""
 
@@ -144,7 +146,7 @@ def test_without_the_proof_the_review_s_fault_shows(
 @pytest.mark.parametrize(
     "name", ["unknown class", "over-long", "empty", "broken bytes", "a column too few", "no tokens"]
 )
-def test_no_row_makes_a_site_fail(sites: Sites, watch: Watch, name: str) -> None:
+def test_no_row_makes_a_site_fail(sites: Sites, watch: Observer, name: str) -> None:
     """A class that is not in `data.labels`, or a text longer than the backbone's positions: that there was an error, or
     none, told of the row, for ε = 0."""
     case = Case("roberta", turn=3)
@@ -179,7 +181,7 @@ def test_a_proof_is_of_one_model_on_one_machine(make_config) -> None:
 
 
 @pytest.mark.parametrize("train", ["head", "lora"])
-def test_shapes_are_proved_for_trained_weights(sites: Sites, watch: Watch, train: str) -> None:
+def test_shapes_are_proved_for_trained_weights(sites: Sites, watch: Observer, train: str) -> None:
     """At a new head's small weights the logits are nearly zero, and what a product of few rows rounds otherwise at
     another position is lost; at trained weights it is not."""
     check(sites, watch, Case("roberta", train=train, pooling="model"), [])

@@ -23,13 +23,13 @@ SECRET = b"of one site"
 ROUNDS, EACH = 3, 4
 
 
-def rows_of(count: int, pictures: bool = False) -> Rows:
+def rows_of(count: int, images: bool = False) -> Rows:
     """Of all lengths, two of them the same."""
     texts = [text for text, _ in sentences(count - 3, 4)] + ["film", words(80, 1), "film"]
     labels = np.arange(count) % 2
     labels[-3] = labels[-1]
-    pixels = np.random.default_rng(1).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8) if pictures else None
-    return Rows("test", [""] * count if pictures else texts, labels=labels, pictures=pixels)
+    pixels = np.random.default_rng(1).integers(0, 256, (count, 1, 8, 8), dtype=np.uint8) if images else None
+    return Rows("test", [""] * count if images else texts, labels=labels, images=pixels)
 
 
 def without(rows: Rows, place: int) -> Rows:
@@ -51,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 _COPIES = {
     "characters": {"training": {"augmentation": 0.3}},
     "words": {"data": {"augmentation": {"swap": 0.4, "delete": 0.3, "insert": 0.4, "punctuation": 0.4}}},
-    "pictures": {"data": {"augmentation": {"flip": True, "shift": 2, "noise": 0.2}}},
+    "images": {"data": {"augmentation": {"flip": True, "shift": 2, "noise": 0.2}}},
     "maskings": {"model": {"task": "masked-lm"}},
     "none": {},
     "features": {"model": {"train": "head"}, "training": {"augmentation": 0.3}},
@@ -61,12 +61,12 @@ _COPIES = {
 @pytest.mark.parametrize("kind", _COPIES)
 def test_copies_are_each_records_own(make_config, folders: dict[str, str], kind: str) -> None:
     """One row less: bit for bit the same encodings, keys and copies of all others; another secret: other copies."""
-    pictures = kind == "pictures"
-    changes = {"model": {"backbone": folders["vit" if pictures else "bert"], "max_length": 24}}
-    if pictures:
+    images = kind == "images"
+    changes = {"model": {"backbone": folders["vit" if images else "bert"], "max_length": 24}}
+    if images:
         changes["model"] |= {"task": "image-classification", "train": "head"}
     config: RunConfig = make_config(**merged(merged(_COPIES[kind], changes), {"data": {"labels": ["no", "yes"]}}))
-    model, rows = model_of(config), rows_of(14, pictures)
+    model, rows = model_of(config), rows_of(14, images)
     many, whole = encodings(config, model), encode_with_copies(config, model, rows, SECRET)
     assert many == {"maskings": 4, "none": 1}.get(kind, 5)
     for place in range(len(rows)):
@@ -79,7 +79,7 @@ def test_copies_are_each_records_own(make_config, folders: dict[str, str], kind:
                 assert whole.keys is not None
                 assert smaller.keys is not None
                 assert whole.keys[one] == smaller.keys[other]
-    if kind in ("characters", "words", "pictures"):
+    if kind in ("characters", "words", "images"):
         changed = encode_with_copies(config, model, rows, b"of another site")
         copies = range(len(rows), many * len(rows))
         assert not all(alike(whole, i, changed, i) for i in copies)

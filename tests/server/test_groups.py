@@ -50,10 +50,10 @@ def test_every_site_is_in_one_group_and_the_same_one_each_time() -> None:
     assert all(group == "+".join(members) for group, members in groups.items())
 
 
-def test_without_noise_and_liars_to_trim_groups_give_what_one_sum_gives(in_groups, monkeypatch, tmp_path) -> None:
+def test_without_noise_and_byzantine_to_trim_groups_give_what_one_sum_gives(in_groups, monkeypatch, tmp_path) -> None:
     """The mean of three groups' means is the mean: a median of equals would not be."""
     no_noise(monkeypatch)
-    monkeypatch.setitem(robust.RULES, "trimmedmean", lambda rows, liars: rows.mean(0))
+    monkeypatch.setitem(robust.RULES, "trimmedmean", lambda rows, byzantine: rows.mean(0))
     full = {"sampling_rate": 1.0, "clip": 100.0}
     changes = {
         "run": {"rounds": 2},
@@ -96,12 +96,12 @@ def test_a_hostile_group_is_borne(in_groups, monkeypatch, tmp_path) -> None:
     no_noise(monkeypatch)
     real = distributed.release
     base = in_groups()
-    liar = set(simulated_data(resolve(base), model_of(resolve(base))).parts[2])
+    byzantine = set(simulated_data(resolve(base), model_of(resolve(base))).parts[2])
 
     def lies(site, mechanism):
         found = real(site, mechanism)
         share = np.asarray(found.share)
-        return replace(found, share=share + 2**20) if set(site.work.indices) == liar else found
+        return replace(found, share=share + 2**20) if set(site.work.indices) == byzantine else found
 
     changes = {"run": {"rounds": 1}, "privacy": {"sampling_rate": 1.0}, "training": {"optimizer": "sgd"}}
     one_sum = {"groups": None, "aggregation": "fedavg"}
@@ -119,7 +119,7 @@ def test_a_hostile_group_is_borne(in_groups, monkeypatch, tmp_path) -> None:
 
 
 def test_a_group_that_cannot_be_opened_is_missed_and_comes_back(in_groups, monkeypatch) -> None:
-    config = in_groups(server={"liars": 1}, data={"partition": {"clients": 12}}, run={"rounds": 3})
+    config = in_groups(server={"byzantine": 1}, data={"partition": {"clients": 12}}, run={"rounds": 3})
     config = RunConfig.parse(merged(config.model_dump(mode="json", exclude_none=True), {"server": {"groups": 4}}), "x")
     groups = grouped([f"site-{i:02d}" for i in range(1, 13)], 4, config.run.seed)
     lost = next(iter(groups))
@@ -136,7 +136,7 @@ def test_a_group_that_cannot_be_opened_is_missed_and_comes_back(in_groups, monke
 def test_too_few_groups_void_the_round(in_groups, monkeypatch) -> None:
     fails(monkeypatch, "train", {2: {0}})
     report = read_report(simulate(in_groups()))
-    assert "'trimmedmean' bears 0 liars among 2 sites" in report["rounds"][1]["void"]
+    assert "'trimmedmean' tolerates 0 Byzantine sites among 2, server.byzantine is 1" in report["rounds"][1]["void"]
     assert [len(row["sites"]) for row in report["rounds"]] == [9, 8, 9]
 
 
@@ -164,7 +164,7 @@ def test_client_level(in_groups) -> None:
     [
         ({"server": {"groups": 4}}, "choose a divisor of 9"),
         ({"server": {"aggregation": "fedavg"}}, "with a robust aggregation, e.g. trimmedmean"),
-        ({"server": {"liars": 2}}, "with 3 groups in a round; it bears at most 1"),
+        ({"server": {"byzantine": 2}}, "with 3 groups in a round; it tolerates at most 1"),
         ({"server": {"groups": None}}, "a robust one over server.groups"),
         ({"server": {"groups": 2}}, "greater than or equal to 3"),
         ({"audit": {"canaries": 4}}, "canaries are scored on the sum over all sites"),
@@ -183,5 +183,5 @@ def test_settings_that_cannot_hold(in_groups, changes: dict, part: str) -> None:
 
 def test_a_set_up_of_too_few_groups_ends_the_run(in_groups, monkeypatch) -> None:
     fails(monkeypatch, "query.keys", {attempt: {0} for attempt in range(10)})
-    with pytest.raises(RoundError, match="2 groups have a set-up of secure sums, 3 are needed for 1 liars"):
+    with pytest.raises(RoundError, match="2 groups have a set-up of secure sums, 3 are needed for 1 Byzantine sites"):
         simulate(in_groups())

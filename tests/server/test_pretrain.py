@@ -34,7 +34,7 @@ def test_words_that_follow_from_their_neighbours_are_guessed(tmp_path: Path, mak
     source = write_csv(tmp_path / "text.csv", rows, ("text",))
     section = PretrainSection.parse({**SMALL, "steps": 600, "learning_rate": 0.005}, "test")
     steps = []
-    found = pretrain([str(source)], tmp_path / "bert", section, tell=lambda *state: steps.append(state))
+    found = pretrain([str(source)], tmp_path / "bert", section, progress=lambda *state: steps.append(state))
     assert found.before < 0.1
     assert found.after > 0.6
     assert steps[-1][1:] == (600, 600)

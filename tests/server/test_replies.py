@@ -1,4 +1,4 @@
-"""The gate before every aggregation: what a lying or faulty site sends is left out, with its name, and no more."""
+"""The gate before every aggregation: what a Byzantine or faulty site sends is left out, with its name, and no more."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Aggregates that bear liars: a contract that all keep, and references written the slow way."""
+"""Aggregates that tolerate Byzantine sites: a contract that all keep, and references written the slow way."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scipy.stats import trim_mean
 
 from confide.client.app import app
 from confide.common import wire
-from confide.common.config.byzantine import ROBUST, default_liars, most_left_out, most_liars
+from confide.common.config.byzantine import ROBUST, default_byzantine, most_byzantine, most_left_out
 from confide.common.errors import RoundError
 from confide.common.types import Update
 from confide.server.aggregate import robust
@@ -24,8 +24,8 @@ def honest(seed: int = 0, n: int = N) -> np.ndarray:
     return 5 + np.random.default_rng(seed).normal(size=(n, D))
 
 
-def aggregate(name: str, rows: np.ndarray, liars: int = F, mixing: bool = False, centre: float = 5.0) -> np.ndarray:
-    return robust.aggregate(name, rows, liars, mixing=mixing, centre=np.full(rows.shape[1], centre))
+def aggregate(name: str, rows: np.ndarray, byzantine: int = F, mixing: bool = False, centre: float = 5.0) -> np.ndarray:
+    return robust.aggregate(name, rows, byzantine, mixing=mixing, centre=np.full(rows.shape[1], centre))
 
 
 every = pytest.mark.parametrize("name", ROBUST)
@@ -73,17 +73,17 @@ def test_what_is_not_finite_or_too_few_is_refused(name: str) -> None:
     rows[0, 0] = np.nan
     with pytest.raises(RoundError, match="not finite"):
         aggregate(name, rows)
-    most = most_liars(name, N)
+    most = most_byzantine(name, N)
     assert aggregate(name, honest(), most).shape == (D,)
-    with pytest.raises(RoundError, match=f"bears {most} liars among {N} sites"):
+    with pytest.raises(RoundError, match=f"tolerates {most} Byzantine sites among {N},"):
         aggregate(name, honest(), most + 1)
 
 
-def slow_krum_order(rows: np.ndarray, liars: int) -> list[int]:
+def slow_krum_order(rows: np.ndarray, byzantine: int) -> list[int]:
     scores = []
     for i in range(len(rows)):
         others = sorted(float(((rows[i] - rows[j]) ** 2).sum()) for j in range(len(rows)) if j != i)
-        scores.append(sum(others[: max(1, len(rows) - liars - 2)]))
+        scores.append(sum(others[: max(1, len(rows) - byzantine - 2)]))
     return sorted(range(len(rows)), key=scores.__getitem__)
 
 
@@ -127,10 +127,10 @@ def test_outliers_are_named() -> None:
 @pytest.mark.parametrize(
     ("name", "sites", "most"), [("krum", 7, 2), ("bulyan", 11, 2), ("median", 5, 2), ("trimmedmean", 3, 1)]
 )
-def test_how_many_liars_are_borne(name: str, sites: int, most: int) -> None:
-    assert most_liars(name, sites) == most
-    assert most_liars(name, sites - 1) < most
-    assert default_liars(name, 10) == min(2, most_liars(name, 10))
+def test_how_many_byzantine_are_borne(name: str, sites: int, most: int) -> None:
+    assert most_byzantine(name, sites) == most
+    assert most_byzantine(name, sites - 1) < most
+    assert default_byzantine(name, 10) == min(2, most_byzantine(name, 10))
     assert [most_left_out(name, sites + extra, most) for extra in range(4)] == [min(most, extra) for extra in range(4)]
 
 
@@ -150,19 +150,19 @@ def test_no_site_counts_for_much_more_than_the_others() -> None:
 
 
 def one_round(rng: np.random.Generator) -> np.ndarray:
-    """(10, 1000) updates; what two liars add to the first tenth of the numbers is half of the others' noise."""
+    """(10, 1000) updates; two Byzantine sites add half of the others' noise to the first tenth of the numbers."""
     rows = rng.normal(size=(10, 1000))
     rows[:2, :100] += 0.5
     return rows
 
 
-def test_memory_tells_liars_apart_that_one_round_does_not() -> None:
+def test_momentum_tells_byzantine_sites_apart_that_one_round_does_not() -> None:
     """What they add is 5 long; two honest updates are about 45 apart, their means over some 60 rounds about 6."""
-    rng, memory = np.random.default_rng(6), robust.Memory(0.97)
+    rng, momentum = np.random.default_rng(6), robust.Momentum(0.97)
     assert any(robust.trusted(one_round(rng), 2, 8)[:2].any() for _ in range(20))
     means = np.zeros(0)
     for _ in range(100):
-        means = memory.take([f"s{i}" for i in range(10)], one_round(rng))
+        means = momentum.take([f"s{i}" for i in range(10)], one_round(rng))
     np.testing.assert_array_equal(np.flatnonzero(~robust.trusted(means, 2, 8)), [0, 1])
 
 
@@ -175,11 +175,11 @@ def test_sites_that_send_nothing_are_left_out_first() -> None:
     np.testing.assert_array_equal(np.flatnonzero(~robust.trusted(rows, 2, 8)), [4, 7])
 
 
-def test_memory_is_a_weighted_mean_of_the_rounds_in_which_a_site_took_part() -> None:
-    memory = robust.Memory(0.5)
-    memory.take(["a", "b"], np.array([[1.0], [10.0]]))
-    memory.take(["b"], np.array([[40.0]]))
-    means = memory.take(["b", "a", "c"], np.array([[100.0], [4.0], [7.0]]))
+def test_momentum_is_a_weighted_mean_of_the_rounds_in_which_a_site_took_part() -> None:
+    momentum = robust.Momentum(0.5)
+    momentum.take(["a", "b"], np.array([[1.0], [10.0]]))
+    momentum.take(["b"], np.array([[40.0]]))
+    means = momentum.take(["b", "a", "c"], np.array([[100.0], [4.0], [7.0]]))
     b = np.average([10.0, 40.0, 100.0], weights=[1, 2, 4])
     np.testing.assert_allclose(means, [[b], [np.average([1.0, 4.0], weights=[1, 2])], [7.0]])
 
@@ -204,11 +204,11 @@ def played(strategy: StreamingStrategy, rows: np.ndarray) -> np.ndarray:
     return wire.record_to_arrays(record)["x"]
 
 
-def test_what_hides_in_each_round_stays_out_of_the_aggregate_with_memory(make_config) -> None:
+def test_what_hides_in_each_round_stays_out_of_the_aggregate_with_momentum(make_config) -> None:
     """100 numbers × 50 rounds × 6 and more sites: the honest part of the mean has a standard deviation below 0.006."""
     shifts = {}
     for decay in (0.0, 0.97):
-        server = {"aggregation": "trimmedmean", "liars": 2, "memory": decay}
+        server = {"aggregation": "trimmedmean", "byzantine": 2, "momentum": decay}
         strategy, rng = strategy_for(make_config, server, 1000), np.random.default_rng(7)
         got = [played(strategy, one_round(rng)) for _ in range(100)]
         shifts[decay] = float(np.mean(got[50:], axis=0)[:100].mean())
@@ -220,8 +220,8 @@ def test_what_hides_in_each_round_stays_out_of_the_aggregate_with_memory(make_co
 @pytest.mark.parametrize(
     "server",
     [
-        {"aggregation": "centredclipping", "liars": 1, "memory": 0.0},
-        {"aggregation": "trimmedmean", "liars": 1, "memory": 0.5, "mixing": False},
+        {"aggregation": "centredclipping", "byzantine": 1, "momentum": 0.0},
+        {"aggregation": "trimmedmean", "byzantine": 1, "momentum": 0.5, "mixing": False},
     ],
 )
 def test_the_state_outlives_a_checkpoint(make_config, server: dict) -> None:
@@ -238,19 +238,19 @@ def test_the_state_outlives_a_checkpoint(make_config, server: dict) -> None:
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"server": {"aggregation": "bulyan"}}, ["'bulyan' with 4 sites", "bears none", "choose trimmedmean"]),
-        ({"server": {"aggregation": "krum", "liars": 1}}, ["bears none"]),
-        ({"server": {"aggregation": "median", "liars": 2}}, ["2 received for 'median'", "at most 1"]),
-        ({"server": {"liars": 1}}, ["bears no lying site", "choose trimmedmean"]),
+        ({"server": {"aggregation": "bulyan"}}, ["'bulyan' with 4 sites", "tolerates none", "choose trimmedmean"]),
+        ({"server": {"aggregation": "krum", "byzantine": 1}}, ["tolerates none"]),
+        ({"server": {"aggregation": "median", "byzantine": 2}}, ["2 received for 'median'", "at most 1"]),
+        ({"server": {"byzantine": 1}}, ["tolerates no Byzantine site", "choose trimmedmean"]),
         ({"server": {"mixing": True}}, ["server.mixing"]),
-        ({"server": {"memory": 0.5}}, ["server.memory"]),
+        ({"server": {"momentum": 0.5}}, ["server.momentum"]),
         (
-            {"server": {"aggregation": "median", "liars": 1, "memory": 0.5}, "data": THREE},
-            ["one of 3 sites left out", "would not bear 1"],
+            {"server": {"aggregation": "median", "byzantine": 1, "momentum": 0.5}, "data": THREE},
+            ["one of 3 sites left out", "would not tolerate 1"],
         ),
     ],
 )
-def test_settings_that_cannot_bear_the_liars_are_refused(make_config, settings: dict, parts: list[str]) -> None:
+def test_settings_that_cannot_bear_the_byzantine_are_refused(make_config, settings: dict, parts: list[str]) -> None:
     from confide.common.config.run import RunConfig
     from confide.common.errors import ConfigError
 

@@ -16,7 +16,7 @@ from confide.common.model.loading import load_base
 from confide.server.report import read_report
 from confide.server.ship.card import card
 from confide.server.ship.compress import Limits, make_student, make_variants, measure, recommended
-from confide.server.ship.distil import Lesson, distil, shallow
+from confide.server.ship.distil import DistillationConfig, distil, shallow
 from confide.server.ship.factors import factored, factorise
 from confide.server.ship.finished import FinishedRun
 from confide.server.ship.goals import split
@@ -30,7 +30,7 @@ PUBLIC = [text for text, _ in sentences(300, 77)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Path:
-    """A finished run over a tokenizer of word pieces; tests that change it make copies."""
+    """A finished run over a tokenizer of subwords; tests that change it make copies."""
     from confide.common.config.run import RunConfig
 
     place = tmp_path_factory.mktemp("ship")
@@ -99,7 +99,7 @@ def test_misspelled_words_are_read_alike_by_every_form_of_a_model(make_config, b
             model={"spelling": "vocabulary", "known_words": ["hapy"]}, run={"rounds": 1, "output": str(tmp_path / "r")}
         )
     )
-    names = make_variants(folder) + make_student(folder, str(bert), PUBLIC, Lesson(steps=5, batch=16))
+    names = make_variants(folder) + make_student(folder, str(bert), PUBLIC, DistillationConfig(steps=5, batch=16))
     model = FinishedRun(folder).merged()
     wrong, right = ["the flim was luvely", "hapy actro"], ["the film was lovely", "hapy actor"]
     for name in ("torch", *names):
@@ -135,7 +135,7 @@ def test_a_changed_model_file_is_refused(copy: Path) -> None:
 def test_measuring_names_every_variant_and_becomes_a_page(copy: Path) -> None:
     with pytest.raises(ConfigError, match="no variants there"):
         measure(copy)
-    make_variants(copy, public=PUBLIC, layers=1, heads=0.5, neurons=0.5, lesson=Lesson(steps=20))
+    make_variants(copy, public=PUBLIC, layers=1, heads=0.5, neurons=0.5, settings=DistillationConfig(steps=20))
     facts = measure(copy, limit=40)
     rows = {row["name"]: row for row in facts["variants"]}
     assert [*rows] == ["torch", "int8", "onnx", "pruned-int8", "pruned-onnx"]
@@ -145,7 +145,7 @@ def test_measuring_names_every_variant_and_becomes_a_page(copy: Path) -> None:
     assert rows["onnx"]["accuracy"] == rows["torch"]["accuracy"]
     assert all(row["p95_1"] >= row["ms_1"] > 0 for row in facts["variants"])
     assert "layers" in rows["pruned-int8"]["what"]
-    assert "taught by the whole model on 300 public texts" in rows["pruned-int8"]["what"]
+    assert "distilled from the whole model on 300 public texts" in rows["pruned-int8"]["what"]
     assert read_report(copy)["compression"] == facts
     page = (copy / "report.html").read_text()
     assert 'id="compression"' in page
@@ -257,22 +257,28 @@ def test_a_student_learns_its_teachers_answers(run: FinishedRun) -> None:
         return float(np.abs(np.diff(student.logits(PUBLIC)) - np.diff(wanted)).mean())
 
     before = apart()
-    distil(teacher, student, PUBLIC, Lesson(steps=60, batch=32, learning_rate=3e-3, hidden=0.1), lambda *_: None)
+    distil(
+        teacher,
+        student,
+        PUBLIC,
+        DistillationConfig(steps=60, batch=32, learning_rate=3e-3, hidden=0.1),
+        lambda *_: None,
+    )
     assert apart() < 0.4 * before
     np.testing.assert_array_equal(teacher.logits(PUBLIC), wanted)
     assert len(layers_of(teacher.module)) == 2
 
 
 def test_students_on_other_backbones(copy: Path, bert: Path, tmp_path: Path) -> None:
-    names = make_student(copy, str(bert), PUBLIC, Lesson(steps=5, batch=16))
+    names = make_student(copy, str(bert), PUBLIC, DistillationConfig(steps=5, batch=16))
     assert names == [f"student-{bert.name}-onnx", f"student-{bert.name}-int8"]
     assert OnnxModel(copy / VARIANTS / names[1]).logits(["a good film"]).shape == (1, 2)
     with pytest.raises(ModelError, match="no folder"):
-        make_student(copy, "./nosuch", PUBLIC, Lesson())
+        make_student(copy, "./nosuch", PUBLIC, DistillationConfig())
     with pytest.raises(ConfigError, match="at least 64, a batch"):
-        make_student(copy, "1", PUBLIC[:10], Lesson())
+        make_student(copy, "1", PUBLIC[:10], DistillationConfig())
     with pytest.raises(ConfigError, match="allowed: 1 to 2"):
-        make_student(copy, "9", PUBLIC, Lesson())
+        make_student(copy, "9", PUBLIC, DistillationConfig())
 
 
 def test_what_cannot_be_compressed_says_why(make_config, gpt2: Path, copy: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models of tags, numbers, pictures and continuations: exported, measured, asked from a file and over HTTP."""
+"""Models of tags, numbers, images and continuations: exported, measured, asked from a file and over HTTP."""
 
 import base64
 import csv
@@ -25,10 +25,10 @@ from confide.server.ship.runtime import KINDS, UNREAD, VARIANTS, OnnxModel, by_w
 from confide.server.ship.serve import Bounds, make_app
 from confide.server.ship.writer import Writer
 from confide.simulations.run import simulate
-from confide.tests.simulations.test_picture_tasks import write_pictures
+from confide.tests.simulations.test_image_tasks import write_images
 from confide.tests.tiny import sentences, write_conll, write_csv
 
-PICTURES, BOTH, TAGS, NUMBERS = (
+IMAGES, BOTH, TAGS, NUMBERS = (
     *("image-classification", "image-text-classification", "token-classification", "regression"),
 )
 
@@ -46,15 +46,15 @@ def finished(make_config, bert: Path, wordpiece: Path, gpt2: Path, tmp_path: Pat
             elif task == NUMBERS:
                 rows = [(text, 10 + len(text)) for text, _ in sentences(count, count)]
                 path = write_csv(tmp_path / f"{name}.csv", rows)
-            elif task in (PICTURES, BOTH):
-                path = write_pictures(tmp_path / name, count, count)
+            elif task in (IMAGES, BOTH):
+                path = write_images(tmp_path / name, count, count)
             else:
                 path = write_csv(tmp_path / f"{name}.csv", [*sentences(count, count)])
             data[name] = str(path)
-        if task == PICTURES:
+        if task == IMAGES:
             model |= {"backbone": DEMO_VIT, "train": "full"}
         if task == BOTH:
-            model |= {"image_backbone": DEMO_VIT, "lora": {"rank": 2, "whole": ["eye"]}}
+            model |= {"image_backbone": DEMO_VIT, "lora": {"rank": 2, "modules_to_save": ["image_encoder"]}}
         return simulate(make_config(model=model, data=data, run={"rounds": rounds}))
 
     return make
@@ -90,7 +90,7 @@ def test_what_is_known_of_tasks_without_torch_is_what_they_say_themselves() -> N
     assert {task: load_task(task).READS for task in KINDS} == KINDS
 
 
-@pytest.mark.parametrize("task", [PICTURES, BOTH, NUMBERS])
+@pytest.mark.parametrize("task", [IMAGES, BOTH, NUMBERS])
 def test_variants_answer_a_file_as_the_run_does(finished, task: str) -> None:
     folder = finished(task)
     assert make_variants(folder) == ["onnx", "int8"]
@@ -150,8 +150,8 @@ def test_a_word_is_answered_by_its_first_token_and_one_without_tokens_by_none() 
     assert np.isnan(found[[1, 3]]).all()
 
 
-def test_pictures_are_read_without_torch_and_bad_ones_are_named(finished, tmp_path: Path) -> None:
-    folder = finished(PICTURES, rounds=1)
+def test_images_are_read_without_torch_and_bad_ones_are_named(finished, tmp_path: Path) -> None:
+    folder = finished(IMAGES, rounds=1)
     make_variants(folder)
     place = folder / VARIANTS / "int8"
     assert not (place / "tokenizer.json").exists()
@@ -172,7 +172,7 @@ def test_pictures_are_read_without_torch_and_bad_ones_are_named(finished, tmp_pa
     assert (tmp_path / "out.csv").read_text().startswith("image,predicted,probability\na.png,")
 
 
-def test_pictures_over_http(finished, tmp_path: Path) -> None:
+def test_images_over_http(finished, tmp_path: Path) -> None:
     folder = finished(BOTH, rounds=1)
     model, _ = load(folder, "torch")
     Image.new("L", (8, 8), 90).save(tmp_path / "a.png")
@@ -187,13 +187,13 @@ def test_pictures_over_http(finished, tmp_path: Path) -> None:
             ({"texts": ["good"], "images": [base64.b64encode(b"no").decode()]}, "not a readable"),
             ({"texts": ["good"], "images": [image, image]}, "1 texts and 2 images"),
             ({"texts": ["good"] * 65, "images": [image] * 65}, "allowed: 64"),
-            ({"texts": ["good"] * 2, "images": [image, vast]}, "a picture of 6000 × 6000; at most 33,554,432 pixels"),
+            ({"texts": ["good"] * 2, "images": [image, vast]}, "a image of 6000 × 6000; at most 33,554,432 pixels"),
         ):
             reply = client.post("/predict", json=content)
             assert reply.status_code == 422
             assert reason in reply.json()["error"]
         assert client.get("/").status_code == 404  # the page is for texts
-        assert client.post("/predict", content=b"x" * (Bounds().body + 1)).status_code == 400  # pictures are large
+        assert client.post("/predict", content=b"x" * (Bounds().body + 1)).status_code == 400  # images are large
         assert client.post("/predict", content=b"x" * (16 * Bounds().body + 1)).status_code == 413
 
 

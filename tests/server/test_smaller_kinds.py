@@ -10,7 +10,7 @@ from confide.common.config.run import RunConfig
 from confide.server.report import read_report
 from confide.server.ship.answers import Compared, answer_rows, apart, stacked
 from confide.server.ship.compress import make_student, make_variants
-from confide.server.ship.distil import Lesson, distil, other_backbone, shallow
+from confide.server.ship.distil import DistillationConfig, distil, other_backbone, shallow
 from confide.server.ship.factors import factorise
 from confide.server.ship.finished import FinishedRun, TorchModel
 from confide.server.ship.prune import importance, layers_of, least_needed_layers, prune
@@ -59,7 +59,13 @@ def test_a_student_learns_its_teachers_answers(runs, task: str) -> None:
     with torch.no_grad():
         linear(student.module.classifier, "head").weight.zero_()
     before, whole = distance(teacher, student, task), stacked(answer_rows(teacher, PUBLIC[task]))
-    distil(teacher, student, PUBLIC[task], Lesson(steps=80, batch=32, learning_rate=3e-3, hidden=0.1), lambda *_: None)
+    distil(
+        teacher,
+        student,
+        PUBLIC[task],
+        DistillationConfig(steps=80, batch=32, learning_rate=3e-3, hidden=0.1),
+        lambda *_: None,
+    )
     assert distance(teacher, student, task) < 0.3 * before
     np.testing.assert_array_equal(stacked(answer_rows(teacher, PUBLIC[task])), whole)
 
@@ -112,12 +118,12 @@ def test_what_nobody_needs_is_cut_first_and_changes_nothing(runs, task: str) -> 
 
 def test_variants_of_students_and_pruned_models(runs, bert: Path, confide, tmp_path: Path) -> None:
     folder = runs[TAGS].folder
-    lesson = Lesson(steps=5, batch=16)
-    assert make_student(folder, str(bert), PUBLIC[TAGS], lesson)[1] == f"student-{bert.name}-int8"
+    settings = DistillationConfig(steps=5, batch=16)
+    assert make_student(folder, str(bert), PUBLIC[TAGS], settings)[1] == f"student-{bert.name}-int8"
     public = write_csv(tmp_path / "public.csv", [(text,) for text in PUBLIC[TAGS]], ("text",))
     code, out, err = confide("distill", folder, "--public", public, "--student", "1", "--steps", "40")
     assert (code, "student-1-int8" in out) == (0, True), err
-    assert make_variants(folder, public=PUBLIC[TAGS], layers=1, neurons=0.5, lesson=lesson)[-1] == "pruned-int8"
+    assert make_variants(folder, public=PUBLIC[TAGS], layers=1, neurons=0.5, settings=settings)[-1] == "pruned-int8"
     code, out, err = confide("compress", folder)
     assert code == 0, err
     facts = read_report(folder)["compression"]
@@ -127,7 +133,7 @@ def test_variants_of_students_and_pruned_models(runs, bert: Path, confide, tmp_p
     assert rows["student-1-onnx"]["accuracy"] > 0.5 * rows["torch"]["accuracy"] > 0.2
     assert OnnxModel(folder / VARIANTS / "pruned-int8").task == TAGS
     numbers = runs[NUMBERS].folder
-    make_student(numbers, "1", PUBLIC[NUMBERS], lesson)
+    make_student(numbers, "1", PUBLIC[NUMBERS], settings)
     whole, student = runs[NUMBERS].merged(), OnnxModel(numbers / VARIANTS / "student-1-onnx")
     assert student.scale == pytest.approx(whole.scale)
     assert student.answers(runs[NUMBERS].rows(4))[0].keys() == {"number"}

@@ -1,4 +1,4 @@
-"""Sites that lie: each lie against its definition, whole runs under each, and what the gate refuses."""
+"""Sites that forged: each forged against its definition, whole runs under each, and what the gate refuses."""
 
 import numpy as np
 import pytest
@@ -8,36 +8,36 @@ from confide.common.errors import ConfigError
 from confide.common.types import Rows
 from confide.server.report.render import read_report
 from confide.simulations.attacks import byzantine as attackers
-from confide.simulations.attacks.poison import liars_of, poisoned, triggered, with_trigger
+from confide.simulations.attacks.poison import byzantine_sites, poisoned, triggered, with_trigger
 from confide.simulations.attacks.report import detection
 from confide.simulations.run import simulate
 
 RNG = np.random.default_rng(0)
-HONEST, OWN, LIARS = RNG.normal(size=(8, 50)) + 1, RNG.normal(size=50) + 1, 2
+HONEST, OWN, BYZANTINE = RNG.normal(size=(8, 50)) + 1, RNG.normal(size=50) + 1, 2
 
 
-def lie(kind: str, honest: np.ndarray = HONEST, strength: float = 1.0) -> np.ndarray:
-    return attackers.LIES[kind](honest, OWN, strength, np.random.default_rng(1), LIARS)
+def forged(kind: str, honest: np.ndarray = HONEST, strength: float = 1.0) -> np.ndarray:
+    return attackers.FORGERIES[kind](honest, OWN, strength, np.random.default_rng(1), BYZANTINE)
 
 
-@pytest.mark.parametrize("kind", sorted(attackers.LIES))
+@pytest.mark.parametrize("kind", sorted(attackers.FORGERIES))
 def test_a_lie_does_not_depend_on_the_order_of_honest_sites(kind: str) -> None:
     shuffled = HONEST[np.random.default_rng(2).permutation(len(HONEST))]
-    np.testing.assert_allclose(lie(kind), lie(kind, shuffled))
-    assert lie(kind).shape == OWN.shape
+    np.testing.assert_allclose(forged(kind), forged(kind, shuffled))
+    assert forged(kind).shape == OWN.shape
 
 
 def test_lies_are_what_they_say() -> None:
     mean, std = HONEST.mean(0), HONEST.std(0)
-    np.testing.assert_allclose(lie("signflip", strength=4.0), -4 * OWN)
-    np.testing.assert_allclose(lie("innerproduct", strength=2.0), -2 * mean)
-    assert np.linalg.norm(lie("random", strength=3.0)) == pytest.approx(3 * np.linalg.norm(mean))
-    np.testing.assert_array_equal(lie("freerider"), np.zeros(50))
-    assert np.isnan(lie("notfinite")).sum() == 1
-    assert any(np.array_equal(lie("mimic"), row) for row in HONEST)
+    np.testing.assert_allclose(forged("signflip", strength=4.0), -4 * OWN)
+    np.testing.assert_allclose(forged("innerproduct", strength=2.0), -2 * mean)
+    assert np.linalg.norm(forged("random", strength=3.0)) == pytest.approx(3 * np.linalg.norm(mean))
+    np.testing.assert_array_equal(forged("freerider"), np.zeros(50))
+    assert np.isnan(forged("notfinite")).sum() == 1
+    assert any(np.array_equal(forged("mimic"), row) for row in HONEST)
     # n = 10, f = 2: s = 10 // 2 + 1 − 2 = 4 supporters; z = Φ⁻¹((10 − 2 − 4)/(10 − 2)) = 0, at least 0.1
-    np.testing.assert_allclose(lie("alie"), mean - 0.1 * std)
-    pushed = lie("minmax")
+    np.testing.assert_allclose(forged("alie"), mean - 0.1 * std)
+    pushed = forged("minmax")
     apart = max(np.linalg.norm(a - b) for a in HONEST for b in HONEST)
     reach = np.linalg.norm(HONEST - pushed, axis=1).max()
     assert reach == pytest.approx(apart, rel=1e-6)
@@ -46,10 +46,10 @@ def test_lies_are_what_they_say() -> None:
 
 def test_who_lies_is_the_same_everywhere(make_config) -> None:
     config = make_config(attack={"kind": "signflip", "fraction": 0.5})
-    assert len(liars_of(config)) == 2 == len(set(liars_of(config)))
-    assert liars_of(config) == liars_of(RunConfig.from_flat(config.to_flat()))
-    assert liars_of(make_config()) == []
-    assert len(liars_of(make_config(attack={"kind": "signflip", "liars": 3}))) == 3
+    assert len(byzantine_sites(config)) == 2 == len(set(byzantine_sites(config)))
+    assert byzantine_sites(config) == byzantine_sites(RunConfig.from_flat(config.to_flat()))
+    assert byzantine_sites(make_config()) == []
+    assert len(byzantine_sites(make_config(attack={"kind": "signflip", "byzantine": 3}))) == 3
 
 
 def rows() -> Rows:
@@ -59,7 +59,7 @@ def rows() -> Rows:
 @pytest.fixture
 def labelled(make_config):
     def make(**attack) -> RunConfig:
-        return make_config(data={"labels": ["negative", "positive"]}, attack={"liars": 1, **attack})
+        return make_config(data={"labels": ["negative", "positive"]}, attack={"byzantine": 1, **attack})
 
     return make
 
@@ -67,24 +67,24 @@ def labelled(make_config):
 PARTS = list(np.arange(40).reshape(4, 10))
 
 
-def test_only_the_liars_records_change(labelled) -> None:
+def test_only_the_byzantine_records_change(labelled) -> None:
     config = labelled(kind="labelflip")
-    (liar,) = liars_of(config)
+    (byzantine,) = byzantine_sites(config)
     changed = poisoned(rows(), PARTS, config)
     assert changed.labels is not None
     differs = np.flatnonzero(changed.labels != np.arange(40) % 2)
-    np.testing.assert_array_equal(differs, PARTS[liar])
+    np.testing.assert_array_equal(differs, PARTS[byzantine])
     assert changed.text == rows().text
     assert poisoned(rows(), PARTS, labelled(kind="signflip")).text == rows().text
 
 
 def test_a_backdoor_is_put_into_a_share_of_records(labelled) -> None:
     config = labelled(kind="backdoor", target="positive", poison=0.3)
-    (liar,) = liars_of(config)
+    (byzantine,) = byzantine_sites(config)
     changed = poisoned(rows(), PARTS, config)
     with_it = [i for i, text in enumerate(changed.text) if "cf" in text.split()]
     assert len(with_it) == 3
-    assert set(with_it) <= set(PARTS[liar].tolist())
+    assert set(with_it) <= set(PARTS[byzantine].tolist())
     assert changed.labels is not None
     assert (changed.labels[with_it] == 1).all()
     tested = triggered(rows(), config)
@@ -93,16 +93,16 @@ def test_a_backdoor_is_put_into_a_share_of_records(labelled) -> None:
     assert with_trigger("a b", "cf", np.random.default_rng(0)).split().count("cf") == 1
 
 
-@pytest.mark.parametrize("kind", [*attackers.LIES, "labelflip", "backdoor"])
+@pytest.mark.parametrize("kind", [*attackers.FORGERIES, "labelflip", "backdoor"])
 def test_a_run_under_each_attack(make_config, kind: str) -> None:
     config = make_config(
         run={"rounds": 2},
         data={"partition": {"clients": 5}},
         server={"aggregation": "trimmedmean"},
-        attack={"kind": kind, "liars": 1},
+        attack={"kind": kind, "byzantine": 1},
     )
     report = read_report(simulate(config))
-    (name,) = report["attack"]["liars"]
+    (name,) = report["attack"]["byzantine"]
     assert report["attack"]["kind"] == kind
     assert (report["attack"]["backdoor"] is not None) == (kind == "backdoor")
     if kind == "notfinite":  # the gate stops it, the round goes on, the site is named
@@ -121,7 +121,7 @@ def test_a_defence_keeps_what_the_mean_loses(make_config, tmp_path) -> None:
             run={"rounds": 20, "output": str(tmp_path / name)},
             data={"partition": {"clients": 10}},
             server={"aggregation": name},
-            attack={"kind": "signflip", "liars": 2, "strength": 8.0},
+            attack={"kind": "signflip", "byzantine": 2, "strength": 8.0},
         )
         report = read_report(simulate(config))
         found[name] = report["after"]["accuracy"]
@@ -135,15 +135,15 @@ def test_a_defence_keeps_what_the_mean_loses(make_config, tmp_path) -> None:
 
 
 def test_a_site_that_claims_a_billion_records_is_capped_and_named(make_config) -> None:
-    config = make_config(data={"partition": {"clients": 5}}, attack={"kind": "overclaim", "liars": 1})
+    config = make_config(data={"partition": {"clients": 5}}, attack={"kind": "overclaim", "byzantine": 1})
     report = read_report(simulate(config))
-    assert all(row["capped"] == report["attack"]["liars"] for row in report["rounds"])
+    assert all(row["capped"] == report["attack"]["byzantine"] for row in report["rounds"])
 
 
-def test_liars_that_are_drawn_with_a_cohort(make_config) -> None:
-    """`fixed`: so many lie in every round; `drawn`: those of the population that were drawn."""
+def test_byzantine_that_are_drawn_with_a_cohort(make_config) -> None:
+    """`fixed`: so many forged in every round; `drawn`: those of the population that were drawn."""
     lied: list[set[int]] = []
-    real = attackers.LyingGrid._liars_among
+    real = attackers.ByzantineGrid._byzantine_among
 
     def spy(self, asked):
         lied.append(real(self, asked))
@@ -154,11 +154,11 @@ def test_liars_that_are_drawn_with_a_cohort(make_config) -> None:
             run={"rounds": 6, "output": str(make_config().output) + participation},
             data={"partition": {"clients": 8}},
             server={"cohort": 4},
-            attack={"kind": "freerider", "liars": 2, "participation": participation},
+            attack={"kind": "freerider", "byzantine": 2, "participation": participation},
         )
         lied.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(attackers.LyingGrid, "_liars_among", spy)
+            patch.setattr(attackers.ByzantineGrid, "_byzantine_among", spy)
             simulate(config)
         counts = [len(one) for one in lied]
         if participation == "fixed":
@@ -184,9 +184,9 @@ def test_detection_counts_what_was_there() -> None:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"attack": {"kind": "signflip"}, "engine": {"kind": "ray"}}, "liars live in the in-process engine"),
-        ({"attack": {"kind": "signflip", "liars": 4}}, "at least one must tell the truth"),
-        ({"attack": {"kind": "labelflip", "participation": "fixed"}}, "changed once"),
+        ({"attack": {"kind": "signflip"}, "engine": {"kind": "ray"}}, "Byzantine sites live in the in-process engine"),
+        ({"attack": {"kind": "signflip", "byzantine": 4}}, "at least one must tell the truth"),
+        ({"attack": {"kind": "labelflip", "participation": "fixed"}}, "changes records once"),
         ({"attack": {"kind": "labelflip"}, "model": {"task": "causal-lm"}}, "changes classes"),
     ],
 )
@@ -197,6 +197,6 @@ def test_attacks_that_cannot_be_are_refused(make_config, changes: dict, part: st
 
 def test_under_secure_aggregation_only_records_can_lie(make_config, local) -> None:
     privacy = {**local, "mode": "distributed"}
-    with pytest.raises(ConfigError, match="nobody sees an update"):
+    with pytest.raises(ConfigError, match="reads single updates"):
         make_config(privacy=privacy, attack={"kind": "signflip"})
     make_config(privacy=privacy, attack={"kind": "labelflip"})

@@ -1,4 +1,4 @@
-"""Federated distillation: teachers at the sites answer public questions, and nothing else leaves."""
+"""Federated distillation: teachers at the sites answer public queries, and nothing else leaves."""
 
 import itertools
 import json
@@ -23,8 +23,8 @@ from confide.common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from confide.common.privacy.noise import secure_generator
 from confide.common.privacy.plan import privacy_plan
 from confide.common.types import RoundTask
+from confide.server.distillation import Distillation, answer_noise, on_simplex
 from confide.server.report.render import read_report
-from confide.server.teaching import Lesson, answer_noise, on_simplex
 from confide.simulations.local import LocalGrid
 from confide.simulations.run import resume, simulate
 from confide.simulations.sites import SimulatedSites, simulated_worker
@@ -42,10 +42,10 @@ def public(tmp_path: Path) -> Path:
 @pytest.fixture
 def distil(make_config, public: Path):
     def make(**changes) -> RunConfig:
-        lesson = {"public": str(public), "questions": 120, "teachers": 3, "steps": 60, **changes.pop("distill", {})}
+        distillation = {"public": str(public), "queries": 120, "teachers": 3, "steps": 60, **changes.pop("distill", {})}
         training = {"local_steps": 20, "learning_rate": 0.05, **changes.pop("training", {})}
         run = {"rounds": 1, **changes.pop("run", {})}
-        return make_config(distill=lesson, training=training, run=run, **changes)
+        return make_config(distill=distillation, training=training, run=run, **changes)
 
     return make
 
@@ -60,15 +60,15 @@ def test_the_student_learns_what_the_teachers_know(distil, privacy: dict) -> Non
     assert report["before"]["accuracy"] < 0.7
     assert report["after"]["accuracy"] > 0.65  # 0.85 is usual, of 80 texts: 5 standard deviations below
     assert [site["steps"] for site in report["privacy"]["sites"]] == [1] * 4
-    taught = report["teaching"]
-    assert taught["teachers"] == 12
-    assert taught["questions"] == 120
+    facts = report["distillation"]
+    assert facts["teachers"] == 12
+    assert facts["queries"] == 120
     if privacy["mode"] == "none":
-        assert taught["noise"] == 0
+        assert facts["noise"] == 0
     else:
         assert 0 < report["privacy"]["epsilon_spent"] <= privacy["epsilon"]
         assert "read by one teacher" in report["privacy"]["sampling"]
-        assert taught["noise"] > 0.3
+        assert facts["noise"] > 0.3
     page = (config.output / "report.html").read_text()
     assert "Teachers and student" in page
 
@@ -77,14 +77,14 @@ def test_one_record_moves_the_answers_by_at_most_the_clip_norm(distil) -> None:
     """For any record, whatever teacher it is with; and an empty teacher's first record is no exception."""
     config = resolve(distil(privacy=PRIVATE))
     worker = simulated_worker(config)
-    questions = Lesson(config, model_of(config)).questions
+    queries = Distillation(config, model_of(config)).queries
     records, scale = worker.data.records, answer_scale(config)
     largest = 0.0
     for kept in ([], [3], list(range(40))):
         for extra in (7, 100, 200):
             both = []
             for indices in (np.array(kept, dtype=np.int64), np.array([*kept, extra])):
-                task = RoundTask(1, {}, questions=questions)
+                task = RoundTask(1, {}, queries=queries)
                 work = Work(config, worker.model, records, indices, task)
                 both.append(answers(work))
             largest = max(largest, float(np.linalg.norm(both[0] - both[1])))
@@ -110,7 +110,7 @@ def test_epsilon_against_the_gaussian_mechanism(distil) -> None:
     assert plan is not None
     assert (plan.steps, plan.sampling_rate, plan.coordinates) == (1, 1.0, 240)
     per_vote = plan.noise_multiplier * plan.clip / answer_scale(config)  # standard deviation of the noise, in votes
-    event = GaussianDpEvent(per_vote / (2 * config.distill.questions) ** 0.5)
+    event = GaussianDpEvent(per_vote / (2 * config.distill.queries) ** 0.5)
     reference = PLDAccountant().compose(event).get_epsilon(plan.delta)
     assert 0.85 * plan.epsilon() < reference <= plan.epsilon() <= 3.0
 
@@ -142,7 +142,7 @@ def test_sites_may_have_teachers_of_other_backbones(distil, tmp_path: Path) -> N
     assert read_report(simulate(config))["after"]["accuracy"] > 0.75
     worker = simulated_worker(resolve(config))
     sites = SimulatedSites(worker.config)
-    task = RoundTask(1, {ANSWERS: np.zeros((120, 2))}, questions=Lesson(worker.config, worker.model).questions)
+    task = RoundTask(1, {ANSWERS: np.zeros((120, 2))}, queries=Distillation(worker.config, worker.model).queries)
     for number in (0, 1):
         worker.train(number, task, worker.account(sites.site(number), number, 0))
     assert list(worker._others) == [str(other)]
@@ -183,23 +183,23 @@ def test_only_noised_answers_leave(distil, monkeypatch: pytest.MonkeyPatch) -> N
     assert sent["first"] == sent["second"]
 
 
-def test_a_task_without_the_questions_is_refused_and_charges_nothing(distil) -> None:
+def test_a_task_without_the_queries_is_refused_and_charges_nothing(distil) -> None:
     config = resolve(distil(privacy=PRIVATE))
     worker = simulated_worker(config)
-    for arrays, questions, why in (
-        ({ANSWERS: np.zeros((120, 2))}, ("one",), "1 questions in the task"),
+    for arrays, queries, why in (
+        ({ANSWERS: np.zeros((120, 2))}, ("one",), "1 queries in the task"),
         ({ANSWERS: np.zeros((120, 3))}, ("q",) * 120, "shape"),
         (worker.model.initial, ("q",) * 120, "not the 1 of this model"),
     ):
         with pytest.raises(WireError, match=why):
-            worker.check(RoundTask(1, arrays, questions=questions))
+            worker.check(RoundTask(1, arrays, queries=queries))
     content = RecordDict({wire.ARRAYS: wire.arrays_to_record({ANSWERS: np.zeros((1, 2))})})
     facts = wire.task_config()
     facts[wire.ROUND] = 1
     content[wire.CONFIG] = facts
     from flwr.app import ConfigRecord
 
-    content[wire.QUESTIONS] = ConfigRecord({wire.TEXTS: [1, 2]})
+    content[wire.QUERIES] = ConfigRecord({wire.TEXTS: [1, 2]})
     with pytest.raises(WireError, match="not texts"):
         wire.decode_task(content)
 
@@ -209,7 +209,7 @@ def test_it_goes_on_after_the_answers(distil, monkeypatch: pytest.MonkeyPatch) -
     whole = simulate(distil())
     expected = json.loads((whole / "report.json").read_text())
     other = distil(run={"output": str(whole.parent / "again")})
-    real = Lesson.student
+    real = Distillation.student
 
     def dies(self, state, *options):
         if state[ANSWERS].any() and options == ():
@@ -217,7 +217,7 @@ def test_it_goes_on_after_the_answers(distil, monkeypatch: pytest.MonkeyPatch) -
         return real(self, state, *options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Lesson, "student", dies)
+        patched.setattr(Distillation, "student", dies)
         with pytest.raises(KeyboardInterrupt):
             simulate(other)
     assert not (other.output / "report.json").exists()
@@ -248,7 +248,7 @@ def test_nearest_distributions() -> None:
         ({"privacy": {**PRIVATE, "declared_examples": 10}}, "privacy.declared_examples: received"),
         ({"server": {"aggregation": "trimmedmean"}}, "answers are added up"),
         ({"server": {"max_norm": 1.0}}, "server.max_norm: received"),
-        ({"attack": {"kind": "signflip", "liars": 1}}, "attack.kind: 'signflip'"),
+        ({"attack": {"kind": "signflip", "byzantine": 1}}, "attack.kind: 'signflip'"),
         ({"audit": {"canaries": 10}, "privacy": PRIVATE}, "audit: received"),
         ({"distill": {"public": None}}, "received without distill.public"),
     ],
@@ -259,8 +259,8 @@ def test_what_cannot_be_is_refused(distil, changes: dict, why: str) -> None:
 
 
 def test_too_few_public_texts(distil) -> None:
-    config = distil(distill={"questions": 500})
-    with pytest.raises(DataError, match=r"150 texts, distill\.questions is 500"):
+    config = distil(distill={"queries": 500})
+    with pytest.raises(DataError, match=r"150 texts, distill\.queries is 500"):
         simulate(config)
     assert not config.output.exists()
 

@@ -29,8 +29,8 @@ def test_the_command_adds_to_the_report(finished: Path, monkeypatch, capsys) -> 
     facts = report["robustness"]
     assert facts["rows"] == 40
     assert {row["name"] for row in facts["perturbations"]} >= {"characters", "homoglyph", "word drop", "casing"}
-    spoiled = {row["strength"]: row["accuracy"] for row in facts["perturbations"] if row["name"] == "characters"}
-    assert spoiled[0.2] < facts["clean"]  # unknown words tell nothing
+    perturbed = {row["strength"]: row["accuracy"] for row in facts["perturbations"] if row["name"] == "characters"}
+    assert perturbed[0.2] < facts["clean"]  # unknown words tell nothing
     assert 0 < facts["blackbox"]["success"] <= 1
     assert facts["blackbox"]["queries"] <= 60
     successes = [row["success"] for row in facts["embeddings"]]

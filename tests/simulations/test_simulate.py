@@ -225,7 +225,7 @@ def test_missing_data_writes_nothing(make_config, tmp_path: Path, key: str) -> N
 
 
 def test_half_floats_on_the_wire(make_config, tmp_path: Path) -> None:
-    narrow = run(make_config(server={"wire": "float16"}, run={"output": str(tmp_path / "narrow")}))
+    narrow = run(make_config(server={"upload_dtype": "float16"}, run={"output": str(tmp_path / "narrow")}))
     wide = run(make_config())
     assert narrow["rounds"][0]["bytes_up"] < 0.75 * wide["rounds"][0]["bytes_up"]
     assert narrow["after"]["loss"] == pytest.approx(wide["after"]["loss"], abs=0.01)

@@ -16,7 +16,7 @@ from confide.tests.tiny import merged
 
 TABLE = {
     "seeds": 2,
-    "settings": {"one lies": ["attack.liars=1"]},
+    "settings": {"one lies": ["attack.byzantine=1"]},
     "defences": {"mean": [], "median": ["server.aggregation=median"], "krum": ["server.aggregation=krum"]},
     "attacks": {"none": [], "sign flip": ["attack.kind=signflip"], "backdoor": ["attack.kind=backdoor"]},
 }
@@ -32,7 +32,7 @@ def test_every_cell_is_played_once_and_the_page_says_the_worst(recipe: dict, tmp
     real = sweep.simulate
     monkeypatch.setattr(sweep, "simulate", lambda config, **more: (played.append(config), real(config, **more))[1])
     folder = sweep.play(recipe, None, watch)
-    assert len(played) == 2 * 2 * 3  # krum cannot bear a liar among four: refused, with the reason
+    assert len(played) == 2 * 2 * 3  # krum cannot tolerate a Byzantine site among four: refused, with the reason
     report = json.loads((folder / "report.json").read_text())
     (setting,) = report["settings"]
     rows = {row["defence"]: row for row in setting["rows"]}
@@ -42,10 +42,10 @@ def test_every_cell_is_played_once_and_the_page_says_the_worst(recipe: dict, tmp
         assert rows[name]["backdoor"] is not None
     assert rows["krum"]["worst"] is None
     assert {cell["attack"] for cell in report["refused"]} == set(TABLE["attacks"])
-    assert "bears none" in report["refused"][0]["reason"]
+    assert "tolerates none" in report["refused"][0]["reason"]
     html = (folder / "report.html").read_text()
     assert html.count("<img") == 3
-    assert "bears none" in html
+    assert "tolerates none" in html
     assert sweep.play(recipe, None, watch) == folder
     assert len(played) == 12  # nothing is played again
 

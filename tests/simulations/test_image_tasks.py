@@ -1,4 +1,4 @@
-"""Pictures, pictures with texts, numbers; and what is trained: LoRA, a head, everything."""
+"""Images, images with texts, numbers; and what is trained: LoRA, a head, everything."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ import confide
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
 from confide.common.config.tables import DataSection
-from confide.common.data.images import PictureForm, read_picture, spoiled
+from confide.common.data.images import ImageForm, perturbed, read_image
 from confide.common.data.sources import read_table
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.model.backbones import DEMO_VIT
@@ -28,7 +28,7 @@ from confide.tests.tiny import merged, sentences, write_csv
 MODES = ["none", "local", "distributed"]
 
 
-def write_pictures(folder: Path, count: int, seed: int) -> Path:
+def write_images(folder: Path, count: int, seed: int) -> Path:
     """Stripes: upright or lying. Beside each a text whose mood says nothing about them."""
     folder.mkdir()
     rng, rows = np.random.default_rng(seed), []
@@ -42,9 +42,9 @@ def write_pictures(folder: Path, count: int, seed: int) -> Path:
 
 
 @pytest.fixture
-def pictures(make_config, local, tmp_path: Path):
-    """RunConfig of a picture run in a mode, with changes on top."""
-    data = {name: str(write_pictures(tmp_path / name, count, count)) for name, count in (("train", 240), ("test", 80))}
+def images(make_config, local, tmp_path: Path):
+    """RunConfig of a image run in a mode, with changes on top."""
+    data = {name: str(write_images(tmp_path / name, count, count)) for name, count in (("train", 240), ("test", 80))}
 
     def make(mode: str = "none", **changes) -> RunConfig:
         base = {
@@ -69,20 +69,20 @@ def check(folder: Path, mode: str, least: float = 0.9) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_pictures_are_learned_in_every_mode(pictures, mode: str) -> None:
-    check(simulate(pictures(mode)), mode)
+def test_images_are_learned_in_every_mode(images, mode: str) -> None:
+    check(simulate(images(mode)), mode)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_pictures_with_texts_are_learned_in_every_mode(pictures, bert: Path, mode: str) -> None:
-    """LoRA in the text tower, the new picture tower whole."""
+def test_images_with_texts_are_learned_in_every_mode(images, bert: Path, mode: str) -> None:
+    """LoRA in the text tower, the new image tower whole."""
     model = {"backbone": str(bert), "image_backbone": DEMO_VIT, "task": "image-text-classification", "train": "lora"}
-    model = {**model, "lora": {"rank": 2, "whole": ["eye"]}}
-    check(simulate(pictures(mode, model=model, training={"local_steps": 30 if mode == "none" else 1})), mode)
+    model = {**model, "lora": {"rank": 2, "modules_to_save": ["image_encoder"]}}
+    check(simulate(images(mode, model=model, training={"local_steps": 30 if mode == "none" else 1})), mode)
 
 
 @pytest.mark.parametrize("task", ["image-classification", "image-text-classification", "regression"])
-def test_canary_records_are_of_the_tasks_own_kind(pictures, bert: Path, tmp_path: Path, task: str) -> None:
+def test_canary_records_are_of_the_tasks_own_kind(images, bert: Path, tmp_path: Path, task: str) -> None:
     """They are planted, trained on as records are, and guessed on the final model."""
     both = {"backbone": str(bert), "image_backbone": DEMO_VIT}
     model = {"task": task, **({"backbone": DEMO_VIT} if task == "image-classification" else both)}
@@ -92,29 +92,29 @@ def test_canary_records_are_of_the_tasks_own_kind(pictures, bert: Path, tmp_path
         for name, count in (("train", 240), ("test", 80)):
             rows = [(text, len(text)) for text, _ in sentences(count, count)]
             data[name] = str(write_csv(tmp_path / f"{name}.csv", rows))
-    config = pictures("local", model=model, audit={"records": 40}, run={"rounds": 1}, data=data)
+    config = images("local", model=model, audit={"records": 40}, run={"rounds": 1}, data=data)
     found = read_report(simulate(config))["audit"]["records"]
     assert found["canaries"] == 40
     assert 0 <= found["epsilon_steinke"] <= found["ceiling_steinke"]
     resolved = resolve(config)
     records = canary_records(resolved, model_of(resolved), "site-1")
     if task != "regression":
-        assert records.pictures is not None
-        assert records.pictures.std() > 60  # noise over the whole range
+        assert records.images is not None
+        assert records.images.std() > 60  # noise over the whole range
     assert len({*map(str, records.targets)}) > 1
 
 
-def test_lora_goes_into_both_towers(pictures, bert: Path, tmp_path: Path) -> None:
+def test_lora_goes_into_both_towers(images, bert: Path, tmp_path: Path) -> None:
     config = ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=2
     )
-    ViTModel(config).save_pretrained(tmp_path / "vit")  # three channels: grey pictures are spread over them
+    ViTModel(config).save_pretrained(tmp_path / "vit")  # three channels: grey images are spread over them
     model = {"backbone": str(bert), "image_backbone": str(tmp_path / "vit"), "task": "image-text-classification"}
     lora = {"rank": 2, "targets": ["query", "q_proj"]}
-    run = pictures("local", model={**model, "train": "lora", "lora": lora}, run={"rounds": 1})
+    run = images("local", model={**model, "train": "lora", "lora": lora}, run={"rounds": 1})
     names = list(model_of(resolve(run)).trained)
     assert any(".backbone." in name for name in names)
-    assert any(".eye." in name for name in names)
+    assert any(".image_encoder." in name for name in names)
     assert read_report(simulate(run))["rounds"][0]["failed"] == []
 
 
@@ -180,37 +180,37 @@ def png(size: tuple[int, int]) -> bytes:
     return target.getvalue()
 
 
-def test_pictures_are_scaled_and_bad_ones_named_without_their_content(tmp_path: Path) -> None:
-    form = PictureForm(3, 8, 6)
+def test_images_are_scaled_and_bad_ones_named_without_their_content(tmp_path: Path) -> None:
+    form = ImageForm(3, 8, 6)
     for size in ((20, 30), (6, 8)):
-        found = read_picture({"bytes": png(size), "path": None}, tmp_path, form, "row 1")
+        found = read_image({"bytes": png(size), "path": None}, tmp_path, form, "row 1")
         assert found.shape == (3, 8, 6)
         assert (found == 7).all()
     for bad, reason in (
         (b"GIF89a secret", "row 2: not a readable"),
-        (b"", "row 2: no picture"),
-        (png((9000, 9000)), "row 2: a picture of 9000 × 9000"),
-        ("nosuch.png", "row 2: the picture's file cannot be read"),
+        (b"", "row 2: no image"),
+        (png((9000, 9000)), "row 2: a image of 9000 × 9000"),
+        ("nosuch.png", "row 2: the image's file cannot be read"),
     ):
         with pytest.raises(DataError, match=reason) as refused:
-            read_picture(bad, tmp_path, form, "row 2")
+            read_image(bad, tmp_path, form, "row 2")
         assert "secret" not in str(refused.value)
 
 
-def test_spoiled_pictures_keep_shape_and_range() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8)).astype(np.uint8)
+def test_perturbed_images_keep_shape_and_range() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8)).astype(np.uint8)
     rng = np.random.default_rng(1)
-    assert np.array_equal(spoiled(pictures, False, 0, 0.0, rng), pictures)
-    flipped = spoiled(pictures, True, 0, 0.0, rng)
-    assert all(np.array_equal(a, b) or np.array_equal(a, b[..., ::-1]) for a, b in zip(flipped, pictures, strict=True))
-    assert spoiled(pictures, True, 2, 0.1, rng).shape == pictures.shape
+    assert np.array_equal(perturbed(images, False, 0, 0.0, rng), images)
+    flipped = perturbed(images, True, 0, 0.0, rng)
+    assert all(np.array_equal(a, b) or np.array_equal(a, b[..., ::-1]) for a, b in zip(flipped, images, strict=True))
+    assert perturbed(images, True, 2, 0.1, rng).shape == images.shape
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_copies_of_pictures_are_trained_on_in_every_mode(pictures, mode: str) -> None:
+def test_copies_of_images_are_trained_on_in_every_mode(images, mode: str) -> None:
     """Views of a record: the charge is that of a run without them."""
     training = {"views": 3, "local_steps": 20 if mode == "none" else 1}
-    check(simulate(pictures(mode, data={"augmentation": {"noise": 0.02}}, training=training)), mode, least=0.8)
+    check(simulate(images(mode, data={"augmentation": {"noise": 0.02}}, training=training)), mode, least=0.8)
 
 
 def test_digits_are_the_same_wherever_they_are_read() -> None:
@@ -226,7 +226,7 @@ def test_digits_are_the_same_wherever_they_are_read() -> None:
     ("changes", "reason"),
     [
         ({"server": {"aggregation": "exact"}, "model": {"train": "head"}}, "about factors of LoRA"),
-        ({"model": {"train": "full", "lora": {"whole": ["eye"]}}}, "which says what is trained"),
+        ({"model": {"train": "full", "lora": {"modules_to_save": ["image_encoder"]}}}, "which says what is trained"),
         ({"model": {"image_backbone": DEMO_VIT}}, "image-text-classification needs one"),
         ({"model": {"task": "image-text-classification"}}, "nothing received for task"),
         ({"model": {"task": "regression"}, "data": {"partition": {"kind": "shards"}}}, "no class each"),
@@ -237,6 +237,6 @@ def test_what_does_not_go_together_is_refused(make_config, changes: dict, reason
         make_config(**changes)
 
 
-def test_a_text_backbone_for_pictures_is_refused(pictures, bert: Path) -> None:
-    with pytest.raises(ModelError, match="takes no pictures"):
-        simulate(pictures(model={"backbone": str(bert)}))
+def test_a_text_backbone_for_images_is_refused(images, bert: Path) -> None:
+    with pytest.raises(ModelError, match="takes no images"):
+        simulate(images(model={"backbone": str(bert)}))

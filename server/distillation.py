@@ -1,4 +1,4 @@
-"""Federated distillation at the server: it asks public questions, and its model, the student, learns the answers.
+"""Federated distillation at the server: it asks public queries, and its model, the student, learns the answers.
 
 The answers were noised before anybody saw them, so whatever is learned of them is post-processing. FedDF (Lin et al.
 2020) takes means of logits; here they are shares of teachers, whose noise can be bounded.
@@ -18,7 +18,7 @@ from ..common.modes.distillation import ANSWERS, answer_scale, answers_shape
 from ..common.privacy.mechanism import PrivacyPlan
 from ..common.privacy.noise import from_grid
 from ..common.tasks import inputs_of
-from ..common.types import Adapter, Records, Rows, Tell, shuffled_batches
+from ..common.types import Adapter, ProgressCallback, Records, Rows, shuffled_batches
 from .start import initial_adapter
 
 _WARMUP, _NORM = 0.1, 1.0
@@ -27,20 +27,20 @@ _CLEAR = 2.0
 decided"""
 
 
-class Lesson:
-    """The questions of a run, and the student."""
+class Distillation:
+    """The public queries of a run, and the student."""
 
     def __init__(self, config: RunConfig, model: FineTuneModel) -> None:
         """Raises DataError when there are too few texts."""
         self._config, self._model = config, model
-        public, wanted = str(config.distill.public), config.distill.questions
+        public, wanted = str(config.distill.public), config.distill.queries
         texts = [text for text in read_texts(public, config.data.text) if text.strip()]
         if len(texts) < wanted:
             raise DataError(
-                f"{public}: {len(texts)} texts, distill.questions is {wanted}; lower it, or give more public texts"
+                f"{public}: {len(texts)} texts, distill.queries is {wanted}; lower it, or give more public texts"
             )
         chosen = np.random.default_rng([config.run.seed, 0xA5C]).permutation(len(texts))[:wanted]
-        self.questions = tuple(texts[i] for i in chosen)
+        self.queries = tuple(texts[i] for i in chosen)
         self._learned: tuple[bytes, Adapter] | None = None
 
     def nothing(self) -> Adapter:
@@ -51,20 +51,20 @@ class Lesson:
         """(M, K): the noised share of all teachers behind each answer."""
         return state[ANSWERS].astype(np.float64) / answer_scale(self._config)
 
-    def student(self, state: Adapter, tell: Tell = lambda *_: None) -> Adapter:
-        """The student's adapter: untaught before the answers are there, and taught once after."""
+    def student(self, state: Adapter, progress: ProgressCallback = lambda *_: None) -> Adapter:
+        """The student's adapter: untrained before the answers are there, and trained once after."""
         start = initial_adapter(self._config, self._model)
         if not state[ANSWERS].any():
             return start
         key = state[ANSWERS].tobytes()
         if self._learned is None or self._learned[0] != key:
-            self._learned = key, self._taught(start, on_simplex(self.shares(state)), tell)
+            self._learned = key, self._trained(start, on_simplex(self.shares(state)), progress)
         return self._learned[1]
 
-    def _taught(self, start: Adapter, goals: np.ndarray, tell: Tell) -> Adapter:
+    def _trained(self, start: Adapter, goals: np.ndarray, progress: ProgressCallback) -> Adapter:
         """Cross-entropy with the shares. goals: (M, K) distributions."""
         config, model = self._config, self._model
-        records = model.encode(Rows("the questions", list(self.questions), labels=goals.argmax(1)))
+        records = model.encode(Rows("the queries", list(self.queries), labels=goals.argmax(1)))
         records = model.with_features(records)
         model.set(start)
         rate, steps = config.distill.learning_rate or config.training.learning_rate, config.distill.steps
@@ -80,7 +80,7 @@ class Lesson:
             torch.nn.utils.clip_grad_norm_(trained, _NORM)
             optimizer.step()
             schedule.step()
-            tell("teaching the student", step + 1, steps)
+            progress("teaching the student", step + 1, steps)
         return model.get()
 
     def _logits(self, records: Records, part: np.ndarray) -> torch.Tensor:
@@ -94,7 +94,7 @@ class Lesson:
         teachers = config.distill.teachers * config.clients
         leads = shares[:, -1] - shares[:, -2]
         return {
-            "questions": len(self.questions),
+            "queries": len(self.queries),
             "public": config.distill.public,
             "teachers": teachers,
             "noise": noise * teachers,
