@@ -1,1 +1,1 @@
-"""What a run and a site are told: tables of keys, their checks, and the file formats."""
+"""What a run and a site are told: tables of keys, the rules of their combinations, and the file formats."""

@@ -1,6 +1,7 @@
 """A run as a file: TOML → `RunConfig` → the flat run-config that Flower carries, and back; and a site's own file.
 
-`run_tables` has the tables and the documentation of their keys; `RunConfig` holds the checks that span them.
+`tables` has the tables and the documentation of their keys, `rules` the combinations of them that are refused;
+`docs/reference/configuration.md` is made of both by `reference`.
 """
 
 import hashlib
@@ -12,8 +13,8 @@ from pydantic import Field, model_validator
 
 from ..errors import ConfigError
 from ..secagg.params import Parameters
-from .byzantine import default_byzantine
-from .checks import check_combinations
+from .byzantine import default_byzantine, most_byzantine
+from .rules import check_combinations
 from .section import Positive, PositiveFloat, Section, assign, override, read_toml
 from .tables import (
     AttackSection,
@@ -80,7 +81,7 @@ class RunConfig(Section, frozen=True):
 
     @property
     def byzantine(self) -> int:
-        """f, of the sites of a round."""
+        """f: Byzantine sites of a round that a robust aggregation is to tolerate."""
         if self.server.byzantine is not None:
             return self.server.byzantine
         return default_byzantine(self.server.aggregation, self.compared)
@@ -89,6 +90,11 @@ class RunConfig(Section, frozen=True):
     def compared(self) -> int:
         """n: updates, or sums of groups, that a robust aggregation compares in a round."""
         return self.server.groups or self.server.cohort or self.clients
+
+    @property
+    def most_byzantine(self) -> int:
+        """The largest f that the aggregation tolerates in a round."""
+        return most_byzantine(self.server.aggregation, self.compared)
 
     @property
     def momentum(self) -> float:
@@ -117,12 +123,22 @@ class RunConfig(Section, frozen=True):
         return self.privacy.mode in ("distributed", "client") if asked is None else asked
 
     @property
-    def secure_parameters(self) -> Parameters:
-        """(n, t, c) of a secure sum, over all sites or a group's. Raises SecureSumError for numbers that cannot be."""
-        n, c = self.clients // (self.server.groups or 1), self.privacy.colluders
+    def sites_per_sum(self) -> int:
+        """n: sites of one secure sum, over all sites or over a group's."""
+        return self.clients // (self.server.groups or 1)
+
+    @property
+    def survivors_per_sum(self) -> int:
+        """t: inputs without which a secure sum is not opened; `server.min_survivors`, with its default."""
+        n, c = self.sites_per_sum, self.privacy.colluders
         may_vanish = max(1, n // 10) if n >= 4 else 0
         least = max(n - may_vanish, min(n, self.server.min_clients), (n + c) // 2 + 1)
-        return Parameters(n, self.server.min_survivors or min(least, n), c)
+        return self.server.min_survivors or min(least, n)
+
+    @property
+    def secure_parameters(self) -> Parameters:
+        """(n, t, c) of a secure sum. Raises SecureSumError for numbers that cannot be."""
+        return Parameters(self.sites_per_sum, self.survivors_per_sum, self.privacy.colluders)
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -198,7 +198,7 @@ def test_mixing_is_refused_where_records_are_clipped(make_config, local) -> None
     mixing = {"augmentation": {"mix": 0.2}}
     with pytest.raises(ConfigError, match="belongs to two records, and neither could be clipped"):
         make_config(data=mixing, privacy=local)
-    with pytest.raises(ConfigError, match="whose head reads more than one vector"):
+    with pytest.raises(ConfigError, match="own head reads more than one vector"):
         make_config(data=mixing, model={"pooling": "model"})
     with pytest.raises(ConfigError, match="needs one answer a record"):
         make_config(data=mixing, model={"task": "causal-lm"})

@@ -149,10 +149,10 @@ def test_tags_stay_with_their_words(wordpiece: Path) -> None:
 
 def test_what_cannot_be_read_so_says_why(make_config) -> None:
     with pytest.raises(
-        ConfigError, match=r"model\.spelling: received for task 'causal-lm', which learns the text itself"
+        ConfigError, match=r"model\.spelling: 'english' received with a task that learns the text itself"
     ):
         make_config(model={"task": "causal-lm", "spelling": "english"})
-    with pytest.raises(ConfigError, match=r"model\.known_words: received with model\.spelling 'none'"):
+    with pytest.raises(ConfigError, match=r"model\.known_words: \['aspirin'\] received with model\.spelling 'none'"):
         make_config(model={"known_words": ["aspirin"]})
     with pytest.raises(ConfigError, match=r"model\.known_words\.1: received 'co-amoxiclav'"):
         make_config(model={"spelling": "english", "known_words": ["aspirin", "co-amoxiclav"]})

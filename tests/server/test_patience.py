@@ -80,7 +80,7 @@ def test_under_privacy_less_is_spent_and_all_stays_reserved(stopping, tmp_path: 
 
 
 def test_the_test_set_may_not_choose(make_config, data: Path) -> None:
-    with pytest.raises(ConfigError, match=r"without a data\.validation of its own"):
+    with pytest.raises(ConfigError, match=r"with no data\.validation of its own"):
         make_config(server={"patience": 2})
-    with pytest.raises(ConfigError, match=r"without a data\.validation of its own"):
+    with pytest.raises(ConfigError, match=r"with no data\.validation of its own"):
         make_config(server={"patience": 2}, data={"validation": str(data / "test.csv")})

@@ -238,15 +238,21 @@ def test_the_state_outlives_a_checkpoint(make_config, server: dict) -> None:
 @pytest.mark.parametrize(
     ("settings", "parts"),
     [
-        ({"server": {"aggregation": "bulyan"}}, ["'bulyan' with 4 sites", "tolerates none", "choose trimmedmean"]),
+        (
+            {"server": {"aggregation": "bulyan"}},
+            ["'bulyan' received", "with 4 sites", "tolerates none", "choose trimmedmean"],
+        ),
         ({"server": {"aggregation": "krum", "byzantine": 1}}, ["tolerates none"]),
-        ({"server": {"aggregation": "median", "byzantine": 2}}, ["2 received for 'median'", "at most 1"]),
+        (
+            {"server": {"aggregation": "median", "byzantine": 2}},
+            ["server.byzantine: 2 received", "median tolerates at most 1"],
+        ),
         ({"server": {"byzantine": 1}}, ["tolerates no Byzantine site", "choose trimmedmean"]),
         ({"server": {"mixing": True}}, ["server.mixing"]),
         ({"server": {"momentum": 0.5}}, ["server.momentum"]),
         (
             {"server": {"aggregation": "median", "byzantine": 1, "momentum": 0.5}, "data": THREE},
-            ["one of 3 sites left out", "would not tolerate 1"],
+            ["at least one of 3 sites", "would not tolerate 1"],
         ),
     ],
 )

@@ -185,9 +185,9 @@ def test_detection_counts_what_was_there() -> None:
     ("changes", "part"),
     [
         ({"attack": {"kind": "signflip"}, "engine": {"kind": "ray"}}, "Byzantine sites live in the in-process engine"),
-        ({"attack": {"kind": "signflip", "byzantine": 4}}, "at least one must tell the truth"),
+        ({"attack": {"kind": "signflip", "byzantine": 4}}, "at least one of 4 sites must be honest"),
         ({"attack": {"kind": "labelflip", "participation": "fixed"}}, "changes records once"),
-        ({"attack": {"kind": "labelflip"}, "model": {"task": "causal-lm"}}, "changes classes"),
+        ({"attack": {"kind": "labelflip"}, "model": {"task": "causal-lm"}}, "changes classes of texts"),
     ],
 )
 def test_attacks_that_cannot_be_are_refused(make_config, changes: dict, part: str) -> None:

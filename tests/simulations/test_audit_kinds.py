@@ -139,7 +139,7 @@ def test_a_clip_that_does_not_clip(audited, make_config, local, spread: Path, mo
 def test_copies_in_file_order(audited, make_config, local, spread: Path, monkeypatch) -> None:
     one_stream(monkeypatch)
     assert audited(spread, records=0, **AUGMENTED)["gradient"]["epsilon_steinke"] <= 1
-    with pytest.raises(ConfigError, match=r"audit\.records: received with augmentation"):
+    with pytest.raises(ConfigError, match=r"audit\.records: \d+ received with augmentation"):
         audited(spread, canaries=0, **AUGMENTED)
     assert sensitivity(make_config(privacy=local, model={"backbone": str(spread)}, **AUGMENTED)) > 1.02
 

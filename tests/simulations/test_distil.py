@@ -244,13 +244,13 @@ def test_nearest_distributions() -> None:
         ({"run": {"rounds": 2}}, "run.rounds: 2 received"),
         ({"model": {"task": "causal-lm"}}, "give a text one class"),
         ({"privacy": {"mode": "client", "epsilon": 8.0, "sampling_rate": 0.5}}, "which is one teacher"),
-        ({"privacy": {**PRIVATE, "sampling_rate": 0.1}}, "privacy.sampling_rate: received"),
-        ({"privacy": {**PRIVATE, "declared_examples": 10}}, "privacy.declared_examples: received"),
+        ({"privacy": {**PRIVATE, "sampling_rate": 0.1}}, "privacy.sampling_rate: 0.1 received"),
+        ({"privacy": {**PRIVATE, "declared_examples": 10}}, "privacy.declared_examples: 10 received"),
         ({"server": {"aggregation": "trimmedmean"}}, "answers are added up"),
-        ({"server": {"max_norm": 1.0}}, "server.max_norm: received"),
+        ({"server": {"max_norm": 1.0}}, "server.max_norm: 1.0 received"),
         ({"attack": {"kind": "signflip", "byzantine": 1}}, "attack.kind: 'signflip'"),
-        ({"audit": {"canaries": 10}, "privacy": PRIVATE}, "audit: received"),
-        ({"distill": {"public": None}}, "received without distill.public"),
+        ({"audit": {"canaries": 10}, "privacy": PRIVATE}, "audit: {canaries = 10} received"),
+        ({"distill": {"public": None}}, "received with no distill.public"),
     ],
 )
 def test_what_cannot_be_is_refused(distil, changes: dict, why: str) -> None:

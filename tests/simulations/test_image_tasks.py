@@ -225,10 +225,10 @@ def test_digits_are_the_same_wherever_they_are_read() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"server": {"aggregation": "exact"}, "model": {"train": "head"}}, "about factors of LoRA"),
-        ({"model": {"train": "full", "lora": {"modules_to_save": ["image_encoder"]}}}, "which says what is trained"),
-        ({"model": {"image_backbone": DEMO_VIT}}, "image-text-classification needs one"),
-        ({"model": {"task": "image-text-classification"}}, "nothing received for task"),
+        ({"server": {"aggregation": "exact"}, "model": {"train": "head"}}, "are about factors of LoRA"),
+        ({"model": {"train": "full", "lora": {"modules_to_save": ["image_encoder"]}}}, "says what is trained"),
+        ({"model": {"image_backbone": DEMO_VIT}}, "a task other than image-text-classification"),
+        ({"model": {"task": "image-text-classification"}}, "nothing received with task"),
         ({"model": {"task": "regression"}, "data": {"partition": {"kind": "shards"}}}, "no class each"),
     ],
 )

@@ -1,0 +1,66 @@
+"""Rules of the rows: how they are divided among sites, and which are read."""
+
+from .rule import Rule
+
+DATA = (
+    Rule(
+        key="data.partition.column",
+        when="kind 'natural'",
+        refused=lambda c: c.data.partition.kind == "natural" and c.data.partition.column is None,
+        reason="a natural partition reads the site of each row from a column",
+        remedy="name the column",
+        example=("data.partition.kind=natural",),
+    ),
+    Rule(
+        key="data.partition.clients",
+        when="data.train and a kind other than 'natural'",  # real sites are counted when the run starts
+        refused=lambda c: (
+            c.data.partition.kind != "natural" and c.data.partition.clients is None and c.data.train is not None
+        ),
+        reason="a simulation deals the rows out to a number of sites",
+        remedy="set it, e.g. 8",
+        example=("data.partition.clients=",),
+    ),
+    Rule(
+        key="data.partition.kind",
+        when="a task whose records have no class each",
+        refused=lambda c: (
+            c.model.task in ("token-classification", "regression") and c.data.partition.kind in ("dirichlet", "shards")
+        ),
+        reason="records are dealt out by their class, and those of task {c.model.task} have none",
+        remedy="allowed: iid, natural",
+        example=("model.task=regression", "data.partition.kind=shards"),
+    ),
+    Rule(
+        key="data.response",
+        when="data.prompt",
+        refused=lambda c: c.data.prompt is not None and c.data.response is None,
+        reason="prompt and response go together",
+        remedy="set both or neither",
+        example=("model.task=causal-lm", "data.prompt=question"),
+    ),
+    Rule(
+        key="data.prompt",
+        when="data.response",
+        refused=lambda c: c.data.prompt is None and c.data.response is not None,
+        reason="prompt and response go together",
+        remedy="set both or neither",
+        example=("model.task=causal-lm", "data.response=answer"),
+    ),
+    Rule(
+        key="data.prompt",
+        when="a task other than causal-lm",
+        refused=lambda c: c.model.task != "causal-lm" and c.data.prompt is not None,
+        reason="task {c.model.task} reads data.text",
+        remedy="remove it",
+        example=("data.prompt=question", "data.response=answer"),
+    ),
+    Rule(
+        key="data.reference",
+        when="no data.limit",
+        refused=lambda c: c.data.reference is not None and c.data.limit is None,
+        reason="it draws N of the first 2N rows",
+        remedy="set data.limit to N",
+        example=("data.reference=1",),
+    ),
+)
