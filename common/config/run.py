@@ -177,11 +177,15 @@ class DatasetSection(Section, frozen=True):
     source: str | None = None
     """deployment: csv, jsonl or parquet file (relative to site.toml), or SQL url#table-or-query; read-only"""
     text: str = "text"
+    """deployment: the column of the texts; it and the next four as in a run's [data]"""
     label: str = "label"
+    """deployment: the column of the labels"""
     image: str = "image"
+    """deployment: the column of the images"""
     prompt: str | None = None
+    """deployment: the column of the prompts"""
     response: str | None = None
-    """deployment: the columns, as in a run's [data]"""
+    """deployment: the column of the responses"""
     teacher: str | None = None
     """backbone of the teachers that are trained on it in runs that distil; omitted: the student's"""
 
@@ -209,9 +213,11 @@ class PolicySection(Section, frozen=True):
     max_epsilon_per_run: PositiveFloat | None = None
     """at the data set's delta, whatever δ the run declares"""
     min_noise_multiplier: PositiveFloat | None = None
+    """standard deviation of the noise over the clip norm"""
     min_clip: PositiveFloat | None = None
+    """of the declared clip norm, and of the one that a task carries"""
     max_clip: PositiveFloat | None = None
-    """these two also for the clip norm that a task carries"""
+    """likewise"""
     min_colluders: Annotated[int, Field(ge=0)] = 1
     """secure sums: sites that may work for the server, against which the noise must still hold"""
     min_sites: Annotated[int, Field(ge=2)] = 2
@@ -237,6 +243,7 @@ class SiteSection(Section, frozen=True):
     """Deployment: who the site is and where its one outgoing connection goes."""
 
     name: Name
+    """the site's name in the federation: letters, digits, '.', '_' and '-'"""
     server: Annotated[str, Field(pattern=r"^[^/\s]+:\d+$")]
     """host:port of the federation's public address"""
     poll: Annotated[float, Field(ge=0.05, le=60)] = 1.0

@@ -31,6 +31,7 @@ class RunSection(Section, frozen=True):
     name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")] = "run"
     """letters, digits, '.', '_' and '-'; no '.' in front"""
     rounds: Positive = 10
+    """how often the server asks the sites for updates"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """partitions, initialisation, batch order without privacy; never noise or sampling under privacy"""
     output: str | None = None
@@ -41,7 +42,9 @@ class RunSection(Section, frozen=True):
 
 class LoraSection(Section, frozen=True):
     rank: Positive = 8
+    """r: columns of each B, rows of each A"""
     alpha: PositiveFloat = 16
+    """B·A is scaled by alpha / rank"""
     targets: tuple[str, ...] | None = None
     """module names; omitted: PEFT's default for the architecture"""
     modules_to_save: tuple[str, ...] | None = None
@@ -77,6 +80,8 @@ class PartitionSection(Section, frozen=True):
     clients: Positive | None = None
     """number of simulated sites; omitted for `natural`: one a value of the column"""
     kind: Literal["iid", "dirichlet", "shards", "natural"] = "iid"
+    """how rows are dealt out: at random, in shares of classes drawn for each site, in label-sorted pieces, or by a
+    column"""
     alpha: PositiveFloat = 0.5
     """concentration of `dirichlet`: small is skewed"""
     shards_per_client: Positive = 2
@@ -128,6 +133,7 @@ class DataSection(Section, frozen=True):
     test: str
     """public, at the server: the before / after comparison"""
     text: str = "text"
+    """the column of the texts"""
     label: str = "label"
     """the column of the classes, tags or numbers; `causal-lm` reads it only to partition by dirichlet or shards"""
     image: str = "image"
@@ -161,9 +167,12 @@ CLIP_RANGE = (1e-12, 1e12)
 
 class PrivacySection(Section, frozen=True):
     mode: Literal["none", "local", "distributed", "client"] = "none"
+    """what is protected, and who adds the noise: nothing; a record, each site all of it; a record, each site a share
+    of it; all that a site contributes"""
     epsilon: PositiveFloat | None = None
     """the target over all rounds; the noise multiplier is calibrated from it"""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """δ of the target"""
     clip: Annotated[float, Field(ge=CLIP_RANGE[0], le=CLIP_RANGE[1])] = 1.0
     """L2 bound on one record's gradient (`client`: on a site's update), over all trained arrays together"""
     sampling_rate: Annotated[float, Field(ge=1e-12, le=1)] | None = None
@@ -174,16 +183,18 @@ class PrivacySection(Section, frozen=True):
     """with secure aggregation: sites that may work for the server; their noise shares do not count. 1 also covers what
     any one site can subtract from the sum that it sees in the next model"""
     clip_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """`client`: γ, the share of updates that the clip norm shall leave whole, from `clip` on; omitted: fixed"""
+    """`client`: γ, the share of updates that the clip norm shall leave unclipped, from `clip` on; omitted: fixed"""
     clip_learning_rate: PositiveFloat = 0.2
     """η_C: how fast the clip norm adapts"""
     clip_count_noise: PositiveFloat | None = None
-    """σ_b: noise on the count of whole updates; omitted: a twentieth of the expected cohort"""
+    """σ_b: noise on the count of unclipped updates; omitted: a twentieth of the expected cohort"""
 
 
 class TrainingSection(Section, frozen=True):
     optimizer: Literal["sgd", "momentum", "adam"] = "adam"
+    """of the sites, or of the server where it takes the steps"""
     learning_rate: PositiveFloat = 0.005
+    """of that optimizer"""
     local_steps: Positive = 1
     """optimizer steps a site takes in a round. With 1 (and `fedavg` or `ffa`) a site sends its mean gradient and the
     server takes the step: one round is one step over all sites' data"""
@@ -194,10 +205,11 @@ class TrainingSection(Section, frozen=True):
     views: Annotated[int, Field(ge=2)] = 2
     """with augmentation: copies of a record in a step, the first as it is; averaged before the gradient is clipped"""
     adversarial: PositiveFloat | None = None
-    """radius, relative to a token's norm, in which embeddings are pushed up the loss before they are trained on"""
+    """radius, relative to a token's norm, in which embeddings are moved to raise the loss before they are trained on"""
     adversarial_kind: Literal["pgd", "freelb"] = "pgd"
     """the last step of the ascent, or all of them, beside the record as it is"""
     adversarial_steps: Positive = 3
+    """steps of the ascent"""
     adversarial_warmup: Annotated[int, Field(ge=0)] = 0
     """rounds of plain training before"""
 
@@ -258,6 +270,7 @@ class ServerSection(Section, frozen=True):
 
 class EngineSection(Section, frozen=True):
     kind: Literal["inprocess", "ray"] = "inprocess"
+    """simulations: all sites in this process, or Flower's simulation on Ray"""
     ledger: str | None = None
     """simulations: folder of the sites' ledgers, and of the site.toml that limits them; omitted: in memory"""
     workers: Positive | None = None
@@ -280,7 +293,7 @@ class DistillSection(Section, frozen=True):
     """M: how many of them are asked, drawn by `run.seed`"""
     teachers: Positive = 10
     """T: a site's records are dealt out to so many teachers, each trained for `training.local_steps` on its own. One
-    record is with one teacher; more of them bear more noise, and each knows less"""
+    record is with one teacher; more of them tolerate more noise, and each knows less"""
     train: Literal["head", "lora", "full"] = "head"
     """what a teacher trains; `model.train` is the student's"""
     backbones: tuple[str, ...] = ()
