@@ -55,12 +55,12 @@ def simulate(
     folder = resume or (config.output if config else Path())
     try:
         with watch(folder):
-            from ..simulations import run
+            from ..simulations import api
 
             if config is None:
-                run.resume(folder)
+                api.resume(folder)
             else:
-                run.simulate(config, overwrite=overwrite)
+                api.simulate(config, overwrite=overwrite)
     except KeyboardInterrupt:
         raise StoppedError(f"stopped; go on after the last whole round: confide simulate --resume {folder}") from None
 

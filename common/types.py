@@ -5,7 +5,7 @@ Shapes: N records, B records of a physical batch, T tokens, K classes, d release
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -74,6 +74,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.text)
 
+    def within(self, characters: int) -> "Rows":
+        """The rows with texts of so many characters at most; of a prompt the end stays, as it does of its tokens."""
+        if self.response is None:
+            return replace(self, text=[text[:characters] for text in self.text])
+        return replace(
+            self,
+            text=[text[-characters:] for text in self.text],
+            response=[text[:characters] for text in self.response],
+        )
+
     def take(self, keep: np.ndarray) -> "Rows":
         """The rows of these numbers, in this order."""
         return Rows(
@@ -127,6 +137,7 @@ class Records:
         total = hashlib.sha256()
         for index in indices:
             part = slice(self.offsets[index], self.offsets[index + 1])
+            total.update(int(part.stop - part.start).to_bytes(8, "little"))
             total.update(self.tokens[part].tobytes())
             total.update(self.targets[index : index + 1].tobytes())
             if self.wanted is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, ConfigError
@@ -72,10 +73,16 @@ def simulated_heads(config: RunConfig) -> Heads:
     return Heads(Path(config.engine.ledger) / _HEADS if config.engine.ledger else None)
 
 
-def run_server(grid: Grid, config: RunConfig, heads: Heads, callbacks: Sequence[Callback] = ()) -> None:
+def run_server(
+    grid: Grid,
+    config: RunConfig,
+    heads: Heads,
+    callbacks: Sequence[Callback] = (),
+    strategy: Strategy | None = None,
+) -> None:
     """Raises the errors of `run_rounds`; what was done until then is in the checkpoints.
 
-    callbacks: told of everything, after those that every run has.
+    callbacks: told of everything, after those that every run has. strategy: as in `run_rounds`.
     """
     folder = config.output
     model = model_of(config)
@@ -111,6 +118,7 @@ def run_server(grid: Grid, config: RunConfig, heads: Heads, callbacks: Sequence[
             charged=keeper.charged,
             round_done=keeper.round_done,
             queries=distillation.queries if distillation else (),
+            strategy=strategy,
         )
         recorder.progress("evaluating after", config.run.rounds)
         if state.best:

@@ -199,15 +199,17 @@ def run_rounds(
     charged: Callable[[], None],
     round_done: Callable[[RoundResult], None],
     queries: tuple[str, ...] = (),
+    strategy: Strategy | None = None,
 ) -> Checkpoint:
     """Plays the rounds after `state.round`.
 
     plan: of the run, None in mode `none`. trained, callback, charged: as in `Loop`. sites: as `handshake` gave them.
     round_done: called after each round, to evaluate and save. queries: public texts for the sites' teachers.
+    strategy: the object that aggregates, where the run was given one.
     A round with too few replies changes nothing and is recorded. A site that declines the run is not asked again;
     raises RoundError when too few are left.
     """
-    strategy = make_strategy(config, {name: state.adapter[name] for name in trained}, queries)
+    strategy = make_strategy(config, {name: state.adapter[name] for name in trained}, queries, strategy)
     restore_strategy(strategy, state.strategy)
     state.declined = {}  # a resumed run asks everybody again
     summing = summing_of(grid, config, plan, sites)

@@ -4,6 +4,7 @@ evaluation needs (canaries, attacks).
 Thin: a process that runs sites loads nothing of the server's, and the other way round.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
@@ -14,6 +15,8 @@ from ..client.app import ACTIONS
 from ..common.config.run import RunConfig
 
 if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
+
     from ..server.callbacks import Callback
 
 client = ClientApp()
@@ -39,15 +42,15 @@ def _main(grid: Grid, context: Context) -> None:
     play(grid, RunConfig.from_flat(dict(context.run_config)))
 
 
-def play(grid: Grid, config: RunConfig) -> None:
-    """The server of a simulation, on any engine. Raises as `run_server`."""
+def play(grid: Grid, config: RunConfig, given: Sequence["Callback"] = (), strategy: "Strategy | None" = None) -> None:
+    """The server of a simulation, on any engine. given: callbacks of the caller. Raises as `run_server`."""
     from ..server.app import run_server, simulated_heads
     from .attacks.report import AttackReport
     from .canaries import CanaryAudit
 
-    callbacks: list[Callback] = []
+    callbacks = list(given)
     if config.private and config.audit.planted:
         callbacks.append(CanaryAudit())
     if config.attack.kind is not None:
         callbacks.append(AttackReport())
-    run_server(grid, config, simulated_heads(config), callbacks)
+    run_server(grid, config, simulated_heads(config), callbacks, strategy)

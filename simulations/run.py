@@ -2,18 +2,22 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
 from ..client.worker import Worker
 from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig, load
+from ..common.errors import ConfigError
 from ..common.model.loading import model_of
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
 from ..server.aggregate.strategy import make_strategy
+from ..server.callbacks import Callback
 from ..server.distillation import Distillation
 from ..server.evaluation import read_public
 from ..server.start import initial_adapter
@@ -23,7 +27,7 @@ from .local import LocalGrid
 from .sites import make_ledgers, worker_for
 
 
-def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
+def prepare(config: RunConfig, strategy: Strategy | None = None) -> tuple[RunConfig, Worker]:
     """Resolves what depends on data and loads all of it, so that nothing is written for a run that cannot start.
 
     Raises ConfigError, DataError, ModelError.
@@ -32,7 +36,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
     model = model_of(resolved)
     for source in public_sources(resolved):
         read_public(resolved, model, source)
-    make_strategy(resolved, model.trained_initial)
+    make_strategy(resolved, model.trained_initial, given=strategy)
     initial_adapter(resolved, model)
     if resolved.distils:
         Distillation(resolved, model)
@@ -41,30 +45,47 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Worker]:
     return resolved, worker
 
 
-def simulate(config: RunConfig, *, overwrite: bool = False) -> Path:
+def simulate(
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    strategy: Strategy | None = None,
+) -> Path:
     """Runs a simulation from its start; returns the run folder.
 
-    Raises ConfigError when the folder already holds a run and `overwrite` is not set.
+    callbacks, strategy: objects of the caller, for the in-process engine. Raises ConfigError when the folder already
+    holds a run and `overwrite` is not set.
     """
-    resolved, worker = prepare(config)
+    _require_in_process(config, callbacks, strategy)
+    resolved, worker = prepare(config, strategy)
     folder = resolved.output
     require_room(folder, overwrite=overwrite)
     make_room(folder)
     (folder / CONFIG).write_text(resolved.to_toml(), encoding="utf-8")
     (folder / "partition.json").write_text(json.dumps(_partition_facts(resolved, worker)), encoding="utf-8")
-    _start(resolved)
+    _start(resolved, callbacks, strategy)
     return folder
 
 
-def resume(folder: Path) -> Path:
+def resume(folder: Path, *, callbacks: Sequence[Callback] = (), strategy: Strategy | None = None) -> Path:
     """Continues an interrupted simulation after its last checkpoint; in mode `none` the result is the same bits.
 
     Raises ConfigError when the folder holds no run.
     """
     config = load(require_run(folder), [f"run.output={json.dumps(str(folder.resolve()))}"])
-    resolved, _ = prepare(config)
-    _start(resolved)
+    _require_in_process(config, callbacks, strategy)
+    resolved, _ = prepare(config, strategy)
+    _start(resolved, callbacks, strategy)
     return folder
+
+
+def _require_in_process(config: RunConfig, callbacks: Sequence[Callback], strategy: Strategy | None) -> None:
+    if config.engine.kind != "inprocess" and (callbacks or strategy is not None):
+        raise ConfigError(
+            f"engine.kind: '{config.engine.kind}' received with objects of this process (callbacks, strategy); "
+            "allowed: inprocess"
+        )
 
 
 def _partition_facts(config: RunConfig, worker: Worker) -> dict:
@@ -85,7 +106,7 @@ def workers_of(config: RunConfig) -> int:
     return 1 if torch.cuda.is_available() else min(torch.get_num_threads(), config.clients, 8)
 
 
-def _start(config: RunConfig) -> None:
+def _start(config: RunConfig, callbacks: Sequence[Callback], strategy: Strategy | None) -> None:
     if config.engine.ledger is not None:
         make_ledgers(config)
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -97,4 +118,4 @@ def _start(config: RunConfig) -> None:
     grid: Grid = LocalGrid(client, config.to_flat(), config.clients, workers_of(config))
     if config.attack.kind is not None:
         grid = ByzantineGrid(grid, config)
-    play(grid, config)
+    play(grid, config, callbacks, strategy)

@@ -38,8 +38,8 @@ def keyed(ledger: Ledger, identity: bytes, digest: bytes) -> str:
 def take_digests(folder: Path, config: SiteConfig, ledger: Ledger, *, only_new: bool = False) -> dict[str, str]:
     """Reads every data set of the site and keeps its digest; name → why it could not be read, of those.
 
-    only_new: leaves alone what is known. Raises DeploymentError where two names hold the same rows: they would be two
-    budgets for one record; nothing is kept of either then.
+    only_new: leaves alone what is known. Raises DeploymentError where two names hold the same rows, or rows that the
+    ledger has charged under another: they would be two budgets for one record; nothing is kept then.
     """
     known = _read(folder)
     failed: dict[str, str] = {}
@@ -54,6 +54,7 @@ def take_digests(folder: Path, config: SiteConfig, ledger: Ledger, *, only_new: 
         except ConfideError as error:
             failed[name], found[name] = str(error), _unreadable(ledger, name)
     _refuse_twins(folder, config, found)
+    _refuse_second_names(folder, config, ledger, found)
     if found != known:
         write_private(folder / CONTENTS, json.dumps(found, indent=2).encode() + b"\n")
     return failed
@@ -81,6 +82,19 @@ def _refuse_twins(folder: Path, config: SiteConfig, found: dict[str, str]) -> No
                     f"{folder}: data sets '{other}' and '{name}' hold the same rows; a record has one budget: remove "
                     f'one, or write same_as = "{other}" in [datasets.{name}]'
                 )
+
+
+def _refuse_second_names(folder: Path, config: SiteConfig, ledger: Ledger, found: dict[str, str]) -> None:
+    """What the ledger has charged under another name; found out here, since a task's answer must not depend on it."""
+    for name, content in found.items():
+        budget, aliases = config.budget(name)[0], config.aliases(config.budget(name)[0])
+        whose = ledger.key.derive("content", bytes.fromhex(content)[: _HALF // 2]).hex()
+        if others := ledger.charged_as(whose) - {budget, *aliases}:
+            other = min(others)
+            raise DeploymentError(
+                f"{folder}: data set '{name}' holds the records that were charged as '{other}', and two names would be "
+                f'two budgets; write [datasets.{other}] again, and same_as = "{other}" in [datasets.{name}]'
+            )
 
 
 def _place(source: str) -> object:

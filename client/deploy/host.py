@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -168,8 +170,19 @@ class DeployedHost:
         path = self._reply_path(key)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         write_private(path, key.encode() + b"\n" + recorddict_to_proto(reply).SerializeToString())
-        for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)[:-_REPLIES_KEPT]:
-            old.unlink(missing_ok=True)
+        _forget_old(path)
+
+
+def _forget_old(newest: Path) -> None:
+    """Keeps the last answers. Their order must not follow a clock that was set back, so each is stamped after all."""
+    stamps: dict[Path, int] = {}
+    for file in newest.parent.iterdir():
+        with suppress(FileNotFoundError):  # another process tidies up, too
+            stamps[file] = file.stat().st_mtime_ns
+    last = max(stamps.values(), default=0)
+    os.utime(newest, ns=(last + 1, last + 1))
+    for old in sorted(stamps.keys() - {newest}, key=lambda file: stamps[file])[: 1 - _REPLIES_KEPT]:
+        old.unlink(missing_ok=True)
 
 
 def readable(config: RunConfig, model: FineTuneModel, rows: Rows, secret: bytes) -> Records:

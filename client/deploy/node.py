@@ -103,6 +103,7 @@ class Worker:
             "confide.client.deploy.resident",
             str(self._folder.resolve()),
             str(self.socket),
+            str(os.getpid()),
         ]
         self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)  # noqa: S603
         until = time.monotonic() + _WORKER_START_SECONDS

@@ -47,10 +47,8 @@ def ask(path: str, message: Message, run_config: dict, deadline: float, limit: i
             sent = True
             _, content = _receive(channel, limit)
         answer = message_from_proto(ProtoMessage.FromString(content))
-    except TimeoutError:
-        return _error(message, sent, f"{NO_ANSWER} did not answer within {deadline:g} s")
-    except OSError:
-        return _error(message, sent, f"{NO_ANSWER} is gone and is being restarted; what was reserved stays charged")
+    except OSError:  # late, or gone: the server does not learn which, since that may depend on what the records are
+        return _error(message, sent, f"{NO_ANSWER} did not answer; what was reserved stays charged")
     except WorkerError as error:
         return _error(message, sent, str(error))
     if answer.has_error():
@@ -90,8 +88,8 @@ def _exactly(channel: socket.socket, count: int) -> bytes:
     return bytes(parts)
 
 
-def serve(folder: Path, path: Path) -> None:
-    """Answers messages one after the other until it is told to stop, or its parent is gone."""
+def serve(folder: Path, path: Path, parent: int) -> None:
+    """Answers messages one after the other until it is told to stop, or the process `parent` is gone."""
     from ..handlers import handle
     from .folder import load_site
     from .host import DeployedHost
@@ -108,7 +106,7 @@ def serve(folder: Path, path: Path) -> None:
     finally:
         os.umask(before)
     listener.listen(4)
-    _die_with_parent()
+    _die_with(parent)
     while True:
         channel, _ = listener.accept()
         with channel:
@@ -134,8 +132,8 @@ def serve(folder: Path, path: Path) -> None:
                 logging.getLogger("confide.worker").warning("no message: %s", type(error).__name__)
 
 
-def _die_with_parent() -> None:
-    parent = os.getppid()
+def _die_with(parent: int) -> None:
+    """parent: the process that started this one; it may have ended before this line."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -146,4 +144,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), Path(sys.argv[2]))
+    serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -9,6 +9,8 @@ from ..errors import ConfigError
 from .byzantine import ROBUST
 from .section import Positive, PositiveFloat, Rate, Section
 
+GIVEN_STRATEGY = "given"
+"""a Flower strategy object that `confide.simulate` was given"""
 OUR_AGGREGATIONS = ("fedavg", "ffa", "exact")
 FLOWER_STRATEGIES = {
     "fedprox": "FedProx",
@@ -22,7 +24,7 @@ FLOWER_STRATEGIES = {
 
 def _known_aggregation(name: str) -> str:
     known = (*OUR_AGGREGATIONS, *ROBUST, *FLOWER_STRATEGIES)
-    if name not in known:
+    if name not in (*known, GIVEN_STRATEGY):
         raise ValueError(f"one of {', '.join(known)}")
     return name
 
@@ -256,7 +258,7 @@ class ServerSection(Section, frozen=True):
     @property
     def flower(self) -> bool:
         """Whether the aggregation is one of Flower's strategies."""
-        return self.aggregation in FLOWER_STRATEGIES
+        return self.aggregation in FLOWER_STRATEGIES or self.aggregation == GIVEN_STRATEGY
 
     @property
     def robust(self) -> bool:

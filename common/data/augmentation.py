@@ -31,6 +31,7 @@ def encode_with_copies(config: RunConfig, model: FineTuneModel, rows: Rows, secr
     secret: of the site; a record's copies follow from it and from that record alone.
     """
     keys = record_keys(rows, secret)
+    rows = model.read_of(rows)
     records = model.tokenised(rows)
     for variant in range(1, model.task.VARIANTS):
         records = records.joined(model.tokenised(rows, variant))

@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -31,6 +32,9 @@ from . import demo
 from .csv_records import records
 from .demo_images import digits
 from .sql import URL, query, shown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 DEMO = "demo:"
 FILES = (".csv", ".jsonl", ".parquet", ".conll")
@@ -320,6 +324,8 @@ def _values(column: pa.ChunkedArray) -> list[object]:
             pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind.value_type),
             kind.value_type,
         )
+    if pa.types.is_string_view(kind):
+        column, kind = column.cast(pa.binary_view()).cast(pa.large_binary()), pa.large_string()
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         raw = column.cast(pa.binary() if pa.types.is_string(kind) else pa.large_binary()).to_pylist()
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw]
@@ -333,7 +339,10 @@ def _value(column: pa.ChunkedArray, place: int) -> object:
     try:
         return column[place].as_py()
     except _UNCONVERTED:
-        alone = pa.table({"": column.take(pa.array([place]))}).combine_chunks()
+        try:
+            alone = pa.table({"": column.take(pa.array([place]))}).combine_chunks()
+        except _UNCONVERTED:  # a type that pyarrow cannot take apart either: its row alone is lost
+            return Unread(b"")
         return Unread(b"".join(batch.serialize().to_pybytes() for batch in alone.to_batches()))
 
 
@@ -358,8 +367,13 @@ def _hub(source: str) -> pa.Table:
         ) from None
     if not isinstance(dataset, Dataset):
         raise DataError(f"{source}: the hub gave no table; name one split as NAME:SPLIT")
+    return with_class_names(dataset).data.table.combine_chunks()
+
+
+def with_class_names(dataset: "Dataset") -> "Dataset":
+    """Class numbers become the names that the data set declares; −1 and nothing stay without one."""
     for column, feature in dataset.features.items():
-        if hasattr(feature, "names"):  # class numbers become the names that the data set declares
+        if hasattr(feature, "names"):
             named = [feature.int2str(value) if value is not None and value >= 0 else None for value in dataset[column]]
             dataset = dataset.remove_columns(column).add_column(column, named)
-    return dataset.data.table.combine_chunks()
+    return dataset

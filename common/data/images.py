@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-LARGEST = 64 * 2**20
+LARGEST = 32 * 2**20
 """pixels; beyond that a file is taken for an attack on memory"""
 LARGEST_FILE = 64 * 2**20
 """bytes of an encoded image"""

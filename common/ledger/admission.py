@@ -66,14 +66,16 @@ def _fixed(book: Book, names: list[str]) -> Limit | None:
 def require_same(held: Charge, request: Request, site: str) -> None:
     """A run that returns takes what it reserved: its id stands for one configuration, δ, content and mechanism.
 
-    Raises BudgetError that names what differs.
+    Raises BudgetError that names what differs, but never the content beside it: the server, which reads this, would
+    learn without noise whether the rows are those of an earlier day. RecordsError where nothing else differs.
     """
     parts = [field.name for field in fields(Request)]
     others = [_NAMES.get(name, name) for name in parts if getattr(held, name) != getattr(request, name)]
+    told = [name for name in others if name != "content"]
     if others:
-        raise (RecordsError if others == ["content"] else BudgetError)(
-            f"site {site}: run {request.run} returns with another {', '.join(others)} than it reserved; a run takes "
-            "what it declared first; start a new run"
+        raise (BudgetError if told else RecordsError)(
+            f"site {site}: run {request.run} returns with another {', '.join(told) or 'content'} than it "
+            "reserved; a run takes what it declared first; start a new run"
         )
 
 

@@ -172,6 +172,12 @@ class Ledger:
             )
         return Reservation(self, request, fresh=True)
 
+    def charged_as(self, whose: str) -> set[str]:
+        """Names of data sets under which the records of this identity were charged."""
+        with self._exclusive() as database:
+            self._catch_up(database)
+            return {charge.dataset for charge in self._book.standing() if charge.content.startswith(whose)}
+
     def content_of(self, dataset: str, run: str) -> str | None:
         """The digest of the records that a run holds a reservation for; None where it holds none."""
         with self._exclusive() as database:

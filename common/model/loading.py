@@ -41,6 +41,8 @@ from .shapes import Shapes
 CARD = "confide.json"
 _STAND_IN = "stand_in"
 """a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
+CHARACTERS = 64
+"""characters of a text that are read for each token of `model.max_length`; a token has four on average"""
 _FEATURE_ROWS, _FEATURE_SETS = 32, 4
 _features: WeakKeyDictionary[PeftModel, dict[bytes, np.ndarray]] = WeakKeyDictionary()
 _SHARED = re.compile(r"(position|token_type)[\w]*$|\.wpe$")
@@ -102,11 +104,17 @@ class FineTuneModel:
 
     def tokenised(self, rows: Rows, variant: int = 0) -> Records:
         """Without keys. A token that the backbone has no embedding for (a tokenizer may know more) becomes padding."""
+        rows = self.read_of(rows)
         if self.spelling is not None:
             rows = replace(rows, text=[self.spelling.read(text) for text in rows.text])
         records = self.task.encode(rows, self.reader, self.max_length, variant)
         unknown = records.tokens >= self.vocabulary if self.task.READS.text else np.zeros(0, dtype=bool)
         return replace(records, tokens=np.where(unknown, self.pad, records.tokens)) if unknown.any() else records
+
+    def read_of(self, rows: Rows) -> Rows:
+        """The part of each text that can become tokens: what a record costs must not grow with what is cut off anyway,
+        or one long record could end a site's round."""
+        return rows.within(CHARACTERS * self.max_length)
 
     @property
     def vocabulary(self) -> int:
@@ -167,10 +175,14 @@ class FineTuneModel:
     def fixed_batches(self, records: Records, which: np.ndarray) -> Iterator[tuple[np.ndarray, Batch]]:
         """Batches of fixed shapes, to be read: (m,) positions among the named records, and a batch whose first m rows
         are theirs."""
-        spare = self.positions is None or self.positions > self.max_length
-        shapes = Shapes(self.max_length if self.task.READS.text else 0, _FEATURE_ROWS, math.inf, spare)
-        for part, rows, length in shapes.batches(records.lengths(which)):
+        for part, rows, length in self.feature_shapes.batches(records.lengths(which)):
             yield part, self.batch(records, which[rows], length)
+
+    @property
+    def feature_shapes(self) -> Shapes:
+        """The shapes of batches that are only read."""
+        spare = self.positions is None or self.positions > self.max_length
+        return Shapes(self.max_length if self.task.READS.text else 0, _FEATURE_ROWS, math.inf, spare)
 
     @property
     def positions(self) -> int | None:

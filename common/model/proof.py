@@ -172,7 +172,7 @@ class _Proof:
             with _Operations() as operations, torch.no_grad():
                 self.model.losses(records, which, length)
             seen.append(operations.seen)
-        return seen[0] == seen[1] and not any(name in call for call, _ in seen[0] for name in _ROUTING)
+        return seen[0] == seen[1] and not _gathers(seen[0])
 
     def _rows_alike(self, shapes: Shapes, rows: int) -> bool:
         """Over many records, at the shortest length: a product of one vector a record has few numbers, of which perhaps
@@ -269,10 +269,17 @@ class _Operations(TorchDispatchMode):
         return result
 
 
+def _gathers(seen: list[tuple[str, tuple]]) -> bool:
+    return any(name in call for call, _ in seen for name in _ROUTING)
+
+
 def check_apart(model: FineTuneModel) -> None:
     """For training that clips no single records, as that of teachers: raises ModelError where what the frozen part
     makes of a record depends on records that are read beside it, or that were read before it."""
-    shapes = Shapes(model.max_length if model.task.READS.text else 0, 1, 1.0)
+    most = model.max_length
+    if model.positions is not None:  # one stays free for padding
+        most = min(most, model.positions - 1)
+    shapes = Shapes(most if model.task.READS.text else 0, 1, 1.0)
     _check_stateless(model, shapes)
     if model.head_only:
         _check_features(model)
@@ -320,18 +327,45 @@ def _state(module: nn.Module) -> dict[str, tuple]:
 
 
 def _check_features(model: FineTuneModel) -> None:
-    """Raises ModelError where what a frozen backbone makes of a record depends on who else is read with it."""
-    lengths = [min(40, model.max_length), min(8, model.max_length)] * 8 if model.task.READS.text else [0] * _RECORDS
-    records = dummy_records(model, lengths)
-    if records.features is None:
+    """Raises ModelError where what a frozen backbone makes of a record depends on who else is read with it.
+
+    To the last bit: the head is the server's, and large weights make a gradient of any difference.
+    """
+    if not model.pools:
         return
-    for which in (np.arange(len(lengths))[::-1], np.arange(len(lengths) // 2)):
-        again = model.features(records, which)
-        if not np.array_equal(again, records.features[which]):
+    shapes = model.feature_shapes
+    for length in shapes.all_lengths if model.task.READS.text else [0]:
+        longest = max(1, length - shapes.spare)
+        own = np.resize([longest, max(1, longest * 2 // 3), longest], _RECORDS) if length else np.zeros(_RECORDS, int)
+        one, other = (replace(dummy_records(model, own.tolist(), seed), features=None) for seed in range(2))
+        if not (_same_reading(model, one, other) and _same_features(model, one, thorough=length <= _COMPARED)):
             raise ModelError(
                 "model.train: what this backbone makes of a record changes with the records beside it, on this "
                 "machine; under privacy it must not; choose another backbone, or model.train = 'lora'"
             )
+
+
+def _same_reading(model: FineTuneModel, one: Records, other: Records) -> bool:
+    """Whether other records are read by the same operations on the same shapes, none of which gathers tokens of several
+    records: an expert that is given as many tokens as its mates send takes another kernel for other mates, and random
+    records need not show it."""
+    seen = []
+    for records in (one, other):
+        with _Operations() as operations, torch.no_grad():
+            model.features(records, np.arange(len(records)))
+        seen.append(operations.seen)
+    return seen[0] == seen[1] and not _gathers(seen[0])
+
+
+def _same_features(model: FineTuneModel, records: Records, *, thorough: bool) -> bool:
+    """Whether each record's features stay the same among other mates. thorough: also beside copies of itself alone."""
+    everyone, rng = np.arange(len(records)), np.random.default_rng(0xFEA7)
+    expected = model.features(records, everyone)
+    parts = [everyone[::-1], everyone[::2], everyone[1::2], everyone[-3:]]
+    if thorough:
+        parts += [everyone[i : i + 1] for i in everyone]
+        parts += [rng.choice(everyone, size, replace=False) for size in (2, 5, 7, 11, 13)]
+    return all(np.array_equal(model.features(records, part), expected[part]) for part in parts)
 
 
 def _together(

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from ...common import wire
 from ...common.config.run import RunConfig
-from ...common.config.tables import FLOWER_STRATEGIES
+from ...common.config.tables import FLOWER_STRATEGIES, GIVEN_STRATEGY
 from ...common.errors import ConfigError
 from ...common.types import Adapter, Update, split
 from ..checkpoint import arrays_of, restore_arrays
@@ -113,9 +113,19 @@ class StreamingStrategy(Strategy):
         """Nothing to add to the report."""
 
 
-def make_strategy(config: RunConfig, trained: Adapter, queries: tuple[str, ...] = ()) -> Strategy:
-    """Ours, or Flower's by name. Raises ConfigError for options that the strategy does not take."""
+def make_strategy(
+    config: RunConfig, trained: Adapter, queries: tuple[str, ...] = (), given: Strategy | None = None
+) -> Strategy:
+    """Ours, Flower's by name, or the one that was given. Raises ConfigError for options that the strategy does not
+    take, and where none was given that the run needs."""
     name = config.server.aggregation
+    if (given is None) == (name == GIVEN_STRATEGY):
+        raise ConfigError(
+            f"server.aggregation: '{name}' with {'no' if given is None else 'a'} strategy object; '{GIVEN_STRATEGY}' "
+            "and the argument strategy of confide.simulate or confide.resume go together"
+        )
+    if given is not None:
+        return given
     if name not in FLOWER_STRATEGIES:
         return StreamingStrategy(config, trained, queries)
     kind = getattr(flower_strategies, FLOWER_STRATEGIES[name])

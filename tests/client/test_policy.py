@@ -235,7 +235,7 @@ def test_a_run_that_returns_as_another_is_refused(make_config, local) -> None:
     changed = run.model_copy(update={"training": run.training.model_copy(update={"learning_rate": 0.5})})
     with pytest.raises(BudgetError, match="run r returns with another configuration than it reserved"):
         account(site, changed)
-    with pytest.raises(BudgetError, match="run r returns with another content, configuration"):
+    with pytest.raises(BudgetError, match="another configuration than"):  # nothing about the rows, which changed, too
         site.account(changed, privacy_plan(changed, 1000), b"1" * 32)
     assert account(site, run).steps == 0
     assert site.ledger.book().head.seq == 1

@@ -1,6 +1,7 @@
 """A real site charges first and reads then; and whatever its records are, what the server sees is the same."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -217,6 +218,20 @@ def test_two_names_for_the_same_rows_are_one_budget_or_none(federation: Federati
     assert host.site.ledger.charge("default", "r1").used == 1
 
 
+def test_rows_that_were_charged_under_another_name_are_found_before_a_task(federation: Federation) -> None:
+    """In a task the refusal would depend on whether the rows are those of before, and nothing would be charged."""
+    folder = federation.site(SITE)
+    shown(ask(DeployedHost(folder), local_run(federation)))
+    text = (folder / "site.toml").read_text()
+    (folder / "site.toml").write_text(text.replace("[datasets.default]", "[datasets.ward]"))
+    with pytest.raises(DeploymentError, match=r"'ward' holds the records that were charged as 'default'"):
+        DeployedHost(folder)
+    assert not {check.what: check for check in check_site(folder)}["contents"].passed
+    (folder / "site.toml").write_text(text + '[datasets.ward]\nsame_as = "default"\nsource = "../copy.csv"\n')
+    (federation.folder / "copy.csv").write_bytes(source(federation).read_bytes())
+    shown(ask(DeployedHost(folder), local_run(federation, "r2", data={"name": "ward"})))
+
+
 @pytest.mark.parametrize("other", ["text = 'label'", "prompt = 'label'\nresponse = 'text'"])
 def test_two_names_for_one_file_are_one_budget_or_none(federation: Federation, other: str) -> None:
     """Read with other columns, they are still the same people's rows."""
@@ -286,6 +301,23 @@ def test_a_worker_that_ends_has_kept_an_answer(federation: Federation, monkeypat
     assert again.keys() == usual.keys()
     assert host.site.ledger.charge("default", "r1").used == 1
     assert ask(host, config).content == ask(host, config).content
+
+
+def test_an_answer_is_kept_whatever_the_clock_says(federation: Federation) -> None:
+    """Set back, it would make the newest answer the oldest one, and a worker that died afterwards would show."""
+    folder = federation.site(SITE)
+    host, config = DeployedHost(folder), local_run(federation)
+    (folder / "replies").mkdir()
+    for number in range(20):
+        old = folder / "replies" / f"{number}.train"
+        old.write_bytes(b"")
+        os.utime(old, (2**32 + number, 2**32 + number))
+    answer = shown(ask(host, config))
+    assert shown(ask(host, config)) == answer
+    assert host.site.ledger.charge("default", "r1").used == 1
+    assert len(list((folder / "replies").iterdir())) == deployed._REPLIES_KEPT
+    newest = max((folder / "replies").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    assert newest == host._reply_path("train")
 
 
 def test_an_answer_is_kept_for_its_own_run_alone(federation: Federation) -> None:

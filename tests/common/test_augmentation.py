@@ -1,6 +1,7 @@
 """Views of a record: averaged before clipping, so that a record counts once; privacy is what it was."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from confide.common.data.perturbations import reworded, with_edits
 from confide.common.data.record_keys import choices
 from confide.common.errors import ConfigError
 from confide.common.model.embeddings import ascended, embedding_layer, moved
-from confide.common.model.loading import FineTuneModel, model_of
+from confide.common.model.loading import CHARACTERS, FineTuneModel, model_of
 from confide.common.model.per_sample import clipped_sum, hooked
 from confide.common.privacy.plan import privacy_plan
 from confide.common.tasks import collate
@@ -46,6 +47,25 @@ def prepared(make_config):
 
 def gradient(model: FineTuneModel, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.trained.values()))])
+
+
+def test_what_cannot_become_tokens_is_not_read(bert: Path, make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of millions of characters cost a site its round, and so all records of it."""
+    config = make_config(training={"augmentation": 0.2})
+    model, seen = model_of(config), []
+    real = model.task.encode
+
+    def encode(rows: Rows, *rest):
+        seen.extend(len(text) for text in rows.text)
+        return real(rows, *rest)
+
+    monkeypatch.setattr(model.task, "encode", encode)
+    rows = Rows("x", ["good " * 800_000, "bad"], labels=np.zeros(2, dtype=np.int64))
+    records = encode_with_copies(config, model, rows, b"secret")
+    assert max(seen) <= CHARACTERS * model.max_length
+    assert records.lengths(np.arange(2)).tolist() == [model.max_length, model.encode(rows).lengths(np.array([1]))[0]]
+    answer = Rows("x", ["a" * 99 + "b"], response=["c" + "d" * 99]).within(2)
+    assert (answer.text, answer.response) == (["ab"], ["cd"])
 
 
 def test_copies_stand_behind_the_records_as_they_are(prepared) -> None:

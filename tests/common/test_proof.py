@@ -1,5 +1,6 @@
 """Per-record gradients are proved before data is read: right ones pass, wrong ones are named and refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,6 +200,39 @@ def test_a_model_that_routes_tokens_gets_one_record_at_a_time(tmp_path: Path) ->
         lora=LoraSection(targets=("q_proj", "v_proj")),
     )
     assert set(prove(load_model(section, 0, 0), SHAPES).found.values()) == {1}
+
+
+def test_features_of_a_model_that_routes_tokens_are_refused(tmp_path: Path) -> None:
+    """A head with large weights, which the server chooses, makes a gradient of 2C of a last bit."""
+    from transformers import MixtralConfig, MixtralModel
+
+    from confide.tests.tiny import VOCABULARY, save
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=8,
+        max_position_embeddings=66,
+        pad_token_id=0,
+    )
+    backbone = str(save(MixtralModel(config), tmp_path))
+    model = load_model(ModelSection(backbone=backbone, max_length=24, train="head"), 3, 0)
+    with pytest.raises(ModelError, match="changes with the records beside it"):
+        prove(model, SHAPES)
+    with pytest.raises(ModelError, match="changes with the records beside it"):
+        check_apart(model)
+
+
+def test_a_backbone_is_looked_at_within_its_positions(tmp_path: Path) -> None:
+    section = ModelSection(backbone=str(save_architecture("bert", tmp_path)), max_length=64, train="head")
+    model = load_model(section, 3, 0)
+    assert model.positions is not None
+    check_apart(replace(model, max_length=model.positions))
 
 
 def test_a_last_bit_that_is_lost_further_on_is_seen_where_it_arises(bert: Path) -> None:

@@ -33,6 +33,16 @@ def words(problems: list[Problem]) -> list[tuple[str | None, str]]:
     return [(one.column, one.what.split(": ")[-1]) for one in problems]
 
 
+def test_text_of_any_arrow_type_that_is_not_utf8_costs_its_row(tmp_path: Path) -> None:
+    raw = pa.array([b"good one", b"\xff" * 20, b"bad one"], pa.binary_view())
+    texts = pa.Array.from_buffers(pa.string_view(), 3, raw.buffers())
+    path = tmp_path / "r.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": texts, "label": ["yes", "no", "no"]}), path)
+    checked = read_checked(str(path), DATA, ["no", "yes"])
+    assert checked.rows.text == ["good one", "bad one"]
+    assert [problem.row for problem in checked.problems] == [2]
+
+
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_one_bad_row_changes_no_other(tmp_path: Path, kind: str, name: str) -> None:
     write, good, bad, labels, options = KINDS[kind]
