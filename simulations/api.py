@@ -168,7 +168,7 @@ def audit(run: Run) -> dict[str, Any]:
     found = [] if folder is None else [verify(path) for path in find_ledgers(Path(folder))]
     return {
         "promised": privacy.get("epsilon_planned"),
-        "spent": {site["name"]: site.get("epsilon_spent") for site in privacy.get("sites", ())},
+        "spent": {site["site"]: site.get("epsilon_spent") for site in privacy.get("sites", ())},
         "ledgers": [outcome.to_json() for outcome in found],
         "measured": run.report.get("audit"),
     }

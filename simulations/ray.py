@@ -20,7 +20,7 @@ from ..common.errors import ConfideError, ConfigError
 from ..common.processes import end_group, free_port, last_error, tool, wait_for
 
 _CONNECTION = "confide"
-_APPS = {"serverapp": "confide.simulations.app:server", "clientapp": "confide.simulations.app:client"}
+APPS = {"serverapp": "confide.simulations.app:server", "clientapp": "confide.simulations.app:client"}
 
 
 def run_on_ray(config: RunConfig) -> None:
@@ -31,7 +31,7 @@ def run_on_ray(config: RunConfig) -> None:
         raise ConfigError("engine.kind: 'ray' needs ray; install confide[ray], or choose inprocess") from None
     with tempfile.TemporaryDirectory(prefix="confide-ray-") as scratch:
         home, log = Path(scratch), config.output / "ray.log"
-        write_bundle(config, home / "app", _APPS)
+        write_bundle(config, home / "app", APPS)
         with _superlink(home, log, config.engine.address) as (port, environment):
             connection = {"superlink": {_CONNECTION: {"address": f"127.0.0.1:{port}", "insecure": True}}}
             (home / "config.toml").write_text(tomli_w.dumps(connection), encoding="utf-8")

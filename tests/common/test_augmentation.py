@@ -1,7 +1,6 @@
 """Views of a record: averaged before clipping, so that a record counts once; privacy is what it was."""
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,10 +48,10 @@ def gradient(model: FineTuneModel, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.trained.values()))])
 
 
-def test_what_cannot_become_tokens_is_not_read(bert: Path, make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_become_tokens_is_not_read(prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     """A text of millions of characters cost a site its round, and so all records of it."""
-    config = make_config(training={"augmentation": 0.2})
-    model, seen = model_of(config), []
+    config, model, _ = prepared({"augmentation": 0.2})
+    seen: list[int] = []
     real = model.task.encode
 
     def encode(rows: Rows, *rest):

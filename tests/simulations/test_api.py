@@ -83,9 +83,9 @@ def test_a_partition_function_and_a_strategy_of_the_caller(settings: dict[str, A
     class Halved(FedAvg):
         rounds = 0
 
-        def configure_train(self, *arguments):
+        def configure_train(self, server_round, arrays, config, grid):
             type(self).rounds += 1
-            return super().configure_train(*arguments)
+            return super().configure_train(server_round, arrays, config, grid)
 
     def by_length(rows: pandas.DataFrame) -> list[str]:
         return ["long" if len(text) > 30 else "short" for text in rows["text"]]

@@ -20,6 +20,7 @@ from confide.common.bundle import write_bundle
 from confide.common.config.resolve import resolve
 from confide.common.processes import free_port, tool, wait_for
 from confide.server.report.render import read_report
+from confide.simulations.ray import APPS
 
 SITES = 3
 
@@ -96,7 +97,7 @@ def test_distributed_over_tls_and_authenticated_nodes(make_config, local, tmp_pa
     )
     config.output.mkdir(parents=True)
     (config.output / "config.toml").write_text(config.to_toml())
-    write_bundle(config, home / "app")
+    write_bundle(config, home / "app", APPS)
     port = free_port()
     connection = {"address": f"127.0.0.1:{port}", "root-certificates": str(home / "ca.crt")}
     (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"test": connection}}))
