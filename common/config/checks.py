@@ -1,6 +1,6 @@
 """Combinations of a run's settings that cannot hold, each with its reason and what to do instead.
 
-`RunConfig` calls `check_combinations` when it is read. The README's table of refusals follows this page.
+`RunConfig` calls `check_combinations` when it is read. docs/reference/refused.md follows this page.
 """
 
 from typing import TYPE_CHECKING
