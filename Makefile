@@ -53,4 +53,6 @@ soak: .venv/dev
 
 .venv/docs: .venv/base pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[docs]'
+	mkdir -p .venv/source/confide  # mkdocstrings looks for a folder of the package's name, and reads all of it
+	for part in __init__.py cli common client server simulations; do ln -sfn "$(CURDIR)/$$part" .venv/source/confide/$$part; done
 	touch $@
