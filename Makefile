@@ -3,7 +3,7 @@ PYTHON ?= python3
 PARALLEL = --numprocesses auto --maxprocesses 4 --dist loadgroup
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test slow check bench soak format
+.PHONY: demo test slow check bench soak format docs
 
 demo: .venv/demo
 	.venv/bin/confide simulate demo --out runs/demo --overwrite
@@ -22,6 +22,9 @@ check: .venv/dev
 format: .venv/dev
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+docs: .venv/docs
+	.venv/bin/python -m mkdocs build --strict
 
 bench: .venv/dev
 	.venv/bin/python -m benchmarks.run
@@ -46,4 +49,10 @@ soak: .venv/dev
 .venv/dev: .venv/base pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[dev]'
 	ln -sfn '$(CURDIR)' .venv/confide  # pyright reads no import hooks
+	touch $@
+
+.venv/docs: .venv/base pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[docs]'
+	mkdir -p .venv/source/confide  # mkdocstrings looks for a folder of the package's name, and reads all of it
+	for part in __init__.py cli common client server simulations; do ln -sfn "$(CURDIR)/$$part" .venv/source/confide/$$part; done
 	touch $@

@@ -5,7 +5,7 @@
 SST-2, 8,000 records, 8 sites, q = 0.05, T = 30, Adam, δ = 1e-5; ε = 8, 3 and no noise at all with three seeds, 1
 with one; seeds decide the records, the split and the initial adapter. Each run takes about 80 s on two cores. Finished
 runs are kept in accuracy.json, so that the program can be stopped and started again; with SECONDS it stops by itself.
-When all are there it writes its part of RESULTS.md and docs/accuracy.png.
+When all are there it writes its part of RESULTS.md and docs/assets/accuracy.png.
 """
 
 import json
@@ -23,7 +23,7 @@ from confide.common.config.run import RunConfig, load
 from confide.simulations.recipes import find_recipe
 
 KEPT = HERE / "accuracy.json"
-IMAGE = HERE.parent / "docs" / "accuracy.png"
+IMAGE = HERE.parent / "docs" / "assets" / "accuracy.png"
 SEEDS: dict[float | None, tuple[int, ...]] = {8.0: (7, 8, 9), 3.0: (7, 8, 9), None: (7, 8, 9), 1.0: (7,)}
 """by ε"""
 KINDS = {

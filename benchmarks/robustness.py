@@ -244,11 +244,11 @@ def _table(content: dict[str, Any], folder: Path) -> Table:
             table.append((f"{setting['name']}, {row['defence']}: accuracy under each attack, %", each, ""))
             lost = 100 * (row["clean"] - row["worst"])
             table.append(
-                (f"… points lost to the worst ({row['worst_attack']})", f"{lost:.1f}", "≤ 3 (default defence)")
+                (f"… points lost to the worst ({row['worst_attack']})", f"{lost:.1f}", "≤ 3 (mixing + trimmed mean)")
             )
             if row["backdoor"] is not None:
                 turned = f"{100 * row['backdoor']:.0f} %"
-                table.append(("… texts that the trigger turns, most of any run", turned, "≤ 10 % (default defence)"))
+                table.append(("… texts that the trigger turns, most of any run", turned, "≤ 10 % (mixing + trimmed mean)"))
     return table
 
 

@@ -57,7 +57,7 @@ def ledger_(
     json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     report: Annotated[Path | None, typer.Option(metavar="RUN", help="Add the outcome to this run's report.")] = None,
 ) -> None:
-    """Verify chain, signatures and head, and compute ε again by two accountants; exit code 0 only when all holds."""
+    """Verify chain, signatures and head, and compute ε again by three accountants; exit code 0 only when all holds."""
     import json
 
     from ..common.errors import ConfigError

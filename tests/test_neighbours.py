@@ -1,4 +1,4 @@
-"""The test that stands for the kind (PRIVACY section 9): a site's rows, and the same rows without one of them.
+"""The test that docs/explanation/neighbours.md tells of: a site's rows, and the same rows without one of them.
 
 From the file to what is released, through the real path of a real site, with the noise off and the coins fixed: a
 record that was drawn moves a step's sum by at most C, one that was not drawn or cannot be used by nothing at all, and

@@ -1,4 +1,4 @@
-"""What others got wrong, one test a line (PRIVACY section 8)."""
+"""What others got wrong, one test a line (docs/explanation/pitfalls.md)."""
 
 from pathlib import Path
 

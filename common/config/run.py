@@ -39,7 +39,7 @@ _JSON = "json:"
 
 
 class RunConfig(Section, frozen=True):
-    """One run, whole: DESIGN section 3."""
+    """One run, whole; every key: docs/reference/configuration.md."""
 
     run: RunSection = RunSection()
     model: ModelSection

@@ -34,7 +34,7 @@ def admit(book: Book, request: Request, limit: Limit, site: str, same: Collectio
     set's; no noise on a limited data set; another unit; over the limit. Raises PrivacyError for events that spend
     nothing or cannot be accounted for.
 
-    To change with the accounting by PLD (PRIVACY section 4): the first declared run of a data set is then admitted by
+    To change with the accounting by PLD (docs/not-yet.md): the first declared run of a data set is then admitted by
     PLD, and every later one only if the filter over everything, the first included, stays within the limit.
     """
     events.check(repeated(request.step, request.steps))

@@ -1,6 +1,7 @@
 """A site's account of spent privacy: one SQLite file, one writer at a time, nothing forgotten.
 
-Order (PRIVACY section 5): lock → check → write RESERVE → durable → COMMIT of a round's steps → then touch the data.
+Order: lock → check → write RESERVE → durable → COMMIT of a round's steps → then touch the data
+(docs/explanation/privacy.md).
 
 A run reserves all of its declared steps at once, before its first touch of the data; that charges them, whatever
 happens next. `admission.admit` alone says whether it may. Each round COMMITs its steps before it reads, so no

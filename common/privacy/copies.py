@@ -1,8 +1,9 @@
 """ε of a record that several sites hold, where the claim of a run is for a record that one site holds (J = 1).
 
-Two cases, by who adds the noise (PRIVACY section 4). Where each site adds its own, its J copies are J releases, and the
-sites' ledgers compose. Where one noise covers the sum of all sites, they do not: a step that draws i of the J copies
-moves the sum by up to i·C under the same noise, which is worse than J releases that each have noise of their own.
+Two cases, by who adds the noise (docs/explanation/privacy.md). Where each site adds its own, its J copies are J
+releases, and the sites' ledgers compose. Where one noise covers the sum of all sites, they do not: a step that draws i
+of the J copies moves the sum by up to i·C under the same noise, which is worse than J releases that each have noise of
+their own.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The object that draws the batch is the one that says q: sampler, noise and accountant in one place.
 
 A run declares (q, z, T) before it starts; ε follows from the declaration. The noise is Skellam on a grid, which PLD
-accountants do not know, so ε comes from Rényi DP at integer orders (PRIVACY sections 3 and 4); the Gaussian accountants
-of dp-accounting are here for cross-checks and explanations.
+accountants do not know, so ε comes from Rényi DP at integer and fractional orders (docs/explanation/privacy.md); the
+Gaussian accountants of dp-accounting are here for cross-checks and explanations.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The two parties of a secure sum, as state that is moved by function calls: no network, no clock.
 
 Set-up, once for many rounds: `Site.advertise` → `Site.deal` → `Site.accept`. Each round: `Site.mask`, then
-`Site.open`. The server's side: `Roster`, then a `Sum` a round. docs/secure-sums.md has the argument.
+`Site.open`. The server's side: `Roster`, then a `Sum` a round. docs/explanation/secure-sums.md has the argument.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The facts of a run as one JSON document; its names are a contract (DESIGN section 4)."""
+"""The facts of a run as one JSON document; its names are a contract (docs/reference/run-folder.md)."""
 
 import importlib.metadata
 import os

@@ -77,7 +77,7 @@ def test_a_limit_displaces_at_most_one_record() -> None:
     ],
 )
 def test_copies_of_a_record_are_the_same_whoever_is_there(make_config, changes: dict) -> None:
-    """Row one of PRIVACY section 9: copies came from one generator in file order."""
+    """docs/explanation/pitfalls.md: copies came from one generator in file order."""
     changes = {**changes, "data": {"labels": ["negative", "positive"], **changes.get("data", {})}}
     config = make_config(**changes)
     model, rows = model_of(config), some_rows(12)

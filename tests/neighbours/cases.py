@@ -270,7 +270,7 @@ def check_distillation(sites: Sites, watch: Observer, case: Case, names: Iterabl
 
 
 def cells() -> list[Case]:
-    """Architecture × task × training part: the table of docs/architectures.md, row by row."""
+    """Architecture × task × training part: the table of docs/reference/architectures.md, row by row."""
     found: list[Case] = []
     for name in ENCODERS:
         found += _parts(Case(name), TEXT_TASKS)

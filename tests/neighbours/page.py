@@ -1,4 +1,4 @@
-"""docs/architectures.md: which architectures train under privacy, written from what a site answers to each cell.
+"""docs/reference/architectures.md: what trains under privacy, written from what a site answers to each cell.
 
 `python -m confide.tests.neighbours.page` tries every cell and writes the page; the slow tests try each again, with the
 neighbour property, and compare.
@@ -16,7 +16,7 @@ from confide.tests.architectures import DECODERS, ENCODERS, IMAGES, TARGETS
 from confide.tests.neighbours.cases import Case, cells, refusal
 from confide.tests.neighbours.site import Sites
 
-PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"
 YES, NEVER, OWN = "yes", "–", "own head"
 PARTS = ("LoRA, default layers", "LoRA, named layers", "head", "full")
 NAMES = {

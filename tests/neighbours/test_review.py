@@ -1,4 +1,4 @@
-"""What an outside review found about randomness and gradients (PRIVACY section 9), one test a line.
+"""What an outside review found about randomness and gradients (docs/explanation/pitfalls.md), one test a line.
 
 Each right value stands beside a control: with the fault put back the same test fails, so it would have seen it.
 """

@@ -1,4 +1,4 @@
-"""What each kind of audit sees: faults are put back (PRIVACY section 9, and a clip that does not clip).
+"""What each kind of audit sees: faults are put back (docs/explanation/pitfalls.md, and a clip that does not clip).
 
 | fault | gradient canaries | canary records, on updates | neighbour sensitivity |
 |---|---|---|---|
