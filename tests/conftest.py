@@ -4,6 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Generator, Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from confide.cli.main import main
 from confide.common.config.run import RunConfig
 from confide.common.model import proof
-from confide.server.report import plots
+from confide.common.privacy.mechanism import gaussian_epsilon
+from confide.server.report import build, plots
+from confide.tests.elsewhere import Elsewhere
 from confide.tests.parts import Part, part_of
 from confide.tests.proofs import Proofs
 from confide.tests.tiny import LOCAL, VOCABULARY, merged, run_content, save, save_bert, save_data, save_wordpiece
@@ -95,6 +98,21 @@ def real_proofs(_each_proof_once: Proofs, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(proof, "prove", _each_proof_once.prove)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_cross_check() -> Iterator[None]:
+    """A report's ε of a Gaussian, which is no claim of the run, takes a second by PLD: by RDP here. See
+    `real_cross_check`."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(build, "gaussian_epsilon", partial(gaussian_epsilon, accountant="rdp"))
+        yield
+
+
+@pytest.fixture
+def real_cross_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at it."""
+    monkeypatch.setattr(build, "gaussian_epsilon", gaussian_epsilon)
+
+
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_bert(tmp_path_factory.mktemp("bert"))
@@ -130,6 +148,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def elsewhere() -> Iterator[Elsewhere]:
+    """Runs scripts in another process, which loads torch once."""
+    elsewhere = Elsewhere()
+    yield elsewhere
+    elsewhere.close()
 
 
 @pytest.fixture
