@@ -3,7 +3,7 @@ PYTHON ?= python3
 PARALLEL = --numprocesses auto --maxprocesses 4 --dist loadgroup
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test slow check bench soak format docs
+.PHONY: demo test slow slow-part check docs bench soak format
 
 demo: .venv/demo
 	.venv/bin/confide simulate demo --out runs/demo --overwrite
@@ -13,6 +13,10 @@ test: .venv/dev
 
 slow: .venv/dev
 	.venv/bin/python -m pytest -m slow $(PARALLEL)
+
+# a third of the slow tests by the day of the year, in an order of that day, for twelve minutes
+slow-part: .venv/dev
+	.venv/bin/python -m pytest -m slow --part $$(date -u +%j)/3 --minutes 12 -rs $(PARALLEL)
 
 check: .venv/dev
 	.venv/bin/ruff format --check .

@@ -1,9 +1,12 @@
 """Tiny models and data, built here: no test needs a download."""
 
+import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets.config
 import huggingface_hub.constants
@@ -14,7 +17,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from confide.cli.main import main
 from confide.common.config.run import RunConfig
-from confide.server.report import plots
+from confide.common.model import proof
+from confide.common.privacy.mechanism import gaussian_epsilon
+from confide.server.report import build, plots
+from confide.tests.elsewhere import Elsewhere
+from confide.tests.parts import Part, part_of
+from confide.tests.proofs import Proofs
 from confide.tests.tiny import LOCAL, VOCABULARY, merged, run_content, save, save_bert, save_data, save_wordpiece
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # for processes that tests start; this one has read it already
@@ -31,8 +39,10 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _each_plot_once() -> Iterator[None]:
-    """Drawing takes half the time of a tiny run: each kind of plot is drawn to its end once, and then only built."""
+    """Plots take half the time of a tiny run: each kind is drawn to its end once, and built once for facts of each form
+    (another part missing, a list empty or of one entry); what is alike gets the image that is there."""
     drawn: dict[str, bytes] = {}
+    built: set[tuple] = set()
 
     def png(figure: Figure) -> bytes:
         kind = sys._getframe(1).f_code.co_name
@@ -40,9 +50,67 @@ def _each_plot_once() -> Iterator[None]:
             drawn[kind] = real(figure)
         return drawn[kind]
 
-    real, plots._png = plots._png, png
-    yield
-    plots._png = real
+    def once(kind: str, plot: Callable[..., bytes]) -> Callable[..., bytes]:
+        def image(*facts: object, **named: object) -> bytes:
+            form = kind, _form(facts), _form(named)
+            if form not in built or kind not in drawn:
+                plot(*facts, **named)
+                built.add(form)
+            return drawn[kind]
+
+        return image
+
+    with pytest.MonkeyPatch.context() as patched:
+        real = plots._png
+        for kind, plot in list(vars(plots).items()):
+            if inspect.isfunction(plot) and plot.__module__ == plots.__name__ and not kind.startswith("_"):
+                patched.setattr(plots, kind, once(kind, plot))
+        patched.setattr(plots, "_png", png)
+        yield
+
+
+_DRAWN_OF_NO_PLOT = ("config", "environment", "model", "ledger")
+"""parts of a report whose form decides nothing in a plot"""
+
+
+def _form(facts: Any) -> Hashable:
+    """The keys and types of nested facts; of a list, whether it has none, one or several entries, and the first's."""
+    if isinstance(facts, dict):
+        return tuple((key, _form(value)) for key, value in facts.items() if key not in _DRAWN_OF_NO_PLOT)
+    if isinstance(facts, list | tuple):
+        return (min(len(facts), 2), *map(_form, facts[:1] if isinstance(facts, list) else facts))
+    return type(facts)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_proof_once() -> Iterator[Proofs]:
+    """Workers of the same model, in the same shapes, are proved once a process: its weights, its layers and their
+    settings, its task and the number of threads are all that a proof depends on. See `real_proofs`."""
+    proofs = Proofs(proof.prove)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(proof, "prove", proofs)
+        yield proofs
+
+
+@pytest.fixture
+def real_proofs(_each_proof_once: Proofs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what a proof is for: none is taken over from another test."""
+    monkeypatch.setattr(proof, "prove", _each_proof_once.prove)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_cross_check() -> Iterator[None]:
+    """A report's ε of a Gaussian, which is no claim of the run, takes a second by PLD: by RDP here. See
+    `real_cross_check`."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(build, "gaussian_epsilon", partial(gaussian_epsilon, accountant="rdp"))
+        yield
+
+
+@pytest.fixture
+def real_cross_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at it."""
+    monkeypatch.setattr(build, "gaussian_epsilon", gaussian_epsilon)
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +148,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def elsewhere() -> Iterator[Elsewhere]:
+    """Runs scripts in another process, which loads torch once."""
+    elsewhere = Elsewhere()
+    yield elsewhere
+    elsewhere.close()
 
 
 @pytest.fixture
@@ -126,15 +202,42 @@ def shared_data() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what their module made run on one worker: a federation or a finished run is made once."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", metavar="DAY/PARTS", help="one of so many parts of what is selected, by the day")
+    parser.addoption("--minutes", type=float, default=60.0, help="of --part: after them no test begins")
+
+
+_PART = pytest.StashKey[Part]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if text := config.getoption("--part"):
+        config.stash[_PART] = part_of(text, config.getoption("--minutes"))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return str(config.stash[_PART]) if _PART in config.stash else None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if _PART in item.config.stash and item.config.stash[_PART].over():
+        pytest.skip("today's minutes are over")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+    """Tests that share what their module made run on one worker: a federation or a finished run is made once. What -m
+    and -k have left is reduced to the part that --part asks for."""
     for item in items:
         if not isinstance(item, pytest.Function) or item.path.name in _SPREAD:
             continue
         used = item._fixtureinfo.name2fixturedefs.values()
         if any(definitions[-1].scope == "module" for definitions in used):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    yield
+    if _PART in config.stash:
+        items[:], left = config.stash[_PART].chosen(items)
+        config.hook.pytest_deselected(items=left)
 
 
 _SPREAD = ("test_neighbours.py", "test_spelling.py")

@@ -116,6 +116,10 @@ class Federation:
         process.terminate()
         return process.wait(timeout=30)
 
+    def runs(self, name: str) -> bool:
+        """Whether it was started, and not ended since."""
+        return name in self._processes
+
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
         return path.read_text()[-5000:] if path.is_file() else ""

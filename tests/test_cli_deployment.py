@@ -2,11 +2,14 @@
 
 import json
 import logging
+import shutil
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from confide.cli.main import main
 from confide.common.credentials import expiry, issue
 from confide.common.logs import log_to
 from confide.server.deploy.deployment import ServerFile
@@ -19,17 +22,29 @@ def confide_in_a_folder(confide, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     return lambda line: confide(*line.split())
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's and two sites' folders, with data, as the commands make them; each test gets a copy."""
+    place = tmp_path_factory.mktemp("made")
+    lines = ["demo-data data --sites 2", "server init server --name 127.0.0.1 --port 9"]
+    lines += [
+        f"site init site-{i} --name site-{i} --server 127.0.0.1:9 --ca server/ca.crt --dataset demo "
+        f"--source ../data/train-{i}.csv"
+        for i in (1, 2)
+    ]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(place)
+        for line in lines:
+            patched.setattr(sys, "argv", ["confide", *line.split()])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert not ended.value.code, line
+    return place
+
+
 @pytest.fixture
-def folders(confide) -> None:
-    """A server's and two sites' folders, with data."""
-    assert confide("demo-data data --sites 2")[0] == 0
-    assert confide("server init server --name 127.0.0.1 --port 9")[0] == 0
-    for i in (1, 2):
-        made = confide(
-            f"site init site-{i} --name site-{i} --server 127.0.0.1:9 --ca server/ca.crt --dataset demo "
-            f"--source ../data/train-{i}.csv"
-        )
-        assert made[0] == 0, made
+def folders(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
 
 
 def test_the_walk_up_to_the_first_connection(confide, folders, tmp_path: Path) -> None:

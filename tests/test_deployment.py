@@ -31,6 +31,8 @@ ROUNDS, SITES = 3, 3
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     with running(tmp_path_factory.mktemp("federation"), SITES) as federation:
         yield federation
+        check_no_code(federation)  # again, after all runs of the module
+        check_logs(federation)
 
 
 def wait_for_rounds(federation: Federation, run: str, count: int, seconds: float = 180.0) -> None:
@@ -64,6 +66,7 @@ def test_a_run_survives_the_death_of_its_server_and_charges_each_round_once(fede
     assert "tiny" in listed.stdout
 
 
+@pytest.mark.slow
 def test_a_site_killed_in_a_round_comes_back_for_the_next(federation: Federation) -> None:
     content = run_content(ROUNDS, SITES)
     content["run"]["name"] = "local"
@@ -150,6 +153,7 @@ def operator(federation: Federation, folder: Path, certificate: str = "operator"
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_from_another_machine(federation: Federation, tmp_path: Path) -> None:
     """The whole way with a URL: submitted with its test set, followed, its results fetched, listed, stopped."""
     url, mine = f"https://127.0.0.1:{federation.operator_port}", operator(federation, tmp_path / "operator")
@@ -227,17 +231,25 @@ def test_operators_show_a_certificate_of_their_own(
         runs.rows()
 
 
-def test_a_bundle_carries_no_code(federation: Federation) -> None:
+def check_no_code(federation: Federation) -> None:
     for path in (federation.server / "flwr").rglob("*"):
         assert path.suffix not in (".py", ".so", ".pyc"), path
 
 
-def test_logs_hold_no_record_and_no_secret(federation: Federation) -> None:
+def test_a_bundle_carries_no_code(federation: Federation) -> None:
+    check_no_code(federation)
+
+
+def check_logs(federation: Federation) -> None:
     texts = [path.read_text(errors="replace") for path in federation.folder.rglob("*.log")]
     assert texts
     for text in texts:
         assert "gloomy" not in text
         assert "PRIVATE KEY" not in text
+
+
+def test_logs_hold_no_record_and_no_secret(federation: Federation) -> None:
+    check_logs(federation)
 
 
 def test_a_site_stops_cleanly(federation: Federation) -> None:
@@ -251,8 +263,11 @@ def test_a_site_stops_cleanly(federation: Federation) -> None:
         assert not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.slow
 def test_a_reply_counts_once_however_often_it_is_sent(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Site 3, which has stopped, comes back as one that sends every answer twice, and all its old ones again."""
+    if federation.runs("site-3"):
+        federation.stop("site-3")
     real, sent = Node._push, []
 
     def again(self, client, node, reply):

@@ -36,7 +36,10 @@ from confide.tests.neighbours.site import Observer, Sites, Told, ask, everybody
 
 slow = pytest.mark.slow
 SLOW_ROWS = ("over-long", "no tokens", "shortest")
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # a number beyond float32, on purpose
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:overflow encountered in cast"),  # a number beyond float32, on purpose
+    pytest.mark.usefixtures("real_proofs"),
+]
 _TASKS = (
     "sequence-classification",
     "token-classification",

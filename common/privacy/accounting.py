@@ -72,8 +72,14 @@ def epsilon_pld(history: History, delta: float) -> float:
         return 0.0
     if not is_private(history):
         return math.inf
-    account = pld_account(min(rates(step)[1] for step in history))
-    for step, count in history.items():
+    return _composed_pld(tuple(history.items()), delta)
+
+
+@lru_cache(maxsize=4096)
+def _composed_pld(history: tuple[tuple[Step, int], ...], delta: float) -> float:
+    """It takes a second, and the sites of a run hold the same history."""
+    account = pld_account(min(rates(step)[1] for step, _ in history))
+    for step, count in history:
         q, z = rates(step)
         account.compose(SelfComposedDpEvent(PoissonSampledDpEvent(q, GaussianDpEvent(z)), count))
     return float(account.get_epsilon(delta))

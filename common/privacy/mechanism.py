@@ -261,6 +261,7 @@ def skellam_epsilon(sampling_rate: float, noise_multiplier: float, steps: int, d
     return float(epsilon)
 
 
+@lru_cache(maxsize=4096)  # by PLD it takes a second: once for all sites and runs of one declaration
 def gaussian_epsilon(
     sampling_rate: float, noise_multiplier: float, steps: int, delta: float, accountant: str = "pld"
 ) -> float:

@@ -1,8 +1,6 @@
-"""Models of every kind load, train where they should, and their exports give the same logits in a fresh process."""
+"""Models of every kind load, train where they should, and their exports give the same logits in another process."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from confide.common.model import backbones
 from confide.common.model.backbones import resolve_backbone
 from confide.common.model.loading import export_adapter, load_base, load_model, lora_pairs, plain
 from confide.common.tasks import load_task, task_names
+from confide.tests.elsewhere import Elsewhere
 
 LORA = LoraSection(rank=2, alpha=4)
 
@@ -32,8 +31,8 @@ def section(folder: Path, **changes) -> ModelSection:
         ("gpt2", {"task": "causal-lm", "train": "full"}),  # its two embeddings were one before
     ],
 )
-def test_an_exported_adapter_gives_the_same_logits_in_a_fresh_process_and_merged(
-    request: pytest.FixtureRequest, backbone: str, changes: dict, tmp_path: Path
+def test_an_exported_adapter_gives_the_same_logits_in_another_process_and_merged(
+    request: pytest.FixtureRequest, elsewhere: Elsewhere, backbone: str, changes: dict, tmp_path: Path
 ) -> None:
     chosen = section(request.getfixturevalue(backbone), **changes)
     model = load_model(chosen, 3, 1)
@@ -53,8 +52,8 @@ ids, mask = torch.tensor({ids.tolist()}), torch.tensor({mask.tolist()})
 with torch.no_grad():
     print(json.dumps(model(input_ids=ids, attention_mask=mask).logits.tolist()))
 """
-    fresh = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    np.testing.assert_allclose(here, json.loads(fresh.stdout.splitlines()[-1]), rtol=1e-5, atol=1e-6)
+    there = elsewhere(script, tmp_path)
+    np.testing.assert_allclose(here, json.loads(there.splitlines()[-1]), rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         merged = plain(model, adapter)(input_ids=ids, attention_mask=mask).logits.numpy()
     np.testing.assert_allclose(here, merged, rtol=1e-3, atol=1e-4)

@@ -91,6 +91,7 @@ def test_runs_without_privacy_are_recorded_as_such(make_config, tmp_path: Path) 
     assert outcome.to_json()["datasets"][0]["epsilon"]["rdp"] == "infinite"
 
 
+@pytest.mark.slow
 def test_the_ledger_on_ray_is_the_same(kept, tmp_path: Path) -> None:
     simulate(kept(engine={"kind": "ray", "ledger": str(tmp_path / "ledgers")}))
     for name in ("site-1", "site-4"):

@@ -377,6 +377,7 @@ def test_the_sum_is_audited(distributed) -> None:
     assert control["audit"]["gradient"]["correct"] >= 9  # without noise a canary that was drawn stands out
 
 
+@pytest.mark.slow
 def test_the_modes_on_ray(distributed, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     report = run(distributed(engine={"kind": "ray"}))
