@@ -28,14 +28,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .common.config.run import RunConfig
-    from .common.model.loading import load_base, load_spelling
+    from .common.model.adapter import load_base, load_spelling
     from .server.callbacks import Callback
     from .simulations.api import Run, audit, load, resume, simulate
 
 _PLACES = {
     "RunConfig": "common.config.run",
-    "load_base": "common.model.loading",
-    "load_spelling": "common.model.loading",
+    "load_base": "common.model.adapter",
+    "load_spelling": "common.model.adapter",
     "Callback": "server.callbacks",
 }
 

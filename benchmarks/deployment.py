@@ -19,8 +19,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from benchmarks.run import Table, play
-from confide.client.deploy.node import Worker
 from confide.client.deploy.resident import ask
+from confide.client.deploy.worker_process import WorkerProcess
 from confide.common import wire
 from confide.common.bundle import write_bundle
 from confide.common.config.run import load
@@ -124,7 +124,7 @@ def latency(folder: Path) -> Table:
     content["server"]["min_clients"] = 1
     config = declare(federation.server, load(write_run(federation.folder, content)))
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    worker = Worker(federation.site("site-1"))
+    worker = WorkerProcess(federation.site("site-1"))
     times = []
     try:
         worker.ensure()

@@ -11,8 +11,8 @@ from ..common.config.tables import DataSection
 from ..common.data.active import Strategy, choose
 from ..common.data.sources import read_table, read_texts
 from ..common.errors import ConfigError, DataError
+from ..common.model.adapter import read_adapter
 from ..common.model.backbones import FOLDERS
-from ..common.model.loading import read_adapter
 from ..common.types import Reads, Rows
 from .deploy.folder import load_site, own_backbones, write_private
 from .personalize import load_finished

@@ -8,8 +8,9 @@ from safetensors.numpy import save
 
 from ..common.config.tables import DataSection, ModelSection
 from ..common.errors import ConfigError, ModelError
+from ..common.model.adapter import CARD, read_adapter
 from ..common.model.backbones import FOLDERS
-from ..common.model.loading import CARD, FineTuneModel, load_model, read_adapter
+from ..common.model.loading import FineTuneModel, load_model
 from ..common.model.personal_head import PersonalHead, personal_head
 from ..common.types import Adapter
 from .deploy.folder import data_section, load_site, named_dataset, own_backbones, write_private

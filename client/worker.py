@@ -18,9 +18,10 @@ import numpy as np
 
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, PrivacyError, RecordsError, WireError, contain
+from ..common.model.apart import check_apart
 from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.per_sample import hooked, validate
-from ..common.model.proof import check_apart, check_reached, proved_shapes
+from ..common.model.proof import check_reached, proved_shapes
 from ..common.modes import Release, mode_of
 from ..common.modes.distillation import ANSWERS, answers_shape
 from ..common.privacy.audit import NO_CANARIES, GradientCanaries

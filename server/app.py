@@ -20,8 +20,9 @@ from flwr.serverapp.strategy import Strategy
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, ConfigError
 from ..common.ledger.chain import write_json
+from ..common.model.adapter import export_adapter
 from ..common.model.backbones import FOLDERS
-from ..common.model.loading import export_adapter, model_of
+from ..common.model.loading import model_of
 from ..common.privacy.plan import privacy_plan
 from ..common.types import Adapter, Records, Update
 from . import checkpoint

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..common.config.run import RunConfig
 from ..common.errors import ConfigError, ModelError
-from ..common.model.loading import FineTuneModel, read_adapter
+from ..common.model.adapter import read_adapter
+from ..common.model.loading import FineTuneModel
 from ..common.types import Adapter
 
 _SAME = ("backbone", "lora")

@@ -212,7 +212,7 @@ _PART = pytest.StashKey[Part]()
 
 def pytest_configure(config: pytest.Config) -> None:
     if text := config.getoption("--part"):
-        config.stash[_PART] = part_of(text, config.getoption("--minutes"))
+        config.stash[_PART] = part_of(text, float(config.getoption("--minutes") or 60.0))
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -7,8 +7,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from confide.common.model.apart import state_of
 from confide.common.model.loading import FineTuneModel
-from confide.common.model.proof import _state
 from confide.common.model.shapes import Shapes
 
 
@@ -36,7 +36,7 @@ def content_of(model: FineTuneModel) -> bytes:
     """A digest of the weights as they were loaded, of every layer's kind and settings, and of what is trained and
     read. What training made of the weights does not count: a model is proved once for all of its rounds."""
     module, made = model.template, hashlib.sha256()
-    facts = [_state(module), str(module), str(getattr(module.get_base_model(), "config", None)), repr(model.task)]
+    facts = [state_of(module), str(module), str(getattr(module.get_base_model(), "config", None)), repr(model.task)]
     facts += [model.max_length, model.head_only, model.classes, model.pad, str(model.device), list(model.trained)]
     text = repr(facts)
     for folder in {str(getattr(part, "name_or_path", "")) for part in module.modules()} - {""}:

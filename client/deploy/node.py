@@ -6,15 +6,10 @@ but what is installed here: from a bundle it reads the configuration, and it ref
 """
 
 import fcntl
-import io
 import json
 import logging
-import os
 import random
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import zipfile
@@ -25,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.app.user_config import UserConfig
@@ -53,83 +46,26 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
-from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from ...common import wire
-from ...common.config.run import SiteSection
 from ...common.errors import DeploymentError, WireError, WorkerError
 from ...common.ledger.chain import write_json
 from ...common.ledger.ledger import Ledger
 from ..app import DEADLINE, LIMIT, SOCKET, app
+from .connection import FRAMING, check_bundle, connection_problem, fleet_client, read_node_key, told
 from .contents import take_digests
-from .folder import CA, LEDGER, NODE_KEY, load_site
+from .folder import LEDGER, NODE_KEY, load_site
 from .resident import NO_ANSWER
+from .worker_process import WorkerProcess
 
 HEARTBEAT_SECONDS = 30.0
 """after twice as long without one, the server holds the site to be away"""
 STATE = "state.json"
-_BUNDLE_LIMIT = 2**20
 _LONGEST_BACKOFF = 60.0
-_WORKER_START_SECONDS = 120.0
-_FRAMING = 2**20
-"""bytes beyond a message's arrays that an answer of the server may take"""
 
 log = logging.getLogger("confide.site")
-
-
-class Worker:
-    """The resident worker process: started, watched, restarted."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._home = Path(tempfile.mkdtemp(prefix="confide-"))  # mode 0700
-        self.socket = self._home / "worker.sock"
-        self._process: subprocess.Popen | None = None
-
-    def ensure(self) -> None:
-        """Raises WorkerError when it does not start."""
-        if self.alive:
-            return
-        if self._process is not None:
-            log.error("the worker ended with status %s; it is restarted", self._process.returncode)
-        self.socket.unlink(missing_ok=True)
-        environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
-        command = [
-            sys.executable,
-            "-m",
-            "confide.client.deploy.resident",
-            str(self._folder.resolve()),
-            str(self.socket),
-            str(os.getpid()),
-        ]
-        self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)  # noqa: S603
-        until = time.monotonic() + _WORKER_START_SECONDS
-        while not self.socket.exists():
-            if self._process.poll() is not None or time.monotonic() > until:
-                self.stop()
-                raise WorkerError("the worker does not start; its own words are above, or in the service's log")
-            time.sleep(0.05)
-
-    @property
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-
-    def close(self) -> None:
-        self.stop()
-        self.socket.unlink(missing_ok=True)
-        self._home.rmdir()
 
 
 class Node:
@@ -144,7 +80,7 @@ class Node:
         for name, reason in take_digests(folder, config, Ledger.open(folder / LEDGER)).items():
             log.error("data set '%s' cannot be read, so runs on it are answered with noise alone: %s", name, reason)
         self._stopped = threading.Event()
-        self._worker = Worker(folder)
+        self._worker = WorkerProcess(folder)
         self._configs: dict[int, dict[str, Any]] = {}
         self._refused: dict[int, str] = {}
         self._state = {**read_state(folder), "connected": False}
@@ -237,7 +173,7 @@ class Node:
         try:
             message = self._pulled(client, node, tree, metadata.run_id)
         except (WireError, ValueError, KeyError, TypeError) as error:
-            reply = Message(Error(wire.REFUSED, _told(error)), reply_to=head)
+            reply = Message(Error(wire.REFUSED, told(error)), reply_to=head)
         else:
             message.metadata.__dict__["_message_id"] = tree.object_id
             reply = self._reply(client, node, message)
@@ -253,7 +189,7 @@ class Node:
     def _pulled(self, client: FleetHttpClient, node: ProtoNode, tree: Any, run_id: int) -> Message:
         """Raises WireError for a message beyond site.max_message."""
         pull = make_pull_object_fn_protobuf(client.PullObject, node, run_id)
-        left = self._section.max_message + _FRAMING
+        left = self._section.max_message + FRAMING
 
         def counted(object_id: str) -> bytes:
             nonlocal left
@@ -342,93 +278,6 @@ class Node:
                 ),
                 object_ids_to_push=set(answer.objects_to_push),
             )
-
-
-def check_bundle(content: bytes) -> None:
-    """Raises WireError unless a bundle holds configuration only, and names our apps."""
-    if len(content) > _BUNDLE_LIMIT:
-        raise WireError(f"the run's bundle has {len(content):,} bytes; allowed: {_BUNDLE_LIMIT:,}")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        entries = archive.infolist()
-    if sum(entry.file_size for entry in entries) > 4 * _BUNDLE_LIMIT:
-        raise WireError("the run's bundle unpacks to more than a configuration needs")
-    foreign = [entry.filename for entry in entries if entry.filename not in ("pyproject.toml", ".info/CONTENT")]
-    if foreign:
-        raise WireError(
-            f"the run's bundle holds {len(foreign)} files beside its configuration, e.g. '{foreign[0][:60]}'; this "
-            "site runs what it installed, no code from outside"
-        )
-
-
-def read_node_key(path: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
-    """Raises DeploymentError: missing, readable by others, or not a P-384 key."""
-    try:
-        if path.stat().st_mode & 0o077:
-            raise DeploymentError(f"{path}: others may read this key; allowed: mode 0600; chmod 600 {path}")
-        key = load_ssh_private_key(path.read_bytes(), None)
-    except OSError as error:
-        raise DeploymentError(f"{path}: the node's key cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise DeploymentError(f"{path}: not a private key in OpenSSH form") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise DeploymentError(f"{path}: not an elliptic-curve key; make the site's folder anew")
-    return key, key.public_key()
-
-
-def fleet_client(
-    folder: Path,
-    section: SiteSection,
-    keys: tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey],
-    seconds: float | None = None,
-) -> FleetHttpClient:
-    """Flower's client with our CA, our key and a cap on answers. Raises DeploymentError without the CA's certificate.
-
-    seconds: timeout of a call; omitted: Flower's.
-    """
-    try:
-        certificates = (folder / CA).read_bytes()
-    except OSError as error:
-        raise DeploymentError(f"{folder / CA}: the CA's certificate cannot be read: {error.strerror}") from None
-    interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(*keys)]
-    client = FleetHttpClient.from_server_address(section.server, False, certificates, interceptors)
-    most = section.max_message + _FRAMING
-
-    def capped(response: httpx.Response) -> None:
-        """Before the body is read."""
-        length = response.headers.get("content-length", "")
-        if not length.isdigit() or int(length) > most:
-            raise WireError(f"the server's answer has {length or 'an unknown number of'} bytes; allowed: {most:,}")
-
-    inner = client._client
-    inner.follow_redirects = False
-    inner.event_hooks = {"response": [capped]}
-    if seconds is not None:
-        inner.timeout = httpx.Timeout(seconds)
-    return client
-
-
-def connection_problem(error: Exception, section: SiteSection) -> str:
-    """What to do about it, in one line."""
-    text = str(error)
-    if isinstance(error, httpx.HTTPStatusError):
-        status = error.response.status_code
-        if status in (401, 403, 404, 412):
-            return (
-                f"{section.server} does not know this site (HTTP {status}): have its operator run "
-                "'confide server add-site' with site.pub, and compare the clocks"
-            )
-        return f"{section.server} answers HTTP {status}"
-    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
-        detail = text.split("certificate verify failed:")[-1].split("(_ssl")[0].strip()
-        return f"{section.server} shows a certificate that {CA} does not vouch for ({detail})"
-    if isinstance(error, httpx.ConnectError | httpx.TimeoutException):
-        return f"{section.server} cannot be reached ({type(error).__name__})"
-    return f"connection to {section.server}: {_told(error)}"
-
-
-def _told(error: Exception) -> str:
-    """A foreign exception's text may quote content: only its kind is told."""
-    return str(error) if isinstance(error, WireError | WorkerError) else type(error).__name__
 
 
 @contextmanager

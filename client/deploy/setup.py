@@ -173,7 +173,7 @@ def _checked(what: str, examine: Callable[[], str]) -> Check:
 
 
 def _node_key(folder: Path, name: str) -> str:
-    from .node import read_node_key
+    from .connection import read_node_key
 
     _, public = read_node_key(folder / NODE_KEY)
     line = parse_line((folder / PUBLIC).read_text(encoding="ascii"), str(folder / PUBLIC))

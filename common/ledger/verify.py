@@ -19,18 +19,8 @@ from ..privacy.accounting import epsilon_opacus, epsilon_pld, epsilon_rdp, filte
 from ..privacy.events import History, Step, history_of, repeated
 from .book import RELATION, Book, Charge, Limit
 from .chain import Head, check_document, read_json, read_public_key, signed_document
-from .ledger import (
-    DATABASE,
-    PUBLIC_KEY,
-    RECEIPT,
-    UNREADABLE,
-    Ledger,
-    connect,
-    file_digest,
-    locked,
-    match_receipt,
-    read_chain,
-)
+from .ledger import DATABASE, PUBLIC_KEY, RECEIPT, Ledger, locked
+from .reading import UNREADABLE, connect, file_digest, match_receipt, read_chain
 
 _TOLERANCE = 1.001
 """two accountants on different grids; more than this apart is a finding"""

@@ -5,7 +5,6 @@ exported folder loads with `peft.PeftModel.from_pretrained`.
 """
 
 import copy
-import json
 import math
 import os
 import re
@@ -13,15 +12,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -31,16 +26,15 @@ from ..config.tables import DataSection, ModelSection
 from ..data.images import ImageForm
 from ..data.record_keys import record_keys
 from ..data.sources import read_rows
-from ..data.spelling import Spelling, Words, spelling_of
+from ..data.spelling import Spelling, spelling_of
 from ..errors import ModelError, contain
 from ..tasks import Batch, Task, collate, inputs_of, load_task
 from ..types import Adapter, Records, Rows, split
 from .backbones import resolve_backbone
 from .shapes import Shapes
 
-CARD = "confide.json"
-_STAND_IN = "stand_in"
-"""a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
+STAND_IN = "stand_in"
+"""a module that LoRA is put on where a head alone is trained"""
 CHARACTERS = 64
 """characters of a text that are read for each token of `model.max_length`; a token has four on average"""
 _FEATURE_ROWS, _FEATURE_SETS = 32, 4
@@ -265,7 +259,7 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        base = _build(task, path, model, classes)
+        base = build(task, path, model, classes)
         if task.READS.text:
             check_length(base, model.max_length)
         module = _with_lora(base, task, model)
@@ -276,7 +270,7 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
     for name, p in parameters.items():
         p.requires_grad_(name not in frozen)
     initial = {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters.items()}
-    reader = _tokenizer(path) if task.READS.text else None
+    reader = tokenizer_of(path) if task.READS.text else None
     loaded = FineTuneModel(
         module,
         reader,
@@ -343,18 +337,18 @@ def model_of(config: RunConfig) -> FineTuneModel:
     )
 
 
-def _build(task: Task, path: str, model: ModelSection, classes: int) -> nn.Module:
+def build(task: Task, path: str, model: ModelSection, classes: int) -> nn.Module:
     try:
         base = task.build(path, model, classes)
         if model.train != "lora":
-            base.add_module(_STAND_IN, nn.Linear(1, 1, bias=False))
+            base.add_module(STAND_IN, nn.Linear(1, 1, bias=False))
         return base
     except (ValueError, OSError, KeyError, AttributeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"model.backbone: '{model.backbone}' does not load for '{model.task}': {first_line}") from None
 
 
-def _tokenizer(path: str) -> PreTrainedTokenizerBase:
+def tokenizer_of(path: str) -> PreTrainedTokenizerBase:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.model_max_length = 10**9  # we cut to model.max_length; silences a warning on longer texts
@@ -368,7 +362,7 @@ def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
-    children = {name: child for name, child in base.named_children() if name != _STAND_IN}
+    children = {name: child for name, child in base.named_children() if name != STAND_IN}
     whole = [name for name in children if name in task.HEAD or name in (model.lora.modules_to_save or ())]
     if model.train == "full":
         whole = [name for name, child in children.items() if next(child.parameters(), None) is not None]
@@ -379,7 +373,7 @@ def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
         r=model.lora.rank if model.train == "lora" else 1,
         lora_alpha=model.lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides: a float is as good
         lora_dropout=0.0,
-        target_modules=targets if model.train == "lora" else [_STAND_IN],
+        target_modules=targets if model.train == "lora" else [STAND_IN],
         modules_to_save=whole or None,
     )
     try:
@@ -419,89 +413,3 @@ def input_embeddings(whole: nn.Module) -> nn.Module:
 def lora_pairs(names: list[str]) -> list[tuple[str, str]]:
     """(A, B) names of each LoRA layer of an adapter."""
     return [(name, name.replace(".lora_A.", ".lora_B.")) for name in names if ".lora_A." in name]
-
-
-def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str], folder: Path) -> None:
-    """Writes what `peft.PeftModel.from_pretrained(load_base(folder), folder)` reads, and the tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Could not find a config file.*")  # offline: the vocabulary check
-        warnings.filterwarnings("ignore", message=".*Unable to fetch remote file.*")
-        model.module.save_pretrained(str(folder), save_embedding_layers=False)
-    if model.reader is not None:
-        model.reader.save_pretrained(str(folder))
-    card = {"model": section.model_dump(mode="json"), "labels": labels}
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    readme = _ADAPTER_README.replace(asked_text("none"), asked_text(section.spelling))
-    (folder / "README.md").write_text(readme, encoding="utf-8")
-
-
-def read_adapter(folder: Path) -> tuple[dict[str, Any], list[str], Adapter]:
-    """What `export_adapter` wrote: the content of [model], the classes, and the arrays. Raises ModelError."""
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        return dict(card["model"]), list(card["labels"]), load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        raise ModelError(f"{folder}: no adapter of confide") from None
-
-
-_ADAPTER_README = """# LoRA adapter and head, trained with confide
-
-```python
-import confide
-from peft import PeftModel
-from transformers import AutoTokenizer
-
-folder = "adapter"
-model = PeftModel.from_pretrained(confide.load_base(folder), folder).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
-logits = model(**tokenizer("a text", return_tensors="pt")).logits
-```
-
-`confide.json` names backbone, pooling and classes; `load_base` builds the base model from it.
-"""
-
-
-def asked_text(spelling: Words) -> str:
-    """The text of an example of use, as code, for a model that reads texts so."""
-    return '"a text"' if spelling == "none" else 'confide.load_spelling(folder).read("a text")'
-
-
-def load_base(folder: str | Path) -> nn.Module:
-    """The base model that the adapter in `folder` belongs to, for `peft.PeftModel.from_pretrained`.
-
-    Raises ModelError when the folder holds no `confide.json` or the backbone cannot be found.
-    """
-    section, labels = _card_of(Path(folder))
-    return _build(load_task(section.task), resolve_backbone(section.backbone), section, len(labels)).eval()
-
-
-def load_spelling(folder: str | Path) -> Spelling | None:
-    """How the model in `folder` reads misspelled words: its texts pass through `read` before they are cut into tokens.
-    None: they are taken as they are. Raises ModelError when the folder holds no `confide.json`."""
-    section, _ = _card_of(Path(folder))
-    if section.spelling == "none":
-        return None
-    return spelling_of(section.spelling, _tokenizer(str(folder)).get_vocab(), section.known_words)
-
-
-def _card_of(folder: Path) -> tuple[ModelSection, list[str]]:
-    if not (folder / CARD).is_file():
-        raise ModelError(f"{folder}: no {CARD} there; give the adapter folder of a run")
-    content = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    return ModelSection.model_validate(content["model"]), content["labels"]
-
-
-def plain(model: FineTuneModel, adapter: Adapter) -> nn.Module:
-    """A base model of its own with the adapter in it: LoRA merged into the weights in float32, PEFT gone.
-
-    Raises ModelError for another model's adapter.
-    """
-    own = model.copy(share=False)  # merging changes the weights
-    own.set(adapter)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*no longer tied.*")  # as they were trained
-        merged = own.module.merge_and_unload()
-    if hasattr(merged, _STAND_IN):
-        delattr(merged, _STAND_IN)
-    return merged

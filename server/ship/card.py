@@ -8,8 +8,8 @@ from typing import Any
 from ... import __version__
 from ...common.data.spelling import Words
 from ...common.errors import ConfigError, ModelError
+from ...common.model.adapter import CARD, asked_text
 from ...common.model.backbones import resolve_backbone
-from ...common.model.loading import CARD, asked_text
 from ..report import read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 

@@ -15,7 +15,8 @@ from ...common.config.run import RunConfig, load
 from ...common.data.sources import shuffled_limit
 from ...common.data.spelling import Spelling
 from ...common.errors import ConfigError
-from ...common.model.loading import FineTuneModel, model_of, plain
+from ...common.model.adapter import plain
+from ...common.model.loading import FineTuneModel, model_of
 from ...common.run_folder import CONFIG
 from ...common.types import Adapter, Rows
 from ..report import read_report

@@ -14,9 +14,9 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
+from confide.client.deploy.connection import check_bundle
 from confide.client.deploy.folder import approve, load_site, local_path
 from confide.client.deploy.host import DeployedHost
-from confide.client.deploy.node import check_bundle
 from confide.client.deploy.setup import add_peers, check_site, init_site
 from confide.client.handlers import handle
 from confide.common import wire

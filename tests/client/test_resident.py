@@ -17,8 +17,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from confide.client.deploy import node
 from confide.client.deploy.host import DeployedHost
-from confide.client.deploy.node import Worker
 from confide.client.deploy.resident import NO_ANSWER, _receive, ask
+from confide.client.deploy.worker_process import WorkerProcess
 from confide.common import wire
 from confide.tests.client.test_reserve_first import SITE, changed, local_run, message, source
 from confide.tests.federation import Federation
@@ -33,27 +33,27 @@ def a_message(kind: str = "query.hello", **facts: str) -> Message:
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     federation = Federation(tmp_path_factory.mktemp("site"), 1)
     federation.make()
-    worker = Worker(federation.site("site-1"))
+    worker = WorkerProcess(federation.site("site-1"))
     worker.ensure()
     yield worker
     worker.close()
 
 
-def test_the_socket_is_for_its_owner_only(worker: Worker) -> None:
+def test_the_socket_is_for_its_owner_only(worker: WorkerProcess) -> None:
     assert worker.socket.stat().st_mode & 0o777 == 0o600
     assert worker.socket.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_it_answers(worker: Worker) -> None:
+def test_it_answers(worker: WorkerProcess) -> None:
     reply = ask(str(worker.socket), a_message(), {}, 60.0, 2**20)
     assert not reply.has_error()
     assert reply.content.config_records[wire.SITE]["name"] == "site-1"
 
 
-def test_a_message_that_is_too_long_is_not_sent(worker: Worker) -> None:
+def test_a_message_that_is_too_long_is_not_sent(worker: WorkerProcess) -> None:
     message = a_message()
     message.content[wire.ARRAYS] = wire.arrays_to_record({"a": np.zeros(10_000, np.float32)})
     reply = ask(str(worker.socket), message, {}, 60.0, 2**12)
@@ -71,14 +71,14 @@ def test_a_message_that_is_too_long_is_not_sent(worker: Worker) -> None:
         struct.pack(">QQ", 3, 0) + b"{}}",
     ],
 )
-def test_nonsense_on_the_socket_does_not_end_it(worker: Worker, content: bytes) -> None:
+def test_nonsense_on_the_socket_does_not_end_it(worker: WorkerProcess, content: bytes) -> None:
     with socket.socket(socket.AF_UNIX) as channel:
         channel.connect(str(worker.socket))
         channel.sendall(content)
     assert not ask(str(worker.socket), a_message(), {}, 60.0, 2**20).has_error()
 
 
-def test_a_worker_that_is_gone_is_reported_and_started_again(worker: Worker) -> None:
+def test_a_worker_that_is_gone_is_reported_and_started_again(worker: WorkerProcess) -> None:
     process = worker._process
     assert process is not None
     process.kill()
@@ -112,7 +112,7 @@ def test_a_worker_that_dies_or_hangs_with_the_message_may_have_charged(tmp_path:
         assert "did not answer; what was reserved stays charged" in (late.error.reason or "")
 
 
-def test_the_worker_ends_with_its_parent(worker: Worker) -> None:
+def test_the_worker_ends_with_its_parent(worker: WorkerProcess) -> None:
     """It asks for its parent every second, so that a killed site leaves no process behind."""
     assert worker._process is not None
     status = Path(f"/proc/{worker._process.pid}/status").read_text()
@@ -157,7 +157,7 @@ def test_a_worker_that_is_killed_in_a_round_has_kept_its_answer(tmp_path: Path) 
     arrays = wire.arrays_to_record(DeployedHost(folder).enter(run.to_flat()).worker().model.initial)
     facts = wire.task_config()
     facts[wire.ROUND] = 1
-    worker = Worker(folder)
+    worker = WorkerProcess(folder)
     section = SimpleNamespace(deadline=600.0, max_message=2**28)
     site: Any = SimpleNamespace(_worker=worker, _section=section, _run_config=lambda *_: run.to_flat())
     site._asked = lambda *given: node.Node._asked(site, *given)

@@ -9,7 +9,8 @@ from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.data.perturbations import EDITS, homoglyph
 from confide.common.data.spelling import Spelling, spelling_of
 from confide.common.errors import ConfigError
-from confide.common.model.loading import export_adapter, load_model, load_spelling
+from confide.common.model.adapter import export_adapter, load_spelling
+from confide.common.model.loading import load_model
 from confide.common.types import Rows
 from confide.tests.tiny import VOCABULARY
 

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 
 from confide.common.errors import ConfigError, ModelError
-from confide.common.model.loading import load_base
+from confide.common.model.adapter import load_base
 from confide.server.report import read_report
 from confide.server.ship.card import card
 from confide.server.ship.compress import Limits, make_student, make_variants, measure, recommended

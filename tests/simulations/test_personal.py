@@ -11,7 +11,8 @@ from confide.client.personalize import personalize_site
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, ModelError
-from confide.common.model.loading import export_adapter, load_model, model_of
+from confide.common.model.adapter import export_adapter
+from confide.common.model.loading import load_model, model_of
 from confide.common.model.personal_head import head_names, personal_head
 from confide.server.evaluation import evaluate
 from confide.server.report import read_report

@@ -1,0 +1,107 @@
+"""An adapter on its own: written with what it takes to load it again, read back, and merged into its backbone."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import nn
+
+from ..config.tables import ModelSection
+from ..data.spelling import Spelling, Words, spelling_of
+from ..errors import ModelError
+from ..tasks import load_task
+from ..types import Adapter
+from .backbones import resolve_backbone
+from .loading import STAND_IN, FineTuneModel, build, tokenizer_of
+
+CARD = "confide.json"
+"""a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
+
+
+def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str], folder: Path) -> None:
+    """Writes what `peft.PeftModel.from_pretrained(load_base(folder), folder)` reads, and the tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Could not find a config file.*")  # offline: the vocabulary check
+        warnings.filterwarnings("ignore", message=".*Unable to fetch remote file.*")
+        model.module.save_pretrained(str(folder), save_embedding_layers=False)
+    if model.reader is not None:
+        model.reader.save_pretrained(str(folder))
+    card = {"model": section.model_dump(mode="json"), "labels": labels}
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    readme = _ADAPTER_README.replace(asked_text("none"), asked_text(section.spelling))
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], list[str], Adapter]:
+    """What `export_adapter` wrote: the content of [model], the classes, and the arrays. Raises ModelError."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return dict(card["model"]), list(card["labels"]), load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        raise ModelError(f"{folder}: no adapter of confide") from None
+
+
+_ADAPTER_README = """# LoRA adapter and head, trained with confide
+
+```python
+import confide
+from peft import PeftModel
+from transformers import AutoTokenizer
+
+folder = "adapter"
+model = PeftModel.from_pretrained(confide.load_base(folder), folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+logits = model(**tokenizer("a text", return_tensors="pt")).logits
+```
+
+`confide.json` names backbone, pooling and classes; `load_base` builds the base model from it.
+"""
+
+
+def asked_text(spelling: Words) -> str:
+    """The text of an example of use, as code, for a model that reads texts so."""
+    return '"a text"' if spelling == "none" else 'confide.load_spelling(folder).read("a text")'
+
+
+def load_base(folder: str | Path) -> nn.Module:
+    """The base model that the adapter in `folder` belongs to, for `peft.PeftModel.from_pretrained`.
+
+    Raises ModelError when the folder holds no `confide.json` or the backbone cannot be found.
+    """
+    section, labels = _card_of(Path(folder))
+    return build(load_task(section.task), resolve_backbone(section.backbone), section, len(labels)).eval()
+
+
+def load_spelling(folder: str | Path) -> Spelling | None:
+    """How the model in `folder` reads misspelled words: its texts pass through `read` before they are cut into tokens.
+    None: they are taken as they are. Raises ModelError when the folder holds no `confide.json`."""
+    section, _ = _card_of(Path(folder))
+    if section.spelling == "none":
+        return None
+    return spelling_of(section.spelling, tokenizer_of(str(folder)).get_vocab(), section.known_words)
+
+
+def _card_of(folder: Path) -> tuple[ModelSection, list[str]]:
+    if not (folder / CARD).is_file():
+        raise ModelError(f"{folder}: no {CARD} there; give the adapter folder of a run")
+    content = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    return ModelSection.model_validate(content["model"]), content["labels"]
+
+
+def plain(model: FineTuneModel, adapter: Adapter) -> nn.Module:
+    """A base model of its own with the adapter in it: LoRA merged into the weights in float32, PEFT gone.
+
+    Raises ModelError for another model's adapter.
+    """
+    own = model.copy(share=False)  # merging changes the weights
+    own.set(adapter)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no longer tied.*")  # as they were trained
+        merged = own.module.merge_and_unload()
+    if hasattr(merged, STAND_IN):
+        delattr(merged, STAND_IN)
+    return merged

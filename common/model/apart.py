@@ -1,0 +1,159 @@
+"""What a model makes of a record must not depend on other records: looked at with dummy records, without gradients."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import ModelError
+from ..tasks import ragged
+from ..types import IGNORED, Records
+from .loading import FineTuneModel
+from .per_sample import plain_name
+from .shapes import Shapes
+
+_ROUTING = ("grouped_mm", "topk", "histc", "bincount", "nonzero")
+"""operations by which tokens of several records are gathered, whose kernels depend on how many there are"""
+RECORDS, MANY, ALONE = 16, 128, 3
+"""dummy records at once, over several sets, and of those the ones that are taken alone"""
+COMPARED = 50
+"""tokens up to which gradients are also compared with those taken alone; longer shapes run through the same layers"""
+
+
+def dummy_records(model: FineTuneModel, lengths: list[int], seed: int = 0) -> Records:
+    """Random tokens and pixels, random answers; no record of anybody. lengths: tokens of each."""
+    rng, count, reads = np.random.default_rng([seed, 0xD077]), len(lengths), model.task.READS
+    lists: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * count
+    wanted = None
+    if reads.text:
+        allowed = np.setdiff1d(np.arange(model.vocabulary), [model.pad])
+        lists = [rng.choice(allowed, length).astype(np.int32) for length in lengths]
+    if reads.label == "tags":
+        wanted = [rng.integers(0, model.classes, length).astype(np.int32) for length in lengths]
+    elif reads.label is None:  # the token itself, at one place; a task that counts from `targets` on ignores it
+        wanted = [np.where(np.arange(len(ids)) == len(ids) // 2, ids, IGNORED).astype(np.int32) for ids in lists]
+    targets = np.ones(count, dtype=np.int64)
+    if reads.label == "class":
+        targets = rng.integers(0, max(1, model.classes), count)
+    elif reads.label == "number":
+        targets = rng.normal(size=count)
+    records = ragged(lists, targets, wanted)
+    if reads.images and (form := model.image) is not None:
+        pixels = rng.integers(0, 256, (count, form.channels, form.height, form.width), dtype=np.uint8)
+        records = Records(records.tokens, records.offsets, records.targets, records.wanted, pixels)
+    return model.with_features(records)
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is computed, and the shapes that come of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else [result]
+        self.seen.append((str(func), tuple(tuple(x.shape) for x in results if isinstance(x, torch.Tensor))))
+        return result
+
+
+def gathers(seen: list[tuple[str, tuple]]) -> bool:
+    return any(name in call for call, _ in seen for name in _ROUTING)
+
+
+def check_apart(model: FineTuneModel) -> None:
+    """For training that clips no single records, as that of teachers: raises ModelError where what the frozen part
+    makes of a record depends on records that are read beside it, or that were read before it."""
+    most = model.max_length
+    if model.positions is not None:  # one stays free for padding
+        most = min(most, model.positions - 1)
+    shapes = Shapes(most if model.task.READS.text else 0, 1, 1.0)
+    check_stateless(model, shapes)
+    if model.head_only:
+        check_features(model)
+
+
+def check_stateless(model: FineTuneModel, shapes: Shapes) -> None:
+    """Raises ModelError for a model that one record changes for the next: some choose their attention for good by the
+    first batch they see, and some draw random numbers while they read. Looked at on a copy that has seen nothing."""
+    fresh = model.copy()
+    before, drawn = state_of(fresh.module), _generators()
+    longest = (shapes.longest or model.max_length) if model.task.READS.text else 0
+    for tokens in (longest, min(4, longest), longest):
+        length = int(shapes.lengths(np.array([tokens]))[0]) or None  # features have none
+        with torch.no_grad():
+            fresh.losses(replace(dummy_records(fresh, [tokens]), features=None), np.array([0]), length)
+        changed = [name for name, state in state_of(fresh.module).items() if before.get(name) != state]
+        if changed:
+            raise ModelError(
+                f"{plain_name(changed[0]) or 'model.backbone'}: changes with what it has read, so one record would "
+                "change another's gradient; choose another backbone"
+            )
+    if not all(torch.equal(one, two) for one, two in zip(drawn, _generators(), strict=True)):
+        raise ModelError(
+            "model.backbone: it draws random numbers while it reads, so one record would change another's gradient; "
+            "choose another backbone"
+        )
+
+
+def _generators() -> list[torch.Tensor]:
+    """The states of torch's generators."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
+def state_of(module: nn.Module) -> dict[str, tuple]:
+    """Of each part: its kind, its settings, and its buffers' sums."""
+    plain = (int, float, str, bool, type(None))
+    return {
+        name: (
+            type(part).__name__,
+            sorted((key, repr(value)) for key, value in vars(part).items() if isinstance(value, plain)),
+            [(key, float(buffer.double().sum())) for key, buffer in part.named_buffers(recurse=False)],
+        )
+        for name, part in module.named_modules()
+    }
+
+
+def check_features(model: FineTuneModel) -> None:
+    """Raises ModelError where what a frozen backbone makes of a record depends on who else is read with it.
+
+    To the last bit: the head is the server's, and large weights make a gradient of any difference.
+    """
+    if not model.pools:
+        return
+    shapes = model.feature_shapes
+    for length in shapes.all_lengths if model.task.READS.text else [0]:
+        longest = max(1, length - shapes.spare)
+        own = np.resize([longest, max(1, longest * 2 // 3), longest], RECORDS) if length else np.zeros(RECORDS, int)
+        one, other = (replace(dummy_records(model, own.tolist(), seed), features=None) for seed in range(2))
+        if not (_same_reading(model, one, other) and _same_features(model, one, thorough=length <= COMPARED)):
+            raise ModelError(
+                "model.train: what this backbone makes of a record changes with the records beside it, on this "
+                "machine; under privacy it must not; choose another backbone, or model.train = 'lora'"
+            )
+
+
+def _same_reading(model: FineTuneModel, one: Records, other: Records) -> bool:
+    """Whether other records are read by the same operations on the same shapes, none of which gathers tokens of several
+    records: an expert that is given as many tokens as its mates send takes another kernel for other mates, and random
+    records need not show it."""
+    seen = []
+    for records in (one, other):
+        with Operations() as operations, torch.no_grad():
+            model.features(records, np.arange(len(records)))
+        seen.append(operations.seen)
+    return seen[0] == seen[1] and not gathers(seen[0])
+
+
+def _same_features(model: FineTuneModel, records: Records, *, thorough: bool) -> bool:
+    """Whether each record's features stay the same among other mates. thorough: also beside copies of itself alone."""
+    everyone, rng = np.arange(len(records)), np.random.default_rng(0xFEA7)
+    expected = model.features(records, everyone)
+    parts = [everyone[::-1], everyone[::2], everyone[1::2], everyone[-3:]]
+    if thorough:
+        parts += [everyone[i : i + 1] for i in everyone]
+        parts += [rng.choice(everyone, size, replace=False) for size in (2, 5, 7, 11, 13)]
+    return all(np.array_equal(model.features(records, part), expected[part]) for part in parts)
