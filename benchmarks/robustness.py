@@ -248,7 +248,9 @@ def _table(content: dict[str, Any], folder: Path) -> Table:
             )
             if row["backdoor"] is not None:
                 turned = f"{100 * row['backdoor']:.0f} %"
-                table.append(("… texts that the trigger turns, most of any run", turned, "≤ 10 % (mixing + trimmed mean)"))
+                table.append(
+                    ("… texts that the trigger turns, most of any run", turned, "≤ 10 % (mixing + trimmed mean)")
+                )
     return table
 
 
