@@ -83,10 +83,12 @@ def _form(facts: Any) -> Hashable:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _each_proof_once() -> Iterator[Proofs]:
-    """Workers of the same model, in the same shapes, are proved once a process: its weights, its layers and their
+def _each_proof_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proofs]:
+    """Workers of the same model, in the same shapes, are proved once a session: its weights, its layers and their
     settings, its task and the number of threads are all that a proof depends on. See `real_proofs`."""
-    proofs = Proofs(proof.prove)
+    own = tmp_path_factory.getbasetemp()
+    session = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # which all of its processes share
+    proofs = Proofs(proof.prove, session / "proofs")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(proof, "prove", proofs)
         yield proofs
@@ -211,8 +213,8 @@ _PART = pytest.StashKey[Part]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if text := config.getoption("--part"):
-        config.stash[_PART] = part_of(text, config.getoption("--minutes"))
+    if (text := config.getoption("--part")) and (minutes := config.getoption("--minutes")):
+        config.stash[_PART] = part_of(text, minutes)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
