@@ -228,14 +228,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
-    """Tests that share what their module made run on one worker: a federation or a finished run is made once. What -m
-    and -k have left is reduced to the part that --part asks for."""
+    """Tests that share what their module made run on one worker: a federation or a finished run is made once; and so
+    do those that train one model in several modes. What -m and -k leave is reduced to the part that --part asks for."""
     for item in items:
         if not isinstance(item, pytest.Function) or item.path.name in _SPREAD:
             continue
         used = item._fixtureinfo.name2fixturedefs.values()
         if any(definitions[-1].scope == "module" for definitions in used):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        elif hasattr(item, "callspec") and "mode" in item.callspec.params:  # side by side, each would prove the model
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {item.originalname}"))
     yield
     if _PART in config.stash:
         items[:], left = config.stash[_PART].chosen(items)
