@@ -94,7 +94,7 @@ def explain_model(
     against: Annotated[Path | None, typer.Option(metavar="RUN", help="Another run, whose maps stand beside.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Public texts behind the checks and the words of a class.")] = 60,
 ) -> None:
-    """Show which words, or which parts of a image, spoke for an answer, whether the map adds up, and is faithful."""
+    """Show which words, or which parts of an image, spoke for an answer, whether the map adds up, and is faithful."""
     from ..common.errors import ConfigError
     from ..server.report import amend_report, read_report
     from ..server.ship.attribute import EXPLAINED, explain_run

@@ -83,10 +83,12 @@ def _form(facts: Any) -> Hashable:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _each_proof_once() -> Iterator[Proofs]:
-    """Workers of the same model, in the same shapes, are proved once a process: its weights, its layers and their
+def _each_proof_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proofs]:
+    """Workers of the same model, in the same shapes, are proved once a session: its weights, its layers and their
     settings, its task and the number of threads are all that a proof depends on. See `real_proofs`."""
-    proofs = Proofs(proof.prove)
+    own = tmp_path_factory.getbasetemp()
+    session = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own  # which all of its processes share
+    proofs = Proofs(proof.prove, session / "proofs")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(proof, "prove", proofs)
         yield proofs
@@ -211,8 +213,8 @@ _PART = pytest.StashKey[Part]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if text := config.getoption("--part"):
-        config.stash[_PART] = part_of(text, float(config.getoption("--minutes") or 60.0))
+    if (text := config.getoption("--part")) and (minutes := config.getoption("--minutes")):
+        config.stash[_PART] = part_of(text, minutes)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -226,14 +228,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
-    """Tests that share what their module made run on one worker: a federation or a finished run is made once. What -m
-    and -k have left is reduced to the part that --part asks for."""
+    """Tests that share what their module made run on one worker: a federation or a finished run is made once; and so
+    do those that train one model in several modes. What -m and -k leave is reduced to the part that --part asks for."""
     for item in items:
         if not isinstance(item, pytest.Function) or item.path.name in _SPREAD:
             continue
         used = item._fixtureinfo.name2fixturedefs.values()
         if any(definitions[-1].scope == "module" for definitions in used):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        elif hasattr(item, "callspec") and "mode" in item.callspec.params:  # side by side, each would prove the model
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {item.originalname}"))
     yield
     if _PART in config.stash:
         items[:], left = config.stash[_PART].chosen(items)

@@ -1,7 +1,11 @@
-"""Proofs of models that are the same bit for bit, made once a process: for tests that are not about proofs."""
+"""Proofs of models that are the same bit for bit, made once a session: for tests that are not about proofs."""
 
 import hashlib
+import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,26 +17,36 @@ from confide.common.model.shapes import Shapes
 
 
 class Proofs:
-    """As `prove`; what it found of a model is kept by all that it depends on."""
+    """As `prove`; what it found of a model is kept by all that it depends on, in a folder that all processes of a
+    session share: they run on one machine."""
 
-    def __init__(self, prove: Callable[..., Shapes]) -> None:
-        self.prove = prove
-        self._found: dict[tuple, Shapes] = {}
-        self._contents: WeakKeyDictionary[nn.Module, bytes] = WeakKeyDictionary()
+    def __init__(self, prove: Callable[..., Shapes], folder: Path) -> None:
+        self.prove, self._folder = prove, folder
+        self._contents: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        folder.mkdir(exist_ok=True)
 
     def __call__(self, model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -> Shapes:
-        if any(part._forward_hooks or part._forward_pre_hooks for part in model.template.modules()):
-            return self.prove(model, shapes, views)  # what a hook does is not seen in the settings
+        if changed(model):
+            return self.prove(model, shapes, views)
         if model.template not in self._contents:
             self._contents[model.template] = content_of(model)
-        content = self._contents[model.template], model.task.record_losses
-        key = content, shapes, views, torch.get_num_threads()
-        if key not in self._found:
-            self._found[key] = self.prove(model, shapes, views)  # a refusal is raised, and not kept
-        return self._found[key]
+        key = repr((self._contents[model.template], shapes, views, torch.get_num_threads()))
+        kept = self._folder / hashlib.sha256(key.encode()).hexdigest()
+        if not kept.is_file():
+            proved = self.prove(model, shapes, views)  # a refusal is raised, and not kept
+            written = kept.with_name(f"{kept.name}.{os.getpid()}")
+            written.write_text(json.dumps(list(proved.found.items())), encoding="utf-8")
+            written.replace(kept)
+        return replace(shapes, found=dict(json.loads(kept.read_text(encoding="utf-8"))))
 
 
-def content_of(model: FineTuneModel) -> bytes:
+def changed(model: FineTuneModel) -> bool:
+    """Whether a test has put something into the model that its weights and settings do not show."""
+    hooks = any(part._forward_hooks or part._forward_pre_hooks for part in model.template.modules())
+    return hooks or not model.task.record_losses.__module__.startswith("confide.common.tasks.")
+
+
+def content_of(model: FineTuneModel) -> str:
     """A digest of the weights as they were loaded, of every layer's kind and settings, and of what is trained and
     read. What training made of the weights does not count: a model is proved once for all of its rounds."""
     module, made = model.template, hashlib.sha256()
@@ -45,4 +59,4 @@ def content_of(model: FineTuneModel) -> bytes:
     for name, array in [*module.named_parameters(), *module.named_buffers()]:
         made.update(repr((name, array.dtype, tuple(array.shape))).encode())
         made.update(array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return made.digest()
+    return made.hexdigest()

@@ -29,7 +29,7 @@ def png(value: int, size: int = 4) -> bytes:
 
 
 def noise() -> bytes:
-    """A image that is long as a file."""
+    """An image that is long as a file."""
     target = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)).save(target, "PNG")
     return target.getvalue()
@@ -190,7 +190,7 @@ IMAGES_GOOD = [b"0.png,yes\n", b"1.png,no\n", b"2.png,yes\n"]
 IMAGES_BAD = {
     "no such file": b"measles.png,yes\n",
     "no image": b"broken.png,yes\n",
-    "half a image": b"short.png,yes\n",
+    "half an image": b"short.png,yes\n",
     "a folder": b"folder.png,yes\n",
     "no path": b",yes\n",
     "broken path": b"measles\xff.png,yes\n",

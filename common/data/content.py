@@ -19,7 +19,7 @@ ROLES = ("text", "label", "image", "prompt", "response")
 
 
 def mark(value: object, content: bytes | None) -> bytes | None:
-    """What the digest covers of a image: its file, where `content` could be read, or the value itself."""
+    """What the digest covers of an image: its file, where `content` could be read, or the value itself."""
     if value is None or content is not None:
         return None if content is None else b"file" + hashlib.sha256(content).digest()
     return b"none" + as_bytes(value)

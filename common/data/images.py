@@ -84,7 +84,7 @@ def image_file(value: Any, folder: Path, where: str) -> bytes:
     if not isinstance(content, bytes) or not content:
         raise DataError(f"{where}: no image; expected a path or the bytes of a {', '.join(_FORMATS)} file")
     if len(content) > LARGEST_FILE:
-        raise DataError(f"{where}: a image's file of more than {LARGEST_FILE:,} bytes; make it smaller")
+        raise DataError(f"{where}: an image's file of more than {LARGEST_FILE:,} bytes; make it smaller")
     if not content.startswith(_BEGINNINGS):
         raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} image; convert it")
     return content
@@ -104,7 +104,7 @@ def decoded(content: bytes, form: ImageForm, where: str, largest: int = LARGEST)
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > largest:
-                raise DataError(f"{where}: a image of {image.width} × {image.height}; at most {largest:,} pixels")
+                raise DataError(f"{where}: an image of {image.width} × {image.height}; at most {largest:,} pixels")
             fitted = image.convert(_MODES[form.channels])
             if fitted.size != (form.width, form.height):
                 fitted = fitted.resize((form.width, form.height), Image.Resampling.BILINEAR)

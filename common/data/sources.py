@@ -91,7 +91,7 @@ def read_checked(
 def content_digest(source: str, data: DataSection) -> bytes:
     """32 bytes: SHA-256 over what the columns of [data] hold, whatever the kind of source and the order of its rows.
 
-    A row is its values by their role, as text, or as bytes; a image is its file's bytes, and a row that cannot be
+    A row is its values by their role, as text, or as bytes; an image is its file's bytes, and a row that cannot be
     parsed its own. A column that is not there is as one without values. Raises DataError as `read_rows` with
     `problems`: never for a row.
     """

@@ -75,7 +75,7 @@ def _width(backbone: PreTrainedModel) -> int:
 
 
 class _ImageEncoder(nn.Module):
-    """A vision backbone and one vector a image."""
+    """A vision backbone and one vector an image."""
 
     mean: torch.Tensor
     deviation: torch.Tensor

@@ -1,4 +1,4 @@
-"""One class for a image and a text: two towers, one vector each, and a head of two layers over both.
+"""One class for an image and a text: two towers, one vector each, and a head of two layers over both.
 
 `model.backbone` reads the text, `model.image_backbone` the image.
 """

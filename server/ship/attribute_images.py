@@ -1,7 +1,7 @@
-"""Why a model took a image for what it did: integrated gradients on its values, as a image, with the same checks as
+"""Why a model took an image for what it did: integrated gradients on its values, as an image, with the same checks as
 maps of words.
 
-The baseline is the mean of the public test images: what a image of no class in particular looks like. What is shown
+The baseline is the mean of the public test images: what an image of no class in particular looks like. What is shown
 are the scores of small squares, at most `_CELLS` a side.
 """
 
@@ -157,7 +157,7 @@ def _image(run: FinishedRun, test: Rows, name: str) -> np.ndarray:
             raise ConfigError(f"PICTURE: received '{name}'; allowed: #0 to #{len(test) - 1}, rows of the test set")
         return test.images[int(name[1:])]
     if not Path(name).is_file():
-        raise ConfigError(f"PICTURE: no file '{name}'; give a image's path, or #N for a row of the test set")
+        raise ConfigError(f"PICTURE: no file '{name}'; give an image's path, or #N for a row of the test set")
     return decoded(Path(name).read_bytes(), form, name)
 
 

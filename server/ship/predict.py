@@ -1,6 +1,6 @@
 """`confide predict`: rows in, rows out with an answer each; a file of any length passes through in batches.
 
-What a row must have, and what it gets, goes by the task: a text, a image's path, or both; a class, a tag for each
+What a row must have, and what it gets, goes by the task: a text, an image's path, or both; a class, a tag for each
 word, a number, or a continuation.
 """
 

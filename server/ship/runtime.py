@@ -63,7 +63,7 @@ class Variant:
     """of model.onnx"""
     task: str = CLASSIFIES
     size: tuple[int, int, int] | None = None
-    """channels, height and width of a image"""
+    """channels, height and width of an image"""
     scale: tuple[float, float] | None = None
     """`regression`: mean and standard deviation of the numbers that it was taught in"""
     spelling: Words = "none"

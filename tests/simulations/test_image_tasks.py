@@ -43,7 +43,7 @@ def write_images(folder: Path, count: int, seed: int) -> Path:
 
 @pytest.fixture
 def images(make_config, local, tmp_path: Path):
-    """RunConfig of a image run in a mode, with changes on top."""
+    """RunConfig of an image run in a mode, with changes on top."""
     data = {name: str(write_images(tmp_path / name, count, count)) for name, count in (("train", 240), ("test", 80))}
 
     def make(mode: str = "none", **changes) -> RunConfig:
@@ -189,7 +189,7 @@ def test_images_are_scaled_and_bad_ones_named_without_their_content(tmp_path: Pa
     for bad, reason in (
         (b"GIF89a secret", "row 2: not a readable"),
         (b"", "row 2: no image"),
-        (png((9000, 9000)), "row 2: a image of 9000 × 9000"),
+        (png((9000, 9000)), "row 2: an image of 9000 × 9000"),
         ("nosuch.png", "row 2: the image's file cannot be read"),
     ):
         with pytest.raises(DataError, match=reason) as refused:
