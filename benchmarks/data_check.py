@@ -7,13 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from benchmarks.run import DATA, Table, write_part
-from confide.client.check.look import Checked, check_rows
+from confide.client.check.look import Findings, check_rows
 from confide.client.check.run import Embedder
 from confide.common.model.backbones import DEMO_BACKBONE
 from confide.tests.planted import Planted, planted
 
 
-def measured(fault: Planted, *, embeddings: bool) -> tuple[Checked, float]:
+def measured(fault: Planted, *, embeddings: bool) -> tuple[Findings, float]:
     rows = pa.table({"text": [text for text, _ in fault.rows], "label": [label for _, label in fault.rows]})
     started = time.perf_counter()
     embed = Embedder(DEMO_BACKBONE) if embeddings else None

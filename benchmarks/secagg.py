@@ -25,7 +25,7 @@ from confide.common.privacy.mechanism import plan_for, rdp_orders
 from confide.common.secagg import facts
 from confide.common.secagg.keys import Session
 from confide.common.secagg.params import Parameters
-from confide.common.secagg.protocol import Answer, Roster, Site, Sum
+from confide.common.secagg.protocol import Answer, Roster, SecureSite, Sum
 from confide.simulations.recipes import find_recipe
 
 SCHEDULES = 1000
@@ -50,11 +50,11 @@ class Cast:
         registered = {name: key.public for name, key in identities.items()}
         self.seconds: dict[str, float] = {}
         self.up: dict[str, int] = {}
-        self.sites: dict[str, Site] = {}
+        self.sites: dict[str, SecureSite] = {}
         adverts = []
         for name in self.names:
             started = time.perf_counter()
-            self.sites[name], advert = Site.advertise(self.session, name, identities[name])
+            self.sites[name], advert = SecureSite.advertise(self.session, name, identities[name])
             self._took("set-up, client", started)
             adverts.append(advert)
         self.roster = Roster(self.session, adverts)

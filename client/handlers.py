@@ -31,7 +31,7 @@ from ..common.types import Update
 from .site import Site, SiteAccount
 
 if TYPE_CHECKING:
-    from ..common.secagg.protocol import Site as SecureSite
+    from ..common.secagg.protocol import SecureSite
     from .worker import Worker
 
 log = logging.getLogger("confide.worker")

@@ -7,7 +7,7 @@ from ..common.errors import KeysLostError, SecureSumError
 from ..common.privacy.plan import secure_session
 from ..common.secagg import facts
 from ..common.secagg.keys import Session
-from ..common.secagg.protocol import Site as SecureSite
+from ..common.secagg.protocol import SecureSite
 from .site import Site
 from .worker import Worker
 

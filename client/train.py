@@ -19,7 +19,7 @@ from ..common.model.loading import FineTuneModel
 from ..common.model.optimizer import make_optimizer
 from ..common.model.per_sample import clipped_sum, forget
 from ..common.model.shapes import Shapes
-from ..common.modes import Step
+from ..common.modes import GradientStep
 from ..common.privacy.audit import NO_CANARIES, GradientCanaries
 from ..common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from ..common.privacy.noise import secure_generator
@@ -102,7 +102,7 @@ class SiteComputation:
             raise PrivacyError("no shapes of batches: nothing shows that gradients are per record")
         return _drawn_sum(self.work, mechanism, self.shapes)
 
-    def private_steps(self, step: Step) -> Adapter:
+    def private_steps(self, step: GradientStep) -> Adapter:
         def taken() -> tuple[torch.Tensor, float]:
             gradient, loss = step()
             return torch.from_numpy(gradient).float().to(self.work.model.device), loss

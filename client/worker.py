@@ -28,7 +28,7 @@ from ..common.privacy.audit import NO_CANARIES, GradientCanaries
 from ..common.privacy.mechanism import NoiselessControl, PoissonMechanism
 from ..common.privacy.noise import secure_generator
 from ..common.privacy.plan import privacy_plan
-from ..common.secagg.protocol import Site as SecureSite
+from ..common.secagg.protocol import SecureSite
 from ..common.types import Records, RoundTask, Update
 from .site import Site, SiteAccount
 from .teach import answers

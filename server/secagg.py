@@ -44,7 +44,7 @@ _PATIENCE_SECONDS, _PAUSE_SECONDS = 900.0, 5.0
 _LONGEST_PAUSE = 16
 
 
-class _AwayError(RoundError):
+class _SitesAwayError(RoundError):
     """Too few sites, some of which did not answer and may come back."""
 
 
@@ -96,7 +96,7 @@ class SecureSums:
             try:
                 sites, reason = self._set_up(number, sites)
                 attempts += 1
-            except _AwayError:
+            except _SitesAwayError:
                 if time.monotonic() > until:
                     raise
                 sites = everybody
@@ -221,7 +221,7 @@ class SecureSums:
 
 def _too_few(what: str, failed: Mapping[str, str], away: set[str]) -> RoundError:
     first = next(iter(failed.values()), "")
-    return (_AwayError if away else RoundError)(f"{what}{f'; the first problem: {first}' if first else ''}")
+    return (_SitesAwayError if away else RoundError)(f"{what}{f'; the first problem: {first}' if first else ''}")
 
 
 def _checked(advert: Advert, session: Session, site: str) -> Advert:

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.csv
 
 from ..deploy.folder import write_private
-from .look import Checked
+from .look import Findings
 
 CLEANED, DROPPED, DOUBTFUL = "cleaned.csv", "dropped.csv", "doubtful.csv"
 
 
-def reasons(checked: Checked, *, drop_labels: bool) -> dict[int, str]:
+def reasons(checked: Findings, *, drop_labels: bool) -> dict[int, str]:
     """Row → why it is left out; the first reason that holds."""
     found: dict[int, str] = {}
     for row in checked.empty:
@@ -33,7 +33,7 @@ def reasons(checked: Checked, *, drop_labels: bool) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def write_clean(folder: Path, table: pa.Table, checked: Checked, *, drop_labels: bool) -> dict[int, str]:
+def write_clean(folder: Path, table: pa.Table, checked: Findings, *, drop_labels: bool) -> dict[int, str]:
     """cleaned.csv, dropped.csv (row, reason) and doubtful.csv (row, label, rather, doubt), mode 0600.
 
     Rows are counted from 1, without a header. Returns what was left out. Raises OSError.

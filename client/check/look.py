@@ -16,11 +16,11 @@ _NEIGHBOURS, _REFERENCE = 10, 5000
 _FAR = 3.5
 """modified z-score above which a row lies far from all others (Iglewicz and Hoaglin 1993)"""
 _MOJIBAKE = re.compile(r"Ã[\x80-\xbf©®¼½¾¡-¿]|â€|\ufffd|Â[\xa0-\xbf]")
-ProgressCallback = Callable[[str], None]
+StageCallback = Callable[[str], None]
 
 
 @dataclass
-class Checked:
+class Findings:
     """What was found. Rows are numbered from 0 within the table."""
 
     texts: list[str]
@@ -62,8 +62,8 @@ def check_rows(
     test: pa.Table | None,
     embed: Callable[[list[str]], np.ndarray] | None,
     seed: int,
-    progress: ProgressCallback,
-) -> Checked:
+    progress: StageCallback,
+) -> Findings:
     """text, label: columns; label None: there are no classes. test: rows that must not be among the others.
 
     embed: texts → (N, h). Raises DataError for a missing column, or no rows.
@@ -78,7 +78,7 @@ def check_rows(
     copies = {int(i): int(first[i]) for i in there if first[i] != i}
     singles = np.array([i for i in there if first[i] == i], dtype=int)
     near = duplicates.near(texts, singles)
-    checked = Checked(
+    checked = Findings(
         texts,
         names,
         np.flatnonzero(empty),
@@ -155,7 +155,7 @@ def _count(names: list[str] | None, there: np.ndarray) -> dict[str, int]:
     return {str(name): int(count) for name, count in zip(found, counts, strict=True)}
 
 
-def _judge(checked: Checked, there: np.ndarray, vectors: np.ndarray | None, seed: int) -> None:
+def _judge(checked: Findings, there: np.ndarray, vectors: np.ndarray | None, seed: int) -> None:
     kinds, own = np.unique([checked.names[i] for i in there] if checked.names else [], return_inverse=True)
     if len(kinds) < 2:
         return

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 
 from ..deploy.folder import write_private
 from .identifiers import masked
-from .look import Checked
+from .look import Findings
 
 PAGE = "check.html"
 _EXAMPLES, _LETTERS, _BARS = 12, 160, 40
 
 
-def write_page(folder: Path, source: str, checked: Checked, left_out: dict[int, str], seconds: float) -> Path:
+def write_page(folder: Path, source: str, checked: Findings, left_out: dict[int, str], seconds: float) -> Path:
     """check.html in the folder."""
     environment = Environment(loader=PackageLoader(__package__ or "", "."), autoescape=select_autoescape())
     html = environment.get_template("page.html").render(
@@ -34,7 +34,7 @@ def write_page(folder: Path, source: str, checked: Checked, left_out: dict[int, 
     return path
 
 
-def cards(checked: Checked) -> list[tuple[str, int]]:
+def cards(checked: Findings) -> list[tuple[str, int]]:
     """What was found, and in how many rows."""
     found = [
         ("empty", len(checked.empty)),
@@ -50,7 +50,7 @@ def cards(checked: Checked) -> list[tuple[str, int]]:
     return found
 
 
-def _sections(checked: Checked) -> list[dict[str, Any]]:
+def _sections(checked: Findings) -> list[dict[str, Any]]:
     """Title, explanation, and examples as (row, text, remark)."""
     names = checked.names or [""] * len(checked.texts)
     parts = [

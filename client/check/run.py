@@ -14,7 +14,7 @@ from ...common.errors import ConfigError, DataError
 from ...common.model.backbones import resolve_backbone
 from ..deploy.folder import POLICY, data_section, load_site, named_dataset
 from .clean import write_clean
-from .look import Checked, ProgressCallback, check_rows
+from .look import Findings, StageCallback, check_rows
 from .page import write_page
 
 _LENGTH, _BATCH = 48, 128
@@ -23,7 +23,7 @@ _LENGTH, _BATCH = 48, 128
 
 @dataclass(frozen=True)
 class Outcome:
-    checked: Checked
+    checked: Findings
     left_out: dict[int, str]
     page: Path
     seconds: float
@@ -41,7 +41,7 @@ def check_source(
     drop_labels: bool = False,
     overwrite: bool = False,
     seed: int = 0,
-    progress: ProgressCallback = lambda _: None,
+    progress: StageCallback = lambda _: None,
 ) -> Outcome:
     """source: a file, an SQL url, or the folder of a site, whose `dataset` is looked at (its columns are in site.toml).
 

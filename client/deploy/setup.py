@@ -19,7 +19,7 @@ from ...common.config.run import RunConfig, SiteConfig
 from ...common.config.section import read_toml
 from ...common.config.tables import DataSection
 from ...common.credentials import SiteLine, expiry, fingerprint, new_node_key, parse_line
-from ...common.data.sources import Checked, examine
+from ...common.data.sources import CheckedRows, examine
 from ...common.errors import ConfideError, ConfigError, DataError, DeploymentError
 from ...common.ledger.ledger import Ledger
 from .contents import take_digests
@@ -218,7 +218,7 @@ def _classes(counts: dict[str, int]) -> str:
     return f"{len(names)} classes: {', '.join(shown)}" if names else ""
 
 
-def _left_out(found: Checked) -> str:
+def _left_out(found: CheckedRows) -> str:
     """How many rows a run would train nothing on, and which ones, without anything that they hold."""
     count, everyone = len(found.problems), len(found.rows) + len(found.problems)
     first = ", ".join(f"row {one.row} ({one.brief})" for one in found.problems[:_NAMED])

@@ -35,7 +35,7 @@ _BIO = re.compile(r"^(O|[BI]-.+)$")
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedRows:
     """A source, read once."""
 
     rows: Rows
@@ -83,7 +83,7 @@ def read_checked(
     *,
     reads: Reads = _TEXT,
     image: ImageForm | None = None,
-) -> Checked:
+) -> CheckedRows:
     """Rows, problems and digest from one read. Raises DataError as `read_rows` with `problems`: never for a row."""
     return _checked(load(source, _covered(data)), data, labels, reads, image)
 
@@ -105,7 +105,7 @@ def source_contents(source: str, data: DataSection) -> tuple[bytes, bytes]:
     return identity(table, data, None), digest(table, data, None)
 
 
-def examine(source: str, data: DataSection) -> Checked:
+def examine(source: str, data: DataSection) -> CheckedRows:
     """What a source holds before any run is known: columns that are there are read, and the classes are those that
     occur, unless most labels are tags, or so many different numbers that they are no classes. For the operator of its
     site alone. Raises DataError as `read_checked`."""
@@ -259,13 +259,13 @@ def _checked(
     labels: list[str] | None,
     reads: Reads,
     image: ImageForm | None,
-) -> Checked:
+) -> CheckedRows:
     notes = Notes(table, strict=False)
     rows, marks = _read(notes, data, labels, reads, image, group=False)
     found = rows.labels if reads.label == "class" else np.concatenate(rows.tags) if rows.tags else None
     counts = Counter() if found is None or labels is None else Counter(labels[number] for number in found)
     who = identity(table, data, marks)
-    return Checked(rows, notes.all(), digest(table, data, marks), who, dict(counts))
+    return CheckedRows(rows, notes.all(), digest(table, data, marks), who, dict(counts))
 
 
 def _read(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
 
-Step = Callable[[], tuple[np.ndarray, float]]
+GradientStep = Callable[[], tuple[np.ndarray, float]]
 """one step's mean gradient (d,) and, without privacy, its mean loss"""
 
 
@@ -51,7 +51,7 @@ class Computation(Protocol):
         """(d,) float64: the sum of the clipped gradients of the next Poisson draw, at the current weights."""
         ...
 
-    def private_steps(self, step: Step) -> Adapter:
+    def private_steps(self, step: GradientStep) -> Adapter:
         """The change that local steps by these gradients make, or the one gradient that the server steps by."""
         ...
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import SecureSumError
 from ..ledger.chain import canonical
 from .keys import Advert, Session
-from .protocol import Answer, Site
+from .protocol import Answer, SecureSite
 
 Facts = dict[str, Any]
 
@@ -84,7 +84,7 @@ def to_answer(facts: Mapping[str, Any]) -> Answer:
     )
 
 
-def from_site(site: Site) -> Facts:
+def from_site(site: SecureSite) -> Facts:
     """A site's whole state, secrets included: kept at the site, between its messages."""
     return {
         "session": site.session.digest(),
@@ -104,12 +104,12 @@ def from_site(site: Site) -> Facts:
     }
 
 
-def to_site(session: Session, facts: Mapping[str, Any]) -> Site:
+def to_site(session: Session, facts: Mapping[str, Any]) -> SecureSite:
     """Raises SecureSumError for the state of another set-up."""
     if facts["session"] != session.digest():
         raise SecureSumError("secure sum: this site's state belongs to another set-up")
     adverts = {key.removeprefix("advert-"): value for key, value in facts.items() if key.startswith("advert-")}
-    return Site(
+    return SecureSite(
         session,
         facts["name"],
         facts["channel"],

@@ -1,7 +1,6 @@
 """The two parties of a secure sum, as state that is moved by function calls: no network, no clock.
 
-Set-up, once for many rounds: `Site.advertise` → `Site.deal` → `Site.accept`. Each round: `Site.mask`, then
-`Site.open`. The server's side: `Roster`, then a `Sum` a round. docs/explanation/secure-sums.md has the argument.
+A `SecureSite`: set-up, once for many rounds, by `advertise` → `deal` → `accept`; each round `mask`, then `open`. The server's side: `Roster`, then a `Sum` a round. docs/explanation/secure-sums.md has the argument.
 """
 
 import hashlib
@@ -70,7 +69,7 @@ class Answer:
 
 
 @dataclass(repr=False)  # its fields are secrets
-class Site:
+class SecureSite:
     """One site's part; everything secret of a round is erased once the round can no longer use it."""
 
     session: Session
@@ -93,7 +92,7 @@ class Site:
     """the last round that was answered for"""
 
     @classmethod
-    def advertise(cls, session: Session, name: str, identity: SiteKey) -> "tuple[Site, Advert]":
+    def advertise(cls, session: Session, name: str, identity: SiteKey) -> "tuple[SecureSite, Advert]":
         """Fresh secrets, and what the others may know of them."""
         channel = X25519PrivateKey.generate()
         secrets = [RoundSecrets.new() for _ in range(session.rounds)]

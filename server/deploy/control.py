@@ -28,7 +28,7 @@ from ...common.errors import DeploymentError
 
 
 @dataclass(frozen=True)
-class RunState:
+class RunStatus:
     """One run as the SuperLink knows it."""
 
     number: int
@@ -83,13 +83,13 @@ class Control:
             raise DeploymentError("the SuperLink did not start the run")
         return int(answer.run_id)
 
-    def runs(self, number: int | None = None) -> list[RunState]:
+    def runs(self, number: int | None = None) -> list[RunStatus]:
         """All runs, newest first; or one."""
         answer = self._call("ListRuns", ListRunsRequest(run_id=number))
         found = []
         for run in answer.run_dict.values():
             ended = f"{run.status.status}:{run.status.sub_status}" if run.status.sub_status else run.status.status
-            found.append(RunState(int(run.run_id), ended, run.pending_at))
+            found.append(RunStatus(int(run.run_id), ended, run.pending_at))
         return sorted(found, key=lambda run: run.started, reverse=True)
 
     def stop(self, number: int) -> None:

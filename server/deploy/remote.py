@@ -43,7 +43,7 @@ class RemoteRuns:
         self._context = context
 
     def _call(self, method: str, path: str, content: Any = None) -> Any:
-        """Raises the server's own error, or _AwayError."""
+        """Raises the server's own error, or _ServerAwayError."""
         answer = self._request(method, path, content)
         try:
             return answer.json()
@@ -61,7 +61,7 @@ class RemoteRuns:
                 headers={VERSION: __version__},
             )
         except (httpx.HTTPError, OSError) as error:
-            raise _AwayError(
+            raise _ServerAwayError(
                 f"{self._url} does not answer ({type(error).__name__}: {str(error)[:100]}); is operator_port set in "
                 "server.toml, and is operator.crt of this server?"
             ) from None
@@ -98,7 +98,7 @@ class RemoteRuns:
             try:
                 state = self._call("GET", f"/runs/{run.name}")
                 until = time.monotonic() + _PATIENCE_SECONDS
-            except _AwayError:
+            except _ServerAwayError:
                 if time.monotonic() > until:
                     raise
             else:
@@ -127,7 +127,7 @@ class RemoteRuns:
         self._call("POST", f"/runs/{name}/stop")
 
 
-class _AwayError(DeploymentError):
+class _ServerAwayError(DeploymentError):
     """No answer: it may come back."""
 
 

@@ -5,8 +5,6 @@ of one site, without and with differential privacy. Run it where the data is: it
 """
 
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +26,11 @@ from ...common.types import Adapter, Records
 from ...server.evaluation import record_losses
 from ...server.report import amend_report, read_report
 from ..run import simulate
+from ..studies.runner import RoundCallback
 from . import inversion, membership
 
 RECORDS_IN_UPDATE = (1, 2, 4, 8)
 _TRIALS = 8
-RoundCallback = Callable[[Path, str], AbstractContextManager[None]]
-"""shows the progress of the run in a folder, under a title"""
 
 
 def audit_leakage(folder: Path, references: int, watch: RoundCallback) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from confide.common.ledger.chain import SiteKey
 from confide.common.ledger.ledger import Ledger
 from confide.common.privacy.mechanism import PrivacyPlan, gaussian_epsilon
 from confide.common.privacy.plan import privacy_plan, secure_session
-from confide.common.secagg.protocol import Site as SecureSite
+from confide.common.secagg.protocol import SecureSite
 from confide.simulations.run import simulate
 from confide.simulations.sites import SimulatedSites, make_ledgers, simulated_policy
 

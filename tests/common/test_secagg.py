@@ -11,7 +11,7 @@ from confide.common.ledger.chain import SiteKey
 from confide.common.secagg import facts, masks, shamir
 from confide.common.secagg.keys import SECRETS_SIZE, Advert, Session, agreed, pair_key, pair_seed
 from confide.common.secagg.params import Parameters
-from confide.common.secagg.protocol import Graph, Roster, Site, Sum
+from confide.common.secagg.protocol import Graph, Roster, SecureSite, Sum
 
 _Z = 5.0  # false alarm below 6e-7
 
@@ -25,7 +25,7 @@ class Federation:
         self.names = [f"site-{i:03d}" for i in range(sites)]
         self.identities = {name: SiteKey.new() for name in self.names}
         self.registered = {name: key.public for name, key in self.identities.items()}
-        made = {name: Site.advertise(self.session, name, self.identities[name]) for name in self.names}
+        made = {name: SecureSite.advertise(self.session, name, self.identities[name]) for name in self.names}
         self.sites = {name: site for name, (site, _) in made.items()}
         self.adverts = [made[name][1] for name in self.names]
 
@@ -90,7 +90,7 @@ def test_one_masked_input_says_nothing() -> None:
     """Zeros come out uniform: mean and lag correlation, false alarm below 1e-6 each."""
     session = replace(Federation(2).session, length=200_000, bits=20)
     identities = {name: SiteKey.new() for name in ("a", "b")}
-    made = {name: Site.advertise(session, name, key) for name, key in identities.items()}
+    made = {name: SecureSite.advertise(session, name, key) for name, key in identities.items()}
     adverts = [made["a"][1], made["b"][1]]
     registered = {name: key.public for name, key in identities.items()}
     dealt = {name: site.deal(adverts, registered) for name, (site, _) in made.items()}
@@ -152,7 +152,7 @@ def test_secrets_die_with_their_round() -> None:
 def test_swapped_keys_are_refused() -> None:
     federation = Federation(4, 1, 1)
     attacker = SiteKey.new()
-    forged = Site.advertise(federation.session, "site-002", attacker)[1]
+    forged = SecureSite.advertise(federation.session, "site-002", attacker)[1]
     adverts = [*federation.adverts[:2], forged, federation.adverts[3]]
     with pytest.raises(SecureSumError, match="keys of site-002 are not signed by its registered identity"):
         federation.sites["site-000"].deal(adverts, federation.registered)
@@ -190,7 +190,7 @@ def test_a_list_that_leaves_its_reader_out_or_names_one_twice_is_refused() -> No
 def test_keys_of_another_set_up_are_refused() -> None:
     federation = Federation(4, 1, 1)
     other = replace(federation.session, first_round=2)
-    old = Site.advertise(other, "site-002", federation.identities["site-002"])[1]
+    old = SecureSite.advertise(other, "site-002", federation.identities["site-002"])[1]
     adverts = [*federation.adverts[:2], old, federation.adverts[3]]
     with pytest.raises(SecureSumError, match="belong to another set-up"):
         federation.sites["site-000"].deal(adverts, federation.registered)
@@ -386,7 +386,7 @@ def test_states_and_messages_survive_the_wire() -> None:
     assert adverts == federation.adverts
     assert facts.to_advert(facts.from_advert(adverts[0])) == adverts[0]
 
-    def reborn(name: str) -> Site:
+    def reborn(name: str) -> SecureSite:
         return facts.to_site(federation.session, facts.from_site(federation.sites[name]))
 
     federation.roster = Roster(federation.session, adverts)

@@ -59,7 +59,7 @@ def test_a_set_up_that_never_ends_is_given_up(make_config, local, plan: PrivacyP
     """Each attempt leaves out who failed in the last one; too few are left before the attempts run out."""
     from confide.common.ledger.chain import SiteKey
     from confide.common.privacy.plan import secure_session
-    from confide.common.secagg.protocol import Site
+    from confide.common.secagg.protocol import SecureSite
 
     config = make_config(run={"id": "r"}, privacy={**local, "mode": "distributed"}, data={"partition": {"clients": 8}})
     identities = {f"site-{i}": SiteKey.new() for i in range(1, 9)}
@@ -67,7 +67,9 @@ def test_a_set_up_that_never_ends_is_given_up(make_config, local, plan: PrivacyP
     def exchange(stage, questions):
         session = secure_session(config, plan, 1)
         if stage == "keys":
-            return Answered({n: facts.from_advert(Site.advertise(session, n, identities[n])[1]) for n in questions}, {})
+            return Answered(
+                {n: facts.from_advert(SecureSite.advertise(session, n, identities[n])[1]) for n in questions}, {}
+            )
         first, *others = sorted(questions)
         return Answered({name: facts.from_sealed({}) for name in others}, {first: "broken"})
 
@@ -81,7 +83,7 @@ def test_a_set_up_that_never_ends_is_given_up(make_config, local, plan: PrivacyP
 def test_keys_in_anothers_name_leave_the_site_out(make_config, local, plan: PrivacyPlan) -> None:
     from confide.common.ledger.chain import SiteKey
     from confide.common.privacy.plan import secure_session
-    from confide.common.secagg.protocol import Site
+    from confide.common.secagg.protocol import SecureSite
 
     config = make_config(run={"id": "r"}, privacy={**local, "mode": "distributed"})
     asked: list[list[str]] = []
@@ -92,7 +94,7 @@ def test_keys_in_anothers_name_leave_the_site_out(make_config, local, plan: Priv
         names = {name: "site-1" if name == "site-2" else name for name in questions}
         if stage == "keys":
             return Answered(
-                {n: facts.from_advert(Site.advertise(session, names[n], SiteKey.new())[1]) for n in questions}, {}
+                {n: facts.from_advert(SecureSite.advertise(session, names[n], SiteKey.new())[1]) for n in questions}, {}
             )
         return Answered({name: facts.from_sealed({}) for name in questions}, {})
 
