@@ -1,6 +1,7 @@
 """The two parties of a secure sum, as state that is moved by function calls: no network, no clock.
 
-A `SecureSite`: set-up, once for many rounds, by `advertise` → `deal` → `accept`; each round `mask`, then `open`. The server's side: `Roster`, then a `Sum` a round. docs/explanation/secure-sums.md has the argument.
+A `SecureSite`: set-up, once for many rounds, by `advertise` → `deal` → `accept`; each round `mask`, then `open`.
+The server's side: `Roster`, then a `Sum` a round. docs/explanation/secure-sums.md has the argument.
 """
 
 import hashlib
