@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..tasks import Batch
-from .loading import FineTuneModel, input_embeddings
+from .limits import input_embeddings
+from .loading import FineTuneModel
 
 _STEP = 2.5
 """the ascent's steps cover this many radii together"""

@@ -7,7 +7,6 @@ exported folder loads with `peft.PeftModel.from_pretrained`.
 import copy
 import math
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from ..errors import ModelError, contain
 from ..tasks import Batch, Task, collate, inputs_of, load_task
 from ..types import Adapter, Records, Rows, split
 from .backbones import resolve_backbone
+from .limits import SHARED, check_length, input_embeddings, positions
 from .shapes import Shapes
 
 STAND_IN = "stand_in"
@@ -39,7 +39,6 @@ CHARACTERS = 64
 """characters of a text that are read for each token of `model.max_length`; a token has four on average"""
 _FEATURE_ROWS, _FEATURE_SETS = 32, 4
 _features: WeakKeyDictionary[PeftModel, dict[bytes, np.ndarray]] = WeakKeyDictionary()
-_SHARED = re.compile(r"(position|token_type)[\w]*$|\.wpe$")
 
 
 @dataclass(frozen=True, eq=False)  # identity: two loads are two models
@@ -287,30 +286,6 @@ def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = Fa
     return loaded.copy()
 
 
-def positions(base: nn.Module) -> int | None:
-    """Tokens that a model has positions for; None: no bound is stated."""
-    config = getattr(base, "config", None)
-    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
-    found = [value for value in stated if isinstance(value, int) and value > 0]
-    for name, module in base.named_modules():
-        if name.startswith("image_encoder."):  # an image's patches
-            continue
-        if isinstance(module, nn.Embedding) and re.search(r"(position_embeddings?|embed_positions|\.wpe)$", name):
-            first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
-            found.append(module.num_embeddings - max(first, int(getattr(module, "offset", 0))))
-    return min(found, default=None)
-
-
-def check_length(base: nn.Module, max_length: int) -> None:
-    """Raises ModelError where records would be longer than the model has positions for."""
-    most = positions(base)
-    if most is not None and max_length > most:
-        raise ModelError(
-            f"model.max_length: {max_length} received; this backbone has positions for {most} tokens; allowed: at most "
-            f"{most}"
-        )
-
-
 def _not_trained(module: PeftModel, freeze_a: bool, *, lora: bool) -> set[str]:
     """Names of the adapter's arrays that stay as they are: A factors (FFA-LoRA), the stand-in's LoRA, and arrays that
     have no per-sample gradients: those that belong to no layer of their own (a class token), and tables of positions
@@ -318,7 +293,7 @@ def _not_trained(module: PeftModel, freeze_a: bool, *, lora: bool) -> set[str]:
     loose = {
         _saved_name(f"{owner}.{name}")
         for owner, part in module.named_modules()
-        if next(part.children(), None) is not None or _SHARED.search(owner)
+        if next(part.children(), None) is not None or SHARED.search(owner)
         for name, _ in part.named_parameters(recurse=False)
     }
     names = {_saved_name(name) for name, p in module.named_parameters() if p.requires_grad}
@@ -393,21 +368,6 @@ def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
     if not isinstance(module, PeftModel):
         raise ModelError("PEFT did not return a PeftModel")
     return module
-
-
-def input_embeddings(whole: nn.Module) -> nn.Module:
-    """The layer of any module that turns tokens into vectors. Raises ModelError for a model without one."""
-    for module in whole.modules():
-        getter = getattr(module, "get_input_embeddings", None)
-        if getter is None:
-            continue
-        try:
-            layer = getter()
-        except (AttributeError, NotImplementedError):
-            continue
-        if isinstance(layer, nn.Module):
-            return layer
-    raise ModelError(f"{type(whole).__name__} has no input embeddings that could be moved")
 
 
 def lora_pairs(names: list[str]) -> list[tuple[str, str]]:

@@ -14,7 +14,8 @@ from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ModelError, PrivacyError
 from confide.common.model import per_sample, proof
 from confide.common.model.apart import check_apart, dummy_records
-from confide.common.model.loading import FineTuneModel, check_length, load_model
+from confide.common.model.limits import check_length
+from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.model.per_sample import clipped_sum, hooked
 from confide.common.model.proof import check_reached, prove
 from confide.common.model.shapes import Shapes

@@ -1,0 +1,48 @@
+"""What a backbone's tables allow: the tokens it has positions for, and its input embeddings."""
+
+import re
+
+from torch import nn
+
+from ..errors import ModelError
+
+SHARED = re.compile(r"(position|token_type)[\w]*$|\.wpe$")
+
+
+def positions(base: nn.Module) -> int | None:
+    """Tokens that a model has positions for; None: no bound is stated."""
+    config = getattr(base, "config", None)
+    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_sequence_length")]
+    found = [value for value in stated if isinstance(value, int) and value > 0]
+    for name, module in base.named_modules():
+        if name.startswith("image_encoder."):  # an image's patches
+            continue
+        if isinstance(module, nn.Embedding) and re.search(r"(position_embeddings?|embed_positions|\.wpe)$", name):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            found.append(module.num_embeddings - max(first, int(getattr(module, "offset", 0))))
+    return min(found, default=None)
+
+
+def check_length(base: nn.Module, max_length: int) -> None:
+    """Raises ModelError where records would be longer than the model has positions for."""
+    most = positions(base)
+    if most is not None and max_length > most:
+        raise ModelError(
+            f"model.max_length: {max_length} received; this backbone has positions for {most} tokens; allowed: at most "
+            f"{most}"
+        )
+
+
+def input_embeddings(whole: nn.Module) -> nn.Module:
+    """The layer of any module that turns tokens into vectors. Raises ModelError for a model without one."""
+    for module in whole.modules():
+        getter = getattr(module, "get_input_embeddings", None)
+        if getter is None:
+            continue
+        try:
+            layer = getter()
+        except (AttributeError, NotImplementedError):
+            continue
+        if isinstance(layer, nn.Module):
+            return layer
+    raise ModelError(f"{type(whole).__name__} has no input embeddings that could be moved")
