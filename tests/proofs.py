@@ -23,9 +23,17 @@ class Proofs:
     def __init__(self, prove: Callable[..., Shapes], folder: Path) -> None:
         self.prove, self._folder = prove, folder
         self._contents: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self._answered: WeakKeyDictionary[nn.Module, dict[tuple, Shapes]] = WeakKeyDictionary()
         folder.mkdir(exist_ok=True)
 
     def __call__(self, model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -> Shapes:
+        once = shapes, views, torch.get_num_threads()
+        answered = self._answered.setdefault(model.template, {})
+        if once not in answered:  # as the product: a model is looked at once, whatever becomes of it later
+            answered[once] = self._first(model, shapes, views)
+        return answered[once]
+
+    def _first(self, model: FineTuneModel, shapes: Shapes, views: tuple[int, ...]) -> Shapes:
         if changed(model):
             return self.prove(model, shapes, views)
         if model.template not in self._contents:

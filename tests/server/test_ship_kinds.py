@@ -187,7 +187,7 @@ def test_images_over_http(finished, tmp_path: Path) -> None:
             ({"texts": ["good"], "images": [base64.b64encode(b"no").decode()]}, "not a readable"),
             ({"texts": ["good"], "images": [image, image]}, "1 texts and 2 images"),
             ({"texts": ["good"] * 65, "images": [image] * 65}, "allowed: 64"),
-            ({"texts": ["good"] * 2, "images": [image, vast]}, "an image of 6000 × 6000; at most 33,554,432 pixels"),
+            ({"texts": ["good"] * 2, "images": [image, vast]}, "an image of 6000 × 6000; at most 16,777,216 pixels"),
         ):
             reply = client.post("/predict", json=content)
             assert reply.status_code == 422

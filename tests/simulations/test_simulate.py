@@ -366,7 +366,6 @@ def test_instructions_dealt_out_by_a_column(make_config, gpt2: Path, tmp_path: P
 
 
 def test_public_names() -> None:
-    assert confide.simulate is simulate
     assert confide.RunConfig is RunConfig
     assert confide.load_base is not None
     with pytest.raises(AttributeError, match="nosuch"):
