@@ -122,9 +122,6 @@ def simulate(
     overwrite: replaces the run in the output folder. Objects are written to the folder OUTPUT.inputs beside it, so
     that the run can be resumed; it holds your rows, and is yours to delete.
 
-    >>> run = confide.simulate("demo", data=frame, test=frame_of_tests)  # doctest: +SKIP
-    >>> run.report["privacy"]["epsilon_spent"]  # doctest: +SKIP
-
     Raises ConfigError, DataError, ModelError: nothing of the run is written then.
     """
     content = _content(config)
