@@ -254,6 +254,9 @@ def test_logs_hold_no_record_and_no_secret(federation: Federation) -> None:
 
 def test_a_site_stops_cleanly(federation: Federation) -> None:
     """The federation is one site short afterwards."""
+    until = time.monotonic() + 180.0
+    while "connected to" not in federation.log("site-3") and time.monotonic() < until:
+        time.sleep(0.2)  # this test may be the first of its process
     children = descendants(federation._processes["site-3"].pid)
     assert children
     assert federation.stop("site-3") == 0
