@@ -17,7 +17,9 @@ import numpy as np
 
 from ..common.config.run import MANY, RunConfig, load_content
 from ..common.config.run import load as load_config
-from ..common.config.tables import GIVEN_STRATEGY
+from ..common.config.section import assign
+from ..common.config.tables import GIVEN_STRATEGY, DataSection, RunSection
+from ..common.data.sources import read_table
 from ..common.errors import ConfigError
 from ..common.run_folder import CONFIG, require_room
 from ..server.callbacks import Callback
@@ -126,22 +128,21 @@ def simulate(
     """
     content = _content(config)
     if strategy is not None:
-        content.setdefault("server", {})["aggregation"] = GIVEN_STRATEGY
-    written = _Inputs(content, overwrite)
+        assign(content, "server.aggregation", GIVEN_STRATEGY)
+    inputs = _Inputs(content, overwrite)
     try:
-        if data is not None or partition is not None:
-            written.training(data, partition)
         if test is not None:
-            written.table("test", test)
+            inputs.table("test", _frame("test", test))
+        if data is not None or partition is not None:
+            inputs.training(data, partition)
         if model is not None:
-            written.model(model, tokenizer)
+            inputs.model(model, tokenizer)
         elif tokenizer is not None:
             raise ConfigError("tokenizer: received without a model; give both, or name a folder in model.backbone")
         parsed = RunConfig.parse(content, "confide.simulate")
         return Run(engine.simulate(parsed, overwrite=overwrite, callbacks=callbacks, strategy=strategy))
-    except BaseException:
-        written.discard()
-        raise
+    finally:
+        inputs.settle()
 
 
 def resume(folder: str | Path, *, callbacks: Sequence[Callback] = (), strategy: "Strategy | None" = None) -> Run:
@@ -181,51 +182,55 @@ def _content(config: "str | Path | Mapping[str, Any] | RunConfig") -> dict[str, 
 
 
 class _Inputs:
-    """The caller's objects as files, and their names in a run's content."""
+    """The caller's objects as files, and their names in a run's content. Those of the run that they may replace are
+    moved aside until the new one has begun."""
 
     def __init__(self, content: dict[str, Any], overwrite: bool) -> None:
-        self._content = content
-        self._data, self._settings = content.setdefault("data", {}), content.get("run", {})
-        output = Path(self._settings.get("output") or f"runs/{self._settings.get('name', 'run')}").resolve()
-        require_room(output, overwrite=overwrite)
-        self._folder, self._made = output.with_name(f"{output.name}.inputs"), False
+        self._content, self._overwrite = content, overwrite
+        self._output = RunSection.parse(content.get("run", {}), "confide.simulate: run").folder.resolve()
+        self._folder = self._output.with_name(f"{self._output.name}.inputs")
+        self._aside = self._output.with_name(f"{self._output.name}.inputs.before")
+        self._made, self._before = False, self._declared()
+
+    def _declared(self) -> bytes | None:
+        """The configuration that the output folder holds; every run's names an id of its own."""
+        path = self._output / CONFIG
+        return path.read_bytes() if path.is_file() else None
 
     def _place(self, name: str) -> Path:
         if not self._made:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            require_room(self._output, overwrite=self._overwrite)
+            if self._folder.exists():
+                shutil.rmtree(self._aside, ignore_errors=True)
+                self._folder.rename(self._aside)
             self._folder.mkdir(parents=True, mode=0o700)
             self._made = True
         return self._folder / name
 
-    def table(self, key: str, rows: "Rows") -> None:
-        self._write(key, _frame(key, rows))
-
     def training(self, rows: "Rows | None", partition: "Callable[[pandas.DataFrame], Sequence[Any]] | None") -> None:
-        if rows is None:
-            from ..common.config.tables import DataSection
-            from ..common.data.sources import read_table
-
-            section = DataSection.parse(self._data, "data")
-            frame = read_table(section.training, section).to_pandas()
-        else:
-            frame = _frame("data", rows)
+        frame = self._named_rows() if rows is None else _frame("data", rows)
         if partition is not None:
             sites = list(partition(frame.copy()))
             if len(sites) != len(frame):
                 raise ConfigError(f"partition: {len(sites)} sites received for {len(frame)} rows; give each row's site")
             frame = frame.assign(**{_SITE: [str(site) for site in sites]})
-            empty = self._data.get("partition", {}).get("empty", "refuse")
-            self._data["partition"] = {"kind": "natural", "column": _SITE, "empty": empty}
-        self._write("train", frame)
+            for key, value in {"kind": "natural", "column": _SITE, "clients": None}.items():
+                assign(self._content, f"data.partition.{key}", value)
+        self.table("train", frame)
 
-    def _write(self, key: str, frame: "pandas.DataFrame") -> None:
+    def _named_rows(self) -> "pandas.DataFrame":
+        """Of `data.train`."""
+        section = DataSection.parse(self._content.get("data", {}), "confide.simulate: data")
+        return read_table(section.training, section).to_pandas()
+
+    def table(self, key: str, frame: "pandas.DataFrame") -> None:
         path = self._place(f"{key}.parquet")
         try:
             frame.to_parquet(path, index=False)
         except (ValueError, TypeError, OverflowError) as error:  # pyarrow's own are ValueErrors and TypeErrors
             kind = type(error).__name__  # its text may quote a value
             raise ConfigError(f"{key}: its columns cannot be written as parquet ({kind}); give each one type") from None
-        self._data[key] = str(path)
+        assign(self._content, f"data.{key}", str(path))
 
     def model(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None") -> None:
         if tokenizer is None:
@@ -233,13 +238,18 @@ class _Inputs:
         path = self._place("backbone")
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
-        self._content.setdefault("model", {})["backbone"] = str(path)
+        assign(self._content, "model.backbone", str(path))
 
-    def discard(self) -> None:
-        """Nothing was played, so nothing stays; a run that was interrupted keeps what it resumes from."""
-        output = self._folder.with_name(self._folder.name.removesuffix(".inputs"))
-        if self._made and not (output / CONFIG).is_file():
-            shutil.rmtree(self._folder, ignore_errors=True)
+    def settle(self) -> None:
+        """Keeps what the run in the output folder reads: the new files where it has begun, else those of before."""
+        if not self._made:
+            return
+        if self._declared() != self._before:
+            shutil.rmtree(self._aside, ignore_errors=True)
+            return
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._aside.exists():
+            self._aside.rename(self._folder)
 
 
 def _frame(key: str, rows: "Rows") -> "pandas.DataFrame":

@@ -70,7 +70,7 @@ class RunConfig(Section, frozen=True):
 
     @property
     def output(self) -> Path:
-        return Path(self.run.output or f"runs/{self.run.name}")
+        return self.run.folder
 
     @property
     def clients(self) -> int:

@@ -1,5 +1,6 @@
 """The tables of a run's file. Every field has its documentation under it, here and nowhere else."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -40,6 +41,11 @@ class RunSection(Section, frozen=True):
     """the folder of results; omitted: runs/NAME"""
     id: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
     """the run's name in the sites' ledgers; omitted: drawn when the run starts, and kept for --resume"""
+
+    @property
+    def folder(self) -> Path:
+        """Of the results."""
+        return Path(self.output or f"runs/{self.name}")
 
 
 class LoraSection(Section, frozen=True):

@@ -18,7 +18,6 @@ from .backbones import resolve_backbone
 from .loading import STAND_IN, FineTuneModel, build, tokenizer_of
 
 CARD = "confide.json"
-"""a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
 
 
 def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str], folder: Path) -> None:

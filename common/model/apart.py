@@ -1,6 +1,8 @@
 """What a model makes of a record must not depend on other records: looked at with dummy records, without gradients."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,8 +62,16 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def gathers(seen: list[tuple[str, tuple]]) -> bool:
-    return any(name in call for call, _ in seen for name in _ROUTING)
+def works_alike(*reads: Callable[[], object]) -> bool:
+    """Whether several readings take the same operations on the same shapes, none of which gathers tokens of several
+    records: an expert that is given as many tokens as its mates send takes another kernel for other mates, and random
+    records need not show it."""
+    seen = []
+    for read in reads:
+        with Operations() as operations, torch.no_grad():
+            read()
+        seen.append(operations.seen)
+    return all(one == seen[0] for one in seen) and not any(name in call for call, _ in seen[0] for name in _ROUTING)
 
 
 def check_apart(model: FineTuneModel) -> None:
@@ -129,23 +139,12 @@ def check_features(model: FineTuneModel) -> None:
         longest = max(1, length - shapes.spare)
         own = np.resize([longest, max(1, longest * 2 // 3), longest], RECORDS) if length else np.zeros(RECORDS, int)
         one, other = (replace(dummy_records(model, own.tolist(), seed), features=None) for seed in range(2))
-        if not (_same_reading(model, one, other) and _same_features(model, one, thorough=length <= COMPARED)):
+        alike = works_alike(*(partial(model.features, records, np.arange(RECORDS)) for records in (one, other)))
+        if not (alike and _same_features(model, one, thorough=length <= COMPARED)):
             raise ModelError(
                 "model.train: what this backbone makes of a record changes with the records beside it, on this "
                 "machine; under privacy it must not; choose another backbone, or model.train = 'lora'"
             )
-
-
-def _same_reading(model: FineTuneModel, one: Records, other: Records) -> bool:
-    """Whether other records are read by the same operations on the same shapes, none of which gathers tokens of several
-    records: an expert that is given as many tokens as its mates send takes another kernel for other mates, and random
-    records need not show it."""
-    seen = []
-    for records in (one, other):
-        with Operations() as operations, torch.no_grad():
-            model.features(records, np.arange(len(records)))
-        seen.append(operations.seen)
-    return seen[0] == seen[1] and not gathers(seen[0])
 
 
 def _same_features(model: FineTuneModel, records: Records, *, thorough: bool) -> bool:

@@ -34,7 +34,7 @@ from .limits import SHARED, check_length, input_embeddings, positions
 from .shapes import Shapes
 
 STAND_IN = "stand_in"
-"""a module that LoRA is put on where a head alone is trained"""
+"""a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
 CHARACTERS = 64
 """characters of a text that are read for each token of `model.max_length`; a token has four on average"""
 _FEATURE_ROWS, _FEATURE_SETS = 32, 4

@@ -11,6 +11,7 @@ import threading
 import traceback
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..config.run import RunConfig
 from ..data.augmentation import views_of
 from ..errors import ModelError, PrivacyError
 from ..types import Records
-from .apart import ALONE, COMPARED, MANY, RECORDS, Operations, check_features, check_stateless, dummy_records, gathers
+from .apart import ALONE, COMPARED, MANY, RECORDS, check_features, check_stateless, dummy_records, works_alike
 from .loading import FineTuneModel
 from .per_sample import hooked, plain_name, record_gradients
 from .shapes import Shapes, filled
@@ -133,15 +134,11 @@ class _Proof:
             _compare(self.model, _alone(self.model, records, index, length), [part[index] for part in together])
 
     def _same_work(self, length: int, rows: int) -> bool:
-        """Whether the model does the same operations on the same shapes for other records: an expert that is given as
-        many tokens as its mates send takes another kernel for other mates, and random records need not show it."""
-        seen = []
-        for seed in range(2):
-            records, which = self._records(length, seed), np.resize(np.arange(RECORDS), rows)
-            with Operations() as operations, torch.no_grad():
-                self.model.losses(records, which, length)
-            seen.append(operations.seen)
-        return seen[0] == seen[1] and not gathers(seen[0])
+        """Whether the model does the same for other records."""
+        which = np.resize(np.arange(RECORDS), rows)
+        return works_alike(
+            *(partial(self.model.losses, self._records(length, seed), which, length) for seed in range(2))
+        )
 
     def _rows_alike(self, shapes: Shapes, rows: int) -> bool:
         """Over many records, at the shortest length: a product of one vector a record has few numbers, of which perhaps

@@ -177,24 +177,33 @@ def test_a_model_that_changes_with_what_it_reads_is_refused(tmp_path: Path, trai
     check_apart(load(tmp_path / "other", "electra", train=train))
 
 
-def test_a_model_that_routes_tokens_gets_one_record_at_a_time(tmp_path: Path) -> None:
-    """How many tokens an expert multiplies depends on the mates, and so may the kernel that does it."""
-    from transformers import MixtralConfig, MixtralForCausalLM
+def mixtral(experts: int):
+    """The configuration of a small mixture of experts; its weights follow from the seed."""
+    from transformers import MixtralConfig
 
-    from confide.tests.tiny import VOCABULARY, save
+    from confide.tests.tiny import VOCABULARY
 
     torch.manual_seed(0)
-    config = MixtralConfig(
+    return MixtralConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
-        num_local_experts=4,
+        num_local_experts=experts,
         max_position_embeddings=66,
         pad_token_id=0,
     )
+
+
+def test_a_model_that_routes_tokens_gets_one_record_at_a_time(tmp_path: Path) -> None:
+    """How many tokens an expert multiplies depends on the mates, and so may the kernel that does it."""
+    from transformers import MixtralForCausalLM
+
+    from confide.tests.tiny import save
+
+    config = mixtral(4)
     section = ModelSection(
         backbone=str(save(MixtralForCausalLM(config), tmp_path)),
         task="causal-lm",
@@ -206,22 +215,11 @@ def test_a_model_that_routes_tokens_gets_one_record_at_a_time(tmp_path: Path) ->
 
 def test_features_of_a_model_that_routes_tokens_are_refused(tmp_path: Path) -> None:
     """A head with large weights, which the server chooses, makes a gradient of 2C of a last bit."""
-    from transformers import MixtralConfig, MixtralModel
+    from transformers import MixtralModel
 
-    from confide.tests.tiny import VOCABULARY, save
+    from confide.tests.tiny import save
 
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=8,
-        max_position_embeddings=66,
-        pad_token_id=0,
-    )
+    config = mixtral(8)
     backbone = str(save(MixtralModel(config), tmp_path))
     model = load_model(ModelSection(backbone=backbone, max_length=24, train="head"), 3, 0)
     with pytest.raises(ModelError, match="changes with the records beside it"):

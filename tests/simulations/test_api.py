@@ -152,3 +152,34 @@ def test_public_names_are_found() -> None:
     assert set(dir(confide)) == set(confide.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = confide.nothing
+
+
+def test_a_run_that_is_not_replaced_keeps_its_inputs(settings: dict[str, Any]) -> None:
+    run = confide.simulate(settings, data=frame(ROWS), test=frame(TESTS))
+    inputs = run.folder.with_name("run.inputs")
+    before = {path.name: path.read_bytes() for path in inputs.iterdir()}
+    with pytest.raises(DataError, match="label"):
+        confide.simulate(settings, data=frame(ROWS).drop(columns="label"), test=frame(TESTS), overwrite=True)
+    assert {path.name: path.read_bytes() for path in inputs.iterdir()} == before
+    assert confide.resume(run.folder).report["after"] == run.report["after"]
+    confide.simulate(settings, data=frame(ROWS[:40]), test=frame(TESTS), overwrite=True)
+    assert (inputs / "train.parquet").read_bytes() != before["train.parquet"]
+    assert sorted(path.name for path in run.folder.parent.glob("run*")) == ["run", "run.inputs"]
+
+
+def test_a_partition_of_named_rows_beside_a_given_test_set(settings: dict[str, Any], tmp_path: Path) -> None:
+    frame(ROWS).to_csv(tmp_path / "rows.csv", index=False)
+    content = merged(settings, {"data": {"train": str(tmp_path / "rows.csv")}})
+    run = confide.simulate(content, test=frame(TESTS), partition=lambda rows: ["a", "b", "c"] * (len(rows) // 3))
+    assert run.config.clients == 3
+
+
+@pytest.mark.parametrize("table", ["run", "data", "model"])
+def test_a_table_that_is_none_is_told_in_one_line(settings: dict[str, Any], bert: Path, table: str) -> None:
+    model, tokenizer = AutoModel.from_pretrained(bert), AutoTokenizer.from_pretrained(bert)
+    with pytest.raises(ConfigError) as told:
+        confide.simulate(
+            {**settings, table: "x"}, data=frame(ROWS), test=frame(TESTS), model=model, tokenizer=tokenizer
+        )
+    assert "\n" not in str(told.value)
+    assert table in str(told.value)
