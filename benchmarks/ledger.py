@@ -23,13 +23,13 @@ from confide.common.errors import BudgetError, LedgerError
 from confide.common.ledger.chain import GENESIS, SiteKey, canonical, digest
 from confide.common.ledger.ledger import DATABASE, KEY, RECEIPT, Ledger, Limit, Request, Reservation
 from confide.common.ledger.verify import audit
-from confide.common.privacy.accounting import epsilon_opacus, epsilon_pld, epsilon_rdp
-from confide.common.privacy.events import SkellamDpEvent, step_event
+from confide.common.privacy.accounting import epsilon_pld, epsilon_prv, epsilon_rdp
+from confide.common.privacy.events import DiscreteGaussianDpEvent, step_event
 from confide.common.types import RoundTask
 from confide.simulations.sites import SimulatedSites, make_ledgers, simulated_worker
 from confide.tests.tiny import LOCAL, merged, run_content, save_bert, save_data
 
-_STEP = step_event(0.01, SkellamDpEvent(1.0, 1000))
+_STEP = step_event(0.01, DiscreteGaussianDpEvent(1.0, 1000))
 _LIMIT = Limit(2.0, 1e-5)
 _STEPS = 10_000
 """steps that a run of the crash test declares: more than it can take before it is killed"""
@@ -285,7 +285,7 @@ def timing(entries: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "site"
         ledger = Ledger.create(folder, "site")
-        steps = [step_event(0.001, SkellamDpEvent(z, 150_000)) for z in (3.0, 4.0, 5.0, 6.0)]
+        steps = [step_event(0.001, DiscreteGaussianDpEvent(z, 150_000)) for z in (3.0, 4.0, 5.0, 6.0)]
         took = []
 
         def timed(act: Callable[[], object]) -> None:
@@ -308,7 +308,7 @@ def timing(entries: int) -> dict[str, float]:
         book = Ledger.open(folder).book()
         opened = time.perf_counter() - started
         started = time.perf_counter()
-        for accountant in (epsilon_rdp, epsilon_pld, epsilon_opacus):
+        for accountant in (epsilon_pld, epsilon_prv, epsilon_rdp):
             accountant(book.history("reviews"), 1e-5)
         computed = time.perf_counter() - started
         started = time.perf_counter()

@@ -102,7 +102,7 @@ def print_leakage(outcome: dict[str, Any]) -> None:
 def print_ledgers(audits: list[LedgerAudit]) -> None:
     """One table of data sets, one of runs, and what does not hold."""
     budgets = _table(
-        "budgets", "site", "data set", ">limit", ">filter", ">spent (RDP)", ">PLD", ">Opacus", ">remaining", ">runs"
+        "budgets", "site", "data set", ">limit", ">spent", "by", ">PLD", ">Opacus PRV", ">RDP", ">remaining", ">runs"
     )
     runs = _table("runs", "site", "data set", "run", "model", ">ε reserved", ">ε used", ">steps", "unit")
     for outcome in audits:
@@ -112,8 +112,9 @@ def print_ledgers(audits: list[LedgerAudit]) -> None:
                 outcome.site,
                 facts["dataset"],
                 _number(limit["epsilon"]),
-                _number(facts["epsilon_filter"]),
-                *(_number(by[name]) for name in ("rdp", "pld", "opacus_rdp")),
+                _number(facts["epsilon_spent"]),
+                facts["accountant"],
+                *(_number(by[name]) for name in ("pld", "opacus_prv", "rdp")),
                 _number(facts["remaining"]),
                 str(len(facts["runs"])),
             )
@@ -352,7 +353,7 @@ def print_site(status: SiteStatus) -> None:
     _print(f"site {status.name}: {f'running, {connected}' if status.running else 'not running'}")
     budgets = _table("budgets", "data set", ">limit", ">spent", ">remaining", ">runs")
     for facts in status.datasets:
-        row = (facts["limit"]["epsilon"], facts["epsilon_filter"], facts["remaining"])
+        row = (facts["limit"]["epsilon"], facts["epsilon_spent"], facts["remaining"])
         budgets.add_row(facts["dataset"], *map(_number, row), str(len(facts["runs"])))
         for run in facts["runs"][-5:]:
             _print(f"run {run['run'][:12]} on {facts['dataset']}: {run['used']} of {run['steps']} steps")

@@ -183,7 +183,7 @@ def _unmask(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
     key = _key("unmask", secure.roster, repr(sorted(asked.items())).encode())
     if (known := host.recall(key)) is not None:
         return known
-    reply = _facts(secagg.unmask(secure, host.site, asked))
+    reply = _facts(secagg.unmask(secure, host.worker(), host.site, asked))
     _keep(host, secure)
     host.remember(key, reply)
     return reply

@@ -27,12 +27,14 @@ def deal(secure: SecureSite, site: Site, asked: Mapping[str, Any]) -> facts.Fact
     return facts.from_sealed(secure.deal(facts.to_adverts(asked), site.peers))
 
 
-def unmask(secure: SecureSite, site: Site, asked: Mapping[str, Any]) -> facts.Facts:
-    """The answer for the survivors that the server names."""
+def unmask(secure: SecureSite, worker: Worker, site: Site, asked: Mapping[str, Any]) -> facts.Facts:
+    """The answer for the survivors that the server names, with the seed of the noise that they do not need."""
     number, survivors = asked.get("round"), asked.get("survivors")
     if not isinstance(number, int) or not isinstance(survivors, list):
         raise SecureSumError("secure sum: asked to unmask without a round and its survivors")
-    answer = secure.open(number, [str(name) for name in survivors])
+    if worker.plan is None:
+        raise SecureSumError("secure sum: asked to unmask in a run without privacy")
+    answer = secure.open(number, [str(name) for name in survivors], worker.plan.pieces.released)
     claim(secure, site, "open", number)
     return facts.from_answer(answer)
 

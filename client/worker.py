@@ -213,7 +213,7 @@ class Worker:
             else:
                 found = self._privately(model, account, number, task, before)
             if found.share is not None and secure is not None:
-                masked = secure.mask(task.round, found.share)
+                masked = secure.mask(task.round, found.share, found.excess)
         return self._update(account, found, masked)
 
     def _update(self, account: SiteAccount, found: Release, masked: bytes | None = None) -> Update:

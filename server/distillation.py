@@ -105,7 +105,7 @@ class Distillation:
 
 def answer_noise(config: RunConfig, plan: PrivacyPlan) -> float:
     """Standard deviation of the noise on one share of all teachers that every site is there for."""
-    of_sum = from_grid(np.sqrt(config.clients * plan.variance / plan.shares), plan.clip)
+    of_sum = from_grid(np.sqrt(config.clients * plan.pieces.kept(0)), plan.clip, plan.grid)
     return float(of_sum) / (config.distill.teachers * config.clients) / answer_scale(config)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..common.config.run import RunConfig
-from ..common.errors import RoundError, SecureSumError
+from ..common.errors import PrivacyError, RoundError, SecureSumError
 from ..common.privacy.mechanism import PrivacyPlan
 from ..common.privacy.plan import secure_session
 from ..common.secagg import facts
@@ -210,7 +210,13 @@ class SecureSums:
                     answers[name] = facts.to_answer(reply)
                 except SecureSumError as error:
                     failed[name] = str(error)
-        return total.finish(answers), failed
+        opened = total.finish(answers)
+        for name, seed in sorted(total.released.items()):
+            try:
+                self._plan.pieces.remove(opened, seed, self._config.secure_parameters.sites - len(total.survivors))
+            except PrivacyError as error:
+                failed[name] = str(error)
+        return opened, failed
 
     @property
     def _open_sum(self) -> Sum:

@@ -4,7 +4,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Generator, Hashable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from confide.cli.main import main
 from confide.common.config.run import RunConfig
 from confide.common.model import proof
-from confide.common.privacy.mechanism import gaussian_epsilon
-from confide.server.report import build, plots
+from confide.server.report import plots
 from confide.tests.elsewhere import Elsewhere
 from confide.tests.parts import Part, part_of
 from confide.tests.proofs import Proofs
@@ -98,21 +96,6 @@ def _each_proof_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof
 def real_proofs(_each_proof_once: Proofs, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what a proof is for: none is taken over from another test."""
     monkeypatch.setattr(proof, "prove", _each_proof_once.prove)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quick_cross_check() -> Iterator[None]:
-    """A report's ε of a Gaussian, which is no claim of the run, takes a second by PLD: by RDP here. See
-    `real_cross_check`."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(build, "gaussian_epsilon", partial(gaussian_epsilon, accountant="rdp"))
-        yield
-
-
-@pytest.fixture
-def real_cross_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that look at it."""
-    monkeypatch.setattr(build, "gaussian_epsilon", gaussian_epsilon)
 
 
 @pytest.fixture(scope="session")

@@ -237,21 +237,20 @@ def _contents(folder: Path, config: SiteConfig) -> str:
 def _budget(folder: Path, name: str, dataset: Any) -> str:
     if dataset.epsilon is None:
         return "no limit: runs without noise are admitted where the policy has mode none"
-    spent = spent_epsilon(folder, name)
-    left = dataset.epsilon - spent
+    spent, left = spent_and_left(folder, name, dataset.epsilon)
     if left <= 0.01 * dataset.epsilon:
         raise DeploymentError(f"ε = {spent:.3f} of {dataset.epsilon:g} is spent; no run will be admitted")
     return f"ε = {spent:.3f} of {dataset.epsilon:g} spent"
 
 
-def spent_epsilon(folder: Path, name: str) -> float:
-    """ε of everything reserved on a data set, by the filter that keeps the limit."""
+def spent_and_left(folder: Path, name: str, limit: float) -> tuple[float, float]:
+    """ε of everything reserved on a data set, by the accountant that holds its limit, and what a further run finds."""
     from ...common.ledger.verify import audit
 
     for entry in audit(folder / LEDGER / "ledger.db").datasets:
         if entry["dataset"] == name:
-            return float(entry["epsilon_filter"] or 0.0)
-    return 0.0
+            return float(entry["epsilon_spent"]), max(0.0, limit - (entry["epsilon_filter"] or 0.0))
+    return 0.0, limit
 
 
 def _peers(folder: Path, config: SiteConfig, name: str) -> str:

@@ -11,7 +11,7 @@ from dp_accounting import NonPrivateDpEvent
 
 from ..errors import BudgetError, RecordsError
 from ..privacy import events
-from ..privacy.accounting import epsilon_of, epsilon_rdp, filter_epsilon, filter_order, is_private, nearest_order
+from ..privacy.accounting import epsilon_pld, epsilon_rdp, filter_epsilon, filter_order, is_private, nearest_order
 from ..privacy.events import History, history_of, repeated
 from .book import Book, Charge, Limit, Request
 
@@ -24,6 +24,8 @@ _NAMES = {"step": "mechanism", "delta": "δ"}
 def admit(book: Book, request: Request, limit: Limit, site: str, same: Collection[str] = ()) -> float | None:
     """The one gate before a RESERVE: what a new run asks, against all that was ever charged here.
 
+    A data set's first private run is admitted by PLD; every later one only if the Rényi filter over everything, the
+    first included, stays within the limit (docs/explanation/privacy.md has the argument).
     Returns α*, the order of the data set's Rényi filter that the entry records. It is fixed at the data set's first
     private release, limited or not, from what that run declares or from site.toml: an order chosen later could be
     chosen by what the releases showed. None while a data set has seen releases without noise only; they have no order.
@@ -33,9 +35,6 @@ def admit(book: Book, request: Request, limit: Limit, site: str, same: Collectio
     Raises BudgetError, the reason in one line: another name holds the same records or this run; δ above the data
     set's; no noise on a limited data set; another unit; over the limit. Raises PrivacyError for events that spend
     nothing or cannot be accounted for.
-
-    To change with the accounting by PLD (docs/not-yet.md): the first declared run of a data set is then admitted by
-    PLD, and every later one only if the filter over everything, the first included, stays within the limit.
     """
     events.check(repeated(request.step, request.steps))
     where = f"site {site}: data set '{request.dataset}'"
@@ -125,13 +124,21 @@ def _require_room(spent: History, request: Request, most: float, delta: float, o
     if not is_private(spent):
         raise BudgetError(f"{where}: an earlier run has no noise, so its ε is infinite; limit {most:g}")
     asked = _history(request)
-    after = filter_epsilon(spent + asked, order, delta)
+    alone = epsilon_pld(asked, delta)
+    if not spent:
+        if alone > most:
+            raise BudgetError(
+                f"{where}: spent ε = 0, asked {alone:.4g}, limit {most:g}, remaining {most:g} (δ = {delta:g}, PLD); "
+                "nothing was charged"
+            )
+        return
+    after = filter_epsilon(spent + asked, order, delta, most)
     if after > most:
-        already = filter_epsilon(spent, order, delta)
+        already = filter_epsilon(spent, order, delta, most)
         raise BudgetError(
-            f"{where}: spent ε = {already:.4g}, asked {epsilon_of(asked, delta):.4g}, together {after:.4g}, limit "
-            f"{most:g}, remaining {max(0.0, most - already):.4g} (δ = {delta:g}, Rényi filter of order {order:g}); "
-            "nothing was charged"
+            f"{where}: spent ε = {already:.4g}, asked {alone:.4g}, together {after:.4g}, limit {most:g}, remaining "
+            f"{max(0.0, most - already):.4g} (δ = {delta:g}, Rényi filter of order {order:g}, which holds for several "
+            "runs); nothing was charged"
         )
 
 

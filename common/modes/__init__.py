@@ -30,7 +30,15 @@ class Release:
     metrics: Metrics = field(default_factory=dict)
     share: np.ndarray | None = None
     """(d,) int64, for a secure sum"""
+    excess: bytes = b""
+    """the seed of what of the share's noise may come off once the survivors are known"""
     weight: float = 1.0
+
+
+def as_share(mechanism: "PoissonMechanism", vector: np.ndarray, clip: float) -> Release:
+    """A clipped sum (d,) float64 as a share of a secure sum, noise included."""
+    share = mechanism.share(vector, clip)
+    return Release(share=share, excess=mechanism.excess)
 
 
 class Computation(Protocol):

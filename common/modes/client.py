@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import PrivacyError
 from ..privacy.clipping import Contribution, clipped, from_total, next_clip, to_vector
 from ..types import WHOLE
-from . import Computation, Release
+from . import Computation, Release, as_share
 from .by_record import sampling_rate  # noqa: F401  # members of the mode
 from .summed import adversary, noise  # noqa: F401  # members of the mode
 
@@ -50,7 +50,7 @@ def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:
     clip = site.clip(plan)
     part = contribution(site, mechanism, clip)
     if secure:
-        return Release(share=mechanism.share(to_vector(part, plan, clip), clip))
+        return as_share(mechanism, to_vector(part, plan, clip), clip)
     return Release(site.as_adapter(part.update), {WHOLE: part.whole})
 
 

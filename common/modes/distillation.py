@@ -14,7 +14,7 @@ import numpy as np
 
 from ..privacy.noise import from_grid
 from ..types import Adapter
-from . import Computation, Release, alone, summed
+from . import Computation, Release, alone, as_share, summed
 from .by_record import UNIT, protected, unit  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:
     mechanism.draw(0)  # nobody is drawn: every record is with a teacher
     votes = site.votes()
     if config.secure:
-        return Release(share=mechanism.share(votes, mechanism.plan.clip))
+        return as_share(mechanism, votes, mechanism.plan.clip)
     return Release(as_answers(mechanism.release(votes), config))
 
 
@@ -84,4 +84,4 @@ def as_answers(votes: np.ndarray, config: "RunConfig") -> Adapter:
 
 def change(config: "RunConfig", plan: "PrivacyPlan", total: np.ndarray, clip: float) -> tuple[np.ndarray, float]:
     """The mean of the answers, which take the adapter's place."""
-    return from_grid(total, clip) / plan.denominator, clip
+    return from_grid(total, clip, plan.grid) / plan.denominator, clip

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import PrivacyError
 from ..privacy.noise import from_grid
-from . import Computation, Release
+from . import Computation, Release, as_share
 from .by_record import UNIT, coordinates, declared, protected, sampling, sampling_rate, unit  # noqa: F401  # members of the mode
 from .summed import adversary, noise  # noqa: F401  # members of the mode
 
@@ -28,9 +28,9 @@ def units(config: "RunConfig") -> float:
 def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:
     if mechanism is None:
         raise PrivacyError("mode 'distributed' has no mechanism: nothing is released without noise")
-    return Release(share=mechanism.share(site.clipped_sum(mechanism), mechanism.plan.clip))
+    return as_share(mechanism, site.clipped_sum(mechanism), mechanism.plan.clip)
 
 
 def change(config: "RunConfig", plan: "PrivacyPlan", total: np.ndarray, clip: float) -> tuple[np.ndarray, float]:
     """A mean gradient is a step downhill."""
-    return -(from_grid(total, clip) / plan.denominator), clip
+    return -(from_grid(total, clip, plan.grid) / plan.denominator), clip

@@ -1,109 +1,228 @@
 """ε of a history: everything that was ever released from one data set, whatever run asked for it.
 
-Composed over the whole history at the data set's δ, add-or-remove-one relation. Skellam releases are known to Rényi DP
-only; a history of Gaussians alone is composed by PLD. Across runs whose parameters may depend on earlier results,
-composition needs a filter: the Rényi filter at an order fixed before the first release (Feldman and Zrnic 2021,
-"Individual Privacy Accounting via a Rényi Filter", Theorem 4.3): go on while Σ ρ_t(α*) stays under the bound.
+Composed over the whole history at the data set's δ, add-or-remove-one relation. Each release is a Poisson-sampled
+discrete Gaussian, accounted as the Gaussian of its noise multiplier: by dp-accounting's privacy loss distributions
+where all was declared beforehand, by a Rényi filter where a run may depend on the results of earlier ones (Feldman and
+Zrnic 2021, "Individual Privacy Accounting via a Rényi Filter", Theorem 4.3). What separates the two laws, the slack, is
+charged to δ (docs/explanation/privacy.md).
 """
 
 import math
 import warnings
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, reduce
 
 import numpy as np
-from dp_accounting import GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting import NeighboringRelation, PoissonSampledDpEvent
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution, from_gaussian_mechanism
 from dp_accounting.rdp import compute_epsilon
 
 from ..errors import PrivacyError
-from .events import History, SkellamDpEvent, Step
-from .mechanism import pld_account, rdp_orders, skellam_step_rdp
+from . import discrete_gaussian
+from .events import DiscreteGaussianDpEvent, History, NonPrivateDpEvent, Step
+from .noise import grid_variance
+
+RELATION = NeighboringRelation.ADD_OR_REMOVE_ONE
+ACCOUNTANT = "privacy loss distributions (PLD) of the Poisson-sampled Gaussian, by dp-accounting"
+SLACK = 1e-3
+"""the part of δ that is kept for what separates the releases from Gaussians, fixed before the first of them"""
+_RATIO = 1e-4
+"""the factor e^±η that may separate the laws of all releases together, where ε is so large that τ does not fit"""
+ORDERS = np.concatenate(
+    [np.arange(1.05, 3, 0.05), np.arange(3, 16, 0.25), np.arange(16, 64), [64, 80, 96, 128, 192, 256, 384, 512]]
+).round(2)
+"""α at which Rényi curves are known"""
+_KL = 1.03 / 120**2 / 48
+"""× σ⁻⁸: bound on the KL divergence between N_Z(0, σ²) and round(N(0, σ² − 1/12)), from σ = 1 on"""
+_CELLS = 500_000
+"""of a privacy loss distribution, some 4 MB each"""
+_MESH = 0.03
+"""of a privacy loss distribution, over √T, for ε near 1: what it adds to ε is near T·mesh²/2"""
 
 
 def rates(step: Step) -> tuple[float, float]:
     """(q, z) of a private step."""
-    q, release = 1.0, step
-    if isinstance(step, PoissonSampledDpEvent):
-        q, release = step.sampling_probability, step.event
-    if not isinstance(release, SkellamDpEvent | GaussianDpEvent):
-        raise PrivacyError(f"event {type(release).__name__}: has no noise multiplier")
-    return q, release.noise_multiplier
+    release = released(step)
+    return getattr(step, "sampling_probability", 1.0), release.noise_multiplier
 
 
-@lru_cache(maxsize=4096)
-def step_rdp(step: Step) -> tuple[np.ndarray, np.ndarray]:
-    """Orders α and ε(α) of one step."""
-    q, z = rates(step)
+def released(step: Step) -> DiscreteGaussianDpEvent:
+    """What a private step releases of its draw."""
     release = step.event if isinstance(step, PoissonSampledDpEvent) else step
-    if isinstance(release, SkellamDpEvent):
-        return skellam_step_rdp(q, z, release.coordinates)
-    from opacus.accountants.analysis.rdp import compute_rdp  # loads torch: only where it is needed
-
-    orders = rdp_orders()
-    return orders, np.asarray(compute_rdp(q=q, noise_multiplier=z, steps=1, orders=orders.tolist()))
-
-
-def rdp_curve(history: History) -> tuple[np.ndarray, np.ndarray]:
-    """Orders and Σ ε(α) over a history that is private and not empty."""
-    curves = [(step_rdp(step), count) for step, count in history.items()]
-    orders = curves[0][0][0]
-    return orders, np.sum([count * rdp for (_, rdp), count in curves], axis=0)
+    if not isinstance(release, DiscreteGaussianDpEvent):
+        raise PrivacyError(f"event {type(release).__name__}: has no noise multiplier")
+    return release
 
 
 def is_private(history: History) -> bool:
     return not any(isinstance(step, NonPrivateDpEvent) for step in history)
 
 
-def epsilon_rdp(history: History, delta: float) -> float:
-    """By Rényi DP at the best order; 0 for an empty history, infinite after a release without noise."""
-    if not history:
+def distance(history: History) -> float:
+    """τ: total variation between all releases together and Gaussians that were rounded, Poisson-sampled alike.
+
+    A coordinate of N_Z(0, σ²) has KL divergence (1/120)²/(48σ⁸) from a rounded Gaussian, to leading order; KL adds up
+    over coordinates and adaptive steps, and Pinsker's inequality gives √(KL/2). Draws that are exact to `DISTANCE`, and
+    shares whose sum is one draw but for 10^−40000, add to it.
+    """
+    divergence = draws = 0.0
+    for step, count in history.items():
+        release = released(step)
+        variance = grid_variance(release.noise_multiplier, release.coordinates)
+        divergence += count * release.coordinates * _KL / variance**4
+        draws += count * release.coordinates
+    return math.sqrt(divergence / 2) + 2 * draws * discrete_gaussian.DISTANCE
+
+
+def ratio(history: History, epsilon: float, delta: float) -> float:
+    """η: all releases together and rounded Gaussians are within a factor e^±η of one another, but for a probability
+    that, times e^ε, is below half of the slack's part of δ.
+
+    Noise beyond K·σ in any of n coordinates has probability 2n·e^(−K²/2); within, the laws of one coordinate differ by
+    a factor of e^±(K⁴/(2000·σ⁴)), for K from 8 and σ from 100 on.
+    """
+    numbers = sum(count * released(step).coordinates for step, count in history.items())
+    reach = 2 * (math.log(10 * numbers) + epsilon + math.log(1 / (SLACK * delta)))  # K²
+    total = 0.0
+    for step, count in history.items():
+        release = released(step)
+        variance = grid_variance(release.noise_multiplier, release.coordinates)
+        total += count * release.coordinates * reach**2 / (2000 * variance**2)
+    return total
+
+
+def added(history: History, epsilon: float, delta: float) -> float:
+    """What the slack adds to ε beside its part of δ: 0, or twice `_RATIO`; infinite where it does not fit in.
+
+    Gaussians that are (ε, δ')-private at a total variation of τ give (ε, δ' + (1 + e^ε)·τ); at a ratio of η, but for a
+    probability of κ, (ε + 2η, e^η·δ' + (1 + e^(ε+η))·κ).
+    """
+    if math.isinf(epsilon):
         return 0.0
-    if not is_private(history):
-        return math.inf
-    orders, curve = rdp_curve(history)
-    return float(compute_epsilon(orders.tolist(), curve.tolist(), delta)[0])
+    if (1 + math.exp(min(epsilon, 700.0))) * distance(history) <= SLACK * delta:
+        return 0.0
+    return 2 * _RATIO if ratio(history, epsilon, delta) <= _RATIO else math.inf
+
+
+def with_slack(epsilon_at: Callable[[float], float], history: History, delta: float) -> float:
+    """ε at δ of the releases, from ε(δ') of Gaussians."""
+    epsilon = epsilon_at(delta * (1 - SLACK))
+    return epsilon + added(history, epsilon, delta)
 
 
 def epsilon_pld(history: History, delta: float) -> float:
-    """By dp-accounting's privacy loss distributions, each Skellam read as the Gaussian of its noise multiplier.
-
-    Binding for Gaussians; for Skellam a cross-check, which lies below RDP.
-    """
+    """The ε that counts for what was declared beforehand: 0 for an empty history, infinite after a release without
+    noise. An upper bound, add-or-remove in both directions."""
     if not history:
         return 0.0
-    if not is_private(history):
-        return math.inf
-    return _composed_pld(tuple(history.items()), delta)
+    return _epsilon_pld(_items(history), delta) if is_private(history) else math.inf
+
+
+_Items = tuple[tuple[Step, int], ...]
+
+
+def _items(history: History) -> _Items:
+    """Equal histories give equal tuples."""
+    return tuple(sorted(history.items(), key=lambda item: repr(item[0])))
 
 
 @lru_cache(maxsize=4096)
-def _composed_pld(history: tuple[tuple[Step, int], ...], delta: float) -> float:
-    """It takes a second, and the sites of a run hold the same history."""
-    account = pld_account(min(rates(step)[1] for step, _ in history))
-    for step, count in history:
-        q, z = rates(step)
-        account.compose(SelfComposedDpEvent(PoissonSampledDpEvent(q, GaussianDpEvent(z)), count))
-    return float(account.get_epsilon(delta))
+def _epsilon_pld(items: _Items, delta: float) -> float:
+    composed = _composed(items, 1.0)
+    first = composed.get_epsilon_for_delta(delta)
+    if first < 1:
+        composed = _composed(items, max(1e-3, first))
+    return with_slack(lambda at: float(composed.get_epsilon_for_delta(at)), History(dict(items)), delta)
 
 
-def epsilon_opacus(history: History, delta: float) -> float:
-    """By Opacus' RDP accountant, each Skellam read as the Gaussian of its noise multiplier: the independent check."""
+def delta_pld(history: History, epsilon: float) -> float:
+    """δ(ε) of a private history, slack included: at most 1."""
+    slack = (1 + math.exp(epsilon)) * distance(history)
+    return min(1.0, float(_composed(_items(history), 1.0).get_delta_for_epsilon(epsilon)) + slack)
+
+
+@lru_cache(maxsize=32)
+def _composed(items: _Items, scale: float) -> PrivacyLossDistribution:
+    """The losses of a whole history that ends near ε = `scale`, or above where that is 1."""
+    mesh = loss_mesh(items, scale)
+    parts = [_losses(*rates(step), count, mesh) for step, count in items]
+    return reduce(lambda both, part: both.compose(part), parts)
+
+
+def _losses(rate: float, noise: float, count: int, mesh: float) -> PrivacyLossDistribution:
+    """Of `count` equal steps; without sampling they are one of less noise."""
+    return _loss(1.0, noise / math.sqrt(count), mesh) if rate == 1 else _loss(rate, noise, mesh).self_compose(count)
+
+
+@lru_cache(maxsize=64)
+def _loss(rate: float, noise: float, mesh: float) -> PrivacyLossDistribution:
+    """Of one step. It takes longer than its self-composition."""
+    return from_gaussian_mechanism(
+        noise, sampling_prob=rate, value_discretization_interval=mesh, neighboring_relation=RELATION
+    )
+
+
+def loss_mesh(items: _Items, scale: float) -> float:
+    """The width of a cell of losses, a power of two: what cells add to ε is near T·mesh²/2, far below `scale`.
+
+    Losses, and with them the time on a fixed mesh, grow as 1/z²; a coarser one is still an upper bound, and there are
+    at most some `_CELLS`.
+    """
+    steps = sum(count for _, count in items)
+    noise = min(rates(step)[1] for step, _ in items)
+    variance = sum(count * _loss_variance(*rates(step)) for step, count in items)
+    reach = 10 / noise + 0.5 / noise**2 + 12 * math.sqrt(variance) + variance / 2
+    wanted = min(3e-3, _MESH / math.sqrt(steps)) * scale * max(1.0, 0.25 / noise**2)
+    return 2.0 ** math.floor(math.log2(max(wanted, 2 * reach / _CELLS)))
+
+
+def _loss_variance(rate: float, noise: float) -> float:
+    """Of the loss of one step, roughly."""
+    return min(rate**2 * math.expm1(min(noise**-2, 50.0)), noise**-2)
+
+
+def epsilon_prv(history: History, delta: float) -> float:
+    """By Opacus' PRV accountant, the independent check; its upper bound, 0.01 above its estimate."""
+    if not history:
+        return 0.0
+    return _epsilon_prv(_items(history), delta) if is_private(history) else math.inf
+
+
+@lru_cache(maxsize=4096)
+def _epsilon_prv(items: _Items, delta: float) -> float:
+    from opacus.accountants import PRVAccountant  # loads torch: only where it is needed
+
+    account = PRVAccountant()
+    account.history = [(z, q, count) for step, count in items for q, z in [rates(step)]]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # on the bounds from which it takes its mesh
+        return with_slack(lambda at: float(account.get_epsilon(at)), History(dict(items)), delta)
+
+
+@lru_cache(maxsize=4096)
+def step_rdp(step: Step) -> np.ndarray:
+    """ε(α) of one step at ORDERS (Mironov, Talwar, Zhang 2019), by Opacus."""
+    from opacus.accountants.analysis.rdp import compute_rdp  # loads torch: only where it is needed
+
+    q, z = rates(step)
+    return np.asarray(compute_rdp(q=q, noise_multiplier=z, steps=1, orders=ORDERS.tolist()))
+
+
+def rdp_curve(history: History) -> np.ndarray:
+    """Σ ε(α) at ORDERS over a history that is private."""
+    return np.sum([count * step_rdp(step) for step, count in history.items()], axis=0)
+
+
+def epsilon_rdp(history: History, delta: float) -> float:
+    """By Rényi DP at the best order: what a filter could at most admit, shown beside the others."""
     if not history:
         return 0.0
     if not is_private(history):
         return math.inf
-    from opacus.accountants import RDPAccountant
-
-    account = RDPAccountant()
-    account.history = [(z, q, count) for step, count in history.items() for q, z in [rates(step)]]
+    orders, curve = ORDERS.tolist(), rdp_curve(history).tolist()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Optimal order is the")  # still a bound, only not the tightest
-        return float(account.get_epsilon(delta, alphas=rdp_orders().tolist()))
-
-
-def epsilon_of(history: History, delta: float) -> float:
-    """The ε that counts: PLD where every release is Gaussian, else RDP."""
-    gaussian = not any(isinstance(getattr(step, "event", step), SkellamDpEvent) for step in history)
-    return epsilon_pld(history, delta) if gaussian and history else epsilon_rdp(history, delta)
+        return with_slack(lambda at: float(compute_epsilon(orders, curve, at)[0]), history, delta)
 
 
 def conversion(order: float, delta: float) -> float:
@@ -117,28 +236,29 @@ def conversion(order: float, delta: float) -> float:
 def filter_order(first: History, limit: float, delta: float) -> float:
     """α*: the order at which repetitions of the first request exhaust (limit, δ) last.
 
-    It depends on declared numbers only, so it is fixed before anything is released; a first request that takes the
-    whole limit is accounted as if it were alone.
+    It depends on declared numbers only, so it is fixed before anything is released.
     """
-    orders, curve = rdp_curve(first)
-    bounds = np.array([limit - conversion(order, delta) for order in orders])
-    return float(orders[np.argmax(np.where(bounds > 0, bounds / curve, -math.inf))])
+    bounds = np.array([limit - conversion(order, delta * (1 - SLACK)) for order in ORDERS])
+    return float(ORDERS[np.argmax(np.where(bounds > 0, bounds / rdp_curve(first), -math.inf))])
 
 
-def filter_epsilon(history: History, order: float, delta: float) -> float:
-    """Σ ρ_t(α*) turned into ε: what holds even if every request was chosen by looking at the releases before it."""
+def filter_epsilon(history: History, order: float, delta: float, limit: float | None = None) -> float:
+    """Σ ρ_t(α*) turned into ε: what holds even if every request was chosen by looking at the releases before it.
+
+    limit: the ε that the data set is held to; the slack of all that may still come is counted at it. Raises
+    PrivacyError for an order that this version does not use.
+    """
     if not history:
         return 0.0
     if not is_private(history):
         return math.inf
-    orders, curve = rdp_curve(history)
-    at = np.flatnonzero(np.isclose(orders, order))
+    at = np.flatnonzero(np.isclose(ORDERS, order))
     if not len(at):
         raise PrivacyError(f"order {order}: not among the orders of this version; a filter's order cannot change")
-    return float(curve[at[0]] + conversion(order, delta))
+    epsilon = float(rdp_curve(history)[at[0]] + conversion(order, delta * (1 - SLACK)))
+    return epsilon + added(history, max(epsilon, limit or 0.0), delta)
 
 
 def nearest_order(wanted: float) -> float:
     """The order in use that is closest to a wished one."""
-    orders = rdp_orders()
-    return float(orders[np.argmin(np.abs(orders - wanted))])
+    return float(ORDERS[np.argmin(np.abs(ORDERS - wanted))])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .mechanism import PrivacyPlan
-from .noise import GRID_STEPS_PER_CLIP, from_grid
+from .noise import from_grid
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def to_vector(contribution: Contribution, plan: PrivacyPlan, clip: float) -> np.
     """
     if plan.count_noise is None:
         return contribution.update
-    return np.append(contribution.update, contribution.whole * plan.count_scale * clip / GRID_STEPS_PER_CLIP)
+    return np.append(contribution.update, contribution.whole * plan.count_scale * clip / plan.grid)
 
 
 def from_total(total: np.ndarray, plan: PrivacyPlan, clip: float) -> tuple[np.ndarray, float | None]:
@@ -46,8 +46,10 @@ def from_total(total: np.ndarray, plan: PrivacyPlan, clip: float) -> tuple[np.nd
     total: (plan.coordinates,) int64, noise included. Both are divided by declared constants.
     """
     if plan.count_noise is None:
-        return from_grid(total, clip) / plan.denominator, None
-    return from_grid(total[:-1], clip) / plan.denominator, total[-1] / plan.count_scale / plan.denominator + 0.5
+        return from_grid(total, clip, plan.grid) / plan.denominator, None
+    return from_grid(total[:-1], clip, plan.grid) / plan.denominator, total[
+        -1
+    ] / plan.count_scale / plan.denominator + 0.5
 
 
 def next_clip(clip: float, whole: float, quantile: float, learning_rate: float) -> float:

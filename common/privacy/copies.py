@@ -14,7 +14,9 @@ from dp_accounting.dp_event import MixtureOfGaussiansDpEvent
 from dp_accounting.pld import PLDAccountant
 
 from ..errors import PrivacyError
-from .mechanism import RELATION, PrivacyPlan
+from .accounting import RELATION, with_slack
+from .events import history_of, repeated
+from .mechanism import PrivacyPlan
 
 _ALWAYS = 1 - 1e-9
 """chance that a step draws all copies, from which on it is taken for 1"""
@@ -26,11 +28,13 @@ def copies_epsilon(plan: PrivacyPlan, copies: int) -> float:
     In a step the J copies are drawn independently with probability q, so the sum moves by i·C, i ~ Binomial(J, q): a
     mixture of Gaussians (Choquette-Choo, Ganesh, Steinke, Thakurta 2023, "Privacy amplification for matrix
     mechanisms"), composed by dp-accounting's PLD as an upper bound. Add-or-remove of the record with all its copies;
-    the noise is read as the Gaussian of the plan's noise multiplier. Where secure sums are over groups of sites it is
-    the ε of copies in one group. Raises PrivacyError for copies < 1.
+    the noise is accounted as the Gaussian of the plan's noise multiplier, its slack charged to δ. Where secure sums are
+    over groups of sites it is the ε of copies in one group. Raises PrivacyError for copies < 1.
     """
     _require_copies(copies)
-    return _mixture_epsilon(plan.sampling_rate, plan.noise_multiplier, plan.steps, plan.delta, copies)
+    account = _composed(plan.sampling_rate, plan.noise_multiplier, plan.steps, copies)
+    history = history_of([repeated(plan.step, plan.steps)])
+    return with_slack(lambda at: float(account.get_epsilon(at)), history, plan.delta)
 
 
 def ledgers_epsilon(plan: PrivacyPlan, copies: int) -> float:
@@ -45,15 +49,14 @@ def _require_copies(copies: int) -> None:
 
 
 @lru_cache(maxsize=64)
-def _mixture_epsilon(sampling_rate: float, noise_multiplier: float, steps: int, delta: float, copies: int) -> float:
+def _composed(sampling_rate: float, noise_multiplier: float, steps: int, copies: int) -> PLDAccountant:
     shifts = [float(drawn) for drawn in range(copies + 1)]
     chances = [_chance(drawn, copies, sampling_rate) for drawn in range(copies + 1)]
-    account = PLDAccountant(RELATION, value_discretization_interval=_grid(noise_multiplier, steps))
+    account = PLDAccountant(RELATION, value_discretization_interval=_mesh(noise_multiplier, steps))
     event: DpEvent = MixtureOfGaussiansDpEvent(noise_multiplier, shifts, chances)
     if chances[-1] >= _ALWAYS:  # an upper bound; the mixture's own tails fail to rounding there
         event = GaussianDpEvent(noise_multiplier / copies)
-    account.compose(SelfComposedDpEvent(event, steps))
-    return float(account.get_epsilon(delta))
+    return account.compose(SelfComposedDpEvent(event, steps))
 
 
 def _chance(drawn: int, copies: int, rate: float) -> float:
@@ -61,6 +64,6 @@ def _chance(drawn: int, copies: int, rate: float) -> float:
     return math.comb(copies, drawn) * rate**drawn * (1 - rate) ** (copies - drawn)
 
 
-def _grid(noise_multiplier: float, steps: int) -> float:
-    """A grid's excess grows with T·h², losses with 1/z²: this h keeps the excess near 0.01 and the time at seconds."""
+def _mesh(noise_multiplier: float, steps: int) -> float:
+    """A mesh's excess grows with T·h², losses with 1/z²: this h keeps the excess near 0.01 and the time at seconds."""
     return min(1e-2, 0.1 / math.sqrt(steps)) * max(1.0, 0.25 / noise_multiplier**2)

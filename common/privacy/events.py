@@ -8,22 +8,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from dp_accounting import (
-    DpEvent,
-    GaussianDpEvent,
-    NonPrivateDpEvent,
-    PoissonSampledDpEvent,
-    SelfComposedDpEvent,
-)
+from dp_accounting import DpEvent, NonPrivateDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
 from ..errors import PrivacyError
 
 
 @dataclass(frozen=True)
-class SkellamDpEvent(DpEvent):
-    """One release of integer sums with Skellam noise on the grid of noise.py.
+class DiscreteGaussianDpEvent(DpEvent):
+    """One release of integer sums with discrete Gaussian noise of standard deviation √((z·Δ₂)² + 1/12) grid steps.
 
-    noise_multiplier: z = noise standard deviation ÷ Δ₂. coordinates: d, which decides the rounding's share in Δ₂.
+    noise_multiplier: z, that of the Gaussian as which it is accounted. coordinates: d, which decides the grid, with it
+    Δ₂ = G + √d, and how far from that Gaussian the release is (accounting.py).
     """
 
     noise_multiplier: float
@@ -31,7 +26,7 @@ class SkellamDpEvent(DpEvent):
 
 
 Step = DpEvent
-"""One step: a NonPrivateDpEvent, or a Gaussian or Skellam, Poisson-sampled or not."""
+"""One step: a NonPrivateDpEvent, or a discrete Gaussian, Poisson-sampled or not."""
 
 
 def step_event(sampling_rate: float, release: DpEvent) -> Step:
@@ -49,10 +44,12 @@ def to_json(event: DpEvent) -> dict[str, Any]:
         return {"type": "self-composed", "count": event.count, "event": to_json(event.event)}
     if isinstance(event, PoissonSampledDpEvent):
         return {"type": "poisson-sampled", "probability": event.sampling_probability, "event": to_json(event.event)}
-    if isinstance(event, SkellamDpEvent):
-        return {"type": "skellam", "noise_multiplier": event.noise_multiplier, "coordinates": event.coordinates}
-    if isinstance(event, GaussianDpEvent):
-        return {"type": "gaussian", "noise_multiplier": event.noise_multiplier}
+    if isinstance(event, DiscreteGaussianDpEvent):
+        return {
+            "type": "discrete-gaussian",
+            "noise_multiplier": event.noise_multiplier,
+            "coordinates": event.coordinates,
+        }
     if isinstance(event, NonPrivateDpEvent):
         return {"type": "non-private"}
     raise PrivacyError(f"event {type(event).__name__}: cannot be accounted for")
@@ -66,12 +63,15 @@ def from_json(content: Any) -> DpEvent:
                 event: DpEvent = SelfComposedDpEvent(from_json(content["event"]), content["count"])
             case "poisson-sampled":
                 event = PoissonSampledDpEvent(content["probability"], from_json(content["event"]))
-            case "skellam":
-                event = SkellamDpEvent(content["noise_multiplier"], content["coordinates"])
-            case "gaussian":
-                event = GaussianDpEvent(content["noise_multiplier"])
+            case "discrete-gaussian":
+                event = DiscreteGaussianDpEvent(content["noise_multiplier"], content["coordinates"])
             case "non-private":
                 event = NonPrivateDpEvent()
+            case "skellam" | "gaussian" as earlier:
+                raise PrivacyError(
+                    f"event '{earlier}': an earlier version of confide wrote it, and accounted otherwise; make a new "
+                    "ledger in another folder"
+                )
             case other:
                 raise PrivacyError(f"event '{other}': unknown; it cannot be accounted for")
     except (KeyError, TypeError, ValueError) as error:
@@ -91,14 +91,12 @@ def check(event: DpEvent) -> None:
             q = event.sampling_probability
             _require(_number(q) and 0 < q <= 1, f"sampling rate {q}; allowed: above 0, at most 1")
             inner = event.event
-            _require(isinstance(inner, GaussianDpEvent | SkellamDpEvent), "sampled: only gaussian and skellam")
+            _require(isinstance(inner, DiscreteGaussianDpEvent), "sampled: only discrete-gaussian")
             check(inner)
-        case SkellamDpEvent() | GaussianDpEvent():
-            z = event.noise_multiplier
+        case DiscreteGaussianDpEvent():
+            z, d = event.noise_multiplier, event.coordinates
             _require(_number(z) and 0 < z < math.inf, f"noise multiplier {z}; allowed: a finite number above 0")
-            if isinstance(event, SkellamDpEvent):
-                d = event.coordinates
-                _require(_whole(d) and d >= 1, f"coordinates {d}; allowed: a whole number from 1")
+            _require(_whole(d) and d >= 1, f"coordinates {d}; allowed: a whole number from 1")
         case NonPrivateDpEvent():
             pass
         case _:

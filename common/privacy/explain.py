@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from dp_accounting.rdp.rdp_privacy_accountant import compute_delta
 
 from ..config.run import RunConfig
 from ..errors import PrivacyError
 from ..modes import mode_of
 from . import claims
-from .accounting import rdp_curve
+from .accounting import delta_pld
 from .events import history_of, repeated
 from .mechanism import PrivacyPlan, plan_for
 from .plan import declared_steps
@@ -34,14 +33,10 @@ def belief(epsilon: float) -> float:
 def most_found(plan: PrivacyPlan, false_positive: float) -> float:
     """The largest true positive rate of any membership test with this false positive rate, by the run's whole curve.
 
-    min over ε' of e^ε'·FPR + δ(ε'), with δ(ε') from Rényi DP: tighter than the single (ε, δ) says.
+    min over ε' of e^ε'·FPR + δ(ε'), by privacy loss distributions: tighter than the single (ε, δ) says.
     """
-    orders, curve = rdp_curve(history_of([repeated(plan.step, plan.steps)]))
-    best = 1.0
-    for epsilon in np.linspace(0, 30, 121):
-        delta, _ = compute_delta(orders.tolist(), curve.tolist(), float(epsilon))
-        best = min(best, math.exp(epsilon) * false_positive + float(delta))
-    return best
+    history = history_of([repeated(plan.step, plan.steps)])
+    return min(1.0, *(math.exp(e) * false_positive + delta_pld(history, e) for e in np.linspace(0, 30, 121).tolist()))
 
 
 def alternatives(config: RunConfig, plan: PrivacyPlan) -> list[Alternative]:
@@ -78,6 +73,7 @@ def calibrated(plan: PrivacyPlan, epsilon: float, steps: int) -> PrivacyPlan | N
             coordinates=plan.coordinates,
             declared_units=plan.denominator / plan.sampling_rate,
             shares=plan.shares,
+            most_shares=plan.most_shares,
             count_noise=plan.count_noise,
         )
     except PrivacyError:

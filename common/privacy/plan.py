@@ -9,7 +9,6 @@ from ..secagg.keys import Session
 from ..secagg.masks import bits_needed
 from .events import Step
 from .mechanism import PrivacyPlan, plan_for
-from .noise import GRID_STEPS_PER_CLIP, drawn_variance
 
 
 def declared_steps(config: RunConfig) -> int:
@@ -39,14 +38,15 @@ def privacy_plan(config: RunConfig, trained: int) -> PrivacyPlan | None:
         coordinates=mode.coordinates(config, trained),
         declared_units=mode.units(config),
         shares=config.secure_parameters.survivors - privacy.colluders if config.secure else 1,
+        most_shares=config.secure_parameters.sites - privacy.colluders if config.secure else 1,
         count_noise=count_noise if privacy.clip_quantile is not None else None,
     )
 
 
 def sum_bits(config: RunConfig, plan: PrivacyPlan) -> int:
     """w: secure sums are modulo 2^w, which a round's sum leaves with probability below 2⁻³⁹."""
-    per_unit = max(GRID_STEPS_PER_CLIP, plan.count_scale / 2) + 1
-    noise = (config.clients * drawn_variance(plan.variance / plan.shares)) ** 0.5
+    per_unit = max(plan.grid, plan.count_scale / 2) + 1
+    noise = (config.clients * plan.variance / plan.shares) ** 0.5
     return bits_needed(mode_of(config).units(config), plan.sampling_rate, per_unit, noise, plan.coordinates)
 
 
@@ -59,7 +59,7 @@ def secure_session(config: RunConfig, plan: PrivacyPlan, first_round: int) -> Se
         parameters=config.secure_parameters,
         length=plan.coordinates,
         bits=sum_bits(config, plan),
-        declaration=config.digest(),
+        declaration=f"{config.digest()} {plan.pieces}",
     )
 
 

@@ -96,6 +96,7 @@ def from_site(site: SecureSite) -> Facts:
         "ready": site.ready,
         "masked": site.masked,
         "opened": site.opened,
+        "excess": site.excess,
         "root-names": sorted(site.roots),
         "roots": [site.roots[name] for name in sorted(site.roots)],
         "held-names": sorted(site.held),
@@ -121,6 +122,7 @@ def to_site(session: Session, facts: Mapping[str, Any]) -> SecureSite:
         facts["ready"],
         facts["masked"],
         facts["opened"],
+        facts["excess"],
     )
 
 

@@ -38,8 +38,8 @@ class Session:
     bits: int
     """w: sums are modulo 2^w"""
     declaration: str
-    """digest of the run's configuration: a site's share of the noise follows from it, so all must have been told the
-    same"""
+    """digest of the run's configuration and the pieces of a share of the noise: all must have been told the same, and
+    computed the same"""
 
     def digest(self) -> bytes:
         p = self.parameters

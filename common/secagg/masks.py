@@ -65,13 +65,13 @@ def bits_needed(units: float, sampling_rate: float, steps_per_unit: float, noise
     """w such that a sum of `size` coordinates leaves [−2^(w−1), 2^(w−1)) with probability below 2⁻³⁹.
 
     units: those that may contribute, each drawn with probability `sampling_rate` and adding at most `steps_per_unit`
-    grid steps to a coordinate. noise_std: of the summed noise in grid steps. The number drawn, and each coordinate's
-    noise (sub-exponential: Skellam), stay inside Bernstein's bound but for 2⁻⁴⁰ each. One bit to spare is added for a
+    grid steps to a coordinate. noise_std: of the summed noise in grid steps. The number drawn stays inside Bernstein's
+    bound but for 2⁻⁴⁰, and the noise, sub-Gaussian as N_Z is, inside Hoeffding's. One bit to spare is added for a
     declaration that is up to half too low. A sum that wraps hurts accuracy, never privacy.
     """
     tail = -math.log(_NEGLIGIBLE)
     mean = units * sampling_rate
     drawn = min(units, mean + math.sqrt(2 * mean * (1 - sampling_rate) * tail) + 2 * tail / 3)
     each = tail + math.log(2 * size)
-    noise = math.sqrt(2 * noise_std**2 * each) + each
+    noise = math.sqrt(2 * noise_std**2 * each)
     return math.ceil(math.log2(2 * (drawn * steps_per_unit + noise) + 1)) + 1

@@ -5,7 +5,7 @@ The server's side: `Roster`, then a `Sum` a round. docs/explanation/secure-sums.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -32,6 +32,9 @@ from .keys import (
     unseal,
 )
 from .masks import from_words, keystream, pack, reduced, to_words, unpack, word_type
+
+_RELEASED = 32
+"""bytes"""
 
 
 class Graph:
@@ -62,7 +65,7 @@ class Answer:
     """What a site gives in the unmasking exchange. Nobody can read it unless `survivors` many sites saw one view."""
 
     sealed: bytes
-    """its shares, under a key that is shared out in `locks`"""
+    """its shares, and what it releases of its noise, under a key that is shared out in `locks`"""
     locks: dict[str, bytes]
     """by holder: a share of that key, under the pad that the holder gives if it saw the same view"""
     pads: dict[str, bytes]
@@ -91,6 +94,8 @@ class SecureSite:
     """the last round whose input was masked"""
     opened: int = 0
     """the last round that was answered for"""
+    excess: bytes = b""
+    """of the round that is masked: what the noise can be released by that the survivors do not need"""
 
     @classmethod
     def advertise(cls, session: Session, name: str, identity: SiteKey) -> "tuple[SecureSite, Advert]":
@@ -157,13 +162,16 @@ class SecureSite:
             raise SecureSumError(f"secure sum: the input of round {self.masked} was masked; asked again for {number}")
         return self.session.position(number)
 
-    def mask(self, number: int, values: np.ndarray) -> bytes:
-        """One round's input, masked and packed. values: (length,) int64. Raises as `expect`."""
+    def mask(self, number: int, values: np.ndarray, excess: bytes = b"") -> bytes:
+        """One round's input, masked and packed. Raises as `expect`.
+
+        values: (length,) int64. excess: kept for `open`.
+        """
         position = self.expect(number)
         if values.shape != (self.session.length,):
             raise SecureSumError(f"secure sum: {values.shape} numbers; agreed were {self.session.length}")
         self._erase(number - 1)
-        self.masked = number
+        self.masked, self.excess = number, excess
         length, bits = self.session.length, self.session.bits
         secrets = self._secrets(position)
         words = to_words(values, bits) + keystream(self_seed(secrets.own, self.roster, number, self.name), length, bits)
@@ -174,11 +182,11 @@ class SecureSite:
             words = words + mask if self.name < name else words - mask
         return pack(reduced(words, bits), bits)
 
-    def open(self, number: int, survivors: Sequence[str]) -> Answer:
+    def open(self, number: int, survivors: Sequence[str], spare: Callable[[bytes, int], bytes] | None = None) -> Answer:
         """The shares that unmask the sum over `survivors`, readable only if enough sites were told the same.
 
         For a site that survived the share of its self mask, for one that did not the share of its pairwise key: never
-        both, and once a round. Raises SecureSumError.
+        both, and once a round. spare: what of `excess` is released with so many sites absent. Raises SecureSumError.
         """
         position, p = self.session.position(number), self.session.parameters
         if number != self.masked or number <= self.opened:
@@ -194,6 +202,9 @@ class SecureSite:
         for name in sorted(self.held):
             start = position * SECRETS_SIZE + (0 if name in alive else shamir.SIZE)
             shares += self.held[name][start : start + shamir.SIZE]
+        if spare is not None:
+            shares += spare(self.excess, p.sites - len(alive))
+        self.excess = b""
         key = shamir.random_element()
         holders = sorted(alive)
         locks = {}
@@ -284,6 +295,8 @@ class Sum:
         self._position = roster.session.position(number)
         self._total = np.zeros(roster.session.length, word_type(roster.session.bits))
         self.survivors: list[str] = []
+        self.released: dict[str, bytes] = {}
+        """once it is opened: what sites released of their noise, by name"""
 
     def add(self, name: str, packed: bytes) -> None:
         """One site's masked input. Raises SecureSumError for one that is not of this round's sites, or another size."""
@@ -354,8 +367,10 @@ class Sum:
             what = f"the answer of {owner} (the sites were told different survivors, or one is faulty): it"
             content = unseal(key, answer.sealed, view, what)
             of = sorted([owner, *roster.graph.of(owner)])
-            if len(content) != len(of) * shamir.SIZE:
+            end = len(of) * shamir.SIZE
+            if len(content) not in (end, end + _RELEASED):
                 raise SecureSumError(f"round {self._number} is void: {owner} opened another number of shares")
+            self.released[owner] = content[end:]
             for i, name in enumerate(of):
                 revealed[name][owner] = shamir.from_bytes(content[i * shamir.SIZE : (i + 1) * shamir.SIZE])
         return revealed

@@ -194,7 +194,7 @@ class _Curve:
         """ε of all runs of the curve together, of the site that spent most; None without privacy."""
         if not self.config.private:
             return None
-        found = [audit(path).datasets[0]["epsilon"]["rdp"] for path in find_ledgers(self._ledgers)]
+        found = [audit(path).datasets[0]["epsilon_spent"] for path in find_ledgers(self._ledgers)]
         return float(max(found))
 
 

@@ -13,7 +13,7 @@ from confide.common.config.run import PolicySection, RunConfig, SiteConfig
 from confide.common.errors import BudgetError, ConfigError, PolicyError, SecureSumError
 from confide.common.ledger.chain import SiteKey
 from confide.common.ledger.ledger import Ledger
-from confide.common.privacy.mechanism import PrivacyPlan, gaussian_epsilon
+from confide.common.privacy.mechanism import PrivacyPlan
 from confide.common.privacy.plan import privacy_plan, secure_session
 from confide.common.secagg.protocol import SecureSite
 from confide.simulations.run import simulate
@@ -51,7 +51,7 @@ def account(site: Site, run: RunConfig):
 def test_the_measured_example_is_refused(secure) -> None:
     """n = 2, t = 2, c = 0 declared to a site with 8 peers. Once one site works for the server, its share is no noise:
     z = .586 becomes .414, and ε is 18.3 where 8 was charged."""
-    assert gaussian_epsilon(0.05, 0.586 / math.sqrt(2), 30, 1e-5) == pytest.approx(18.3, abs=0.1)
+    assert PrivacyPlan(0.05, 0.586 / math.sqrt(2), 30, 1.0, 1e-5, 1000, 100.0).epsilon() == pytest.approx(18.3, abs=0.1)
     site = site_with(peers=8)
     with pytest.raises(PolicyError, match=r"its policy refuses the run: colluders 0; allowed: 1 and above"):
         account(site, secure(2, 2, 0))

@@ -12,7 +12,7 @@ from confide.common.config.run import RunConfig
 from confide.common.errors import PrivacyError
 from confide.common.modes import Computation, client, mode_of
 from confide.common.privacy.mechanism import PoissonMechanism
-from confide.common.privacy.noise import GRID_STEPS_PER_CLIP
+from confide.common.privacy.noise import grid_steps
 from confide.common.privacy.plan import privacy_plan
 from confide.common.types import Adapter
 
@@ -123,7 +123,7 @@ def test_a_release_takes_one_step_and_is_noised(config_of, name: str) -> None:
 
 
 def test_the_sum_of_a_mode_is_read_as_it_was_made(config_of) -> None:
-    total = np.full(SIZE, GRID_STEPS_PER_CLIP)
+    total = np.full(SIZE, grid_steps(SIZE))
     for name, sign in (("distributed", -1), ("client", 1)):
         config = config_of(name)
         plan = privacy_plan(config, SIZE)

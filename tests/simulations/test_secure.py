@@ -14,7 +14,6 @@ from confide.common.errors import RoundError, SecureSumError
 from confide.common.ledger.ledger import DATABASE
 from confide.common.ledger.verify import audit
 from confide.common.privacy.mechanism import PoissonMechanism
-from confide.common.privacy.noise import skellam
 from confide.common.privacy.plan import privacy_plan
 from confide.common.secagg import keys, protocol
 from confide.common.secagg.keys import RoundSecrets
@@ -399,4 +398,3 @@ def test_a_sum_without_a_set_up_is_refused(distributed) -> None:
         secagg.restored(worker, {})
     with pytest.raises(SecureSumError, match="no set-up for round 9 of 3"):
         secagg.restored(worker, {"first-round": 9})
-    assert skellam(4.0, 3, np.random.default_rng(0)).dtype == np.int64

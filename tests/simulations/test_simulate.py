@@ -62,7 +62,6 @@ def test_a_run_learns_and_leaves_what_the_design_names(make_config) -> None:
     assert np.sum(report["partition"]["counts"]) == 240
 
 
-@pytest.mark.usefixtures("real_cross_check")
 def test_local_privacy_spends_what_was_planned_and_opacus_agrees(make_config, local) -> None:
     config = make_config(run={"rounds": 6}, privacy=local, data={"partition": {"clients": 4, "kind": "dirichlet"}})
     report = run(config)
