@@ -23,6 +23,7 @@ from ..common.ledger.chain import write_json
 from ..common.model.adapter import export_adapter
 from ..common.model.backbones import FOLDERS
 from ..common.model.loading import model_of
+from ..common.modes import mode_of
 from ..common.privacy.plan import privacy_plan
 from ..common.types import Adapter, Records, Update
 from . import checkpoint
@@ -87,7 +88,7 @@ def run_server(
     """
     folder = config.output
     model = model_of(config)
-    distillation = Distillation(config, model) if config.distils else None
+    distillation = Distillation(config, model) if mode_of(config).TEACHERS else None
     test = read_public(config, model, config.data.test)
     validation = read_public(config, model, config.data.validation) if config.data.validation else test
     everything = np.arange(len(test))
@@ -189,7 +190,7 @@ class _Keeper:
     callback: Callback
     validation: Records
     distillation: Distillation | None
-    """what the student learns of, in a run that distils"""
+    """what the student learns of, where sites train teachers"""
     saved: str = ""
     """the set-up of secure sums that is on disk"""
 

@@ -30,7 +30,7 @@ def noise(config: RunConfig) -> str:
 
 def one_noise(config: RunConfig) -> bool:
     """Whether one noise covers the contributions of all sites, so that the sites' ledgers do not compose."""
-    return config.privacy.mode != "local"
+    return mode_of(config).summed(config)
 
 
 def limits(config: RunConfig) -> str:

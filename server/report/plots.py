@@ -61,8 +61,7 @@ def epsilon(report: dict[str, Any]) -> bytes:
 
 
 def _steps_a_round(report: dict[str, Any]) -> int:
-    client = report["config"]["privacy"]["mode"] == "client"
-    return 1 if client else report["config"]["training"]["local_steps"]
+    return report["privacy"]["steps"] // report["config"]["run"]["rounds"]
 
 
 def epsilon_over_rounds(plan: PrivacyPlan, rounds: int, steps_a_round: int, others: dict[str, PrivacyPlan]) -> bytes:
