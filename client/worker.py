@@ -19,6 +19,7 @@ import numpy as np
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, PrivacyError, RecordsError, WireError, contain
 from ..common.model.apart import check_apart
+from ..common.model.backbones import Folders
 from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.per_sample import hooked, validate
 from ..common.model.proof import check_reached, proved_shapes
@@ -76,16 +77,17 @@ class Worker:
         load: "Load",
         content: Callable[[], bytes] | None = None,
         planted: Planting | None = None,
+        folders: Folders = (),
     ) -> None:
         """load: reads the data of this process' sites. content: the digest of a site's rows that is known before they
-        are read; omitted: `load` gives it. planted: an audit's canaries.
+        are read; omitted: `load` gives it. planted: an audit's canaries. folders: backbones of the site's own.
 
         Raises ModelError for a model that cannot be trained, or under privacy not one record at a time.
         """
         self.config = config
-        self._load, self._content, self._planted = load, content, planted
+        self._load, self._content, self._planted, self._folders = load, content, planted, folders
         mode = mode_of(config)
-        self.model = model_of(mode.at_sites(config))
+        self.model = model_of(mode.at_sites(config), folders)
         self._idle = [self.model]
         self._others: dict[str, tuple[FineTuneModel, SiteData]] = {}
         check_reached(self.model)
@@ -168,7 +170,7 @@ class Worker:
         with self._opening:
             if name not in self._others:
                 other = self.config.for_teachers(name)
-                model = model_of(other)
+                model = model_of(other, self._folders)
                 check_reached(model)
                 if self.plan is not None:
                     check_apart(model)

@@ -38,7 +38,10 @@ class Task(Protocol):
     """what of a row"""
 
     def build(self, path: str, model: ModelSection, classes: int) -> nn.Module:
-        """The base model with its head, weights of the backbone loaded in float32; `path` is a local folder or id."""
+        """The base model with its head, weights of the backbone loaded in float32.
+
+        path, and `model.image_backbone` where there is one: local folders.
+        """
         ...
 
     def encode(self, rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
