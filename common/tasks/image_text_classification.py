@@ -12,7 +12,7 @@ from ..data.images import ImageForm
 from ..errors import ConfigError
 from ..model.pooling import ImageTextClassifier
 from ..types import Reads, Records, Rows
-from . import load_backbone
+from . import ACCURACY, load_backbone
 from . import sequence_classification as text
 from .sequence_classification import metrics, record_losses, score, targets
 
@@ -20,6 +20,7 @@ __all__ = ["build", "encode", "metrics", "record_losses", "score", "targets"]
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(images=True)
+EXPORT, PIPELINE, MAIN = "logits", None, ACCURACY
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
