@@ -100,14 +100,14 @@ def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
     return [
         f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one {unit}{'' if unit == 'site' else ' at one site'}, over "
         f"{f'all {plan.steps} steps of the run' if plan.steps > 1 else 'the one release of the run'}.",
-        f"Protected: {what}. Against: {claims.adversary(config)}. They know every other {unit}'s part, and have "
+        f"Protected: {what}. Against: {mode.adversary(config)}. They know every other {unit}'s part, and have "
         f"unlimited computing power{' but for breaking the secure sum' if config.secure else ''}.",
         f"How well: whoever thinks it a coin toss whether a given {unit} was used can become at most "
         f"{100 * belief(epsilon):.4g} % sure. A test that wrongly accuses 1 % of the {unit}s that were not used finds "
         f"at most {100 * found:.3g} % of those that were.",
         claims.several_sites(config, plan),
         f"By what: {mode.bounded(config, plan)}, and noise of standard deviation {plan.noise_multiplier:.4g} · C "
-        f"is added in each of {plan.coordinates:,} coordinates. Who adds it: {claims.noise(config)}.",
+        f"is added in each of {plan.coordinates:,} coordinates. Who adds it: {mode.noise(config)}.",
         f"Not protected: that the site is in the federation; {several}; what the backbone and the public test set "
         "already say; facts that hold of the population with or without any one of them; other runs on the same data, "
         "which the site's ledger adds up.",

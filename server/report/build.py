@@ -10,6 +10,7 @@ import torch
 
 from ... import __version__
 from ...common.config.run import RunConfig
+from ...common.modes import mode_of
 from ...common.privacy import claims
 from ...common.privacy.mechanism import PrivacyPlan, gaussian_epsilon
 from ...common.privacy.noise import law
@@ -113,13 +114,14 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
         for site, steps in sorted(state.asked.items())
     ]
     spent = max((site["epsilon_spent"] for site in sites), default=0.0)
-    adversary = claims.adversary(config)
+    mode = mode_of(config)
+    adversary = mode.adversary(config)
     return {
         "mode": config.privacy.mode,
-        "unit": claims.unit(config),
+        "unit": mode.unit(config),
         "adversary": adversary,
-        "sampling": claims.sampling(config),
-        "noise": claims.noise(config),
+        "sampling": mode.sampling(config),
+        "noise": mode.noise(config),
         "secure_aggregation": config.secure,
         "delta": plan.delta,
         "epsilon_planned": config.privacy.epsilon,
@@ -142,7 +144,7 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
             "numbers a step"
         ),
         "statement": (
-            f"{claims.protected(config)} is protected with ε = {spent:.2f} at δ = {plan.delta:g} against {adversary}. "
+            f"{mode.protected(config)} is protected with ε = {spent:.2f} at δ = {plan.delta:g} against {adversary}. "
             f"{claims.limits(config)} {claims.several_sites(config, plan)}"
         ),
         "sites": sites,
