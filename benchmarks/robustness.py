@@ -34,7 +34,9 @@ LAYERS = 3
 SEEDS = int(os.environ.get("SEEDS", "3"))
 RADIUS = 0.02
 THIN = (0.02, 0.05, 0.1)
+SST2 = [f"data.train={DATA / 'sst2' / 'train.csv'}", f"data.test={DATA / 'sst2' / 'validation.csv'}"]
 LONGER = [
+    *SST2,
     *("privacy.mode=none", "model.max_length=96", "model.lora.rank=16", "model.lora.alpha=32"),
     *('model.lora.targets=["query", "value", "dense"]', "data.limit=16000", "data.partition.clients=4"),
     *("run.rounds=12", "training.local_steps=20", "training.learning_rate=0.002"),
@@ -220,7 +222,7 @@ def _short(scratch: Path) -> list[str]:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     names = [f"layer.{LAYERS - 1}.attention.self.{part}" for part in ("query", "value")]
-    return [f"model.backbone={folder}", f"model.lora.targets={json.dumps(names)}"]
+    return [*SST2, f"model.backbone={folder}", f"model.lora.targets={json.dumps(names)}"]
 
 
 def _swept(name: str, scratch: Path, settings: list[str]) -> Table:

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from benchmarks.run import Table, play
+from benchmarks.run import DATA, Table, play
 from confide.common.config.run import load
 from confide.common.data.sources import read_rows, training_rows
 from confide.server.ship.attribute import TOLERANCE, Explainer
@@ -36,7 +36,8 @@ PORT = 18_080
 def the_run(scratch: Path) -> Path:
     if "RUN" in os.environ:
         return Path(os.environ["RUN"])
-    settings = ["privacy.mode=none", "data.limit=8000", f"run.output={scratch / 'run'}"]
+    sst2 = [f"data.train={DATA / 'sst2' / 'train.csv'}", f"data.test={DATA / 'sst2' / 'validation.csv'}"]
+    settings = ["privacy.mode=none", "data.limit=8000", f"run.output={scratch / 'run'}", *sst2]
     return simulate(load(find_recipe("sst2"), settings))
 
 

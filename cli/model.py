@@ -97,23 +97,23 @@ def explain_model(
     """Show which words, or which parts of an image, spoke for an answer, whether the map adds up, and is faithful."""
     from ..common.errors import ConfigError
     from ..server.report import amend_report, read_report
-    from ..server.ship.attribute import EXPLAINED, explain_run
-    from ..server.ship.attribute_images import TASK, explain_images
+    from ..server.ship.attribute import explain_run, explained
+    from ..server.ship.attribute_images import explain_images, explained_images
     from ..server.ship.finished import FinishedRun
     from .printing import print_explained
     from .progress import bar
 
     task = read_report(run)["model"]["task"]
-    images = task == TASK
+    images = task in explained_images()
     if images and against is not None:
         raise ConfigError(
             "--against: received for a model of images; two maps side by side are for texts; leave it out"
         )
     with bar() as progress:
         if images:
-            facts = explain_images(FinishedRun(run, TASK), texts, sample=sample, progress=progress)
+            facts = explain_images(FinishedRun(run, task), texts, sample=sample, progress=progress)
         else:
-            finished = FinishedRun(run, *EXPLAINED, TASK)
+            finished = FinishedRun(run, *explained(), *explained_images())
             other = None if against is None else FinishedRun(against, task)
             facts = explain_run(finished, texts, against=other, sample=sample, progress=progress)
     amend_report(run, "explanation", facts)
@@ -193,10 +193,10 @@ def serve(
     model, name = load(run, variant)
     why: Callable[[str, int | None], dict[str, Any]] | None = None
     if explain:
-        from ..server.ship.attribute import EXPLAINED, explainer_of
+        from ..server.ship.attribute import explained, explainer_of
         from ..server.ship.finished import FinishedRun
 
-        why = explainer_of(FinishedRun(run, *EXPLAINED)).as_json
+        why = explainer_of(FinishedRun(run, *explained())).as_json
     scheme = "http" if certificate is None else "https"
     served = make_app(model, run.resolve().name, name, Bounds(rate=rate), why)
     typer.echo(f"{name} of {run}: {scheme}://{host}:{port}/ (Ctrl-C ends it)")

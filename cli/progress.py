@@ -4,16 +4,20 @@ import json
 import logging
 import os
 import threading
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..common.run_folder import PROGRESS
+from ..common.run_folder import CONFIG, METRICS, PROGRESS
 from ..server.report import read_report
 
 _INTERVAL = 0.2
@@ -21,14 +25,15 @@ _INTERVAL = 0.2
 
 @contextmanager
 def watch(folder: Path, title: str = "") -> Iterator[None]:
-    """Shows the progress of the run in `folder` on a terminal, the title before it; elsewhere nothing.
+    """Shows the progress of the run in `folder`, the title before it: bars on a terminal, elsewhere a line a round.
 
     Quiets the libraries meanwhile.
     """
     _quiet_libraries()
     with _progress() as progress:
         end = threading.Event()
-        thread = threading.Thread(target=_follow, args=(progress, folder, title, end), daemon=True)
+        shown = partial(_tell, {*_rounds_done(folder)}) if progress.disable else partial(_follow, progress)
+        thread = threading.Thread(target=shown, args=(folder, title, end), daemon=True)
         thread.start()
         try:
             yield
@@ -79,6 +84,35 @@ def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) 
         progress.update(rounds, description=before + text, total=state["rounds"], completed=state["round"] - under_way)
         if state["asked"]:
             progress.update(sites, total=state["asked"], completed=state["done"], visible=True)
+
+
+def _tell(known: set[str], folder: Path, title: str, end: threading.Event) -> None:
+    """known: rounds that were done before, of this run or of one that it replaces."""
+    over = False
+    while not over:
+        over = end.wait(_INTERVAL)
+        for line in _rounds_done(folder):
+            if line not in known:
+                known.add(line)
+                typer.echo(_in_words(json.loads(line), folder, title), err=True)
+
+
+def _rounds_done(folder: Path) -> list[str]:
+    """Lines of metrics.jsonl, but for one that is being written."""
+    try:
+        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError:
+        return []  # not there yet
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _in_words(row: dict[str, Any], folder: Path, title: str) -> str:
+    rounds = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))["run"]["rounds"]
+    figures = [f"{name} {row[name]:.3f}" for name in ("accuracy", "loss") if name in row]
+    if row["failed"]:
+        figures.append(f"{len(row['failed'])} failed")
+    before = f"{title}: " if title else ""
+    return f"{before}round {row['round']} of {rounds}: {', '.join([*figures, format(row['seconds'], '.1f')])} s"
 
 
 def _quiet_libraries() -> None:

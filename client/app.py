@@ -7,12 +7,11 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from .deploy.resident import ask
+from .handlers import ACTIONS
 
 app = ClientApp()
 SOCKET, DEADLINE, LIMIT = "socket", "deadline", "max-message"
 """keys of the node's configuration: the worker's socket, seconds, bytes"""
-ACTIONS = ("hello", "ledger", "reveal", "holds", "keys", "shares", "unmask")
-"""what a site may be asked beside training"""
 
 
 def handed_on(message: Message, context: Context) -> Message:

@@ -229,20 +229,20 @@ def _train(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
 
 
 Handler = Callable[[RecordDict, Host, _Charges], RecordDict]
+_QUERIES: dict[str, Handler] = {
+    "hello": _hello,
+    "ledger": _ledger,
+    "reveal": _reveal,
+    "holds": _holds,
+    "keys": _keys,
+    "shares": _shares,
+    "unmask": _unmask,
+}
+ACTIONS = tuple(_QUERIES)
+"""what a site may be asked beside training"""
 _HANDLERS: dict[str, Handler] = {
     MessageType.TRAIN: _train,
-    **{
-        f"{MessageType.QUERY}.{name}": handler
-        for name, handler in {
-            "hello": _hello,
-            "ledger": _ledger,
-            "reveal": _reveal,
-            "holds": _holds,
-            "keys": _keys,
-            "shares": _shares,
-            "unmask": _unmask,
-        }.items()
-    },
+    **{f"{MessageType.QUERY}.{name}": handler for name, handler in _QUERIES.items()},
 }
 
 

@@ -12,7 +12,6 @@ from ..common.data.active import Strategy, choose
 from ..common.data.sources import read_table, read_texts
 from ..common.errors import ConfigError, DataError
 from ..common.model.adapter import read_adapter
-from ..common.model.backbones import FOLDERS
 from ..common.types import Reads, Rows
 from .deploy.folder import load_site, own_backbones, write_private
 from .personalize import load_finished
@@ -47,9 +46,7 @@ def suggest(
     """
     if out.exists():
         raise ConfigError(f"{out}: is there already, perhaps with labels in it; give another file with --out")
-    if site is not None:
-        FOLDERS.update(own_backbones(site, load_site(site)[0]))
-    finished = load_finished(adapter)
+    finished = load_finished(adapter, () if site is None else own_backbones(site, load_site(site)[0]))
     model = finished.model
     if Reads() != model.task.READS:
         raise ConfigError(f"{adapter}: task '{finished.section.task}'; labels are asked for one class a text")

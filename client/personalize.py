@@ -9,7 +9,7 @@ from safetensors.numpy import save
 from ..common.config.tables import DataSection, ModelSection
 from ..common.errors import ConfigError, ModelError
 from ..common.model.adapter import CARD, read_adapter
-from ..common.model.backbones import FOLDERS
+from ..common.model.backbones import Folders
 from ..common.model.loading import FineTuneModel, load_model
 from ..common.model.personal_head import PersonalHead, personal_head
 from ..common.types import Adapter
@@ -35,14 +35,15 @@ class FinishedModel:
     adapter: Adapter
 
 
-def load_finished(folder: Path) -> FinishedModel:
-    """folder: the adapter folder of a finished run. Raises ConfigError, ModelError."""
+def load_finished(folder: Path, folders: Folders) -> FinishedModel:
+    """folder: the adapter folder of a finished run. folders: backbones of the site's own. Raises ConfigError,
+    ModelError."""
     try:
         content, labels, arrays = read_adapter(folder)
     except ModelError as error:
         raise ConfigError(f"{error}; give the adapter folder of a finished run") from None
     section = ModelSection.parse(content, str(folder / CARD))
-    return FinishedModel(section, labels, load_model(section, len(labels), 0), arrays)
+    return FinishedModel(section, labels, load_model(section, len(labels), 0, folders=folders), arrays)
 
 
 def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
@@ -52,8 +53,7 @@ def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
     """
     config, _ = load_site(folder)
     named = named_dataset(folder, config, dataset)
-    FOLDERS.update(own_backbones(folder, config))
-    finished = load_finished(adapter)
+    finished = load_finished(adapter, own_backbones(folder, config))
     model = finished.model
     data = data_section(folder, named, DataSection(name=dataset, test="", labels=finished.labels))
     rows = model.rows(data.training, data)

@@ -84,9 +84,9 @@ class Site:
         self._require(policy.canaries or not run.audit.planted, "audit canaries", run.audit.planted, "none")
         if run.secure:
             self._admit_sum(run)
-        elif mode == "client" and not policy.trust_server:
+        elif trusts_server(run) and not policy.trust_server:
             raise PolicyError(
-                f"site {self.name}: its policy refuses the run: mode client without secure sums shows the server a "
+                f"site {self.name}: its policy refuses the run: mode {mode} without secure sums shows the server a "
                 "clipped update before any noise; allowed: with secure sums, or policy.trust_server = true"
             )
         return self.config.datasets[dataset]
@@ -200,3 +200,8 @@ def run_id(run: RunConfig) -> str:
 def released_mode(run: RunConfig) -> str:
     """The mode as a policy sees it: an audit's control run declares noise and adds none."""
     return "none" if run.audit.control else run.privacy.mode
+
+
+def trusts_server(run: RunConfig) -> bool:
+    """Whether updates leave the sites before the noise, which the server adds to their sum."""
+    return not run.audit.control and not run.secure and mode_of(run).summed(run)

@@ -19,11 +19,12 @@ import numpy as np
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, PrivacyError, RecordsError, WireError, contain
 from ..common.model.apart import check_apart
+from ..common.model.backbones import Folders
 from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.per_sample import hooked, validate
 from ..common.model.proof import check_reached, proved_shapes
 from ..common.modes import Release, mode_of
-from ..common.modes.distillation import ANSWERS, answers_shape
+from ..common.modes.distillation import answers_shape
 from ..common.privacy.audit import NO_CANARIES, GradientCanaries
 from ..common.privacy.mechanism import NoiselessControl, PoissonMechanism
 from ..common.privacy.noise import secure_generator
@@ -76,24 +77,25 @@ class Worker:
         load: "Load",
         content: Callable[[], bytes] | None = None,
         planted: Planting | None = None,
+        folders: Folders = (),
     ) -> None:
         """load: reads the data of this process' sites. content: the digest of a site's rows that is known before they
-        are read; omitted: `load` gives it. planted: an audit's canaries.
+        are read; omitted: `load` gives it. planted: an audit's canaries. folders: backbones of the site's own.
 
         Raises ModelError for a model that cannot be trained, or under privacy not one record at a time.
         """
         self.config = config
-        self._load, self._content, self._planted = load, content, planted
-        at_sites = config.for_teachers(None) if config.distils else config
-        self.model = model_of(at_sites)
+        self._load, self._content, self._planted, self._folders = load, content, planted, folders
+        mode = mode_of(config)
+        self.model = model_of(mode.at_sites(config), folders)
         self._idle = [self.model]
         self._others: dict[str, tuple[FineTuneModel, SiteData]] = {}
         check_reached(self.model)
         self.plan = privacy_plan(config, self.model.count()[0])
-        if self.plan is not None and mode_of(config).BY_RECORD:
+        if self.plan is not None and mode.BY_RECORD:
             proved_shapes(config, self.model)
         elif self.plan is not None:
-            (check_apart if config.distils else validate)(self.model)
+            (check_apart if mode.TEACHERS else validate)(self.model)
         self._opening = threading.RLock()
         self._data: SiteData | None = None
         self._accounts: dict[int, SiteAccount] = {}
@@ -103,8 +105,7 @@ class Worker:
         """Read at the first use. Raises DataError."""
         with self._opening:
             if self._data is None:
-                at_sites = self.config.for_teachers(None) if self.config.distils else self.config
-                self._data = self._load(at_sites, self.model)
+                self._data = self._load(mode_of(self.config).at_sites(self.config), self.model)
             return self._data
 
     @cached_property
@@ -115,18 +116,15 @@ class Worker:
 
     def check(self, task: RoundTask) -> None:
         """Raises WireError for a task whose adapter is not this model's, before anything is charged."""
-        expected = self.model.initial
-        if self.config.distils:
-            expected = {ANSWERS: np.zeros(answers_shape(self.config))}
-            if len(task.queries) != self.config.distill.queries:
-                raise WireError(
-                    f"{len(task.queries)} queries in the task, distill.queries is {self.config.distill.queries}"
-                )
+        mode, queries = mode_of(self.config), self.config.distill.queries
+        expected = mode.exchanged(self.config, self.model.initial)
+        if mode.TEACHERS and len(task.queries) != queries:
+            raise WireError(f"{len(task.queries)} queries in the task, distill.queries is {queries}")
         if task.adapter.keys() != expected.keys():
             raise WireError(f"{len(task.adapter)} arrays in the task, not the {len(expected)} of this model")
         for name, array in task.adapter.items():
-            if array.shape != expected[name].shape:
-                raise WireError(f"{name}: shape {array.shape} in the task, expected {expected[name].shape}")
+            if array.shape != expected[name]:
+                raise WireError(f"{name}: shape {array.shape} in the task, expected {expected[name]}")
 
     def account(self, site: Site, number: int, steps_before: int) -> SiteAccount:
         """The account of site `number` in this run, opened at the first call; it reads no row of a real site.
@@ -172,7 +170,7 @@ class Worker:
         with self._opening:
             if name not in self._others:
                 other = self.config.for_teachers(name)
-                model = model_of(other)
+                model = model_of(other, self._folders)
                 check_reached(model)
                 if self.plan is not None:
                     check_apart(model)
@@ -200,8 +198,8 @@ class Worker:
         masked: bytes | None = None
         if secure is not None:
             secure.expect(task.round)
-        elif self.config.privacy.mode == "distributed":
-            raise PrivacyError("mode 'distributed' releases sums only, and no secure sum is set up")
+        elif self.config.secure:
+            raise PrivacyError(f"mode '{self.config.privacy.mode}' releases sums only, and no secure sum is set up")
         with account.taking(self.config.steps_per_round) as before, self._lend() as model:
             if keep is not None and secure is None and account.plan is not None and not self.config.audit.control:
                 keep(self._update(account, self._noise_alone(model, account, number, task, before)))

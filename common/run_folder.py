@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .errors import ConfigError
 
-CONFIG, PROGRESS = "config.toml", "progress.json"
+CONFIG, METRICS, PROGRESS = "config.toml", "metrics.jsonl", "progress.json"
 
 
 def require_room(folder: Path, *, overwrite: bool) -> None:

@@ -42,6 +42,10 @@ def joined(arrays: Adapter) -> np.ndarray:
     return np.concatenate([array.ravel() for array in arrays.values()]).astype(np.float64)
 
 
+DEFAULT_TASK = "sequence-classification"
+"""`model.task` where none is named"""
+
+
 @dataclass(frozen=True)
 class Reads:
     """What a task reads of a row."""

@@ -21,8 +21,9 @@ from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, ConfigError
 from ..common.ledger.chain import write_json
 from ..common.model.adapter import export_adapter
-from ..common.model.backbones import FOLDERS
+from ..common.model.backbones import Folders
 from ..common.model.loading import model_of
+from ..common.modes import mode_of
 from ..common.privacy.plan import privacy_plan
 from ..common.types import Adapter, Records, Update
 from . import checkpoint
@@ -63,10 +64,9 @@ def main(grid: Grid, context: Context) -> None:
 
 def _serve(grid: Grid, config: RunConfig, home: Path) -> None:
     """home: the folder of a deployment's server."""
-    for name, path in ServerFile.load(home).backbones.items():
-        FOLDERS[name] = str(home / path)
+    folders = tuple((name, str(home / path)) for name, path in ServerFile.load(home).backbones.items())
     known = {name: site.identity for name, site in registered(home).items()}
-    run_server(QuickGrid(grid), config, Heads(home / "heads.json", known))
+    run_server(QuickGrid(grid), config, Heads(home / "heads.json", known), folders=folders)
 
 
 def simulated_heads(config: RunConfig) -> Heads:
@@ -80,14 +80,16 @@ def run_server(
     heads: Heads,
     callbacks: Sequence[Callback] = (),
     strategy: Strategy | None = None,
+    folders: Folders = (),
 ) -> None:
     """Raises the errors of `run_rounds`; what was done until then is in the checkpoints.
 
-    callbacks: told of everything, after those that every run has. strategy: as in `run_rounds`.
+    callbacks: told of everything, after those that every run has. strategy: as in `run_rounds`. folders: backbones of
+    the server's own.
     """
     folder = config.output
-    model = model_of(config)
-    distillation = Distillation(config, model) if config.distils else None
+    model = model_of(config, folders)
+    distillation = Distillation(config, model) if mode_of(config).TEACHERS else None
     test = read_public(config, model, config.data.test)
     validation = read_public(config, model, config.data.validation) if config.data.validation else test
     everything = np.arange(len(test))
@@ -189,7 +191,7 @@ class _Keeper:
     callback: Callback
     validation: Records
     distillation: Distillation | None
-    """what the student learns of, in a run that distils"""
+    """what the student learns of, where sites train teachers"""
     saved: str = ""
     """the set-up of secure sums that is on disk"""
 

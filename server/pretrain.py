@@ -8,7 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ..common.config.section import Positive, PositiveFloat, Section
 from ..common.data.sources import read_texts
 from ..common.errors import ConfigError, DataError
 from ..common.model.optimizer import warmed_up
-from ..common.tasks import Batch, collate, load_task
+from ..common.tasks import Batch, Task, collate, masked_lm
 from ..common.types import ProgressCallback, Records, Rows
 
 FACTS = "pretrain.json"
@@ -82,7 +82,7 @@ def pretrain(
     progress("vocabulary", 0, 1)
     known = [texts[i] for i in order[held:]]
     tokenizer = make_tokenizer(known, section.vocabulary)
-    task = load_task("masked-lm")
+    task = masked_lm
     variants = [
         task.encode(Rows("text", known), tokenizer, section.max_length, variant) for variant in range(task.VARIANTS)
     ]
@@ -150,7 +150,7 @@ def _train(
     rng = np.random.default_rng([section.seed, 0x57E])
     rise = max(1, math.ceil(_WARMUP * section.steps))
     optimizer, schedule = warmed_up(model.parameters(), section.learning_rate, section.steps, rise)
-    task = load_task("masked-lm")
+    task = masked_lm
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(section.seed)
@@ -169,7 +169,7 @@ def _train(
 
 @torch.no_grad()
 def _guessed(model: BertForMaskedLM, records: Records, tokenizer, size: int) -> dict[str, float]:
-    task = load_task("masked-lm")
+    task = masked_lm
     model.eval()
     parts = np.array_split(np.arange(len(records)), max(1, -(-len(records) // size)))
     scores = [task.score(model, _batch(records, part, tokenizer)) for part in parts]
@@ -177,4 +177,4 @@ def _guessed(model: BertForMaskedLM, records: Records, tokenizer, size: int) -> 
 
 
 def _batch(records: Records, chosen: np.ndarray, tokenizer) -> Batch:
-    return collate(load_task("masked-lm"), records, chosen, tokenizer.pad_token_id, torch.device("cpu"))
+    return collate(cast(Task, masked_lm), records, chosen, tokenizer.pad_token_id, torch.device("cpu"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ..common.run_folder import PROGRESS
+from ..common.run_folder import METRICS, PROGRESS
 
 
 class Recorder:
@@ -19,12 +19,12 @@ class Recorder:
         self._folder = folder
         self._rounds = rounds
         self._last_progress = 0.0
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+        (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
         self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1 if history else None)
 
     def row(self, row: dict[str, Any]) -> None:
         """A finished round."""
-        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
+        with (self._folder / METRICS).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         for key, value in row.items():
             if isinstance(value, int | float) and key != "round":

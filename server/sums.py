@@ -96,7 +96,7 @@ class Summing:
 
 def summing_of(grid: Grid, config: RunConfig, plan: PrivacyPlan | None, sites: dict[str, int]) -> Summing | None:
     """None where updates are aggregated one by one."""
-    if plan is None or config.privacy.mode == "local":
+    if plan is None or not mode_of(config).summed(config):
         return None
     exchange = partial(_exchange, grid, sites, min(config.server.deadline, _STAGE_SECONDS))
     secure: SecureSums | GroupedSums | None = None

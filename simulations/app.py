@@ -11,7 +11,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from ..client.app import ACTIONS
+from ..client.handlers import ACTIONS, handle
 from ..common.config.run import RunConfig
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ server = ServerApp()
 
 
 def _answered(message: Message, context: Context) -> Message:
-    from ..client.handlers import handle
     from .sites import SimulatedHost
 
     number = int(context.node_config["partition-id"])

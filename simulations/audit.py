@@ -21,6 +21,7 @@ from ..common.errors import ConfigError, PrivacyError
 from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.per_sample import hooked
 from ..common.model.proof import proved_shapes
+from ..common.modes import mode_of
 from ..common.privacy.audit import SCOPES
 from ..common.privacy.mechanism import NoiselessControl
 from ..common.privacy.noise import secure_generator
@@ -84,7 +85,7 @@ def neighbour_sensitivity(
     Raises PrivacyError for a run that does not clip records.
     """
     plan = privacy_plan(config, model.count()[0])
-    if plan is None or config.privacy.mode not in ("local", "distributed"):
+    if plan is None or not mode_of(config).BY_RECORD:
         raise PrivacyError(f"mode '{config.privacy.mode}' clips no records: there is no sensitivity of one")
     shapes = proved_shapes(config, model)  # as a site does before it reads a row; not within `hooked`
     everybody = replace(plan, sampling_rate=1.0)

@@ -15,6 +15,7 @@ from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig, load
 from ..common.errors import ConfigError
 from ..common.model.loading import model_of
+from ..common.modes import mode_of
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
 from ..server.aggregate.strategy import make_strategy
 from ..server.callbacks import Callback
@@ -38,7 +39,7 @@ def prepare(config: RunConfig, strategy: Strategy | None = None) -> tuple[RunCon
         read_public(resolved, model, source)
     make_strategy(resolved, model.trained_initial, given=strategy)
     initial_adapter(resolved, model)
-    if resolved.distils:
+    if mode_of(resolved).TEACHERS:
         Distillation(resolved, model)
     worker = worker_for(resolved.to_flat())
     _ = worker.data  # a row that cannot be used is named here, where nobody but its owner sees it

@@ -13,7 +13,7 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from ..client.deploy.folder import POLICY
-from ..client.site import Site, released_mode, run_id
+from ..client.site import Site, released_mode, run_id, trusts_server
 from ..client.worker import SiteData, Worker
 from ..common.config.run import DatasetSection, PolicySection, RunConfig, SiteConfig
 from ..common.data.augmentation import encode_with_copies
@@ -30,8 +30,9 @@ from .canaries import Planted
 def simulated_policy(run: RunConfig) -> SiteConfig:
     """What simulated sites allow when no site.toml says otherwise: this run once, and no ε beyond its own."""
     mode = released_mode(run)
-    budget = DatasetSection(epsilon=None if mode == "none" else run.privacy.epsilon, delta=run.privacy.delta)
-    allowed = {"modes": (mode,), "metrics": True, "canaries": True, "trust_server": mode == "client" and not run.secure}
+    noised = run.private and not run.audit.control
+    budget = DatasetSection(epsilon=run.privacy.epsilon if noised else None, delta=run.privacy.delta)
+    allowed = {"modes": (mode,), "metrics": True, "canaries": True, "trust_server": trusts_server(run)}
     policy = PolicySection.model_validate({**allowed, **_lowered(run)})
     return SiteConfig(datasets={run.data.name: budget}, policy=policy)
 

@@ -1,6 +1,7 @@
 """The command as a person uses it: what it prints, its exit codes, what it leaves."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ def test_a_run_ends_in_a_table_that_says_where_the_report_is(confide, toml: Path
     assert f"report: {tmp_path / 'out' / 'report.html'}" in out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["config"]["run"]["name"] == "mine"
+
+
+def test_without_a_terminal_each_round_is_a_line(confide, toml: Path, tmp_path: Path) -> None:
+    asked = "simulate", toml, "--out", tmp_path / "out", "--set", "run.rounds=2"
+    lines = confide(*asked)[2].splitlines()
+    assert [line.split(":")[0] for line in lines] == ["round 1 of 2", "round 2 of 2"]
+    assert re.fullmatch(r"round 1 of 2: accuracy \d\.\d{3}, loss \d+\.\d{3}, \d+\.\d s", lines[0])
+    assert confide("simulate", "--resume", tmp_path / "out")[2] == ""  # nothing is left to play, and nothing told again
+    assert len(confide(*asked, "--overwrite")[2].splitlines()) == 2
 
 
 def test_a_private_run_says_against_whom(confide, toml: Path, tmp_path: Path, local) -> None:

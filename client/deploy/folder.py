@@ -24,6 +24,7 @@ from ...common.config.tables import DataSection
 from ...common.data.formats import FILES
 from ...common.data.sql import URL
 from ...common.errors import ConfigError
+from ...common.model.backbones import Folders
 
 POLICY = "site.toml"
 LEDGER, NODE_KEY, PUBLIC, CA = "ledger", "node.key", "site.pub", "ca.crt"
@@ -49,9 +50,9 @@ def local_path(folder: Path, source: str) -> str:
     return str((folder / source).resolve())
 
 
-def own_backbones(folder: Path, config: SiteConfig) -> dict[str, str]:
-    """[backbones] of site.toml: a run's name for a backbone → where it is here."""
-    return {name: local_path(folder, path) for name, path in config.backbones.items()}
+def own_backbones(folder: Path, config: SiteConfig) -> Folders:
+    """[backbones] of site.toml: a run's name for a backbone, and where it is here."""
+    return tuple((name, local_path(folder, path)) for name, path in config.backbones.items())
 
 
 def named_dataset(folder: Path, config: SiteConfig, name: str) -> DatasetSection:

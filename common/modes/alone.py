@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from ..privacy.mechanism import PrivacyPlan
 
 
+def summed(config: "RunConfig") -> bool:
+    return False
+
+
 def adversary(config: "RunConfig") -> str:
     return "the server and all other sites, who see every update of the site"
 

@@ -6,8 +6,9 @@ from ..errors import PrivacyError
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
+    from ..privacy.mechanism import PrivacyPlan
 
-UNIT = "example"
+UNIT, BY_STEP = "example", True
 
 
 def sampling_rate(config: "RunConfig") -> float | None:
@@ -35,3 +36,10 @@ def protected(config: "RunConfig") -> str:
 
 def sampling(config: "RunConfig") -> str:
     return f"Poisson, each record with q = {config.privacy.sampling_rate} in every step, drawn in secret at the site"
+
+
+def bounded(config: "RunConfig", plan: "PrivacyPlan") -> str:
+    return (
+        f"in every step each record takes part with probability {plan.sampling_rate:g}, its gradient is cut to length "
+        f"C = {plan.clip:g}"
+    )

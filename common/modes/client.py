@@ -12,14 +12,15 @@ from ..errors import PrivacyError
 from ..privacy.clipping import Contribution, clipped, from_total, next_clip, to_vector
 from ..types import WHOLE
 from . import Computation, Release, as_share
+from .adapters import TEACHERS, at_sites, exchanged  # noqa: F401  # members of the mode
 from .by_record import sampling_rate  # noqa: F401  # members of the mode
-from .summed import adversary, noise  # noqa: F401  # members of the mode
+from .summed import adversary, noise, summed  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
 
-UNIT, BY_RECORD = "client", False
+UNIT, BY_RECORD, BY_STEP = "client", False, False
 
 
 def coordinates(config: "RunConfig", trained: int) -> int:
@@ -41,6 +42,13 @@ def protected(config: "RunConfig") -> str:
 
 def sampling(config: "RunConfig") -> str:
     return f"Poisson, each site with q = {config.privacy.sampling_rate} in every round, by a coin of its own"
+
+
+def bounded(config: "RunConfig", plan: "PrivacyPlan") -> str:
+    return (
+        f"in every round each site takes part with probability {plan.sampling_rate:g}, its whole update is cut to "
+        f"length C = {plan.clip:g}{' at first' if plan.count_noise else ''}"
+    )
 
 
 def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:

@@ -7,21 +7,20 @@ site with full noise (privacy.mode `local`), in shares of a secure sum (`distrib
 """
 
 import math
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..privacy.noise import from_grid
 from ..types import Adapter
-from . import Computation, Release, alone, as_share, summed
+from . import Computation, Mode, Release, as_share, named
 from .by_record import UNIT, protected, unit  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
 
-BY_RECORD = False
+BY_RECORD, BY_STEP, TEACHERS = False, False, True
 ANSWERS = "answers"
 """what stands in the adapter's place"""
 
@@ -36,6 +35,15 @@ def answers_shape(config: "RunConfig") -> tuple[int, int]:
     return config.distill.queries, len(config.data.labels or [])
 
 
+def at_sites(config: "RunConfig") -> "RunConfig":
+    """Teachers are the student's model, where a site names no other."""
+    return config.for_teachers(None)
+
+
+def exchanged(config: "RunConfig", trained: Adapter) -> dict[str, tuple[int, ...]]:
+    return {ANSWERS: answers_shape(config)}
+
+
 def sampling_rate(config: "RunConfig") -> float | None:
     """1: every record is with a teacher."""
     return 1.0
@@ -47,16 +55,20 @@ def coordinates(config: "RunConfig", trained: int) -> int:
 
 def units(config: "RunConfig") -> float:
     """Teachers: of one site, or of all behind a sum."""
-    return config.distill.teachers * (1 if config.privacy.mode == "local" else config.clients)
+    return config.distill.teachers * (config.clients if summed(config) else 1)
 
 
-def _sender(config: "RunConfig") -> ModuleType:
-    """Whose words hold for what leaves a site: a sum's, or an update's."""
-    return summed if config.privacy.mode == "distributed" else alone
+def _noised(config: "RunConfig") -> Mode:
+    """The mode that adds the noise, and whose words hold for what leaves a site."""
+    return named(config.privacy.mode)
+
+
+def summed(config: "RunConfig") -> bool:
+    return _noised(config).summed(config)
 
 
 def adversary(config: "RunConfig") -> str:
-    return _sender(config).adversary(config)
+    return _noised(config).adversary(config)
 
 
 def sampling(config: "RunConfig") -> str:
@@ -64,7 +76,14 @@ def sampling(config: "RunConfig") -> str:
 
 
 def noise(config: "RunConfig") -> str:
-    return _sender(config).noise(config)
+    return _noised(config).noise(config)
+
+
+def bounded(config: "RunConfig", plan: "PrivacyPlan") -> str:
+    return (
+        f"each record is read by one of its site's {config.distill.teachers} teachers; what changes with it are "
+        f"that teacher's {config.distill.queries} answers, measured so that this is at most C = {plan.clip:g}"
+    )
 
 
 def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:

@@ -11,8 +11,19 @@ import numpy as np
 from ..errors import PrivacyError
 from ..privacy.noise import from_grid
 from . import Computation, Release, as_share
-from .by_record import UNIT, coordinates, declared, protected, sampling, sampling_rate, unit  # noqa: F401  # members of the mode
-from .summed import adversary, noise  # noqa: F401  # members of the mode
+from .adapters import TEACHERS, at_sites, exchanged  # noqa: F401  # members of the mode
+from .by_record import (  # noqa: F401  # members of the mode
+    BY_STEP,
+    UNIT,
+    bounded,
+    coordinates,
+    declared,
+    protected,
+    sampling,
+    sampling_rate,
+    unit,
+)
+from .summed import adversary, noise, summed  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig

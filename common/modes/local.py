@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING
 
 from ..errors import PrivacyError
 from . import Computation, Release
-from .alone import adversary, change, noise  # noqa: F401  # members of the mode
-from .by_record import UNIT, coordinates, declared, protected, sampling, sampling_rate, unit  # noqa: F401  # members of the mode
+from .adapters import TEACHERS, at_sites, exchanged  # noqa: F401  # members of the mode
+from .alone import adversary, change, noise, summed  # noqa: F401  # members of the mode
+from .by_record import (  # noqa: F401  # members of the mode
+    BY_STEP,
+    UNIT,
+    bounded,
+    coordinates,
+    declared,
+    protected,
+    sampling,
+    sampling_rate,
+    unit,
+)
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import PrivacyError
 from . import Computation, Release
-from .alone import adversary, change  # noqa: F401  # members of the mode
-from .by_record import UNIT, coordinates  # noqa: F401  # members of the mode
+from .adapters import TEACHERS, at_sites, exchanged  # noqa: F401  # members of the mode
+from .alone import adversary, change, summed  # noqa: F401  # members of the mode
+from .by_record import BY_STEP, UNIT, bounded, coordinates  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig

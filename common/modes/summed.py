@@ -6,6 +6,10 @@ if TYPE_CHECKING:
     from ..config.run import RunConfig
 
 
+def summed(config: "RunConfig") -> bool:
+    return True
+
+
 def adversary(config: "RunConfig") -> str:
     if not config.secure:
         return "everybody who sees the models; the server is trusted: it sees each clipped update and adds the noise"

@@ -5,11 +5,14 @@ McMahan et al. 2018 (DP-FedAvg); Andrew, Thakkar, McMahan, Ramaswamy 2021 (adapt
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .mechanism import PrivacyPlan
 from .noise import from_grid
+
+if TYPE_CHECKING:
+    from .mechanism import PrivacyPlan
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def clipped(update: np.ndarray, clip: float) -> Contribution:
     return Contribution(update if norm <= clip else update * (clip / norm), 0.5 if norm <= clip else -0.5)
 
 
-def to_vector(contribution: Contribution, plan: PrivacyPlan, clip: float) -> np.ndarray:
+def to_vector(contribution: Contribution, plan: "PrivacyPlan", clip: float) -> np.ndarray:
     """What is put on the grid: the update and, where the clip norm adapts, the count scaled to the same noise.
 
     Returns (plan.coordinates,) float64.
@@ -40,7 +43,7 @@ def to_vector(contribution: Contribution, plan: PrivacyPlan, clip: float) -> np.
     return np.append(contribution.update, contribution.whole * plan.count_scale * clip / plan.grid)
 
 
-def from_total(total: np.ndarray, plan: PrivacyPlan, clip: float) -> tuple[np.ndarray, float | None]:
+def from_total(total: np.ndarray, plan: "PrivacyPlan", clip: float) -> tuple[np.ndarray, float | None]:
     """The mean update (d,), and b̃: the noised share of updates left whole, where the clip norm adapts.
 
     total: (plan.coordinates,) int64, noise included. Both are divided by declared constants.

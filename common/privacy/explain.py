@@ -82,36 +82,28 @@ def calibrated(plan: PrivacyPlan, epsilon: float, steps: int) -> PrivacyPlan | N
 
 def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
     """Paragraphs: what is protected, against whom, how well, under which assumption, and what is not."""
-    if mode_of(config).UNIT == "client":
-        unit, taken, cut = "site", "in every round each site takes part", "its whole update"
+    mode = mode_of(config)
+    if mode.UNIT == "client":
+        unit = "site"
         what = "whether a site contributed, and anything about what it contributed"
         several = "somebody whose records lie at several sites"
     else:
-        unit, taken, cut = "record", "in every step each record takes part", "its gradient"
+        unit = "record"
         what = "whether a record was among the site's records, and what it said"
         several = "somebody with several records (two records of one person: ε doubles and more)"
-    released = (
-        f"{taken} with probability {plan.sampling_rate:g}, {cut} is cut to length C = {plan.clip:g}"
-        f"{' at first' if plan.count_noise else ''}"
-    )
-    if config.distils:
-        released = (
-            f"each record is read by one of its site's {config.distill.teachers} teachers; what changes with it are "
-            f"that teacher's {config.distill.queries} answers, measured so that this is at most C = {plan.clip:g}"
-        )
     epsilon = plan.epsilon()
     found = most_found(plan, 0.01)
     return [
         f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one {unit}{'' if unit == 'site' else ' at one site'}, over "
         f"{f'all {plan.steps} steps of the run' if plan.steps > 1 else 'the one release of the run'}.",
-        f"Protected: {what}. Against: {claims.adversary(config)}. They know every other {unit}'s part, and have "
+        f"Protected: {what}. Against: {mode.adversary(config)}. They know every other {unit}'s part, and have "
         f"unlimited computing power{' but for breaking the secure sum' if config.secure else ''}.",
         f"How well: whoever thinks it a coin toss whether a given {unit} was used can become at most "
         f"{100 * belief(epsilon):.4g} % sure. A test that wrongly accuses 1 % of the {unit}s that were not used finds "
         f"at most {100 * found:.3g} % of those that were.",
         claims.several_sites(config, plan),
-        f"By what: {released}, and noise of standard deviation {plan.noise_multiplier:.4g} · C "
-        f"is added in each of {plan.coordinates:,} coordinates. Who adds it: {claims.noise(config)}.",
+        f"By what: {mode.bounded(config, plan)}, and noise of standard deviation {plan.noise_multiplier:.4g} · C "
+        f"is added in each of {plan.coordinates:,} coordinates. Who adds it: {mode.noise(config)}.",
         f"Not protected: that the site is in the federation; {several}; what the backbone and the public test set "
         "already say; facts that hold of the population with or without any one of them; other runs on the same data, "
         "which the site's ledger adds up.",

@@ -19,7 +19,7 @@ def declared_steps(config: RunConfig) -> int:
 def privacy_plan(config: RunConfig, trained: int) -> PrivacyPlan | None:
     """The plan of one site. A site derives it by itself: nobody tells it a noise multiplier.
 
-    trained: numbers of the model that are trained, all of which a step releases; a run that distils releases its
+    trained: numbers of the model that are trained, all of which a step releases; a run with teachers releases their
     answers instead. None in mode `none`. Raises PrivacyError for an incomplete declaration.
     """
     privacy, mode = config.privacy, mode_of(config)

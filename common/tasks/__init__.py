@@ -5,8 +5,8 @@ A task is a module here that offers the members of `Task`; its name in a configu
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,10 @@ from ..model.backbones import DEMO_VIT
 from ..model.demo_vit import demo_vit
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 
+Export = Literal["logits", "text"] | None
+"""what a finished model is asked for: logits of one pass, which a variant on onnxruntime gives, too; the text that
+follows; None: nothing"""
+ACCURACY = ("accuracy", "accuracy")
 Batch = dict[str, torch.Tensor]
 """input_ids and attention_mask (B, T) of text, pixel_values (B, C, H, W) of images, or features (B, F) instead of
 both; targets (B,) or (B, T)."""
@@ -36,9 +40,17 @@ class Task(Protocol):
     """encodings of a record, of which a training step draws one; mostly 1"""
     READS: Reads
     """what of a row"""
+    EXPORT: Export
+    PIPELINE: str | None
+    """of the hub, which `pipeline_tag` names; None: it has none for this"""
+    MAIN: tuple[str, str]
+    """the metric that a model is judged by: in words, and its key in `metrics`"""
 
     def build(self, path: str, model: ModelSection, classes: int) -> nn.Module:
-        """The base model with its head, weights of the backbone loaded in float32; `path` is a local folder or id."""
+        """The base model with its head, weights of the backbone loaded in float32.
+
+        path, and `model.image_backbone` where there is one: local folders.
+        """
         ...
 
     def encode(self, rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
@@ -64,6 +76,10 @@ class Task(Protocol):
 
 def task_names() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+
+
+def tasks_where(wanted: Callable[[Task], bool]) -> list[str]:
+    return [name for name in task_names() if wanted(load_task(name))]
 
 
 def load_task(name: str) -> Task:

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from ..config.tables import ModelSection
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import Batch, ragged, token_losses, token_metrics, token_score
+from . import ACCURACY, Batch, ragged, token_losses, token_metrics, token_score
 
 HEAD: list[str] = []
 CLASSES, VARIANTS, READS = False, 1, Reads(label=None)
+EXPORT, PIPELINE, MAIN = "text", "text-generation", ACCURACY
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:

@@ -7,13 +7,14 @@ from ..config.tables import ModelSection
 from ..data.images import ImageForm
 from ..model.pooling import ImageClassifier
 from ..types import Reads, Records, Rows
-from . import load_backbone
+from . import ACCURACY, load_backbone
 from .sequence_classification import metrics, record_losses, score, targets
 
 __all__ = ["build", "encode", "metrics", "record_losses", "score", "targets"]
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(text=False, images=True)
+EXPORT, PIPELINE, MAIN = "logits", "image-classification", ACCURACY
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:

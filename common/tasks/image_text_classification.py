@@ -10,10 +10,9 @@ from torch import nn
 from ..config.tables import ModelSection
 from ..data.images import ImageForm
 from ..errors import ConfigError
-from ..model.backbones import resolve_backbone
 from ..model.pooling import ImageTextClassifier
 from ..types import Reads, Records, Rows
-from . import load_backbone
+from . import ACCURACY, load_backbone
 from . import sequence_classification as text
 from .sequence_classification import metrics, record_losses, score, targets
 
@@ -21,14 +20,14 @@ __all__ = ["build", "encode", "metrics", "record_losses", "score", "targets"]
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(images=True)
+EXPORT, PIPELINE, MAIN = "logits", None, ACCURACY
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     if model.image_backbone is None:
         raise ConfigError("model.image_backbone: nothing received; name the tower that reads images")
-    images_path = resolve_backbone(model.image_backbone)
-    images = load_backbone(images_path)
-    form = ImageForm.of(images, images_path)
+    images = load_backbone(model.image_backbone)
+    form = ImageForm.of(images, model.image_backbone)
     return ImageTextClassifier(load_backbone(path), images, form, model.pooling, classes)
 
 

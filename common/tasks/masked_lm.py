@@ -20,6 +20,7 @@ from ..config.tables import ModelSection
 from ..errors import ModelError
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import (
+    ACCURACY,
     Batch,
     inputs_of,
     load_backbone,
@@ -33,6 +34,7 @@ from . import (
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = False, 4, Reads(label=None)
+EXPORT, PIPELINE, MAIN = None, "fill-mask", ACCURACY
 _HIDDEN, _AS_MASK, _AS_OTHER = 0.15, 0.8, 0.1
 """share of tokens that are guessed; of these, replaced by the mask, and by another token"""
 

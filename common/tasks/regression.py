@@ -15,6 +15,7 @@ from . import Batch, inputs_of, load_backbone, ragged, subword_ids
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = False, 1, Reads(label="number")
+EXPORT, PIPELINE, MAIN = "logits", None, ("R²", "r2")
 CLOSE = 0.5
 """standard deviations within which a guess counts as right, for `accuracy`"""
 

@@ -9,10 +9,11 @@ from transformers import AutoModelForSequenceClassification
 from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
 from ..types import Metrics, Reads, Records, Rows
-from . import Batch, inputs_of, load_backbone, ragged, subword_ids
+from . import ACCURACY, Batch, inputs_of, load_backbone, ragged, subword_ids
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = True, 1, Reads()
+EXPORT, PIPELINE, MAIN = "logits", "text-classification", ACCURACY
 _BINS = 15
 
 

@@ -16,6 +16,7 @@ from . import Batch, load_backbone, ragged, token_losses, token_targets
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(label="tags")
+EXPORT, PIPELINE, MAIN = "logits", "token-classification", ("span F1", "span_f1")
 
 
 class WordClassifier(nn.Module):

@@ -25,11 +25,11 @@ from ...common.config.resolve import SENT, is_path
 from ...common.config.run import RunConfig
 from ...common.config.section import Section, parse_toml
 from ...common.errors import ConfideError, ConfigError
-from ...common.run_folder import CONFIG, PROGRESS
+from ...common.run_folder import CONFIG, METRICS, PROGRESS
 from .runs import LocalRuns, rounds_done
 
 VERSION = "x-confide-version"
-RESULTS = ("report.html", "report.json", CONFIG, "metrics.jsonl")
+RESULTS = ("report.html", "report.json", CONFIG, METRICS)
 RESULT_FOLDERS = ("adapter", "tensorboard")
 """what an operator gets of a finished run; checkpoints stay"""
 

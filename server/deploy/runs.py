@@ -14,7 +14,7 @@ from ...common.config.resolve import resolve
 from ...common.config.run import RunConfig, load
 from ...common.errors import ConfideError, ConfigError, DeploymentError
 from ...common.ledger.chain import write_json
-from ...common.run_folder import CONFIG, make_room, require_room, require_run
+from ...common.run_folder import CONFIG, METRICS, make_room, require_room, require_run
 from .control import Control
 from .deployment import FAILURE, local_control, registered, superlink_log
 
@@ -216,6 +216,6 @@ def run_number(folder: Path) -> int | None:
 def rounds_done(folder: Path) -> int:
     """Of the run in a folder."""
     try:
-        return len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return len((folder / METRICS).read_text(encoding="utf-8").splitlines())
     except OSError:
         return 0

@@ -3,13 +3,15 @@
 import importlib.metadata
 import os
 import platform
+from collections import Counter
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ... import __version__
 from ...common.config.run import RunConfig
+from ...common.modes import mode_of
 from ...common.privacy import claims
 from ...common.privacy.accounting import ACCOUNTANT, epsilon_prv
 from ...common.privacy.events import history_of, repeated
@@ -17,6 +19,7 @@ from ...common.privacy.mechanism import PrivacyPlan
 from ...common.privacy.plan import declared_steps
 from ..checkpoint import Checkpoint
 from ..start import start_facts
+from .facts import NoPrivacy, Partition, Privacy, Report, Spent, Taken
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "flwr", "datasets", "numpy", "randomgen")
@@ -33,9 +36,9 @@ def build_report(
     plan: PrivacyPlan | None,
     state: Checkpoint,
     after: dict[str, Any],
-    partition: dict[str, Any] | None,
+    partition: Partition | None,
     found: dict[str, Any],
-) -> dict[str, Any]:
+) -> Report:
     """count: trained numbers and numbers in all. after: the evaluation of the final adapter, `confusion` included.
 
     found: audit: what canaries showed, None where none were planted; attack: what Byzantine sites achieved;
@@ -47,15 +50,15 @@ def build_report(
     privacy = privacy_facts(config, plan, state)
     if partition is not None and privacy["mode"] != "none":
         privacy["statement"] += _EXACT
-    return {
-        "audit": None,
-        "attack": None,
-        "distillation": None,
-        **found,  # first: a callback adds parts and replaces none of what follows
+    report: Report = {
+        "audit": found.get("audit"),
+        "attack": found.get("attack"),
+        "distillation": found.get("distillation"),
         "schema": SCHEMA,
         "name": config.run.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **metrics,
+        "before": metrics["before"],
+        "after": metrics["after"],
         "privacy": privacy,
         "rounds": state.history,
         "best_round": state.best_round or None,
@@ -79,51 +82,31 @@ def build_report(
         "environment": environment(),
         "config": config.model_dump(mode="json", exclude_none=True),
     }
+    return cast(Report, {**found, **report})  # a callback adds parts and replaces no others
 
 
-def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint) -> dict[str, Any]:
+def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint) -> Privacy | NoPrivacy:
     """What was promised and what was spent, with unit, adversary, sampling and composition beside every ε."""
-    taken_part = _rounds_of(state)
     if plan is None or config.audit.control:
-        sites = [
-            {"site": site, "rounds": taken_part.get(site, 0), "steps": s} for site, s in sorted(state.asked.items())
-        ]
-        return {
-            "mode": "none",
-            "unit": None,
-            "adversary": None,
-            "sampling": None,
-            "delta": None,
-            "epsilon_planned": None,
-            "epsilon_spent": None,
-            "noise_multiplier": None,
-            "steps": declared_steps(config),
-            "statement": "No privacy: every update is a function of raw gradients, and the server sees each of them.",
-            "sites": sites,
-        }
+        return _nothing_promised(config, state)
+    planned = cast(float, config.privacy.epsilon)  # whoever has a plan has declared it
     by_steps = {steps: plan.epsilon(steps) for steps in set(state.asked.values())}
-    sites = [
-        {
-            "site": site,
-            "rounds": taken_part.get(site, 0),
-            "steps": steps,
-            "epsilon_spent": by_steps[steps],
-            "epsilon_planned": config.privacy.epsilon,
-            "delta": plan.delta,
-        }
-        for site, steps in sorted(state.asked.items())
+    sites: list[Spent] = [
+        {**taken, "epsilon_spent": by_steps[taken["steps"]], "epsilon_planned": planned, "delta": plan.delta}
+        for taken in _taken(state)
     ]
     spent = max((site["epsilon_spent"] for site in sites), default=0.0)
-    adversary = claims.adversary(config)
+    mode = mode_of(config)
+    adversary = mode.adversary(config)
     return {
-        "mode": config.privacy.mode,
-        "unit": claims.unit(config),
+        "mode": cast(Any, config.privacy.mode),
+        "unit": mode.unit(config),
         "adversary": adversary,
-        "sampling": claims.sampling(config),
-        "noise": claims.noise(config),
+        "sampling": mode.sampling(config),
+        "noise": mode.noise(config),
         "secure_aggregation": config.secure,
         "delta": plan.delta,
-        "epsilon_planned": config.privacy.epsilon,
+        "epsilon_planned": planned,
         "epsilon_spent": spent,
         "noise_multiplier": plan.noise_multiplier,
         "sampling_rate": plan.sampling_rate,
@@ -141,19 +124,32 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
             f"{plan.coordinates} numbers a step"
         ),
         "statement": (
-            f"{claims.protected(config)} is protected with ε = {spent:.2f} at δ = {plan.delta:g} against {adversary}. "
+            f"{mode.protected(config)} is protected with ε = {spent:.2f} at δ = {plan.delta:g} against {adversary}. "
             f"{claims.limits(config)} {claims.several_sites(config, plan)}"
         ),
         "sites": sites,
     }
 
 
-def _rounds_of(state: Checkpoint) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in state.history:
-        for site in row["sites"]:
-            counts[site] = counts.get(site, 0) + 1
-    return counts
+def _nothing_promised(config: RunConfig, state: Checkpoint) -> NoPrivacy:
+    return {
+        "mode": "none",
+        "unit": None,
+        "adversary": None,
+        "sampling": None,
+        "delta": None,
+        "epsilon_planned": None,
+        "epsilon_spent": None,
+        "noise_multiplier": None,
+        "steps": declared_steps(config),
+        "statement": "No privacy: every update is a function of raw gradients, and the server sees each of them.",
+        "sites": _taken(state),
+    }
+
+
+def _taken(state: Checkpoint) -> list[Taken]:
+    rounds = Counter(site for row in state.history for site in row["sites"])
+    return [{"site": site, "rounds": rounds[site], "steps": steps} for site, steps in sorted(state.asked.items())]
 
 
 def environment() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ...common.privacy.audit import largest_rate
 from ...common.privacy.mechanism import PrivacyPlan
+from .facts import NoPrivacy, Partition, Privacy, Report
 
 _INK, _ACCENT, _SECOND, _SOFT = "#1f2933", "#0b6e99", "#c2410c", "#9aa5b1"
 _MAX_TICKS = 24
@@ -32,7 +33,7 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def accuracy(report: dict[str, Any]) -> bytes:
+def accuracy(report: Report) -> bytes:
     """Accuracy per round on the validation rows, before and after on the test set."""
     figure, axes = _figure()
     rounds = [row["round"] for row in report["rounds"]]
@@ -45,24 +46,19 @@ def accuracy(report: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
-def epsilon(report: dict[str, Any]) -> bytes:
-    """ε spent after each round by the site that spent most, and each site's end point."""
+def epsilon(privacy: Privacy, rounds: int) -> bytes:
+    """ε spent after each round by the site that spent most, and each site's end point. rounds: that are declared."""
     figure, axes = _figure()
-    by_round = report["privacy"]["epsilon_by_round"]
+    by_round, steps_a_round = privacy["epsilon_by_round"], privacy["steps"] // rounds
     axes.plot(np.arange(len(by_round)), by_round, color=_ACCENT, label="a site that takes part in every round")
-    for index, site in enumerate(report["privacy"]["sites"]):
+    for index, site in enumerate(privacy["sites"]):
         label = "sites at the end" if index == 0 else None
-        axes.plot([site["steps"] / _steps_a_round(report)], [site["epsilon_spent"]], "o", color=_SECOND, label=label)
-    planned = report["privacy"]["epsilon_planned"]
+        axes.plot([site["steps"] / steps_a_round], [site["epsilon_spent"]], "o", color=_SECOND, label=label)
+    planned = privacy["epsilon_planned"]
     axes.axhline(planned, color=_INK, linestyle="--", linewidth=0.9, label=f"planned: ε = {planned:g}")
-    axes.set(xlabel="rounds", ylabel=f"ε at δ = {report['privacy']['delta']:g}", ylim=(0, planned * 1.1))
+    axes.set(xlabel="rounds", ylabel=f"ε at δ = {privacy['delta']:g}", ylim=(0, planned * 1.1))
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     return _png(figure)
-
-
-def _steps_a_round(report: dict[str, Any]) -> int:
-    client = report["config"]["privacy"]["mode"] == "client"
-    return 1 if client else report["config"]["training"]["local_steps"]
 
 
 def epsilon_over_rounds(plan: PrivacyPlan, rounds: int, steps_a_round: int, others: dict[str, PrivacyPlan]) -> bytes:
@@ -92,9 +88,8 @@ AUDIT_KINDS = {
 """what an audit looked at, by the name of its part in the report"""
 
 
-def audit(report: dict[str, Any]) -> bytes:
+def audit(found: dict[str, Any], privacy: Privacy | NoPrivacy) -> bytes:
     """ε planned, spent, measured, the most that could have been measured, and measured without noise."""
-    found, privacy = report["audit"], report["privacy"]
     claims = [("planned", privacy["epsilon_planned"], _INK), ("spent", privacy["epsilon_spent"], _INK)]
     bars = claims if found["noise"] else []
     for kind, where in AUDIT_KINDS.items():
@@ -120,18 +115,17 @@ ATTACKS = {"loss": "loss threshold", "lira": "likelihood ratio"}
 """membership attacks by their name in the report"""
 
 
-def leakage(report: dict[str, Any]) -> bytes:
+def leakage(facts: dict[str, Any], privacy: Privacy | NoPrivacy) -> bytes:
     """ROC of the membership attacks on logarithmic axes: what counts is the left edge."""
-    found = report["leakage"]["membership"]
+    found = facts["membership"]
     figure, axes = _figure(5.4, 4.4)
     least = 1 / max(found["others"], found["members"])
-    for (name, facts), color in zip(found["attacks"].items(), (_SECOND, _ACCENT), strict=True):
-        false, true = (np.maximum(np.asarray(values), least / 2) for values in facts["curve"])
-        axes.plot(false, true, color=color, label=f"{ATTACKS[name]}, AUC {facts['auc']:.3f}")
+    for (name, attack), color in zip(found["attacks"].items(), (_SECOND, _ACCENT), strict=True):
+        false, true = (np.maximum(np.asarray(values), least / 2) for values in attack["curve"])
+        axes.plot(false, true, color=color, label=f"{ATTACKS[name]}, AUC {attack['auc']:.3f}")
     line = np.geomspace(least / 2, 1, 50)
     axes.plot(line, line, color=_INK, linestyle=":", linewidth=0.9, label="guessing")
-    if found["bound"]:
-        privacy = report["privacy"]
+    if found["bound"] and privacy["mode"] != "none":
         limit = [largest_rate(privacy["epsilon_spent"], privacy["delta"], rate) for rate in line]
         axes.plot(line, limit, color=_INK, linestyle="--", linewidth=0.9, label="no attack can do better")
     axes.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1.05))
@@ -140,7 +134,7 @@ def leakage(report: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
-def traffic(report: dict[str, Any]) -> bytes:
+def traffic(report: Report) -> bytes:
     """Seconds and megabytes of each round."""
     figure, axes = _figure()
     rounds = [row["round"] for row in report["rounds"]]
@@ -159,7 +153,7 @@ def traffic(report: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
-def partition(facts: dict[str, Any]) -> bytes:
+def partition(facts: Partition) -> bytes:
     """Label × client: how many records of each class each simulated site holds."""
     counts = np.asarray(facts["counts"])  # (clients, classes)
     figure, axes = _figure(6.4, 3.8)

@@ -2,9 +2,10 @@
 
 import base64
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -15,6 +16,7 @@ from ...common.privacy.mechanism import PrivacyPlan
 from ..checkpoint import Checkpoint
 from . import plots
 from .build import SCHEMA, build_report
+from .facts import Report
 
 PARTITION = "partition.json"
 
@@ -27,7 +29,7 @@ def write_report(
     state: Checkpoint,
     after: dict[str, Any],
     found: dict[str, dict[str, Any] | None],
-) -> dict[str, Any]:
+) -> Report:
     """Writes report.json and report.html and returns the facts. found: as in `build_report`."""
     partition_file = folder / PARTITION
     partition = json.loads(partition_file.read_text(encoding="utf-8")) if partition_file.is_file() else None
@@ -53,43 +55,43 @@ def read_report(folder: Path) -> dict[str, Any]:
 def amend_report(folder: Path, part: str, facts: dict[str, Any] | list[Any]) -> None:
     """Sets one part of a finished run's report, and draws report.html anew. Raises ConfigError."""
     report = read_report(folder)
-    _save(folder, {**report, part: facts})
+    _save(folder, cast(Report, {**report, part: facts}))
 
 
-def _save(folder: Path, report: dict[str, Any]) -> None:
-    html = render_html(report)
-    write_pair(folder, report, html)
+def _save(folder: Path, report: Report) -> None:
+    write_pair(folder, report, render_html(report))
 
 
-def write_pair(folder: Path, report: dict[str, Any], html: str) -> None:
+def write_pair(folder: Path, report: Mapping[str, Any], html: str) -> None:
     """report.json and report.html, each whole or not at all."""
     _replace(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     _replace(folder / "report.html", html)
 
 
-def render_html(report: dict[str, Any]) -> str:
+def render_html(report: Report) -> str:
     """One page, images inside."""
     images = [("Accuracy", "accuracy", plots.accuracy(report))]
-    if report["privacy"]["mode"] != "none":
-        images.append(("Privacy spent", "epsilon", plots.epsilon(report)))
-    if report["audit"]:
-        images.append(("What an attack could measure", "audit", plots.audit(report)))
-    if report["leakage"]:
-        images.append(("Who was in the training data?", "leakage", plots.leakage(report)))
-    if report["robustness"]:
-        images.append(("Accuracy under noise", "noise", plots.noise(report["robustness"])))
-    if report.get("personal"):
-        images.append(("Shared head and heads of the sites", "personal", plots.personal(report["personal"])))
-    if report.get("compression"):
-        images.append(("Variants of the model", "variants", plots.variants(report["compression"])))
-    if report.get("explanation") and report["explanation"]["curves"]:
-        images.append(("Are the maps faithful?", "faithfulness", plots.faithfulness(report["explanation"])))
+    privacy = report["privacy"]
+    if privacy["mode"] != "none":
+        images.append(("Privacy spent", "epsilon", plots.epsilon(privacy, report["config"]["run"]["rounds"])))
+    if facts := report["audit"]:
+        images.append(("What an attack could measure", "audit", plots.audit(facts, privacy)))
+    if facts := report["leakage"]:
+        images.append(("Who was in the training data?", "leakage", plots.leakage(facts, privacy)))
+    if facts := report["robustness"]:
+        images.append(("Accuracy under noise", "noise", plots.noise(facts)))
+    if facts := report.get("personal"):
+        images.append(("Shared head and heads of the sites", "personal", plots.personal(facts)))
+    if facts := report.get("compression"):
+        images.append(("Variants of the model", "variants", plots.variants(facts)))
+    if (facts := report.get("explanation")) and facts["curves"]:
+        images.append(("Are the maps faithful?", "faithfulness", plots.faithfulness(facts)))
     images.append(("Time and traffic", "traffic", plots.traffic(report)))
     if report["partition"]:
         images.append(("Who holds what (simulated)", "partition", plots.partition(report["partition"])))
     for when in ("before", "after"):
-        if report["confusion"][when]:
-            drawn = plots.confusion(report["confusion"][when], report["model"]["labels"])
+        if counts := report["confusion"][when]:
+            drawn = plots.confusion(counts, report["model"]["labels"])
             images.append((f"Confusion {when}", f"confusion-{when}", drawn))
     return render(
         "template.html",

@@ -18,10 +18,9 @@ import torch
 from ...common.errors import ConfigError
 from ...common.model.embeddings import input_embeddings
 from ...common.types import ProgressCallback, Rows
-from .finished import FinishedRun
+from .finished import FinishedRun, exported_texts, writers
 from .goals import HIGHER, LOWER, OUTSIDE, Asked, Goal, Split, goals, split, tag_of, title, unit, worth
-from .runtime import TEXTS, padded
-from .writer import TASK as WRITES
+from .runtime import padded
 from .writer import Writer
 
 TOLERANCE = 0.01
@@ -183,11 +182,12 @@ class Explainer:
 
 def explainer_of(run: FinishedRun) -> Explainer:
     """Of a run whose task reads texts alone."""
-    return Explainer(Writer(run) if run.config.model.task == WRITES else run.merged())
+    return Explainer(Writer(run) if run.model.task.EXPORT == "text" else run.merged())
 
 
-EXPLAINED = (*TEXTS, WRITES)
-"""tasks whose models have maps of words"""
+def explained() -> list[str]:
+    """Tasks whose models have maps of words."""
+    return [*exported_texts(), *writers()]
 
 
 def explain_run(

@@ -16,14 +16,19 @@ import torch
 from ...common.data.images import as_png, decoded
 from ...common.data.sources import shuffled_limit
 from ...common.errors import ConfigError
+from ...common.tasks import tasks_where
 from ...common.types import ProgressCallback, Rows
 from .attribute import NEIGHBOURS, SHARES, TOLERANCE, settled
 from .finished import FinishedRun, ImageLogits
 from .runtime import softmax
 
-TASK = "image-classification"
 _CELLS = 32
 _GREEN, _ORANGE = (46, 160, 100), (234, 110, 60)
+
+
+def explained_images() -> list[str]:
+    """Tasks whose models have maps of images."""
+    return tasks_where(lambda task: task.EXPORT == "logits" and not task.READS.text)
 
 
 class ImageExplainer:

@@ -10,6 +10,7 @@ from ...common.data.spelling import Words
 from ...common.errors import ConfigError, ModelError
 from ...common.model.adapter import CARD, asked_text
 from ...common.model.backbones import resolve_backbone
+from ...common.tasks import load_task
 from ..report import read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 
@@ -37,7 +38,7 @@ def card(folder: Path, variants: list[str], *, intended: str | None = None, lice
     tags += ["differential-privacy"] if report["privacy"]["mode"] != "none" else []
     tags += ["lora"] if train == "lora" else []
     head = {"library_name": "peft", "base_model": backbone, "license": found, "tags": tags}
-    kind = _PIPELINES.get(model["task"])
+    kind = load_task(model["task"]).PIPELINE
     lines = ["---", *_yaml({**head, **({"pipeline_tag": kind} if kind else {})}), "---", f"# {report['name']}", ""]
     how = {"lora": "LoRA adapter", "head": "head", "full": "set of weights"}[train]
     lines += [
@@ -59,15 +60,6 @@ def card(folder: Path, variants: list[str], *, intended: str | None = None, lice
     lines += ["", "## Use", *_use(model["task"], variants, config["model"].get("spelling", "none"))]
     lines += ["", "## Limits", *_limits(report), "", "## Licence", _licence(backbone, found), ""]
     return "\n".join(lines)
-
-
-_PIPELINES = {
-    "sequence-classification": "text-classification",
-    "token-classification": "token-classification",
-    "causal-lm": "text-generation",
-    "masked-lm": "fill-mask",
-    "image-classification": "image-classification",
-}
 
 
 def export_hub(
@@ -220,7 +212,8 @@ def _compression(facts: dict[str, Any], shipped: list[str]) -> list[str]:
 
 def _use(task: str, shipped: list[str], spelling: Words) -> list[str]:
     without = [f"Without torch: `confide predict onnx/{name} rows.csv`" for name in shipped]
-    if task.startswith(("image", "regression")):
+    reads = load_task(task).READS
+    if reads.images or reads.label == "number":
         read = ["Texts pass through `confide.load_spelling(folder).read` first."] if spelling != "none" else []
         return [
             "`confide.load_base(folder)` builds the base model, onto which PEFT loads this folder.",

@@ -14,14 +14,14 @@ import torch
 from ...common.data.perturbations import characters
 from ...common.errors import ConfigError
 from ...common.tasks import load_task
-from ...common.types import ProgressCallback, Rows
+from ...common.types import ProgressCallback, Reads, Rows
 from ..report import amend_report
 from .distil import DistillationConfig, distil, other_backbone, shallow
 from .exporting import export, quantized
 from .factors import factorise
-from .finished import FinishedRun, TorchModel
+from .finished import FinishedRun, TorchModel, exported, exported_texts
 from .prune import keep_layers, layers_of, least_needed_layers, prune
-from .runtime import CLASSIFIES, FACTS, KINDS, MODEL, TEXTS, VARIANTS, Answering, OnnxModel, load_variant
+from .runtime import FACTS, MODEL, VARIANTS, Answering, OnnxModel, load_variant
 
 FULL, INT8 = "onnx", "int8"
 _NOISE = 0.1
@@ -29,9 +29,6 @@ _NOISE = 0.1
 _REPEATS, _WARM, _BATCH, _PARITY_ROWS = 60, 5, 32, 64
 _TRAINED = {"lora": "LoRA merged", "head": "the backbone and its head", "full": "all weights"}
 """what a variant holds, by what was trained"""
-_ACCURACY = ("accuracy", "accuracy")
-_MEASURES = {"token-classification": ("span F1", "span_f1"), "regression": ("R²", "r2")}
-"""what `accuracy` is for a task, where it is another: its name, and the task's"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def make_variants(
         raise ConfigError(
             "--layers, --heads, --ffn, --factors: what matters is measured on public text; name it with --public"
         )
-    run = FinishedRun(folder, *(TEXTS if pruned else KINDS))
+    run = FinishedRun(folder, *(exported_texts() if pruned else exported()))
     teacher = run.merged()
     place, rows = folder / VARIANTS, run.rows(_PARITY_ROWS)
     progress("exporting", 0, 1)
@@ -103,7 +100,7 @@ def make_student(
     progress: ProgressCallback = lambda *_: None,
 ) -> list[str]:
     """`confide distill`. student: a number of the model's own layers, or a backbone. Returns the variants' names."""
-    run = FinishedRun(folder, *TEXTS)
+    run = FinishedRun(folder, *exported_texts())
     teacher = run.merged()
     own = student.isdigit()
     made = shallow(teacher, int(student)) if own else other_backbone(teacher, student, pooling, settings.seed)
@@ -133,7 +130,7 @@ def measure(
 
     limit: test rows for accuracy. Raises ConfigError.
     """
-    run = FinishedRun(folder, *KINDS)
+    run = FinishedRun(folder, *exported())
     sample = run.rows(limit)
     names = sorted(path.parent.name for path in (folder / VARIANTS).glob(f"*/{FACTS}"))
     if not names:
@@ -162,7 +159,7 @@ def measure(
         "rows": len(sample),
         "threads": threads,
         "noise": _NOISE,
-        "measure": _MEASURES.get(teacher.task, _ACCURACY)[0],
+        "measure": run.model.task.MAIN[0],
         "variants": rows,
         "limits": vars(limits),
         **recommended(rows, limits),
@@ -201,14 +198,14 @@ def _missed(row: dict[str, Any], limits: Limits) -> list[str]:
 def _quality(model: Answering, sample: Rows) -> dict[str, float | None]:
     """noisy: with characters perturbed, of one class for a text; None elsewhere."""
     noisy = None
-    if model.task == CLASSIFIES:
+    if model.reads == Reads():
         rng = np.random.default_rng([0, 0xC0])
         noisy = _right(model, replace(sample, text=[characters(text, _NOISE, rng) for text in sample.text]))
     return {"accuracy": _right(model, sample), "noisy": noisy}
 
 
 def _right(model: Answering, sample: Rows) -> float:
-    """What `_MEASURES` names, as the task itself counts it."""
+    """The task's main metric, as the task itself counts it."""
     outputs, labels = model.outputs(sample), sample.labels
     if sample.tags is not None:
         found, true = (np.empty(len(sample), dtype=object) for _ in range(2))
@@ -220,7 +217,8 @@ def _right(model: Answering, sample: Rows) -> float:
     else:
         return float((np.stack(outputs).argmax(1) == labels).mean())
     scores = {"predicted": found, "true": true, "loss": np.zeros(len(sample))}
-    return float(load_task(model.task).metrics(scores, len(model.labels))[0][_MEASURES[model.task][1]])
+    task = load_task(model.task)
+    return float(task.metrics(scores, len(model.labels))[0][task.MAIN[1]])
 
 
 def _latency(model: Answering, sample: Rows) -> dict[str, float]:

@@ -18,9 +18,25 @@ from ...common.errors import ConfigError
 from ...common.model.adapter import plain
 from ...common.model.loading import FineTuneModel, model_of
 from ...common.run_folder import CONFIG
-from ...common.types import Adapter, Rows
+from ...common.tasks import load_task, tasks_where
+from ...common.types import DEFAULT_TASK, Adapter, Reads, Rows
 from ..report import read_report
-from .runtime import CLASSIFIES, Answering, padded
+from .runtime import Answering, padded
+
+
+def exported() -> list[str]:
+    """Tasks whose models give logits, and so become variants."""
+    return tasks_where(lambda task: task.EXPORT == "logits")
+
+
+def exported_texts() -> list[str]:
+    """Those of text alone, whose models can be cut and taught to students."""
+    return tasks_where(lambda task: task.EXPORT == "logits" and not task.READS.images)
+
+
+def writers() -> list[str]:
+    """Tasks whose models continue texts."""
+    return tasks_where(lambda task: task.EXPORT == "text")
 
 
 class FinishedRun:
@@ -29,7 +45,7 @@ class FinishedRun:
     def __init__(self, folder: Path, *tasks: str) -> None:
         """tasks: those that are wanted; none: one class for a text. Raises ConfigError for a folder without a finished
         run, or of another task."""
-        wanted = tasks or (CLASSIFIES,)
+        wanted = tasks or tasks_where(lambda task: Reads() == task.READS)
         self.folder = folder
         self.report: dict[str, Any] = read_report(folder)
         self.config: RunConfig = load(folder / CONFIG)
@@ -125,12 +141,13 @@ class TorchModel(Answering):
         max_length: int,
         labels: list[str],
         pad: int,
-        task: str = CLASSIFIES,
+        task: str = DEFAULT_TASK,
         size: tuple[int, int, int] | None = None,
         scale: tuple[float, float] | None = None,
         spelling: Spelling | None = None,
     ) -> None:
         self.task, self.labels, self.pad, self.size, self.scale = task, labels, pad, size, scale
+        self.reads = load_task(task).READS
         self.module = _MODULES[self.reads.text, self.reads.images](classifier).eval()
         self.reader, self.spelling = reader, spelling
         self.max_length = max_length

@@ -8,14 +8,14 @@ import resource
 import sys
 from pathlib import Path
 
-from .runtime import KINDS, VARIANTS, OnnxModel
+from .runtime import VARIANTS, OnnxModel
 
 
 def main(folder: Path, name: str) -> None:
     if name == "torch":
-        from .finished import FinishedRun
+        from .finished import FinishedRun, exported
 
-        model = FinishedRun(folder, *KINDS).merged()
+        model = FinishedRun(folder, *exported()).merged()
     else:
         model = OnnxModel(folder / VARIANTS / name)
     model.outputs(model.example(32))

@@ -19,7 +19,7 @@ import numpy as np
 from ...common.data.images import ImageForm, read_image
 from ...common.errors import ConfigError, DataError
 from ...common.types import Reads, Rows
-from .runtime import FACTS, KINDS, VARIANTS, OnnxModel
+from .runtime import FACTS, VARIANTS, OnnxModel
 
 Format = Literal["csv", "jsonl", "text"]
 PREDICTED, PROBABILITY = "predicted", "probability"
@@ -65,11 +65,11 @@ def load(folder: Path, variant: str | None = None, threads: int | None = None) -
 
     name: str = variant or (read_report(folder).get("compression") or {}).get("recommended") or "torch"
     if name == "torch":
-        from .finished import FinishedRun
-        from .writer import TASK, Writer
+        from .finished import FinishedRun, exported, writers
+        from .writer import Writer
 
-        run = FinishedRun(folder, *KINDS, TASK)
-        return Writer(run) if run.config.model.task == TASK else run.merged(), name
+        run = FinishedRun(folder, *exported(), *writers())
+        return Writer(run) if run.model.task.EXPORT == "text" else run.merged(), name
     if not (folder / VARIANTS / name / FACTS).is_file():
         known = sorted(path.parent.name for path in (folder / VARIANTS).glob(f"*/{FACTS}"))
         raise ConfigError(f"--variant: received '{name}'; allowed: {', '.join(['torch', *known])}")

@@ -17,30 +17,17 @@ import numpy as np
 from ...common.data.images import ImageForm
 from ...common.data.spelling import Spelling, Words, spelling_of
 from ...common.errors import ConfigError
-from ...common.types import Reads, Rows
+from ...common.types import DEFAULT_TASK, Reads, Rows
 
 VARIANTS = "variants"
 """folder of a run that holds a folder for each"""
 MODEL, TOKENIZER, FACTS = "model.onnx", "tokenizer.json", "variant.json"
-CLASSIFIES = "sequence-classification"
 UNREAD = "?"
 """the tag of a word beyond what the model reads"""
 _BATCH = 64
 _LEFT_OUT = ["SkipLayerNormFusion"]
 """of onnxruntime's rewrites: its kernel takes five times as long as the sum and the norm that it joins, a quarter of an
 int8 model's time (1.32.0, measured on one and two threads)"""
-
-
-KINDS = {
-    CLASSIFIES: Reads(),
-    "token-classification": Reads(label="tags"),
-    "regression": Reads(label="number"),
-    "image-classification": Reads(text=False, images=True),
-    "image-text-classification": Reads(images=True),
-}
-"""Tasks whose models can be exported, and their `READS`, for where there is no torch to ask them."""
-TEXTS = tuple(task for task, reads in KINDS.items() if not reads.images)
-"""those of text alone, whose models can be cut, taught to students and explained by words"""
 
 
 def input_names(reads: Reads) -> list[str]:
@@ -61,11 +48,11 @@ class Variant:
     pad: int
     sha256: str
     """of model.onnx"""
-    task: str = CLASSIFIES
+    task: str = DEFAULT_TASK
     size: tuple[int, int, int] | None = None
     """channels, height and width of an image"""
     scale: tuple[float, float] | None = None
-    """`regression`: mean and standard deviation of the numbers that it was taught in"""
+    """of a number: mean and standard deviation of the numbers that it was taught in"""
     spelling: Words = "none"
     """words that misspelled ones are read as"""
     known_words: tuple[str, ...] = ()
@@ -105,10 +92,12 @@ class Answering(ABC):
     size: tuple[int, int, int] | None
     scale: tuple[float, float] | None
     spelling: Spelling | None
+    reads: Reads
+    """its task's"""
 
     @abstractmethod
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
-        """The token ids of each text, and for `token-classification` the number of each token's word."""
+        """The token ids of each text, and for tags the number of each token's word."""
 
     def as_read(self, text: str) -> str:
         """The text that is cut into tokens; its blanks are those of the text."""
@@ -122,10 +111,6 @@ class Answering(ABC):
     @abstractmethod
     def run(self, inputs: list[np.ndarray]) -> np.ndarray:
         """The logits of a batch; inputs: what `input_names` says, padded."""
-
-    @property
-    def reads(self) -> Reads:
-        return KINDS[self.task]
 
     @property
     def form(self) -> ImageForm | None:
@@ -208,12 +193,21 @@ class OnnxModel(Answering):
         self._session = onnxruntime.InferenceSession(
             str(folder / MODEL), options, providers=["CPUExecutionProvider"], disabled_optimizers=_LEFT_OUT
         )
+        self.reads = self._read_of_graph()
         if self.reads.text:
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(self.variant.max_length)
             words, known = self.variant.spelling, self.variant.known_words
             self.spelling = spelling_of(words, self._tokenizer.get_vocab(), known)
+
+    def _read_of_graph(self) -> Reads:
+        """Without torch there is no task to ask: the graph says what it takes, and that it gives (B, T, K) for tags;
+        a number has no classes."""
+        inputs = {one.name for one in self._session.get_inputs()}
+        rank = len(self._session.get_outputs()[0].shape)
+        label = "tags" if rank == 3 else "class" if self.labels else "number"
+        return Reads(label, text="input_ids" in inputs, images="pixel_values" in inputs)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
         split, given = self.reads.label == "tags", self.given(texts)

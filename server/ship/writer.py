@@ -1,4 +1,4 @@
-"""A finished `causal-lm` run's model, which continues texts."""
+"""A finished run's model that continues texts."""
 
 from typing import Any
 
@@ -8,17 +8,16 @@ from torch import nn
 from ...common.types import Reads, Rows
 from .finished import FinishedRun, NextLogits
 
-TASK = "causal-lm"
-
 
 class Writer:
     """Continues each text with its likeliest next tokens (greedy), until the end token or `tokens` of them; fewer where
     the backbone has positions for fewer than twice as many."""
 
-    task, form = TASK, None
+    form = None
     reads = Reads(label=None)
 
     def __init__(self, run: FinishedRun, tokens: int = 64) -> None:
+        self.task = run.config.model.task
         self.labels: list[str] = []
         self.scale: tuple[float, float] | None = None
         self._model: Any = run.classifier()

@@ -18,6 +18,7 @@ from ...common.data.sources import reference_draw
 from ...common.errors import ConfigError
 from ...common.model.loading import FineTuneModel, model_of
 from ...common.model.per_sample import clipped_sum, hooked
+from ...common.modes import mode_of
 from ...common.privacy.audit import largest_rate
 from ...common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from ...common.privacy.noise import secure_generator
@@ -111,7 +112,7 @@ def _membership(
         "references": len(halves),
         "attacks": {name: membership.summary(values, members) for name, values in scores.items()},
         "bound": None
-        if epsilon is None or config.privacy.mode == "client"  # of another unit
+        if epsilon is None or mode_of(config).UNIT != "example"  # ε is of another unit
         else {str(rate): largest_rate(epsilon, privacy["delta"], rate) for rate in rates},
     }
 

@@ -8,12 +8,12 @@ Which rows a site chooses is decided at the site; a run on them is an ordinary r
 import csv
 import json
 import math
-from datetime import UTC, datetime
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tomli_w
 from pydantic import Field
 from safetensors.numpy import load_file
 
@@ -27,13 +27,10 @@ from ...common.data.sources import training_rows
 from ...common.errors import ConfigError
 from ...common.ledger.verify import audit, find_ledgers
 from ...common.model.loading import FineTuneModel, model_of
-from ...common.run_folder import CONFIG
-from ...common.types import Adapter, Reads, Records, Rows
-from ...server.report import plots, read_report
-from ...server.report.render import render, write_pair
-from ..run import simulate
+from ...common.types import Reads, Records, Rows
+from ...server.report import plots
 from ..sites import make_ledgers
-from .runner import Results, RoundCallback, varied
+from .runner import Key, Results, RoundCallback, most, over_seeds, reported, run_at
 
 _SITE = "site"
 _STARTED: Strategy = "random"
@@ -63,17 +60,13 @@ def play(content: dict[str, Any], out: Path | None, watch: RoundCallback, *, ove
     config = resolve(RunConfig.parse(base, "active"))
     _check(config, section)
     strategies: list[Strategy] = [_STARTED, *(name for name in section.strategies if name != _STARTED)]
-    text = tomli_w.dumps(content)
-    results = Results((out or config.output).resolve(), text, overwrite=overwrite)
+    results = Results(out or config.output, content, overwrite=overwrite)
     curves = [
         _Curve(base, config, section, results, name, seed) for seed in _seeds(config, section) for name in strategies
     ]
-    done = {(row["strategy"], row["seed"]): row for row in results.rows()}
-    for number, curve in enumerate(curves, start=1):
-        if curve.key not in done:
-            done[curve.key] = curve.play(watch, f"{number} of {len(curves)}: {curve.strategy}")
-            results.add(done[curve.key])
-    _write(results.folder, config, section, [done[curve.key] for curve in curves], text)
+    wanted: dict[Key, Callable[[str], dict[str, Any]]] = {curve.key: partial(curve.play, watch) for curve in curves}
+    played = results.complete(wanted, lambda row: (row["strategy"], row["seed"]))
+    _write(results, config, section, played)
     return results.folder
 
 
@@ -119,7 +112,7 @@ class _Curve:
     def key(self) -> tuple[str, int]:
         return self.strategy, self.seed
 
-    def play(self, watch: RoundCallback, title: str) -> dict[str, Any]:
+    def play(self, watch: RoundCallback, how_far: str) -> dict[str, Any]:
         """Labels and accuracy after each run. Raises DataError when a site has fewer rows than it shall label."""
         rows, parts, pool, model = self._pool()
         count = self.section.start + self.section.rounds * self.section.add
@@ -133,10 +126,11 @@ class _Curve:
         points = []
         for number in range(self.section.rounds + 1):
             place = self.results.place(self.strategy, self.seed, number)
-            with watch(place, f"{title}, {sum(map(len, labelled)):,} labels"):
-                adapter = self._train(rows, labelled, place, model)
-            report = read_report(place)
-            points.append({"labels": sum(map(len, labelled)), "accuracy": report["after"]["accuracy"]})
+            total = sum(map(len, labelled))
+            title = f"{how_far}: {self.strategy}, {total:,} labels"
+            report = reported(self._run(self._write_rows(rows, labelled, place), total, place), watch, title)
+            points.append({"labels": total, "accuracy": report["after"]["accuracy"]})
+            adapter = load_file(place / "adapter" / "adapter_model.safetensors")
             if number < self.section.rounds:
                 for site, part in enumerate(parts):
                     rest = np.setdiff1d(part, labelled[site])
@@ -151,12 +145,9 @@ class _Curve:
         parts = partition(data.partition, len(rows), rows.labels, None, self.seed)
         return rows, parts, model.with_features(model.encode(rows)), model
 
-    def _train(self, rows: Rows, labelled: list[np.ndarray], place: Path, model: FineTuneModel) -> Adapter:
-        """A run on what is labelled; returns its adapter."""
-        source = self._write_rows(rows, labelled, place)
-        total = sum(map(len, labelled))
+    def _run(self, source: Path, total: int, place: Path) -> RunConfig:
+        """A run on what is labelled, and under privacy ledgers for all runs of the curve."""
         changes = [
-            f"run.output={json.dumps(str(place))}",
             f"run.seed={self.seed}",
             f"data.train={json.dumps(str(source))}",
             f"data.labels={json.dumps(self.config.data.labels)}",
@@ -166,12 +157,11 @@ class _Curve:
         ]
         if self.config.private:  # the size follows from the recipe: it is public
             changes += [f"privacy.declared_examples={total}", f"engine.ledger={json.dumps(str(self._ledgers))}"]
-        config = RunConfig.parse(varied(self.base, changes), self.strategy)
+        config = run_at(self.base, changes, place, self.strategy)
         if self.config.private and not self._ledgers.exists():
             whole = (config.privacy.epsilon or 0) * (self.section.rounds + 1)
             make_ledgers(config.model_copy(update={"privacy": config.privacy.model_copy(update={"epsilon": whole})}))
-        simulate(config, overwrite=(place / CONFIG).is_file())
-        return load_file(place / "adapter" / "adapter_model.safetensors")
+        return config
 
     @property
     def _ledgers(self) -> Path:
@@ -198,19 +188,19 @@ class _Curve:
         return float(max(found))
 
 
-def _write(folder: Path, config: RunConfig, section: ActiveSection, curves: list[dict[str, Any]], text: str) -> None:
+def _write(results: Results, config: RunConfig, section: ActiveSection, curves: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(curve["strategy"] for curve in curves))
     labels = [point["labels"] for point in curves[0]["points"]]
     rows = []
     for name in names:
         own = [curve for curve in curves if curve["strategy"] == name]
-        found = np.array([[point["accuracy"] for point in curve["points"]] for curve in own])  # (seeds, runs)
-        spent = max((curve["epsilon"] for curve in own if curve["epsilon"] is not None), default=None)
+        accuracy, spread = over_seeds([point["accuracy"] for point in curve["points"]] for curve in own)
+        spent = most(curve["epsilon"] for curve in own)
         rows.append(
             {
                 "strategy": name,
-                "accuracy": found.mean(0).tolist(),
-                "spread": ((found.max(0) - found.min(0)) / 2).tolist(),
+                "accuracy": accuracy,
+                "spread": spread,
                 "epsilon": spent,
                 "pool": None if spent is None else pool_epsilon(spent, config.privacy.delta),
             }
@@ -218,11 +208,7 @@ def _write(folder: Path, config: RunConfig, section: ActiveSection, curves: list
     goal = rows[0]["accuracy"][-1]
     for row in rows:
         row["labels_needed"] = labels_for(goal, labels, row["accuracy"])
-    report = {
-        "schema": 1,
-        "kind": "active",
-        "name": config.run.name,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    facts = {
         "mode": config.privacy.mode,
         "delta": config.privacy.delta if config.private else None,
         "sites": config.clients,
@@ -233,7 +219,7 @@ def _write(folder: Path, config: RunConfig, section: ActiveSection, curves: list
         "curves": curves,
     }
     images = [("Accuracy against labels", "curves", plots.learning_curves(labels, rows))]
-    write_pair(folder, report, render("active.html", images, report=report, configuration=text))
+    results.write_page("active", config.run.name, facts, images)
 
 
 def labels_for(goal: float, labels: list[int], accuracy: list[float]) -> int | None:

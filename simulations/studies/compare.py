@@ -4,13 +4,12 @@ A recipe with a [compare] table. Without training (zero-shot), each class is the
 is a set of settings over the recipe, played with the same seeds.
 """
 
-import json
-from datetime import UTC, datetime
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tomli_w
 from pydantic import Field
 
 from ...common.config.resolve import resolve
@@ -19,12 +18,9 @@ from ...common.config.section import Positive, Section
 from ...common.errors import ConfigError
 from ...common.model.loading import model_of
 from ...common.model.zero_shot import as_text, zero_shot
-from ...common.run_folder import CONFIG
 from ...common.types import Reads
-from ...server.report import plots, read_report
-from ...server.report.render import render, write_pair
-from ..run import simulate
-from .runner import Results, RoundCallback, varied
+from ...server.report import plots
+from .runner import Key, Results, RoundCallback, most, over_seeds, reported, run_at, varied
 
 ZERO_SHOT = "zero-shot"
 _WAYS = {"head only": ["model.train=head"], "LoRA": ["model.train=lora"], "full": ["model.train=full"]}
@@ -53,27 +49,19 @@ def play(content: dict[str, Any], out: Path | None, watch: RoundCallback, *, ove
     base = {key: value for key, value in content.items() if key != "compare"}
     config = RunConfig.parse(base, "compare")
     seeds = range(config.run.seed, config.run.seed + section.seeds)
-    wanted = [(way, seed) for seed in seeds for way in section.ways]
     for way, assignments in section.ways.items():  # before anything is played
         RunConfig.parse(varied(base, assignments), f"compare.ways.{way}")
-    text = tomli_w.dumps(content)
-    results = Results((out or config.output).resolve(), text, overwrite=overwrite)
-    done = {(row["way"], row["seed"]): row for row in results.rows()}
-    if section.zero_shot and (ZERO_SHOT, seeds[0]) not in done:
-        done[ZERO_SHOT, seeds[0]] = _without_training(config, section, seeds[0])
-        results.add(done[ZERO_SHOT, seeds[0]])
-    for number, (way, seed) in enumerate(wanted, start=1):
-        if (way, seed) in done:
-            continue
-        place = results.place(way, seed)
-        output = [f"run.output={json.dumps(str(place))}", f"run.seed={seed}"]
-        settings = varied(base, [*section.ways[way], *output])
-        with watch(place, f"{number} of {len(wanted)}: {way}"):
-            simulate(RunConfig.parse(settings, way), overwrite=(place / CONFIG).is_file())
-        done[way, seed] = _facts(way, seed, read_report(place))
-        results.add(done[way, seed])
-    first = [ZERO_SHOT] if section.zero_shot else []
-    _write(results.folder, config, [*first, *section.ways], list(done.values()), text)
+    results = Results(out or config.output, content, overwrite=overwrite)
+
+    def play_way(way: str, seed: int, how_far: str) -> dict[str, Any]:
+        one = run_at(base, [*section.ways[way], f"run.seed={seed}"], results.place(way, seed), way)
+        return _facts(way, seed, reported(one, watch, f"{how_far}: {way}"))
+
+    wanted: dict[Key, Callable[[str], dict[str, Any]]] = {}
+    if section.zero_shot:
+        wanted[ZERO_SHOT, seeds[0]] = lambda _: _without_training(config, section, seeds[0])
+    wanted |= {(way, seed): partial(play_way, way, seed) for seed in seeds for way in section.ways}
+    _write(results, config, results.complete(wanted, lambda row: (row["way"], row["seed"])))
     return results.folder
 
 
@@ -112,34 +100,28 @@ def _facts(way: str, seed: int, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, config: RunConfig, ways: list[str], played: list[dict[str, Any]], text: str) -> None:
+def _write(results: Results, config: RunConfig, played: list[dict[str, Any]]) -> None:
     rows = []
-    for way in ways:
+    for way in dict.fromkeys(row["way"] for row in played):
         own = [row for row in played if row["way"] == way]
-        accuracy = [row["accuracy"] for row in own]
-        spent = [row["epsilon"] for row in own if row["epsilon"] is not None]
+        accuracy, spread = over_seeds(row["accuracy"] for row in own)
         rows.append(
             {
                 "way": way,
-                "accuracy": float(np.mean(accuracy)),
-                "spread": (max(accuracy) - min(accuracy)) / 2,
+                "accuracy": accuracy,
+                "spread": spread,
                 "trained": own[0]["trained"],
                 "total": own[0]["total"],
                 "kilobytes": float(np.mean([row["kilobytes"] for row in own])),
                 "seconds": float(np.mean([row["seconds"] for row in own])),
-                "epsilon": max(spent, default=None),
+                "epsilon": most(row["epsilon"] for row in own),
                 "rounds": np.mean([row["rounds"] for row in own], axis=0).tolist(),
             }
         )
-    report = {
-        "schema": 1,
-        "kind": "compare",
-        "name": config.run.name,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    facts = {
         "mode": config.privacy.mode,
         "seeds": sorted({row["seed"] for row in played}),
         "ways": rows,
         "runs": played,
     }
-    images = [("Accuracy by round", "ways", plots.ways(rows))]
-    write_pair(folder, report, render("compare.html", images, report=report, configuration=text))
+    results.write_page("compare", config.run.name, facts, [("Accuracy by round", "ways", plots.ways(rows))])

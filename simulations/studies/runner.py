@@ -2,16 +2,26 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tomli_w
+
+from ...common.config.run import RunConfig
 from ...common.config.section import override
 from ...common.run_folder import CONFIG, require_room
+from ...server.report import read_report
+from ...server.report.render import render, write_pair
+from ..run import simulate
 
 RESULTS = "results.jsonl"
 
+Key = tuple[Any, ...]
+"""which run of a recipe"""
 RoundCallback = Callable[[Path, str], AbstractContextManager[None]]
 """shows the progress of the run in a folder, a title before it"""
 
@@ -19,21 +29,35 @@ RoundCallback = Callable[[Path, str], AbstractContextManager[None]]
 class Results:
     """The folder of a recipe of many runs."""
 
-    def __init__(self, folder: Path, text: str, *, overwrite: bool = False) -> None:
-        """text: of the recipe as it is played; a folder that holds results of the same text is continued.
+    def __init__(self, folder: Path, content: dict[str, Any], *, overwrite: bool = False) -> None:
+        """content: of the recipe as it is played; a folder that holds results of the same content is continued.
 
         Raises ConfigError when it holds something else and `overwrite` is not set.
         """
-        self.folder = folder
-        if not self._continues(text):
-            require_room(folder, overwrite=overwrite)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / RESULTS).unlink(missing_ok=True)
-            (folder / CONFIG).write_text(text, encoding="utf-8")
+        self.folder, self._text = folder.resolve(), tomli_w.dumps(content)
+        if not self._continues():
+            require_room(self.folder, overwrite=overwrite)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / RESULTS).unlink(missing_ok=True)
+            (self.folder / CONFIG).write_text(self._text, encoding="utf-8")
 
-    def _continues(self, text: str) -> bool:
+    def _continues(self) -> bool:
         path = self.folder / CONFIG
-        return path.is_file() and path.read_text(encoding="utf-8") == text and (self.folder / RESULTS).is_file()
+        return path.is_file() and path.read_text(encoding="utf-8") == self._text and (self.folder / RESULTS).is_file()
+
+    def complete(
+        self, wanted: Mapping[Key, Callable[[str], dict[str, Any]]], key_of: Callable[[dict[str, Any]], Key]
+    ) -> list[dict[str, Any]]:
+        """The rows that are wanted, in their order; what is missing is played and kept.
+
+        wanted: a row's key → plays it, given how far the recipe is, in words.
+        """
+        done = {key_of(row): row for row in self.rows()}
+        for number, (key, play) in enumerate(wanted.items(), start=1):
+            if key not in done:
+                done[key] = play(f"{number} of {len(wanted)}")
+                self.add(done[key])
+        return [done[key] for key in wanted]
 
     def rows(self) -> list[dict[str, Any]]:
         """What has been played."""
@@ -54,12 +78,46 @@ class Results:
         """The folder of one run."""
         return self.folder / "runs" / "-".join(_slug(str(part)) for part in parts)
 
+    def write_page(
+        self, kind: str, name: str, facts: dict[str, Any], images: list[tuple[str, str, bytes]], **shown: Any
+    ) -> None:
+        """report.json, and report.html by the template of the kind. shown: what the template needs beside the report.
+
+        images: title, name and PNG of each.
+        """
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        report = {"schema": 1, "kind": kind, "name": name, "finished": finished, **facts}
+        page = render(f"{kind}.html", images, report=report, configuration=self._text, **shown)
+        write_pair(self.folder, report, page)
+
 
 def varied(base: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """A recipe's content with KEY=VALUE texts on top; the recipe stays as it is. Raises ConfigError."""
     content = copy.deepcopy(base)
     override(content, assignments)
     return content
+
+
+def run_at(base: dict[str, Any], assignments: list[str], place: Path, where: str) -> RunConfig:
+    """One run of a recipe, in a folder of its own. where: named in errors. Raises ConfigError."""
+    return RunConfig.parse(varied(base, [*assignments, f"run.output={json.dumps(str(place))}"]), where)
+
+
+def reported(config: RunConfig, watch: RoundCallback, title: str) -> dict[str, Any]:
+    """Plays a run; returns its report."""
+    with watch(config.output, title):
+        simulate(config, overwrite=(config.output / CONFIG).is_file())
+    return read_report(config.output)
+
+
+def over_seeds(values: Iterable[Any]) -> tuple[Any, Any]:
+    """Mean and half the distance of lowest and highest; of numbers, or of lists of one length, entry by entry."""
+    found = np.asarray(list(values))
+    return found.mean(0).tolist(), (np.ptp(found, axis=0) / 2).tolist()
+
+
+def most(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _slug(text: str) -> str:

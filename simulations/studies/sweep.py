@@ -3,25 +3,20 @@
 Each cell is a whole simulation in a folder of its own.
 """
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tomli_w
 from pydantic import Field
 
 from ...common.config.run import RunConfig
 from ...common.config.section import Positive, Section
 from ...common.errors import ConfigError
-from ...common.run_folder import CONFIG
-from ...server.report import plots, read_report
-from ...server.report.render import render, write_pair
-from ..run import simulate
-from .runner import Results, RoundCallback, varied
+from ...server.report import plots
+from .runner import Key, Results, RoundCallback, most, over_seeds, reported, run_at
 
 NOBODY = "none"
 """the attack that every defence is compared with"""
@@ -72,20 +67,22 @@ def play(content: dict[str, Any], out: Path | None, watch: RoundCallback, *, ove
     if NOBODY not in sweep.attacks or sweep.attacks[NOBODY]:
         raise ConfigError(f"sweep.attacks: '{NOBODY}' = [] is missing; every defence is compared with no attack")
     config = RunConfig.parse(base, "sweep")
-    text = tomli_w.dumps(content)
-    results = Results((out or config.output).resolve(), text, overwrite=overwrite)
-    folder = results.folder
-    done = {cell.key: cell for row in results.rows() if (cell := Cell(**row))}
-    wanted = list(_cells(sweep, config.run.seed))
-    for number, (cell, assignments) in enumerate(wanted, start=1):
-        if cell.key in done:
-            continue
-        place = results.place(*cell.key)
-        title = f"{number} of {len(wanted)}: {cell.defence} × {cell.attack}"
-        done[cell.key] = _played(base, assignments, cell, place, watch, title)
-        results.add(asdict(done[cell.key]))
-    _write(folder, config.run.name, sweep, [done[cell.key] for cell, _ in wanted], text)
-    return folder
+    results = Results(out or config.output, content, overwrite=overwrite)
+
+    def play_cell(cell: Cell, assignments: list[str], how_far: str) -> dict[str, Any]:
+        name = f"{cell.defence} × {cell.attack}"
+        try:
+            one = run_at(base, assignments, results.place(*cell.key), name)
+        except ConfigError as error:
+            return asdict(replace(cell, reason=str(error)))
+        return asdict(_filled(cell, reported(one, watch, f"{how_far}: {name}")))
+
+    wanted: dict[Key, Callable[[str], dict[str, Any]]] = {
+        cell.key: partial(play_cell, cell, assignments) for cell, assignments in _cells(sweep, config.run.seed)
+    }
+    played = results.complete(wanted, lambda row: Cell(**row).key)
+    _write(results, config.run.name, sweep, [Cell(**row) for row in played])
+    return results.folder
 
 
 def _cells(sweep: SweepSection, first: int) -> Iterator[tuple[Cell, list[str]]]:
@@ -99,31 +96,20 @@ def _cells(sweep: SweepSection, first: int) -> Iterator[tuple[Cell, list[str]]]:
                     yield Cell(setting, defence, attack, seed), assignments
 
 
-def _played(
-    base: dict[str, Any], assignments: list[str], cell: Cell, place: Path, watch: RoundCallback, title: str
-) -> Cell:
-    content = varied(base, [*assignments, f"run.output={json.dumps(str(place))}"])
-    known = asdict(cell)
-    try:
-        config = RunConfig.parse(content, f"{cell.defence} × {cell.attack}")
-    except ConfigError as error:
-        return Cell(**{**known, "reason": str(error)})
-    with watch(place, title):
-        simulate(config, overwrite=(place / CONFIG).is_file())
-    report = read_report(place)
+def _filled(cell: Cell, report: dict[str, Any]) -> Cell:
     attack = report["attack"] or {}
     found = attack.get("detection") or {}
-    known |= {
-        "accuracy": report["after"]["accuracy"],
-        "backdoor": (attack.get("backdoor") or {}).get("success"),
-        "precision": found.get("precision"),
-        "recall": found.get("recall"),
-        "epsilon": report["privacy"]["epsilon_spent"],
-    }
-    return Cell(**known)
+    return replace(
+        cell,
+        accuracy=report["after"]["accuracy"],
+        backdoor=(attack.get("backdoor") or {}).get("success"),
+        precision=found.get("precision"),
+        recall=found.get("recall"),
+        epsilon=report["privacy"]["epsilon_spent"],
+    )
 
 
-def _write(folder: Path, name: str, sweep: SweepSection, cells: list[Cell], text: str) -> None:
+def _write(results: Results, name: str, sweep: SweepSection, cells: list[Cell]) -> None:
     settings, images = [], []
     attacks = list(sweep.attacks)
     for index, setting in enumerate(sweep.settings):
@@ -140,10 +126,10 @@ def _write(folder: Path, name: str, sweep: SweepSection, cells: list[Cell], text
                     "clean": _or_none(mean[row, attacks.index(NOBODY)]),
                     "worst": None if worst is None else float(mean[row, lies[worst]]),
                     "worst_attack": None if worst is None else attacks[lies[worst]],
-                    "backdoor": _most(cell.backdoor for cell in own),
+                    "backdoor": most(cell.backdoor for cell in own),
                     "precision": _average(cell.precision for cell in own),
                     "recall": _average(cell.recall for cell in own),
-                    "epsilon": _most(cell.epsilon for cell in own),
+                    "epsilon": most(cell.epsilon for cell in own),
                     "accuracy": {a: _or_none(mean[row, i]) for i, a in enumerate(attacks)},
                     "spread": {a: _or_none(spread[row, i]) for i, a in enumerate(attacks)},
                 }
@@ -164,17 +150,13 @@ def _write(folder: Path, name: str, sweep: SweepSection, cells: list[Cell], text
             drawn = _backdoors(here, sweep, attacks)
             images.append((f"{setting}: share of texts that the trigger turns, %", f"backdoor-{index}", drawn))
     refused = {(c.defence, c.attack): c.reason for c in cells if c.reason is not None}
-    report = {
-        "schema": 1,
-        "kind": "sweep",
-        "name": name,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    facts = {
         "seeds": sorted({cell.seed for cell in cells}),
         "settings": settings,
         "cells": [asdict(cell) for cell in cells],
         "refused": [{"defence": d, "attack": a, "reason": reason} for (d, a), reason in refused.items()],
     }
-    write_pair(folder, report, render("sweep.html", images, report=report, configuration=text, percent=_percent))
+    results.write_page("sweep", name, facts, images, percent=_percent)
 
 
 def _backdoors(cells: list[Cell], sweep: SweepSection, attacks: list[str]) -> bytes:
@@ -198,7 +180,7 @@ def _table(cells: list[Cell], rows: list[str], columns: list[str], what: str) ->
             and (value := getattr(cell, what)) is not None
         ]
         if found:
-            mean[row, column], spread[row, column] = np.mean(found), (max(found) - min(found)) / 2
+            mean[row, column], spread[row, column] = over_seeds(found)
     return mean, spread
 
 
@@ -208,10 +190,6 @@ def _worst(values: np.ndarray) -> int | None:
 
 def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _most(values: Iterator[float | None] | Any) -> float | None:
-    return max((value for value in values if value is not None), default=None)
 
 
 def _average(values: Any) -> float | None:

@@ -10,6 +10,7 @@ from confide.client.deploy.host import DeployedHost
 from confide.common.config.run import RunConfig
 from confide.common.errors import ModelError
 from confide.common.model.loading import load_model
+from confide.common.modes import mode_of
 from confide.common.modes.distillation import ANSWERS, answers_shape
 from confide.common.types import Adapter
 from confide.tests.architectures import DECODERS, ENCODERS, IMAGES, TARGETS
@@ -120,7 +121,7 @@ def host_of(sites: Sites, case: Case, table: Table) -> DeployedHost:
 def adapter_of(host: DeployedHost, config: RunConfig) -> Adapter:
     """The weights of every round: not the first, whose LoRA is zero. Raises what the site refuses the run with."""
     initial = host.enter(config.to_flat()).worker().model.initial
-    if config.distils:
+    if mode_of(config).TEACHERS:
         return {ANSWERS: np.zeros(answers_shape(config))}
     rng = np.random.default_rng(5)
     return {name: (a + 0.1 * rng.normal(size=a.shape)).astype(np.float32) for name, a in initial.items()}

@@ -28,6 +28,7 @@ from confide.common import wire
 from confide.common.config.run import RunConfig
 from confide.common.credentials import make_ca
 from confide.common.model.loading import FineTuneModel
+from confide.common.modes import mode_of
 from confide.common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from confide.common.privacy.plan import privacy_plan
 from confide.common.types import Adapter
@@ -231,7 +232,7 @@ def ask(
         content = RecordDict({wire.ARRAYS: wire.arrays_to_record(adapter), wire.CONFIG: facts})
         if dealt is not None and number == first:
             content[wire.DEALT] = ConfigRecord(dealt)
-        if config.distils:
+        if mode_of(config).TEACHERS:
             content[wire.QUERIES] = ConfigRecord({wire.TEXTS: list(QUERIES)})
         reply = handle(message("train", content), host.enter(config.to_flat()))
         watch.told.reply = _shown(reply)

@@ -15,10 +15,12 @@ from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError
 from confide.common.types import Rows
 from confide.server.ship.attribute import TOLERANCE
-from confide.server.ship.attribute_images import TASK, ImageExplainer, _coloured, _spread, _squares, explain_images
+from confide.server.ship.attribute_images import ImageExplainer, _coloured, _spread, _squares, explain_images
 from confide.server.ship.finished import FinishedRun
 from confide.simulations.run import simulate
 from confide.tests.tiny import run_content, write_csv
+
+TASK = "image-classification"
 
 
 def write_corners(folder: Path, count: int, seed: int) -> Path:

@@ -20,6 +20,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from confide.common.errors import ConfigError, DataError
+from confide.common.types import Reads
 from confide.server.ship.predict import Columns, Format, format_of, predict, predict_file
 from confide.server.ship.runtime import Answering
 from confide.server.ship.serve import Bounds, Rates, check_address, make_app
@@ -30,7 +31,7 @@ LABELS, TASK = ["negative", "positive"], "sequence-classification"
 class Counting(Answering):
     """Positive when a text is long; fails on one word."""
 
-    task, labels, pad, size, scale = TASK, LABELS, 0, None, None
+    task, labels, pad, size, scale, reads = TASK, LABELS, 0, None, None, Reads()
 
     def __init__(self) -> None:
         self.passes: list[int] = []
@@ -340,6 +341,7 @@ class Tagging(Answering):
     """Capitals begin a place; words after the third are not read."""
 
     task, labels, pad, size, scale = "token-classification", ["B-loc", "I-loc", "O"], 0, None, None
+    reads = Reads(label="tags")
 
     def pieces(self, texts):
         words = [text.split()[:3] for text in texts]

@@ -288,7 +288,7 @@ def test_what_cannot_be_compressed_says_why(make_config, gpt2: Path, copy: Path,
         make_variants(tmp_path)
     output = str(tmp_path / "words")
     lm = simulate(make_config(model={"backbone": str(gpt2), "task": "causal-lm"}, run={"rounds": 1, "output": output}))
-    with pytest.raises(ConfigError, match="this is for 'sequence-classification'"):
+    with pytest.raises(ConfigError, match=r"this is for .*'sequence-classification'"):
         make_variants(lm)
     output = str(tmp_path / "gpt")
     other = simulate(make_config(model={"backbone": str(gpt2), "pooling": "last"}, run={"rounds": 1, "output": output}))

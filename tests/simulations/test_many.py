@@ -14,7 +14,7 @@ from confide.common.ledger.verify import audit, find_ledgers
 from confide.common.model.loading import model_of
 from confide.common.model.zero_shot import as_text, embeddings, zero_shot
 from confide.common.types import Rows
-from confide.simulations.studies import active, compare
+from confide.simulations.studies import active, compare, runner
 from confide.tests.tiny import LOCAL, merged
 
 ACTIVE = {"strategies": ["margin", "badge"], "start": 4, "add": 5, "rounds": 2, "seeds": 2}
@@ -126,7 +126,7 @@ def test_zero_shot_finds_the_class_whose_name_is_the_text(make_config) -> None:
 
 def test_a_comparison_goes_on_where_it_was_stopped(content: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     content = merged(content, {"run": {"rounds": 1}, "compare": {"seeds": 1, "zero_shot": False}})
-    real, played = compare.simulate, []
+    real, played = runner.simulate, []
 
     def stops(config, **more):
         played.append(config.model.train)
@@ -134,7 +134,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(content: dict, monkeypatch: p
             raise KeyboardInterrupt
         return real(config, **more)
 
-    monkeypatch.setattr(compare, "simulate", stops)
+    monkeypatch.setattr(runner, "simulate", stops)
     with pytest.raises(KeyboardInterrupt):
         compare.play(content, None, watch)
     folder = compare.play(content, None, watch)

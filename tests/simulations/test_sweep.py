@@ -10,8 +10,7 @@ import tomli_w
 from confide.cli.main import main
 from confide.cli.progress import watch
 from confide.common.errors import ConfigError
-from confide.simulations.studies import runner as played
-from confide.simulations.studies import sweep
+from confide.simulations.studies import runner, sweep
 from confide.tests.tiny import merged
 
 TABLE = {
@@ -29,8 +28,8 @@ def recipe(content: dict) -> dict:
 
 def test_every_cell_is_played_once_and_the_page_says_the_worst(recipe: dict, tmp_path: Path, monkeypatch) -> None:
     played = []
-    real = sweep.simulate
-    monkeypatch.setattr(sweep, "simulate", lambda config, **more: (played.append(config), real(config, **more))[1])
+    real = runner.simulate
+    monkeypatch.setattr(runner, "simulate", lambda config, **more: (played.append(config), real(config, **more))[1])
     folder = sweep.play(recipe, None, watch)
     assert len(played) == 2 * 2 * 3  # krum cannot tolerate a Byzantine site among four: refused, with the reason
     report = json.loads((folder / "report.json").read_text())
@@ -51,18 +50,18 @@ def test_every_cell_is_played_once_and_the_page_says_the_worst(recipe: dict, tmp
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(recipe: dict, monkeypatch) -> None:
-    real, count = sweep.simulate, iter(range(100))
+    real, count = runner.simulate, iter(range(100))
 
     def stops(config, **more):
         if next(count) == 5:
             raise KeyboardInterrupt
         return real(config, **more)
 
-    monkeypatch.setattr(sweep, "simulate", stops)
+    monkeypatch.setattr(runner, "simulate", stops)
     with pytest.raises(KeyboardInterrupt):
         sweep.play(recipe, None, watch)
     folder = Path(recipe["run"]["output"])
-    with (folder / played.RESULTS).open("a") as lines:
+    with (folder / runner.RESULTS).open("a") as lines:
         lines.write('{"setting": "one l')  # cut short
     sweep.play(recipe, None, watch)
     assert next(count) == 13  # 12 runs, one of them begun twice

@@ -12,6 +12,10 @@ _DISTIL = ("distill.public=demo:public", "run.rounds=1")
 _PRIVATE = ("privacy.mode=local", "privacy.epsilon=8", *_DISTIL)
 
 
+def _distils(config: "RunConfig") -> bool:
+    return config.distill.public is not None
+
+
 def _changed(config: "RunConfig") -> bool:
     return config.distill.model_copy(update={"public": None}) != DistillSection()
 
@@ -21,7 +25,7 @@ def _counted(key: str, value: str) -> Rule:
     return Rule(
         key=f"privacy.{key}",
         when="distill.public",
-        refused=lambda c: c.distils and getattr(c.privacy, key) is not None,
+        refused=lambda c: _distils(c) and getattr(c.privacy, key) is not None,
         reason="every record is with one teacher, and the teachers are counted",
         remedy="remove it",
         example=(*_PRIVATE, f"privacy.{key}={value}"),
@@ -32,7 +36,7 @@ DISTILLATION = (
     Rule(
         key="distill",
         when="no distill.public",
-        refused=lambda c: not c.distils and _changed(c),
+        refused=lambda c: not _distils(c) and _changed(c),
         reason="without public texts, teachers have nothing to answer",
         remedy="set distill.public, or remove the table",
         example=("distill.teachers=20",),
@@ -40,7 +44,7 @@ DISTILLATION = (
     Rule(
         key="run.rounds",
         when="distill.public",
-        refused=lambda c: c.distils and c.run.rounds != 1,
+        refused=lambda c: _distils(c) and c.run.rounds != 1,
         reason="teachers answer once",
         remedy="allowed: 1",
         example=("distill.public=demo:public", "run.rounds=2"),
@@ -48,7 +52,7 @@ DISTILLATION = (
     Rule(
         key="model.task",
         when="distill.public",
-        refused=lambda c: c.distils and c.model.task != "sequence-classification",
+        refused=lambda c: _distils(c) and c.model.task != "sequence-classification",
         reason="teachers give a text one class",
         remedy="allowed: sequence-classification",
         example=(*_DISTIL, "model.task=causal-lm"),
@@ -58,7 +62,7 @@ DISTILLATION = (
     Rule(
         key="server.aggregation",
         when="distill.public",
-        refused=lambda c: c.distils and c.server.aggregation != "fedavg",
+        refused=lambda c: _distils(c) and c.server.aggregation != "fedavg",
         reason="answers are added up",
         remedy="allowed: fedavg",
         example=(*_DISTIL, "server.aggregation=trimmedmean"),
@@ -66,7 +70,7 @@ DISTILLATION = (
     Rule(
         key="server.patience",
         when="distill.public",
-        refused=lambda c: c.distils and c.server.patience is not None,
+        refused=lambda c: _distils(c) and c.server.patience is not None,
         reason="there is one round",
         remedy="remove it",
         example=(*_DISTIL, "server.patience=2", "data.validation=validation.csv"),
@@ -74,7 +78,7 @@ DISTILLATION = (
     Rule(
         key="server.max_norm",
         when="distill.public",
-        refused=lambda c: c.distils and c.server.max_norm is not None,
+        refused=lambda c: _distils(c) and c.server.max_norm is not None,
         reason="answers are votes of a known length",
         remedy="remove it",
         example=(*_DISTIL, "server.max_norm=1.0"),
@@ -82,7 +86,7 @@ DISTILLATION = (
     Rule(
         key="audit",
         when="distill.public",
-        refused=lambda c: c.distils and bool(c.audit.planted or c.audit.control),
+        refused=lambda c: _distils(c) and bool(c.audit.planted or c.audit.control),
         reason="canaries are scored on updates, and none are sent",
         remedy="remove the audit",
         example=(*_PRIVATE, "audit.canaries=90"),
@@ -90,7 +94,7 @@ DISTILLATION = (
     Rule(
         key="training.adversarial",
         when="distill.public",
-        refused=lambda c: c.distils and c.training.adversarial is not None,
+        refused=lambda c: _distils(c) and c.training.adversarial is not None,
         reason="teachers are trained on their records as they are",
         remedy="remove it",
         example=(*_DISTIL, "training.adversarial=0.1"),
@@ -98,7 +102,7 @@ DISTILLATION = (
     Rule(
         key="attack.kind",
         when="distill.public",
-        refused=lambda c: c.distils and c.attack.kind is not None and c.attack.kind not in ON_RECORDS,
+        refused=lambda c: _distils(c) and c.attack.kind is not None and c.attack.kind not in ON_RECORDS,
         reason="an attack on updates has nothing to forge, since none are sent",
         remedy=f"allowed: {', '.join(ON_RECORDS)}",
         example=(*_DISTIL, "attack.kind=signflip"),

@@ -12,7 +12,9 @@ def _declared(mode: str, key: str, meaning: str, remedy: str) -> Rule:
         key=f"privacy.{key}",
         when=f"mode '{mode}'",
         refused=lambda c: (
-            c.privacy.mode == mode and getattr(c.privacy, key) is None and (key == "epsilon" or not c.distils)
+            c.privacy.mode == mode
+            and getattr(c.privacy, key) is None
+            and (key == "epsilon" or c.distill.public is None)
         ),
         reason=f"the mode needs {meaning}",
         remedy=f"set it in [privacy] ({remedy})",
@@ -132,7 +134,7 @@ DISTRIBUTED = (
     Rule(
         key="training.local_steps",
         when="mode 'distributed'",
-        refused=lambda c: c.privacy.mode == "distributed" and c.training.local_steps != 1 and not c.distils,
+        refused=lambda c: c.privacy.mode == "distributed" and c.training.local_steps != 1 and c.distill.public is None,
         reason="the mode is DP-SGD over all sites' data: one round is one step",
         remedy="allowed: 1",
         example=(*private("distributed"), "training.local_steps=2"),
@@ -166,7 +168,7 @@ CLIENT = (
     Rule(
         key="distill.public",
         when="mode 'client'",
-        refused=lambda c: c.privacy.mode == "client" and c.distils,
+        refused=lambda c: c.privacy.mode == "client" and c.distill.public is not None,
         reason="distillation bounds what one record can change, which is one teacher, and the mode's unit is a whole "
         "site",
         remedy="choose mode none, local or distributed",

@@ -1,0 +1,123 @@
+"""What report.json holds, as types: what writes it, draws it and renders it agrees on these names.
+
+They are a contract (docs/reference/run-folder.md). What other commands add (audit, robustness, …) is theirs.
+"""
+
+from typing import Any, Literal, TypedDict
+
+from ...common.types import Metrics
+
+
+class Spent(TypedDict):
+    """One site of a private run."""
+
+    site: str
+    rounds: int
+    """that counted"""
+    steps: int
+    """that were charged"""
+    epsilon_spent: float
+    epsilon_planned: float
+    delta: float
+
+
+class Taken(TypedDict):
+    """One site of a run without privacy."""
+
+    site: str
+    rounds: int
+    steps: int
+
+
+class CrossCheck(TypedDict):
+    what: str
+    epsilon: float
+
+
+class Privacy(TypedDict):
+    """What was promised and what was spent."""
+
+    mode: Literal["local", "distributed", "client"]
+    unit: str
+    adversary: str
+    sampling: str
+    noise: str
+    secure_aggregation: bool
+    delta: float
+    epsilon_planned: float
+    epsilon_spent: float
+    """of the site that spent most"""
+    noise_multiplier: float
+    sampling_rate: float
+    clip: float
+    steps: int
+    epsilon_by_round: list[float]
+    """before the first round, and after each that is declared"""
+    composition: str
+    accountant: str
+    cross_check: CrossCheck
+    mechanism: str
+    statement: str
+    sites: list[Spent]
+
+
+class NoPrivacy(TypedDict):
+    """The same where nothing was promised; what other runs promise is None here."""
+
+    mode: Literal["none"]
+    unit: None
+    adversary: None
+    sampling: None
+    delta: None
+    epsilon_planned: None
+    epsilon_spent: None
+    noise_multiplier: None
+    steps: int
+    statement: str
+    sites: list[Taken]
+
+
+class Model(TypedDict):
+    backbone: str
+    task: str
+    pooling: str
+    trainable: int
+    total: int
+    labels: list[str]
+    init_from: dict[str, Any] | None
+
+
+class Partition(TypedDict):
+    """Of a simulation, which knows it."""
+
+    labels: list[str]
+    counts: list[list[int]]
+    """client × label"""
+
+
+class Report(TypedDict):
+    schema: int
+    name: str
+    finished: str
+    before: Metrics
+    after: Metrics
+    privacy: Privacy | NoPrivacy
+    rounds: list[dict[str, Any]]
+    """`RoundResult`, and the metrics of the evaluation after it"""
+    best_round: int | None
+    model: Model
+    confusion: dict[str, list[list[int]] | None]
+    """before, after"""
+    partition: Partition | None
+    environment: dict[str, Any]
+    config: dict[str, Any]
+    audit: dict[str, Any] | None
+    """this and the following: None where nobody asked for it"""
+    attack: dict[str, Any] | None
+    distillation: dict[str, Any] | None
+    robustness: dict[str, Any] | None
+    personal: dict[str, Any] | None
+    compression: dict[str, Any] | None
+    explanation: dict[str, Any] | None
+    ledger: list[dict[str, Any]] | None
+    leakage: dict[str, Any] | None
