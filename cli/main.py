@@ -105,7 +105,7 @@ def explain(
     from ..common.config.resolve import resolve
     from ..common.errors import ConfigError
     from ..common.model.loading import model_of
-    from ..common.privacy.explain import alternatives, calibrated, in_words
+    from ..common.privacy.explain import alternatives, calibrated, in_words, meanings
     from ..common.privacy.plan import privacy_plan
     from ..server.report.plots import epsilon_over_rounds
     from .printing import print_explanation
@@ -120,7 +120,7 @@ def explain(
     plan = privacy_plan(config, model_of(config).count()[0])
     if plan is None:
         raise ConfigError("privacy: nothing declared")
-    print_explanation(in_words(config, plan), alternatives(config, plan))
+    print_explanation(in_words(config, plan), meanings(config, plan), alternatives(config, plan))
     targets = {f"ε = {target:g} after {config.run.rounds} rounds": target for target in (1.0, 3.0)}
     others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
     plot.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others))

@@ -1,6 +1,7 @@
 """What audits say on a terminal."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,21 @@ from rich.text import Text
 
 from ..client.deploy.setup import Check, SiteStatus
 from ..common.ledger.verify import LedgerAudit
-from ..common.privacy.explain import Alternative
+from ..common.privacy.explain import Alternative, Meaning
 from ..server.deploy.deployment import ServerStatus
 from ..server.deploy.runs import RunRow
 from ..server.report import read_report
 from ..server.report.plots import ATTACKS, AUDIT_KINDS
 
 
-def print_explanation(words: list[str], choices: list[Alternative]) -> None:
-    """Paragraphs, and a table of what-ifs."""
+def print_explanation(words: list[str], units: list[Meaning], choices: list[Alternative]) -> None:
+    """Paragraphs, what ε means for each unit, and a table of what-ifs."""
     for paragraph in words:
         _print(paragraph + "\n")
+    whose = _table("what this run's noise hides", "of", ">ε", "hides")
+    for row in units:
+        whose.add_row(row.whose, "no promise" if math.isinf(row.epsilon) else f"{row.epsilon:.3g}", row.hides)
+    _print(whose)
     table = _table("what if", "", ">rounds", ">noise multiplier", ">ε")
     for choice in choices:
         table.add_row(choice.change, str(choice.rounds), f"{choice.noise_multiplier:.4g}", f"{choice.epsilon:.4g}")

@@ -81,6 +81,15 @@ class Site:
         ):
             told = "what its policy lists" if what == "backbone" else ", ".join(allowed or ())  # may be folders
             self._require(value is None or allowed is None or value in allowed, what, value, told)
+        if run.private:
+            unit = mode_of(run).ledger_unit(run)
+            self._require(unit in policy.units, "unit of privacy", unit, ", ".join(policy.units))
+        table = self.config.datasets[dataset]
+        if run.data.person is not None and table.source is not None and table.person is None:
+            raise PolicyError(
+                f"site {self.name}: data set '{dataset}' names no column of persons, and the run's unit is the person; "
+                f'set person = "…" in [datasets.{dataset}] of site.toml'
+            )
         self._require(policy.canaries or not run.audit.planted, "audit canaries", run.audit.planted, "none")
         if run.secure:
             self._admit_sum(run)
@@ -163,7 +172,7 @@ class Site:
             run=run_id(run),
             dataset=name,
             content=(derive("content", content[:32]) + derive("content", content)).hex(),
-            unit=mode_of(run).UNIT,
+            unit=mode_of(run).ledger_unit(run),
             step=step_of(run, plan),
             steps=declared_steps(run),
             delta=run.privacy.delta,

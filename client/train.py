@@ -17,7 +17,7 @@ from ..common.data.augmentation import Draw, padded_to, view_losses
 from ..common.errors import PrivacyError, contain
 from ..common.model.loading import FineTuneModel
 from ..common.model.optimizer import make_optimizer
-from ..common.model.per_sample import clipped_sum, forget
+from ..common.model.per_sample import clipped_rows, clipped_sum, forget, record_gradients
 from ..common.model.shapes import Shapes
 from ..common.modes import GradientStep
 from ..common.privacy.audit import NO_CANARIES, GradientCanaries
@@ -26,6 +26,8 @@ from ..common.privacy.noise import secure_generator
 from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches
 
 log = logging.getLogger("confide.worker")
+_HELD = 2**25
+"""numbers of persons' gradients that are held at once: 256 MiB in float64"""
 _BATCH_COST = 80
 """What a physical batch costs on a CPU beside its tokens, in tokens: MiniLM takes 0.3 ms a token and 25 ms a batch."""
 
@@ -47,6 +49,16 @@ class Work:
     def batches(self, drawn: np.ndarray) -> Iterator[np.ndarray]:
         """Physical batches of the named records, as they cost least: for modes whose unit is not a record."""
         return _by_length(self.records, drawn, self.config.training.physical_batch, self.model.device)
+
+    def persons(self) -> list[np.ndarray]:
+        """The numbers of each person's records at the site. Raises PrivacyError for records of nobody."""
+        if not len(self.indices):
+            return []
+        if self.records.person is None:
+            raise PrivacyError("data.person: the records do not say whose they are")
+        owner = self.records.person[self.indices]
+        order = np.argsort(owner, kind="stable")
+        return np.split(self.indices[order], np.flatnonzero(np.diff(owner[order])) + 1)
 
     def losses(self, part: np.ndarray, draw: Draw, length: int | None = None) -> torch.Tensor:
         """(V, B) losses of the views of the named records; gradients flow. length: tokens to pad to."""
@@ -128,16 +140,69 @@ def _drawn_sum(work: Work, mechanism: PoissonMechanism, shapes: Shapes) -> np.nd
     Each record's part is a function of that record, the step's weights and the step's own coins: batches have fixed
     shapes, and a record that cannot be computed counts as zero by itself.
     """
-    indices, canaries, clip = work.indices, work.canaries, mechanism.plan.clip
-    drawn = mechanism.draw(len(indices) + len(canaries))
-    chosen = indices[drawn[drawn < len(indices)]]
+    canaries, clip = work.canaries, mechanism.plan.clip
+    units = work.persons() if work.config.data.person is not None else work.indices
+    drawn = mechanism.draw(len(units) + len(canaries))
+    chosen = [units[i] for i in drawn if i < len(units)]
     draw, total = Draw.of(secure_generator()), np.zeros(mechanism.plan.coordinates)
-    if len(chosen):
-        lengths = padded_to(work.config, work.model, work.records)[chosen]
+    if chosen and work.config.data.person is not None:
+        total += _persons_sum(work, chosen, shapes, draw, clip)
+    elif chosen:
+        rows_of = np.array(chosen)
+        lengths = padded_to(work.config, work.model, work.records)[rows_of]
         for part, rows, length in shapes.batches(lengths):
-            total += _batch_sum(work, chosen[rows], len(part), length, draw, clip)
-    canaries.add(total, drawn[drawn >= len(indices)] - len(indices), clip)
+            total += _batch_sum(work, rows_of[rows], len(part), length, draw, clip)
+    canaries.add(total, drawn[drawn >= len(units)] - len(units), clip)
     return total
+
+
+def _persons_sum(work: Work, persons: list[np.ndarray], shapes: Shapes, draw: Draw, clip: float) -> np.ndarray:
+    """(d,) float64: of each person the mean gradient of some of their records, clipped once; all added up.
+
+    persons: the numbers of each one's records, of which `data.person_rows` are drawn now where there are more. A
+    person's part is a function of their own records: each record's gradient has the same bits whatever its mates, and
+    a person's are added in the order of their own lengths.
+    """
+    rng, most, size = secure_generator(), work.config.data.person_rows, work.model.count()[0]
+    taken = [rows if len(rows) <= most else rng.choice(rows, most, replace=False) for rows in persons]
+    total, together = np.zeros(size), max(1, _HELD // size)
+    tokens = padded_to(work.config, work.model, work.records)
+    for start in range(0, len(taken), together):
+        some = taken[start : start + together]
+        counts = [len(rows) for rows in some]
+        rows, owners = np.concatenate(some), np.repeat(np.arange(len(some)), counts)
+        sums = torch.zeros((len(some), size), dtype=torch.float64, device=work.model.device)
+        for part, filled, length in shapes.batches(tokens[rows]):
+            _add_gradients(work, rows[filled], length, draw, sums, owners[part])
+        means = sums / torch.tensor(counts, dtype=torch.float64, device=sums.device)[:, None]
+        total += clipped_rows([means], clip)[0].cpu().numpy()
+    return total
+
+
+def _add_gradients(
+    work: Work, rows: np.ndarray, length: int, draw: Draw, sums: torch.Tensor, owners: np.ndarray
+) -> None:
+    """Adds the gradients of the first of the rows to their owners' sums (P, d), in order. owners: (real,) places.
+
+    Where the batch fails, each record is tried by itself in a batch of the same shape, and one that fails there, too,
+    adds nothing.
+    """
+    try:
+        parts = record_gradients(work.model, work.losses(rows, draw, length), len(owners))
+    except PrivacyError:
+        raise
+    except BaseException as error:
+        contain(error)
+        forget(work.model)
+        if len(owners) == 1:
+            log.error("a record counts as zero: %s; confide site check looks for such rows", type(error).__name__)
+            return
+        for row, owner in zip(rows, owners, strict=False):
+            _add_gradients(work, np.full(len(rows), row), length, draw, sums, np.array([owner]))
+        return
+    gradients = torch.cat(parts, 1).double()
+    for place, owner in enumerate(owners):
+        sums[owner] += gradients[place]
 
 
 def _batch_sum(work: Work, rows: np.ndarray, real: int, length: int, draw: Draw, clip: float) -> np.ndarray:

@@ -74,6 +74,8 @@ class Rows:
     """(N,) strings of the column of a `natural` partition"""
     images: np.ndarray | None = None
     """(N, C, H, W) uint8, as the backbone takes them"""
+    person: np.ndarray | None = None
+    """(N,) strings: whose each row is, where the unit of privacy is the person"""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -98,6 +100,7 @@ class Rows:
             None if self.tags is None else [self.tags[i] for i in keep],
             None if self.group is None else self.group[keep],
             None if self.images is None else self.images[keep],
+            None if self.person is None else self.person[keep],
         )
 
 
@@ -120,6 +123,8 @@ class Records:
     """(N, F) float32: what a frozen backbone makes of the records, where only the head is trained"""
     keys: np.ndarray | None = None
     """(N,) uint64: each record's own (`record_keys`), from which its randomness follows"""
+    person: np.ndarray | None = None
+    """(N,) int64: a number for each person, where the unit of privacy is the person"""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -134,6 +139,7 @@ class Records:
             _both(self.images, other.images),
             _both(self.features, other.features),
             _both(self.keys, other.keys),
+            _both(self.person, other.person),
         )
 
     def digest(self, indices: np.ndarray) -> bytes:

@@ -22,7 +22,7 @@ from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.per_sample import hooked
 from ..common.model.proof import proved_shapes
 from ..common.modes import mode_of
-from ..common.privacy.audit import SCOPES
+from ..common.privacy.audit import SCOPES, rows_each
 from ..common.privacy.mechanism import NoiselessControl
 from ..common.privacy.noise import secure_generator
 from ..common.privacy.plan import privacy_plan
@@ -81,12 +81,16 @@ def neighbour_sensitivity(
     """max over r in `removed` of ‖S(D) − S(D − r)‖/C, which must be at most 1.
 
     S: the clipped sum of a site that holds `rows`, by the code of training: rows are read into records (with their
-    copies, where the run augments), all are drawn, and no noise is added. D − r is read anew, without row r.
+    copies, where the run augments), all are drawn, and no noise is added. D − r is read anew, without row r, or, where
+    the unit is the person, without all rows of whom r is; all rows of a person are read then.
     Raises PrivacyError for a run that does not clip records.
     """
     plan = privacy_plan(config, model.count()[0])
     if plan is None or not mode_of(config).BY_RECORD:
         raise PrivacyError(f"mode '{config.privacy.mode}' clips no records: there is no sensitivity of one")
+    if config.data.person is not None:  # which rows are drawn of many is chance, and would differ between the two
+        data = config.data.model_copy(update={"person_rows": len(rows)})
+        config = config.model_copy(update={"data": data})
     shapes = proved_shapes(config, model)  # as a site does before it reads a row; not within `hooked`
     everybody = replace(plan, sampling_rate=1.0)
     secret = simulated_secret(config)
@@ -98,24 +102,26 @@ def neighbour_sensitivity(
             work = Work(config, model, records, np.arange(len(of)), RoundTask(1, adapter))
             return _drawn_sum(work, NoiselessControl(everybody, secure_generator()), shapes)
 
-    whole, everyone = clipped_sum(rows), np.arange(len(rows))
-    return (
-        max(float(np.linalg.norm(whole - clipped_sum(rows.take(everyone[everyone != r])))) for r in removed) / plan.clip
-    )
+    whole = clipped_sum(rows)
+    unit = np.arange(len(rows)) if rows.person is None else rows.person
+    without = (rows.take(np.flatnonzero(unit != unit[r])) for r in removed)
+    return max(float(np.linalg.norm(whole - clipped_sum(less))) for less in without) / plan.clip
 
 
 def _sensitivity_facts(config: RunConfig) -> dict[str, Any]:
     """Of a site that holds a few canary records, and behind them the first of the run's rows. config: resolved."""
     model = model_of(config)
     canaries = canary_rows_of(config, model, site_name(0, config.clients))
-    canaries = canaries.take(np.arange(min(_NEIGHBOURS, len(canaries))))
-    rows = training_rows(model.rows(config.data.training, config.data), config.data, config.run.seed)
-    rows = _joined(canaries, rows.take(np.arange(min(_AMONG - len(canaries), len(rows)))))
-    largest = neighbour_sensitivity(config, model, initial_adapter(config, model), rows, range(len(canaries)))
+    each = rows_each(config)
+    canaries = canaries.take(np.arange(min(_NEIGHBOURS * each, len(canaries))))
+    rows = training_rows(model.rows(config.data.training, config.data, whose=True), config.data, config.run.seed)
+    rows = _joined(canaries, rows.take(np.arange(min(max(_AMONG - len(canaries), 1), len(rows)))))
+    removed = range(0, len(canaries), each)
+    largest = neighbour_sensitivity(config, model, initial_adapter(config, model), rows, removed)
     return {
         "largest": largest,
         "holds": largest <= 1,
-        "canaries": len(canaries),
+        "canaries": len(removed),
         "records": len(rows),
         "scope": SCOPES["sensitivity"],
     }
@@ -134,4 +140,5 @@ def _joined(first: Rows, second: Rows) -> Rows:
         both(first.labels, second.labels),
         None if first.tags is None or second.tags is None else first.tags + second.tags,
         images=both(first.images, second.images),
+        person=both(first.person, second.person),
     )

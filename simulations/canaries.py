@@ -6,6 +6,7 @@ canary records' gradients with a clip of its own: what a site really did with th
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from ..common.privacy.audit import (
     coins,
     commitment,
     record_likelihood,
+    rows_each,
     step_likelihood,
     top_guesses,
 )
@@ -56,7 +58,12 @@ class Planted:
         if self._config.audit.records:
             for number in range(self._config.clients):
                 name = site_name(number, self._config.clients)
-                records = records.joined(canary_records(self._config, model, name))
+                canaries = canary_records(self._config, model, name)
+                if records.person is not None:
+                    own = np.arange(len(canaries)) // rows_each(self._config)
+                    nobodys = -1 - own - number * len(canaries)  # nobody's among the records
+                    canaries = replace(canaries, person=nobodys)
+                records = records.joined(canaries)
         return records
 
     def of_site(
@@ -67,10 +74,11 @@ class Planted:
         number: of the site. before: records in front of the canary records.
         """
         config, seed = self._config, account.site.coin_seed(self._config)
-        count = config.audit.records // config.clients
-        chosen = before + number * count + np.flatnonzero(coins(seed, "records", count))
+        count, each = config.audit.records // config.clients, rows_each(config)
+        chosen = number * count + np.flatnonzero(coins(seed, "records", count))
+        rows = before + (chosen[:, None] * each + np.arange(each)).ravel()
         canaries = GradientCanaries.of_site(config, model.trained_initial, account.site.name)
-        return chosen, canaries.only(coins(seed, "gradient", len(canaries)))
+        return rows, canaries.only(coins(seed, "gradient", len(canaries)))
 
 
 class CanaryAudit(Callback):
@@ -161,15 +169,23 @@ class CanaryScores:
                 record_likelihood(
                     self._clipped(records, part), seen, plan.sampling_rate, plan.noise_multiplier, plan.denominator
                 )
-                for part in _parts(len(records), size)
+                for part in _parts(len(records) // rows_each(self._config), size)
             ]
         )
 
     def _clipped(self, records: Records, which: np.ndarray) -> np.ndarray:
-        """(k, d) float32: the gradients of the named records at the model's weights, clipped, in units of C.
+        """(k, d) float32: the gradients of the named canaries at the model's weights, each the mean of its rows,
+        clipped, in units of C.
 
         which: (k,) ascending.
         """
+        each = rows_each(self._config)
+        found = sum(self._gradients(records, which * each + row) for row in range(each)) / each
+        norms = np.linalg.norm(found.astype(np.float64), axis=1, keepdims=True)
+        return np.where(np.isfinite(norms), found / np.maximum(norms, self._plan.clip), 0.0).astype(np.float32)
+
+    def _gradients(self, records: Records, which: np.ndarray) -> np.ndarray:
+        """(k, d) float32: the gradients of the named records. which: (k,) ascending."""
         config, found = self._config, np.empty((len(which), self._plan.coordinates), dtype=np.float32)
         batches, _ = records.by_length(which, config.training.physical_batch)
         draw = Draw.of(np.random.default_rng(0))  # no choice: canary records have no copies
@@ -177,10 +193,7 @@ class CanaryScores:
             for batch in batches:
                 losses = view_losses(config, self._model, records, batch, self._state.round + 1, draw)
                 gradients = torch.cat(record_gradients(self._model, losses), 1)  # (B, d)
-                norms = gradients.double().norm(dim=1, keepdim=True)
-                scaled = gradients / norms.clamp(min=self._plan.clip)
-                scaled = torch.where(torch.isfinite(norms), scaled, 0.0)
-                found[np.searchsorted(which, batch)] = scaled.float().cpu().numpy()
+                found[np.searchsorted(which, batch)] = gradients.cpu().numpy()
         return found
 
 
@@ -245,5 +258,6 @@ def _loss_scores(config: RunConfig, model: FineTuneModel, state: Checkpoint, sit
         if len(records):
             everything = np.arange(len(records))
             before = record_losses(model, start, records, everything)
-            scores[site] = before - record_losses(model, state.adapter, records, everything)
+            fell = before - record_losses(model, state.adapter, records, everything)
+            scores[site] = fell.reshape(-1, rows_each(config)).mean(1)
     return scores

@@ -136,8 +136,9 @@ def estimate(config: RunConfig, model: FineTuneModel) -> tuple[float, float]:
         best = min(best, time.perf_counter() - started)
     sites = config.server.cohort or config.data.partition.clients or 1
     privacy = config.privacy
-    if config.private and privacy.sampling_rate and privacy.declared_examples:
-        drawn = privacy.sampling_rate * privacy.declared_examples * sites / (config.data.partition.clients or sites)
+    declared = privacy.declared_examples or (privacy.declared_persons or 0) * config.data.person_rows
+    if config.private and privacy.sampling_rate and declared:
+        drawn = privacy.sampling_rate * declared * sites / (config.data.partition.clients or sites)
     else:
         drawn = size * sites
     seconds = best * drawn / size * config.training.local_steps

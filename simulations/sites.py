@@ -108,10 +108,9 @@ def simulated_data(config: RunConfig, model: FineTuneModel) -> SiteData:
     labels = list(data.labels) if data.labels else None
     if labels is None and data.partition.kind in ("dirichlet", "shards"):
         labels = label_names([data.training], data)  # a task without classes, dealt out by the values of a column
-    natural = data.partition.kind == "natural"
-    rows = model.rows(data.training, data, labels=labels, group=natural)
+    rows = model.rows(data.training, data, labels=labels, whose=True)
     rows = training_rows(rows, data, config.run.seed)
-    parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed)
+    parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed, rows.person)
     rows = poisoned(rows, parts, config)
     classes = None if model.task.READS.label == "number" else rows.labels
     contents = [rows_digest(rows.take(part)) for part in parts]

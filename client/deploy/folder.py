@@ -73,7 +73,7 @@ def data_section(folder: Path, dataset: DatasetSection, run: DataSection) -> Dat
             f"({', '.join(FILES)}) or an SQL url"
         )
     source = local_path(folder, dataset.source)
-    columns = dataset.model_dump(include={"text", "label", "image", "prompt", "response"})
+    columns = dataset.model_dump(include={"text", "label", "image", "prompt", "response", "person"})
     return DataSection(name=run.name, train=source, test=source, labels=run.labels, scale=run.scale, **columns)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import tomli_w
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -204,7 +205,20 @@ def _data(folder: Path, name: str, dataset: Any) -> str:
     found = examine(data.training, data)
     if not len(found.rows):
         raise DataError(f"{found.rows.source}: {_left_out(found) or 'there are no rows; expected at least one'}")
-    return ", ".join(part for part in (f"{len(found.rows):,} rows", _classes(found.classes), _left_out(found)) if part)
+    parts = (f"{len(found.rows):,} rows", _persons(found.rows.person), _classes(found.classes), _left_out(found))
+    return ", ".join(part for part in parts if part)
+
+
+def _persons(person: np.ndarray | None) -> str:
+    """How many rows persons have, for the operator alone: it says what data.person_rows of a run would leave out."""
+    if person is None or not len(person):
+        return ""
+    counts = np.unique(person.astype(str), return_counts=True)[1]
+    edges = [1, 2, 3, 5, 9, 17, 33, 65]
+    found = np.histogram(counts, [*edges, np.inf])[0]
+    names = ["1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65 and more"]
+    shown = ", ".join(f"{name}: {many:,}" for name, many in zip(names, found, strict=True) if many)
+    return f"{len(counts):,} persons (rows a person: {shown})"
 
 
 def _classes(counts: dict[str, int]) -> str:

@@ -182,6 +182,9 @@ class DatasetSection(Section, frozen=True):
     """deployment: the column of the prompts"""
     response: str | None = None
     """deployment: the column of the responses"""
+    person: str | None = None
+    """deployment: the column that names whose a row is; omitted: runs whose unit is the person are refused. Rows of
+    nobody contribute nothing to any run"""
     teacher: str | None = None
     """backbone of the teachers that are trained on it in runs that distil; omitted: the student's"""
 
@@ -202,6 +205,8 @@ class PolicySection(Section, frozen=True):
 
     modes: tuple[Literal["none", "local", "distributed", "client"], ...] = ("local", "distributed", "client")
     """an audit's control run (audit.control) releases without noise and counts as `none`"""
+    units: tuple[Literal["example", "person", "client"], ...] = ("example", "person", "client")
+    """whom the ε of a private run must be for"""
     tasks: tuple[str, ...] | None = None
     """omitted: all"""
     backbones: tuple[str, ...] | None = None

@@ -151,6 +151,11 @@ class DataSection(Section, frozen=True):
     """`causal-lm` on instructions: the column that is read …"""
     response: str | None = None
     """… and the column that is learned"""
+    person: str | None = None
+    """modes local and distributed: the column that names whose a row is; ε is then for a person with all their rows"""
+    person_rows: Annotated[int, Field(ge=1, le=1024)] = 8
+    """with person: rows of a drawn person that a step reads at most, drawn afresh; their gradients are averaged and
+    clipped once"""
     labels: list[str] | None = None
     """class names in order; omitted: those of the public test and validation sets, sorted"""
     scale: tuple[float, PositiveFloat] | None = None
@@ -185,9 +190,12 @@ class PrivacySection(Section, frozen=True):
     clip: Annotated[float, Field(ge=CLIP_RANGE[0], le=CLIP_RANGE[1])] = 1.0
     """L2 bound on one record's gradient (`client`: on a site's update), over all trained arrays together"""
     sampling_rate: Annotated[float, Field(ge=1e-12, le=1)] | None = None
-    """probability that a record is drawn in a step (`client`: that a site takes part in a round, by its own coin)"""
+    """probability that a record is drawn in a step (with data.person a person; `client`: that a site takes part in a
+    round, by its own coin)"""
     declared_examples: Positive | None = None
     """public size of all sites' data together: the constant of the denominator, never counted"""
+    declared_persons: Positive | None = None
+    """with data.person, in its place: the public number of persons at all sites together"""
     colluders: Annotated[int, Field(ge=0)] = 1
     """with secure aggregation: sites that may work for the server; their noise shares do not count. 1 also covers what
     any one site can subtract from the sum that it sees in the next model"""

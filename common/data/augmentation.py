@@ -30,14 +30,18 @@ def encode_with_copies(config: RunConfig, model: FineTuneModel, rows: Rows, secr
 
     secret: of the site; a record's copies follow from it and from that record alone.
     """
-    keys = record_keys(rows, secret)
+    keys, person = record_keys(rows, secret), None
+    if rows.person is not None:
+        person = np.unique(rows.person.astype(str), return_inverse=True)[1].astype(np.int64)
     rows = model.read_of(rows)
     records = model.tokenised(rows)
     for variant in range(1, model.task.VARIANTS):
         records = records.joined(model.tokenised(rows, variant))
     for copy in range(POOL if config.augments else 0):
         records = records.joined(model.tokenised(_copy(config, rows, keys, copy)))
-    return replace(model.with_features(records), keys=np.tile(keys, encodings(config, model)))
+    many = encodings(config, model)
+    person = None if person is None else np.tile(person, many)
+    return replace(model.with_features(records), keys=np.tile(keys, many), person=person)
 
 
 def encodings(config: RunConfig, model: FineTuneModel) -> int:

@@ -16,6 +16,8 @@ from .images import ImageForm, decoded, image_file
 LONGEST = 2**22
 """characters of a text or label: what one row may cost in memory is bounded, whatever is in it"""
 _WHERE = "image"
+_NOBODY = {"", "nan", "none", "null", "na", "n/a", "<na>", "nat"}
+"""what files hold where a value is missing"""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,17 @@ def _otherwise(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(float(value)) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53 else ""
+
+
+def read_persons(notes: Notes, column: str) -> np.ndarray:
+    """(N,) strings: whose each row is. A row of nobody has a problem: no ε would speak of it."""
+    result = []
+    for place, value in enumerate(notes.table.column(column)):
+        person = (read_text(notes, column, place, value) or "").strip()
+        if person.lower() in _NOBODY:
+            notes.add(place, column, "no person is named; say whose the row is, or drop it")
+        result.append(person)
+    return np.asarray(result, dtype=object)
 
 
 def read_numbers(notes: Notes, column: str, scale: tuple[float, float] | None) -> np.ndarray:

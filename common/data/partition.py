@@ -10,14 +10,22 @@ from ..errors import DataError
 
 
 def partition(
-    section: PartitionSection, size: int, labels: np.ndarray | None, group: np.ndarray | None, seed: int
+    section: PartitionSection,
+    size: int,
+    labels: np.ndarray | None,
+    group: np.ndarray | None,
+    seed: int,
+    person: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Splits records 0 … size−1 among the clients; every record goes to exactly one.
 
-    labels: (size,) int64, needed by `dirichlet` and `shards`. group: (size,) strings, needed by `natural`.
+    labels: (size,) int64, needed by `dirichlet` and `shards`. group: (size,) strings, needed by `natural`. person:
+    (size,) strings; a person's records stay together, dealt out by the class that most of them have.
     Returns one sorted (n_i,) int64 array a client. Raises DataError when a client is left empty and
     `section.empty` is "refuse", or when the records do not suffice.
     """
+    if person is not None:
+        return _of_persons(section, labels, group, seed, person)
     rng = np.random.default_rng([seed, 0x9A47])
     if section.kind == "natural":
         if group is None:
@@ -38,6 +46,25 @@ def partition(
             split = _dirichlet if section.kind == "dirichlet" else _shards
             parts = split(labels, clients, section, rng)
     return [np.sort(part).astype(np.int64) for part in _without_empty(parts, section)]
+
+
+def _of_persons(
+    section: PartitionSection, labels: np.ndarray | None, group: np.ndarray | None, seed: int, person: np.ndarray
+) -> list[np.ndarray]:
+    """Persons are dealt out as records are. Raises DataError as `partition`, and for one whom a column splits."""
+    persons, first, owner = np.unique(person.astype(str), return_index=True, return_inverse=True)
+    if group is not None and (group != group[first][owner]).any():
+        raise DataError(
+            f"data.partition.column: column '{section.column}' sends rows of one person to several sites, and ε is for "
+            "a person at one site; correct the rows, or choose another partition"
+        )
+    common = None
+    if labels is not None and labels.dtype.kind == "i":
+        counts = np.zeros((len(persons), int(labels.max(initial=0)) + 1), dtype=np.int64)
+        np.add.at(counts, (owner, labels), 1)
+        common = counts.argmax(1)
+    parts = partition(section, len(persons), common, None if group is None else group[first], seed)
+    return [np.flatnonzero(np.isin(owner, part)) for part in parts]
 
 
 def _natural(group: np.ndarray, section: PartitionSection) -> list[np.ndarray]:

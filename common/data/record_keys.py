@@ -25,7 +25,7 @@ def record_keys(rows: Rows, secret: bytes) -> Keys:
 def rows_digest(rows: Rows) -> bytes:
     """64 bytes, whatever the order: whose records they are (their texts, or else images), and all that they hold."""
     everything = list(_contents(rows))
-    whose = {b"text" + plain(parts[0]) if parts[0] else b"".join(parts[4:]) for parts in everything}
+    whose = {b"text" + plain(parts[0]) if parts[0] else parts[4] for parts in everything}
     return b"".join(_in_any_order(found) for found in ([[one] for one in whose], everything))
 
 
@@ -89,4 +89,6 @@ def _contents(rows: Rows) -> Iterable[list[bytes]]:
         parts.append(b"" if rows.labels is None else rows.labels[i : i + 1].tobytes())
         parts.append(b"" if rows.tags is None else rows.tags[i].tobytes())
         parts.append(b"" if rows.images is None else rows.images[i].tobytes())
+        if rows.person is not None:
+            parts.append(str(rows.person[i]).encode("utf-8", "surrogatepass"))
         yield parts

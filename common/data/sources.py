@@ -21,7 +21,18 @@ import pyarrow as pa
 from ..config.tables import DataSection
 from ..errors import DataError
 from ..types import Reads, Rows
-from .columns import Notes, read_images, read_labels, read_numbers, read_strings, read_tags, read_text, refuse, require
+from .columns import (
+    Notes,
+    read_images,
+    read_labels,
+    read_numbers,
+    read_persons,
+    read_strings,
+    read_tags,
+    read_text,
+    refuse,
+    require,
+)
 from .content import ROLES, digest, identity
 from .formats import DEMO, FILES, Problem, Table, UnreadableError, as_text, load
 from .images import ImageForm
@@ -57,17 +68,19 @@ def read_rows(
     *,
     reads: Reads = _TEXT,
     image: ImageForm | None = None,
-    group: bool = False,
+    whose: bool = False,
     problems: list[Problem] | None = None,
 ) -> Rows:
     """Reads and checks a source.
 
     labels: the class names in order; None where there are no classes. reads: what of a row. image: what images are
-    made into. group: also read the column of a `natural` partition. problems: gets one for each row that cannot be used
-    and is left out; None: the first one raises, and so does a source without rows.
+    made into. whose: also read of which site of a `natural` partition, and of which person, a row is. problems: gets
+    one for each row that cannot be used and is left out; None: the first one raises, and so does a source without rows.
     Raises DataError: source missing or unreadable, column missing; without `problems` also: no rows, a row that cannot
     be parsed, empty field, unknown label, no number, no image, not UTF-8.
     """
+    group = whose and data.partition.kind == "natural"
+    data = data if whose else data.model_copy(update={"person": None})
     needed = _needed(data, labels, reads, image, group)
     notes = Notes(load(source, needed), problems is None)
     rows, _ = _read(notes, data, labels, reads, image, group)
@@ -243,6 +256,7 @@ def _needed(
         data.text if labelled and reads.label == "tags" else None,
         data.prompt or data.text if reads.text else None,
         data.response,
+        data.person,
         (data.partition.column or "") if group else None,
     ]
     return [column for column in columns if column is not None]
@@ -284,10 +298,11 @@ def _read(
     text = read_strings(notes, data.prompt or data.text) if reads.text else [""] * len(table.rows)
     response = read_strings(notes, data.response) if data.response else None
     groups = np.asarray(read_strings(notes, data.partition.column or ""), dtype=object) if group else None
+    person = read_persons(notes, data.person) if data.person else None
     images, marks = None, None
     if reads.images and image is not None:  # last: rows with a problem so far need no place
         images, marks = read_images(notes, data.image, table.folder, image)
-    rows = Rows(table.source, text, response, classes, tags, groups)
+    rows = Rows(table.source, text, response, classes, tags, groups, person=person)
     if notes.found:
         rows = rows.take(np.array([place for place in range(len(text)) if place not in notes.found], dtype=np.int64))
     return replace(rows, images=images), marks

@@ -10,7 +10,7 @@ from ..privacy.events import History, Step, counted
 from .chain import GENESIS, Head, digest
 
 RELATION = "add-or-remove-one"
-UNITS = ("example", "client")
+UNITS = ("example", "person", "client")
 
 
 @dataclass(frozen=True)

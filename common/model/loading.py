@@ -85,11 +85,12 @@ class FineTuneModel:
         """What the image encoder takes; None where it has none."""
         return getattr(self.module.get_base_model(), "form", None)
 
-    def rows(self, source: str, data: DataSection, *, labels: list[str] | None = None, group: bool = False) -> Rows:
-        """What the task reads of a source. labels: instead of the run's classes. Raises DataError."""
+    def rows(self, source: str, data: DataSection, *, labels: list[str] | None = None, whose: bool = False) -> Rows:
+        """What the task reads of a source. labels: instead of the run's classes. whose: as `read_rows`. Raises
+        DataError."""
         if self.task.CLASSES and labels is None:
             labels = list(data.labels or [])
-        return read_rows(source, data, labels, reads=self.task.READS, image=self.image, group=group)
+        return read_rows(source, data, labels, reads=self.task.READS, image=self.image, whose=whose)
 
     def encode(self, rows: Rows, variant: int = 0) -> Records:
         """Rows as the task reads them, tokenised, with a key of each record's own."""

@@ -209,7 +209,11 @@ def clipped_sum(
     Returns the flat sum (d,) float64 and the norms before clipping (B,) float64. f_i = min(1, C / ‖g_i‖); a gradient
     that is not finite counts as 0. Raises PrivacyError as `record_gradients`.
     """
-    parts = record_gradients(model, losses, real)
+    return clipped_rows(record_gradients(model, losses, real), clip)
+
+
+def clipped_rows(parts: list[torch.Tensor], clip: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of rows that are clipped one by one, and their norms, as in `clipped_sum`. parts: (B, d_p) columns."""
     squares = torch.zeros(parts[0].shape[0], dtype=torch.float64, device=parts[0].device)
     for chunk in _chunks(parts):
         squares += (chunk.double() ** 2).sum(1)

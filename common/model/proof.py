@@ -74,8 +74,9 @@ def proved_shapes(config: RunConfig, model: FineTuneModel) -> Shapes:
     """The shapes of a run's batches under privacy, in which the model was proved. Raises ModelError as `prove`."""
     privacy, training = config.privacy, config.training
     expected = math.inf
-    if privacy.sampling_rate is not None and privacy.declared_examples is not None:
-        expected = privacy.sampling_rate * privacy.declared_examples / config.clients
+    declared = privacy.declared_examples or (privacy.declared_persons or 0) * config.data.person_rows
+    if privacy.sampling_rate is not None and declared:
+        expected = privacy.sampling_rate * declared / config.clients
     unread = not model.task.READS.text or (model.head_only and model.pools)
     if model.task.READS.text and model.positions is not None and model.max_length >= model.positions:
         raise ModelError(

@@ -83,14 +83,16 @@ class Computation(Protocol):
 class Mode(Protocol):
     """What a module of this package offers."""
 
-    UNIT: str
-    """of the ledger: `example` or `client`"""
     BY_RECORD: bool
     """whether single records are clipped, so that per-record gradients are proved before data is read"""
     BY_STEP: bool
     """whether each local step is a release of its own; otherwise a round is one"""
     TEACHERS: bool
     """whether sites train teachers, which answer public queries, and a student at the server learns the answers"""
+
+    def ledger_unit(self, config: "RunConfig") -> str:
+        """`example`, `person` or `client`: what the ledger charges for."""
+        ...
 
     def at_sites(self, config: "RunConfig") -> "RunConfig":
         """The run with the model that sites train."""

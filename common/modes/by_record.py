@@ -1,4 +1,4 @@
-"""What modes share whose unit is a record."""
+"""What modes share whose unit is a record, or a person with all their records."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,11 @@ if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..privacy.mechanism import PrivacyPlan
 
-UNIT, BY_STEP = "example", True
+BY_STEP = True
+
+
+def ledger_unit(config: "RunConfig") -> str:
+    return "example" if config.data.person is None else "person"
 
 
 def sampling_rate(config: "RunConfig") -> float | None:
@@ -20,25 +24,36 @@ def coordinates(config: "RunConfig", trained: int) -> int:
 
 
 def declared(config: "RunConfig") -> int:
-    """Records of all sites together. Raises PrivacyError where they are not declared."""
-    if config.privacy.declared_examples is None:
-        raise PrivacyError("privacy: declared_examples must be declared")
-    return config.privacy.declared_examples
+    """Records, or persons, of all sites together. Raises PrivacyError where they are not declared."""
+    key = "declared_examples" if config.data.person is None else "declared_persons"
+    found = getattr(config.privacy, key)
+    if found is None:
+        raise PrivacyError(f"privacy: {key} must be declared")
+    return found
 
 
 def unit(config: "RunConfig") -> str:
+    if config.data.person is not None:
+        return "person: one person with all their records at a site, added or removed"
     return "example: one record of a site, added or removed"
 
 
 def protected(config: "RunConfig") -> str:
-    return "One record of a site"
+    return "One record of a site" if config.data.person is None else "One person with all their records at a site"
 
 
 def sampling(config: "RunConfig") -> str:
-    return f"Poisson, each record with q = {config.privacy.sampling_rate} in every step, drawn in secret at the site"
+    drawn = "record" if config.data.person is None else "person"
+    return f"Poisson, each {drawn} with q = {config.privacy.sampling_rate} in every step, drawn in secret at the site"
 
 
 def bounded(config: "RunConfig", plan: "PrivacyPlan") -> str:
+    if config.data.person is not None:
+        return (
+            f"in every step each person takes part with probability {plan.sampling_rate:g}, with at most "
+            f"{config.data.person_rows} of their records, drawn afresh; the mean of their gradients is cut to length "
+            f"C = {plan.clip:g}"
+        )
     return (
         f"in every step each record takes part with probability {plan.sampling_rate:g}, its gradient is cut to length "
         f"C = {plan.clip:g}"

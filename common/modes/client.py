@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from ..config.run import RunConfig
     from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
 
-UNIT, BY_RECORD, BY_STEP = "client", False, False
+BY_RECORD, BY_STEP = False, False
+
+
+def ledger_unit(config: "RunConfig") -> str:
+    return "client"
 
 
 def coordinates(config: "RunConfig", trained: int) -> int:

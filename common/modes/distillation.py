@@ -14,7 +14,7 @@ import numpy as np
 from ..privacy.noise import from_grid
 from ..types import Adapter
 from . import Computation, Mode, Release, as_share, named
-from .by_record import UNIT, protected, unit  # noqa: F401  # members of the mode
+from .by_record import ledger_unit, protected, unit  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig

@@ -14,10 +14,10 @@ from . import Computation, Release, as_share
 from .adapters import TEACHERS, at_sites, exchanged  # noqa: F401  # members of the mode
 from .by_record import (  # noqa: F401  # members of the mode
     BY_STEP,
-    UNIT,
     bounded,
     coordinates,
     declared,
+    ledger_unit,
     protected,
     sampling,
     sampling_rate,

@@ -12,10 +12,10 @@ from .adapters import TEACHERS, at_sites, exchanged  # noqa: F401  # members of 
 from .alone import adversary, change, noise, summed  # noqa: F401  # members of the mode
 from .by_record import (  # noqa: F401  # members of the mode
     BY_STEP,
-    UNIT,
     bounded,
     coordinates,
     declared,
+    ledger_unit,
     protected,
     sampling,
     sampling_rate,

@@ -6,7 +6,7 @@ from ..errors import PrivacyError
 from . import Computation, Release
 from .adapters import TEACHERS, at_sites, exchanged  # noqa: F401  # members of the mode
 from .alone import adversary, change, summed  # noqa: F401  # members of the mode
-from .by_record import BY_STEP, UNIT, bounded, coordinates  # noqa: F401  # members of the mode
+from .by_record import BY_STEP, bounded, coordinates, ledger_unit  # noqa: F401  # members of the mode
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig

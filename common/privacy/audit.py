@@ -201,9 +201,15 @@ class GradientCanaries:
 
 _WIDTH = 64
 """coordinates of a canary, where there are enough"""
+_ROWS_OF_A_PERSON = 3
 _WORDS = 8
 """of a canary record"""
 NO_CANARIES = GradientCanaries(np.empty((0, 1), dtype=np.int64), np.empty((0, 1)))
+
+
+def rows_each(config: RunConfig) -> int:
+    """Rows of a canary: of a person several, as persons have."""
+    return 1 if config.data.person is None else min(config.data.person_rows, _ROWS_OF_A_PERSON)
 
 
 def canary_rows(
@@ -217,20 +223,23 @@ def canary_rows(
     image: tuple[int, int, int] | None = None,
 ) -> Rows:
     """A site's share of audit.records: eight random words, random pixels, a random class, number or tag of each
-    word; only their own presence predicts them.
+    word; only their own presence predicts them. Where the unit is the person, each canary is one with `rows_each` rows.
 
     words: none where no text is read. classes: 0 where there are none. tags: whether words carry the classes. image:
     channels, height, width.
     """
-    count = config.audit.records // config.clients
+    each = rows_each(config)
+    count = config.audit.records // config.clients * each
     rng = np.random.default_rng(_public_seed(config, "records", site))
+    whose = np.array([f"canary {site} {row // each}" for row in range(count)], dtype=object)
+    person = None if config.data.person is None else whose
     texts = [" ".join(rng.choice(words, _WORDS)) if words else "" for _ in range(count)]
     responses = [" ".join(rng.choice(words, _WORDS)) for _ in range(count)] if config.data.response else None
     if tags:
-        return Rows("canaries", texts, tags=[*rng.integers(0, classes, (count, _WORDS))])
+        return Rows("canaries", texts, tags=[*rng.integers(0, classes, (count, _WORDS))], person=person)
     labels = rng.integers(0, classes, count) if classes else rng.normal(size=count) if numbers else None
     pixels = None if image is None else rng.integers(0, 256, (count, *image), dtype=np.uint8)
-    return Rows("canaries", texts, responses, labels, images=pixels)
+    return Rows("canaries", texts, responses, labels, images=pixels, person=person)
 
 
 def step_likelihood(observed: np.ndarray, sampling_rate: float, noise_multiplier: float | np.ndarray) -> np.ndarray:

@@ -9,8 +9,9 @@ from ..config.run import RunConfig
 from ..errors import PrivacyError
 from ..modes import mode_of
 from . import claims
-from .accounting import delta_pld
-from .events import history_of, repeated
+from .accounting import delta_pld, epsilon_rdp
+from .copies import copies_epsilon
+from .events import History, history_of, repeated
 from .mechanism import PrivacyPlan, plan_for
 from .plan import declared_steps
 
@@ -80,17 +81,71 @@ def calibrated(plan: PrivacyPlan, epsilon: float, steps: int) -> PrivacyPlan | N
         return None
 
 
+_UNITS = {"example": "record", "person": "person", "client": "site"}
+_PROTECTED = {
+    "example": "whether a record was among the site's records, and what it said",
+    "person": "whether a person was among those whose records the site holds, and what any of them said",
+    "client": "whether a site contributed, and anything about what it contributed",
+}
+_NOT_PROTECTED = {
+    "example": "somebody with several records (the table below says how much less)",
+    "person": "somebody whose records lie at several sites, or under several names",
+    "client": "somebody whose records lie at several sites",
+}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a run's noise is worth to one kind of unit."""
+
+    whose: str
+    epsilon: float
+    """infinite: nothing is promised"""
+    hides: str
+
+
+def meanings(config: RunConfig, plan: PrivacyPlan) -> list[Meaning]:
+    """ε of a record, of a person and of a site, side by side, whichever the run is charged for.
+
+    A person with k records in a run that draws records is a unit of which i ~ Binomial(k, q) are drawn in a step: a
+    mixture of Gaussians, as in `copies_epsilon`.
+    """
+    unit, epsilon, rows = mode_of(config).ledger_unit(config), plan.epsilon(), config.data.person_rows
+    record = Meaning("a record", epsilon, "whether one row was there, and what it said")
+    site = Meaning(
+        "a site", epsilon if unit == "client" else math.inf, "that a site contributed, and all that it holds"
+    )
+    if unit == "example" and plan.sampling_rate < 1:
+        several = Meaning(
+            f"a person with {rows} records", copies_epsilon(plan, rows), "that somebody was there, with that many rows"
+        )
+    elif unit == "example":
+        several = Meaning("a person with several records", math.inf, "that somebody was there, with all their rows")
+    else:
+        several = Meaning(
+            "a person with any records at one site", epsilon, "that somebody was there, and all their rows"
+        )
+    return [record, several, site]
+
+
+def further_runs(config: RunConfig, plan: PrivacyPlan) -> str:
+    """How far a data set's limit goes with runs like this one."""
+    history = history_of([repeated(plan.step, plan.steps)])
+    two, four = (
+        epsilon_rdp(History({step: many * count for step, count in history.items()}), plan.delta) for many in (2, 4)
+    )
+    return (
+        f"Several runs: alone on a data set this run takes ε = {plan.epsilon():.3g} of its limit, by PLD. A later run "
+        "may depend on what an earlier one showed, so from the second on a Rényi filter adds all of them up: two runs "
+        f"like this one need a limit of {two:.3g}, four {four:.3g}."
+    )
+
+
 def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
     """Paragraphs: what is protected, against whom, how well, under which assumption, and what is not."""
     mode = mode_of(config)
-    if mode.UNIT == "client":
-        unit = "site"
-        what = "whether a site contributed, and anything about what it contributed"
-        several = "somebody whose records lie at several sites"
-    else:
-        unit = "record"
-        what = "whether a record was among the site's records, and what it said"
-        several = "somebody with several records (two records of one person: ε doubles and more)"
+    charged = mode.ledger_unit(config)
+    unit, what, several = _UNITS[charged], _PROTECTED[charged], _NOT_PROTECTED[charged]
     epsilon = plan.epsilon()
     found = most_found(plan, 0.01)
     return [
@@ -107,4 +162,5 @@ def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
         f"Not protected: that the site is in the federation; {several}; what the backbone and the public test set "
         "already say; facts that hold of the population with or without any one of them; other runs on the same data, "
         "which the site's ledger adds up.",
+        further_runs(config, plan),
     ]

@@ -43,8 +43,10 @@ class Pieces:
         levels, least = [tolerated], variance / fewest
         require_wide(least)
         for level in sorted({0, 1, math.isqrt(tolerated)}, reverse=True):
+            if level >= tolerated:
+                continue
             share = variance / (most - level)
-            if level < levels[0] and least - share >= LEAST_SHARE**2 and share >= LEAST_SHARE**2:
+            if least - share >= LEAST_SHARE**2 and share >= LEAST_SHARE**2:
                 levels.insert(0, level)
                 least = share
         shares = [variance / (most - level) for level in levels]

@@ -139,10 +139,12 @@ def _yaml(content: dict[str, Any]) -> list[str]:
 def _data(report: dict[str, Any]) -> list[str]:
     config = report["config"]
     data, privacy = config["data"], config["privacy"]
-    declared = privacy.get("declared_examples")
+    persons = data.get("person") is not None
+    declared = privacy.get("declared_persons" if persons else "declared_examples")
     lines = [f"- data set: `{data['name']}`, at {len(report['privacy']['sites'])} sites"]
     if declared and privacy["mode"] != "none":
-        lines.append(f"- declared size of all sites' data together: {declared:,} records (declared, not counted)")
+        units = "persons" if persons else "records"
+        lines.append(f"- declared size of all sites' data together: {declared:,} {units} (declared, not counted)")
     lines.append(f"- public test set: `{Path(data['test']).name}`")
     if (start := report["model"].get("init_from")) is not None:
         lines.append(f"- training started from the adapter of run `{start.get('name') or _UNKNOWN}`")

@@ -112,7 +112,7 @@ def _membership(
         "references": len(halves),
         "attacks": {name: membership.summary(values, members) for name, values in scores.items()},
         "bound": None
-        if epsilon is None or mode_of(config).UNIT != "example"  # ε is of another unit
+        if epsilon is None or mode_of(config).ledger_unit(config) != "example"  # ε is of another unit
         else {str(rate): largest_rate(epsilon, privacy["delta"], rate) for rate in rates},
     }
 

@@ -114,6 +114,11 @@ class _Curve:
 
     def play(self, watch: RoundCallback, how_far: str) -> dict[str, Any]:
         """Labels and accuracy after each run. Raises DataError when a site has fewer rows than it shall label."""
+        if self.config.data.person is not None:
+            raise ConfigError(
+                "data.person: received with [active]; which rows are labelled is chosen row by row, and one person's "
+                "could push several others out; remove it"
+            )
         rows, parts, pool, model = self._pool()
         count = self.section.start + self.section.rounds * self.section.add
         if (least := min(len(part) for part in parts)) < count:

@@ -147,12 +147,12 @@ def test_sql_errors_hide_passwords_and_rows(tmp_path: Path) -> None:
 def test_natural_column_and_instructions(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("q,a,ward\nwhat?,that,north\nwho?,they,south\n")
     data = section(prompt="q", response="a", partition=PartitionSection(kind="natural", column="ward", clients=2))
-    rows = read_rows(str(tmp_path / "a.csv"), data, None, group=True)
+    rows = read_rows(str(tmp_path / "a.csv"), data, None, whose=True)
     assert (rows.text, rows.response) == (["what?", "who?"], ["that", "they"])
     assert rows.group is not None
     assert rows.group.tolist() == ["north", "south"]
     wrong = data.model_copy(update={"partition": PartitionSection(kind="natural", column="floor", clients=2)})
-    assert "column 'floor' is missing" in refused(tmp_path / "a.csv", wrong, None, group=True)
+    assert "column 'floor' is missing" in refused(tmp_path / "a.csv", wrong, None, whose=True)
 
 
 def test_labels_are_sorted_as_numbers_or_names(tmp_path: Path) -> None:

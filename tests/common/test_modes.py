@@ -84,7 +84,7 @@ def test_a_mode_offers_what_the_protocol_asks(config_of, name: str) -> None:
     assert mode is importlib.import_module(f"confide.common.modes.{name}")
     wanted = {member for member in vars(modes.Mode) if not member.startswith("_")} | set(modes.Mode.__annotations__)
     assert {member for member in wanted if not hasattr(mode, member)} == set()
-    assert mode.UNIT in ("example", "client")
+    assert mode.ledger_unit(config) in ("example", "client")
     for sentence in (mode.unit, mode.protected, mode.adversary, mode.sampling, mode.noise):
         assert sentence(config)
     if name == "none":

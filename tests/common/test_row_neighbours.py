@@ -143,9 +143,9 @@ def test_groups_and_answers_are_checked_too(tmp_path: Path) -> None:
     header = b"q,a,ward\n"
     data = DataSection(test="x", prompt="q", response="a", partition=PartitionSection(kind="natural", column="ward"))
     good, bad = [b"q1,a1,north\n", b"q2,a2,south\n"], [b"q3,,north\n", b"q4,a4, \n", b"\xff,a5,north\n"]
-    expected = read_rows(csv_file(tmp_path, good, header), data, None, group=True)
+    expected = read_rows(csv_file(tmp_path, good, header), data, None, whose=True)
     for row in bad:
-        found = read_rows(csv_file(tmp_path, [row, *good], header), data, None, group=True, problems=[])
+        found = read_rows(csv_file(tmp_path, [row, *good], header), data, None, whose=True, problems=[])
         assert same(found, expected)
         assert found.group is not None
         assert found.group.tolist() == ["north", "south"]

@@ -128,11 +128,11 @@ def test_without_a_fault_nothing_is_seen(audited, make_config, local, spread: Pa
 
 
 def test_a_clip_that_does_not_clip(audited, make_config, local, spread: Path, monkeypatch) -> None:
-    """Gradients of 600 C: 50 right guesses of 50 have a probability of 2·10⁻⁷ where ε = 1 is true."""
+    """Gradients of 600 C: 48 right guesses of 50 have a probability of 3·10⁻⁵ where ε = 1 is true."""
     no_clip(monkeypatch)
     found = audited(spread)
     assert found["gradient"]["epsilon_steinke"] <= 1
-    assert found["clipped_records"]["epsilon_steinke"] > 2
+    assert found["clipped_records"]["epsilon_steinke"] > 1.5
     assert sensitivity(make_config(privacy=local, model={"backbone": str(spread)})) > 2
 
 

@@ -11,6 +11,7 @@ from .byzantine import BYZANTINE
 from .data import DATA
 from .distillation import DISTILLATION
 from .modes import MODES
+from .person import PERSON
 from .rule import Rule
 from .server import SERVER
 from .sums import SUMS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 RULES: tuple[Rule, ...] = (
     *MODES,
+    *PERSON,
     *SUMS,
     *DATA,
     *SERVER,

@@ -34,8 +34,31 @@ def _by_record(mode: str) -> tuple[Rule, ...]:
     """Rules of a mode that clips the gradients of single records."""
     return (
         *_budget(mode, "record is drawn in a step"),
-        _declared(
-            mode, "declared_examples", "the public size of all sites' data together", "a round figure is good enough"
+        Rule(
+            key="privacy.declared_examples",
+            when=f"mode '{mode}'",
+            refused=lambda c: (
+                c.privacy.mode == mode
+                and c.data.person is None
+                and c.privacy.declared_examples is None
+                and c.distill.public is None
+            ),
+            reason="it is the public size of all sites' data together",
+            remedy="set it in [privacy] (a round figure is good enough)",
+            example=private(mode, "declared_examples"),
+        ),
+        Rule(
+            key="privacy.declared_persons",
+            when=f"mode '{mode}' and data.person",
+            refused=lambda c: (
+                c.privacy.mode == mode
+                and c.data.person is not None
+                and c.privacy.declared_persons is None
+                and c.distill.public is None
+            ),
+            reason="it is the public number of persons at all sites together",
+            remedy="set it in [privacy] (a round figure is good enough)",
+            example=(*private(mode, "declared_examples"), "data.person=patient"),
         ),
         Rule(
             key="data.augmentation.mix",
