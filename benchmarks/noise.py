@@ -22,8 +22,8 @@ _LARGE = 50_000_000
 def main() -> None:
     rows = [*speed(), *memory(), *removal()]
     lines = [
-        f"`python -m benchmarks.noise`, one core of {os.cpu_count()}, {_processor()}. Nanoseconds a coordinate, CPU time, "
-        "the best of three; all rows of one run.",
+        f"`python -m benchmarks.noise`, one core of {os.cpu_count()}, {_processor()}. Nanoseconds a coordinate, CPU "
+        "time, the best of three; all rows of one run.",
         "",
         "| what | measured | target |",
         "|---|---|---|",
@@ -38,11 +38,11 @@ def speed() -> Table:
     rng = secure_generator()
     for size in (75_000, 1_000_000, _LARGE):
         values = np.zeros(size, dtype=np.int64)
-        took = _best(lambda values=values: add_noise(values, SIGMA**2, words_of(rng)))
+        took = _best(lambda: add_noise(values, SIGMA**2, words_of(rng)))  # noqa: B023  # called at once
         rows.append((f"discrete Gaussian, σ = 4·10⁴, {size:,} coordinates", f"{1e9 * took / size:.1f} ns", "≤ 60 ns"))
     for sigma in (0.5, 500.0, 1e7):
         values = np.zeros(1_000_000, dtype=np.int64)
-        took = _best(lambda values=values, sigma=sigma: add_noise(values, sigma**2, words_of(rng)))
+        took = _best(lambda: add_noise(values, sigma**2, words_of(rng)))  # noqa: B023
         rows.append((f"… σ = {sigma:g}, 1,000,000 coordinates", f"{1e9 * took / 1e6:.1f} ns", ""))
     took = _best(lambda: rng.poisson(SIGMA**2 / 2, 1_000_000) - rng.poisson(SIGMA**2 / 2, 1_000_000))
     rows.append(("for comparison: Skellam by numpy's Poisson, as before", f"{1e9 * took / 1e6:.1f} ns", ""))
@@ -68,10 +68,10 @@ def removal() -> Table:
         seeds: list[bytes] = []
         values = np.zeros(75_000, dtype=np.int64)
         words = words_of(secure_generator())
-        adding = _best(lambda seeds=seeds, pieces=pieces, values=values: seeds.append(pieces.add(values, words)))
-        whole = _best(lambda pieces=pieces, values=values: add_noise(values, sum(pieces.variances), words))
+        adding = _best(lambda: seeds.append(pieces.add(values, words)))  # noqa: B023  # called at once
+        whole = _best(lambda: add_noise(values, sum(pieces.variances), words))  # noqa: B023
         released = pieces.released(seeds[0], 0)
-        taking = _best(lambda pieces=pieces, values=values, released=released: pieces.remove(values, released, 0))
+        taking = _best(lambda: pieces.remove(values, released, 0))  # noqa: B023
         what = f"{sites} sites, {survivors} needed, 75,000 coordinates"
         rows += [
             (f"{what}: a site's share in {len(pieces.variances)} pieces", f"{1e3 * adding:.1f} ms", ""),

@@ -2,9 +2,9 @@
 
     python -m benchmarks.person [SEEDS]
 
-SST-2's first 8,000 rows, dealt to persons of 1 to 20 rows (Zipf), 8 sites, mode `distributed`. Naive: rows are drawn, and
-ε, δ of a row are so small that a group of 20 has (8, 1e-5): ε = 8/20, δ = 1e-5/(20·e^(19·8/20)). Finished runs are kept in
-person.json.
+SST-2's first 8,000 rows, dealt to persons of 1 to 20 rows (Zipf), 8 sites, mode `distributed`. Naive: rows are drawn,
+and ε, δ of a row are so small that a group of 20 has (8, 1e-5): ε = 8/20, δ = 1e-5/(20·e^(19·8/20)). Finished runs are
+kept in person.json.
 """
 
 import csv
@@ -104,9 +104,9 @@ def main() -> None:
         )
     first = found[f"person/{seeds[0]}"]
     lines = [
-        f"`python -m benchmarks.person`: SST-2, {first['rows']:,} rows of {first['persons']:,} persons (Zipf, 1 to 20 rows; the first "
-        "seed), 8 sites, mode distributed with the defaults, q = 0.05, T = 30, C = 3, Adam 0.008; ε = 8 at δ = 1e-5 "
-        "for a person with all their rows. Mean of the seeds (each seed).",
+        f"`python -m benchmarks.person`: SST-2, {first['rows']:,} rows of {first['persons']:,} persons (Zipf, 1 to 20 "
+        "rows; the first seed), 8 sites, mode distributed with the defaults, q = 0.05, T = 30, C = 3, Adam 0.008; "
+        "ε = 8 at δ = 1e-5 for a person with all their rows. Mean of the seeds (each seed).",
         "",
         "| what | accuracy | noise multiplier |",
         "|---|---|---|",

@@ -26,6 +26,7 @@ from confide.common.privacy.claims import several_sites
 from confide.common.privacy.explain import in_words, meanings
 from confide.common.privacy.plan import privacy_plan
 from confide.common.types import RoundTask
+from confide.server.report import read_report
 from confide.simulations.audit import audit_canaries, with_canaries
 from confide.simulations.canaries import Planted
 from confide.simulations.run import simulate
@@ -357,3 +358,14 @@ def test_a_canary_persons_rows_are_in_or_out_together(of_persons) -> None:
         worker.account(SimulatedSites(config).site(2), 2, 0), worker.model, 2, len(worker.data.records)
     )
     assert not set(records.person[other]) & set(persons)
+
+
+@pytest.mark.slow
+def test_fifty_audits_of_canary_persons_never_exceed_the_claimed_epsilon(of_persons) -> None:
+    for number in range(50):
+        privacy = {"mode": ("local", "distributed")[number % 2], "sampling_rate": 0.3}
+        run = of_persons(privacy=privacy, run={"rounds": 2, "id": None, "seed": number})
+        found = read_report(simulate(with_canaries(run, 200, 40, None), overwrite=True))["audit"]
+        for kind in ("gradient", "clipped_records", "records"):
+            assert found[kind]["epsilon_steinke"] <= 8
+            assert found[kind]["epsilon_gdp"] <= 8
