@@ -43,6 +43,8 @@ _TEXT = Reads()
 _SMALLEST = ImageForm(1, 1, 1)
 """for images that are decoded to see whether they can be"""
 _BIO = re.compile(r"^(O|[BI]-.+)$")
+PERSON_MOST = 1024
+"""rows of one person that a run reads at all"""
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,19 @@ def _read(
     rows = Rows(table.source, text, response, classes, tags, groups, person=person)
     if notes.found:
         rows = rows.take(np.array([place for place in range(len(text)) if place not in notes.found], dtype=np.int64))
-    return replace(rows, images=images), marks
+    rows = replace(rows, images=images)
+    return (rows if rows.person is None else rows.take(_of_each_person(rows))), marks
+
+
+def _of_each_person(rows: Rows) -> np.ndarray:
+    """The numbers of the rows that are kept: of each person the first `PERSON_MOST` in an order of their own. What a
+    person costs a site in time and memory must not grow with their rows, or one person could end its rounds."""
+    owner = np.unique(np.asarray(rows.person).astype(str), return_inverse=True)[1]
+    if np.bincount(owner, minlength=1).max() <= PERSON_MOST:
+        return np.arange(len(rows))
+    order = np.lexsort((record_keys(rows, b"data.person"), owner))
+    starts = np.searchsorted(owner[order], owner[order])
+    return np.sort(order[np.arange(len(rows)) - starts < PERSON_MOST])
 
 
 def _column(source: str, column: str) -> tuple[Notes, list[str]]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from confide.client.site import Site
 from confide.client.train import Work
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig, SiteConfig
+from confide.common.data import sources
 from confide.common.data.augmentation import Draw
 from confide.common.data.sources import read_checked, read_rows
 from confide.common.errors import ConfigError, DataError, PolicyError, PrivacyError, RoundError
@@ -265,6 +267,21 @@ def test_who_a_row_is_of_is_part_of_the_content(of_persons, tmp_path: Path) -> N
     second = read_checked(str(source), config.data, None)
     assert first.digest != second.digest
     assert first.identity == second.identity
+
+
+def test_what_one_person_costs_is_bounded(of_persons, tmp_path: Path, monkeypatch) -> None:
+    """A person of very many rows: some are read, which ones is a function of that person's rows, others lose none."""
+    monkeypatch.setattr(sources, "PERSON_MOST", 5)
+    config = of_persons()
+    source = Path(str(config.data.train))
+    before = read_checked(str(source), config.data, ["negative", "positive"]).rows
+    counts = Counter(before.person)
+    assert max(counts.values()) == 5
+    text = source.read_text()
+    source.write_text(text + "".join(f"p999,the film was good {'very ' * i},positive\n" for i in range(40)))
+    after = read_checked(str(source), config.data, ["negative", "positive"]).rows
+    assert Counter(after.person) == counts + Counter({"p999": 5})
+    assert [line for line, who in zip(after.text, after.person, strict=True) if who != "p999"] == before.text
 
 
 def site(**changes) -> Site:
