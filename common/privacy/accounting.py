@@ -115,34 +115,37 @@ def epsilon_pld(history: History, delta: float) -> float:
     noise. An upper bound, add-or-remove in both directions."""
     if not history:
         return 0.0
-    return _epsilon_pld(_items(history), delta) if is_private(history) else math.inf
+    return _epsilon_pld(items_of(history), delta) if is_private(history) else math.inf
 
 
-_Items = tuple[tuple[Step, int], ...]
+Items = tuple[tuple[Step, int], ...]
 
 
-def _items(history: History) -> _Items:
+def items_of(history: History) -> Items:
     """Equal histories give equal tuples."""
     return tuple(sorted(history.items(), key=lambda item: repr(item[0])))
 
 
 @lru_cache(maxsize=4096)
-def _epsilon_pld(items: _Items, delta: float) -> float:
-    composed = _composed(items, 1.0)
-    first = composed.get_epsilon_for_delta(delta)
-    if first < 1:
-        composed = _composed(items, max(1e-3, first))
+def _epsilon_pld(items: Items, delta: float) -> float:
+    first = epsilon_at_scale(items, delta, 1.0)
+    return first if first >= 1 else epsilon_at_scale(items, delta, max(1e-3, first))
+
+
+def epsilon_at_scale(items: Items, delta: float, scale: float) -> float:
+    """An upper bound of ε, the tighter and the slower the smaller `scale` is; where that is ε, tight."""
+    composed = _composed(items, scale)
     return with_slack(lambda at: float(composed.get_epsilon_for_delta(at)), History(dict(items)), delta)
 
 
 def delta_pld(history: History, epsilon: float) -> float:
     """δ(ε) of a private history, slack included: at most 1."""
     slack = (1 + math.exp(epsilon)) * distance(history)
-    return min(1.0, float(_composed(_items(history), 1.0).get_delta_for_epsilon(epsilon)) + slack)
+    return min(1.0, float(_composed(items_of(history), 1.0).get_delta_for_epsilon(epsilon)) + slack)
 
 
-@lru_cache(maxsize=32)
-def _composed(items: _Items, scale: float) -> PrivacyLossDistribution:
+@lru_cache(maxsize=8)
+def _composed(items: Items, scale: float) -> PrivacyLossDistribution:
     """The losses of a whole history that ends near ε = `scale`, or above where that is 1."""
     mesh = loss_mesh(items, scale)
     parts = [_losses(*rates(step), count, mesh) for step, count in items]
@@ -154,7 +157,7 @@ def _losses(rate: float, noise: float, count: int, mesh: float) -> PrivacyLossDi
     return _loss(1.0, noise / math.sqrt(count), mesh) if rate == 1 else _loss(rate, noise, mesh).self_compose(count)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _loss(rate: float, noise: float, mesh: float) -> PrivacyLossDistribution:
     """Of one step. It takes longer than its self-composition."""
     return from_gaussian_mechanism(
@@ -162,7 +165,7 @@ def _loss(rate: float, noise: float, mesh: float) -> PrivacyLossDistribution:
     )
 
 
-def loss_mesh(items: _Items, scale: float) -> float:
+def loss_mesh(items: Items, scale: float) -> float:
     """The width of a cell of losses, a power of two: what cells add to ε is near T·mesh²/2, far below `scale`.
 
     Losses, and with them the time on a fixed mesh, grow as 1/z²; a coarser one is still an upper bound, and there are
@@ -185,11 +188,11 @@ def epsilon_prv(history: History, delta: float) -> float:
     """By Opacus' PRV accountant, the independent check; its upper bound, 0.01 above its estimate."""
     if not history:
         return 0.0
-    return _epsilon_prv(_items(history), delta) if is_private(history) else math.inf
+    return _epsilon_prv(items_of(history), delta) if is_private(history) else math.inf
 
 
 @lru_cache(maxsize=4096)
-def _epsilon_prv(items: _Items, delta: float) -> float:
+def _epsilon_prv(items: Items, delta: float) -> float:
     from opacus.accountants import PRVAccountant  # loads torch: only where it is needed
 
     account = PRVAccountant()

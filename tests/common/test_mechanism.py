@@ -74,7 +74,7 @@ def test_epsilon_composes_over_steps(plan: PrivacyPlan) -> None:
 
 def test_unreachable_budget_is_refused() -> None:
     with pytest.raises(PrivacyError, match="no noise multiplier"):
-        plan_for(epsilon=1e-7, delta=1e-5, sampling_rate=1, steps=10**6, clip=1, coordinates=10, declared_units=1)
+        plan_for(epsilon=1e-7, delta=1e-5, sampling_rate=1, steps=10**3, clip=1, coordinates=10, declared_units=1)
 
 
 def test_the_grid_costs_noise_not_epsilon(plan: PrivacyPlan) -> None:
