@@ -28,9 +28,11 @@ SLACK = 1e-3
 """the part of δ that is kept for what separates the releases from Gaussians, fixed before the first of them"""
 _RATIO = 1e-4
 """the factor e^±η that may separate the laws of all releases together, where ε is so large that τ does not fit"""
-ORDERS = np.concatenate(
-    [np.arange(1.05, 3, 0.05), np.arange(3, 16, 0.25), np.arange(16, 64), [64, 80, 96, 128, 192, 256, 384, 512]]
-).round(2)
+ORDERS = np.unique(
+    np.concatenate(
+        [np.arange(1.05, 3, 0.05), np.arange(3, 16, 0.25), np.arange(16, 65), [80, 96, 128, 192, 256, 384, 512]]
+    ).round(2)
+)
 """α at which Rényi curves are known"""
 _KL = 1.03 / 120**2 / 48
 """× σ⁻⁸: bound on the KL divergence between N_Z(0, σ²) and round(N(0, σ² − 1/12)), from σ = 1 on"""
