@@ -52,7 +52,7 @@ def admit(book: Book, request: Request, limit: Limit, site: str, same: Collectio
     if limit.epsilon is not None:
         spent = sum((book.history(name) for name in names), History())
         _require_unit(before, request, where)
-        _require_room(spent, request, limit.epsilon, limit.delta, order, where)
+        _require_room(spent, request, limit.epsilon, limit.delta, order, where, only=len(before) == 1)
     return order
 
 
@@ -119,8 +119,10 @@ def _require_unit(before: list[Charge], request: Request, where: str) -> None:
         )
 
 
-def _require_room(spent: History, request: Request, most: float, delta: float, order: float, where: str) -> None:
-    """Raises BudgetError: releases without noise before, or more than is left."""
+def _require_room(
+    spent: History, request: Request, most: float, delta: float, order: float, where: str, *, only: bool
+) -> None:
+    """Raises BudgetError: releases without noise before, or more than is left. only: whether one run has spent it."""
     if not is_private(spent):
         raise BudgetError(f"{where}: an earlier run has no noise, so its ε is infinite; limit {most:g}")
     asked = _history(request)
@@ -135,10 +137,11 @@ def _require_room(spent: History, request: Request, most: float, delta: float, o
     after = filter_epsilon(spent + asked, order, delta, most)
     if after > most:
         already = filter_epsilon(spent, order, delta, most)
+        as_one = f"; as the only run the earlier one has ε = {epsilon_pld(spent, delta):.4g}" if only else ""
         raise BudgetError(
             f"{where}: spent ε = {already:.4g}, asked {alone:.4g}, together {after:.4g}, limit {most:g}, remaining "
             f"{max(0.0, most - already):.4g} (δ = {delta:g}, Rényi filter of order {order:g}, which holds for several "
-            "runs); nothing was charged"
+            f"runs{as_one}); nothing was charged"
         )
 
 

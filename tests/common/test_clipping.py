@@ -67,7 +67,7 @@ def test_update_and_count_are_one_release() -> None:
     rng = np.random.default_rng(0)
     for clip in (0.01, 1.0, 30.0):
         contribution = clipped(rng.normal(size=1000) * 1e3, clip)
-        on_grid = to_grid(to_vector(contribution, plan, clip), clip, rng)
+        on_grid = to_grid(to_vector(contribution, plan, clip), clip, plan.grid, rng)
         assert np.linalg.norm(on_grid) <= most
 
 

@@ -37,7 +37,8 @@ def kept(make_config, local, tmp_path: Path):
 def test_a_second_run_on_the_same_data_is_refused(kept, tmp_path: Path) -> None:
     simulate(kept())
     with pytest.raises(
-        RoundError, match=r"4 sites declined the run, 0 are left.*spent ε = 9\.\d+, asked 7\.\d+.*limit 8"
+        RoundError,
+        match=r"4 sites declined the run, 0 are left.*spent ε = 9\.\d+, asked 7\.\d+.*limit 8",
     ):
         simulate(kept())
     outcome = audit(tmp_path / "ledgers" / "site-1" / DATABASE)
