@@ -9,7 +9,7 @@ from confide.simulations.local import _SERVER_NODE, LocalGrid
 
 
 def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confide.common.privacy.mechanism.add_noise", lambda values, variance, rng: None)
+    monkeypatch.setattr("confide.common.privacy.pieces.add_noise", lambda *_, **__: None)
 
 
 def fails(

@@ -218,7 +218,13 @@ def _persons(person: np.ndarray | None) -> str:
     found = np.histogram(counts, [*edges, np.inf])[0]
     names = ["1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65 and more"]
     shown = ", ".join(f"{name}: {many:,}" for name, many in zip(names, found, strict=True) if many)
-    return f"{len(counts):,} persons (rows a person: {shown})"
+    ids = set(person.astype(str))
+    alike = len(ids) - len({"".join(one.split()).casefold().lstrip("0") for one in ids})
+    told = (
+        f"; {alike:,} differ from another by case, blanks or leading zeros alone: correct them if they are one"
+        * bool(alike)
+    )
+    return f"{len(counts):,} persons (rows a person: {shown}{told})"
 
 
 def _classes(counts: dict[str, int]) -> str:

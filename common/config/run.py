@@ -190,7 +190,7 @@ class DatasetSection(Section, frozen=True):
 
     epsilon: PositiveFloat | None = None
     """limit over all runs together; omitted: none, which alone admits runs without noise"""
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    delta: Annotated[float, Field(ge=1e-13, lt=1)] = 1e-5
     """δ of the data set, limited or not; a private run may not ask for a larger one"""
     order: Annotated[float, Field(gt=1, le=512)] | None = None
     """α* of the Rényi filter; omitted: what suits the first private run's declaration; fixed from that run on, limited

@@ -153,7 +153,7 @@ class DataSection(Section, frozen=True):
     """… and the column that is learned"""
     person: str | None = None
     """modes local and distributed: the column that names whose a row is; ε is then for a person with all their rows"""
-    person_rows: Annotated[int, Field(ge=1, le=1024)] = 8
+    person_rows: Annotated[int, Field(ge=1, le=256)] = 8
     """with person: rows of a drawn person that a step reads at most, drawn afresh; their gradients are averaged and
     clipped once"""
     labels: list[str] | None = None
@@ -185,8 +185,8 @@ class PrivacySection(Section, frozen=True):
     of it; all that a site contributes"""
     epsilon: PositiveFloat | None = None
     """the target over all rounds; the noise multiplier is calibrated from it"""
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """δ of the target"""
+    delta: Annotated[float, Field(ge=1e-13, lt=1)] = 1e-5
+    """δ of the target; accountants cut tails off at 1e-15"""
     clip: Annotated[float, Field(ge=CLIP_RANGE[0], le=CLIP_RANGE[1])] = 1.0
     """L2 bound on one record's gradient (`client`: on a site's update), over all trained arrays together"""
     sampling_rate: Annotated[float, Field(ge=1e-12, le=1)] | None = None

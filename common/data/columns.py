@@ -1,5 +1,7 @@
 """A table's columns → what is read of the rows, and what is wrong with each row."""
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,25 @@ from .images import ImageForm, decoded, image_file
 LONGEST = 2**22
 """characters of a text or label: what one row may cost in memory is bounded, whatever is in it"""
 _WHERE = "image"
-_NOBODY = {"", "nan", "none", "null", "na", "n/a", "<na>", "nat"}
+_WHOLE = re.compile(r"-?\d+\.0+")
+_NOBODY = {
+    "",
+    "nan",
+    "none",
+    "null",
+    "nil",
+    "na",
+    "n/a",
+    "n.a.",
+    "#n/a",
+    "<na>",
+    "nat",
+    "-",
+    "--",
+    "?",
+    "unknown",
+    "missing",
+}
 """what files hold where a value is missing"""
 
 
@@ -121,14 +141,23 @@ def _otherwise(value: object) -> str:
 
 
 def read_persons(notes: Notes, column: str) -> np.ndarray:
-    """(N,) strings: whose each row is. A row of nobody has a problem: no ε would speak of it."""
+    """(N,) strings: whose each row is. A row of nobody has a problem: no ε would speak of it.
+
+    One person is one unit however a file writes them: 7 and 7.0 (a column with a gap), and the two forms that Unicode
+    has of one name. What may be two persons stays two (case, leading zeros); `confide site check` counts such.
+    """
     result = []
     for place, value in enumerate(notes.table.column(column)):
-        person = (read_text(notes, column, place, value) or "").strip()
-        if person.lower() in _NOBODY:
+        person = _canonical(read_text(notes, column, place, value) or "")
+        if person.casefold() in _NOBODY:
             notes.add(place, column, "no person is named; say whose the row is, or drop it")
         result.append(person)
     return np.asarray(result, dtype=object)
+
+
+def _canonical(person: str) -> str:
+    person = unicodedata.normalize("NFC", person).strip()
+    return person.partition(".")[0] if _WHOLE.fullmatch(person) else person
 
 
 def read_numbers(notes: Notes, column: str, scale: tuple[float, float] | None) -> np.ndarray:

@@ -58,6 +58,11 @@ def _of_persons(
             f"data.partition.column: column '{section.column}' sends rows of one person to several sites, and ε is for "
             "a person at one site; correct the rows, or choose another partition"
         )
+    if section.kind != "natural" and len(persons) < (section.clients or 0):
+        raise DataError(
+            f"data.train: {len(persons)} persons cannot be split among {section.clients} clients; allowed: at most one "
+            "client a person; lower data.partition.clients"
+        )
     common = None
     if labels is not None and labels.dtype.kind == "i":
         counts = np.zeros((len(persons), int(labels.max(initial=0)) + 1), dtype=np.int64)

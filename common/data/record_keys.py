@@ -24,7 +24,7 @@ def record_keys(rows: Rows, secret: bytes) -> Keys:
 
 def rows_digest(rows: Rows) -> bytes:
     """64 bytes, whatever the order: whose records they are (their texts, or else images), and all that they hold."""
-    everything = list(_contents(rows))
+    everything = list(_contents(rows, whose=True))
     whose = {b"text" + plain(parts[0]) if parts[0] else parts[4] for parts in everything}
     return b"".join(_in_any_order(found) for found in ([[one] for one in whose], everything))
 
@@ -82,13 +82,14 @@ def _framed(parts: list[bytes]) -> bytes:
     return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
 
 
-def _contents(rows: Rows) -> Iterable[list[bytes]]:
+def _contents(rows: Rows, whose: bool = False) -> Iterable[list[bytes]]:
+    """whose: also the person, which a record's randomness does not depend on."""
     for i, text in enumerate(rows.text):
         parts = [text.encode("utf-8", "surrogatepass")]
         parts.append(b"" if rows.response is None else rows.response[i].encode("utf-8", "surrogatepass"))
         parts.append(b"" if rows.labels is None else rows.labels[i : i + 1].tobytes())
         parts.append(b"" if rows.tags is None else rows.tags[i].tobytes())
         parts.append(b"" if rows.images is None else rows.images[i].tobytes())
-        if rows.person is not None:
+        if whose and rows.person is not None:
             parts.append(str(rows.person[i]).encode("utf-8", "surrogatepass"))
         yield parts

@@ -43,7 +43,7 @@ _TEXT = Reads()
 _SMALLEST = ImageForm(1, 1, 1)
 """for images that are decoded to see whether they can be"""
 _BIO = re.compile(r"^(O|[BI]-.+)$")
-PERSON_MOST = 1024
+PERSON_MOST = 256
 """rows of one person that a run reads at all"""
 
 

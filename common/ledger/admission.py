@@ -48,10 +48,10 @@ def admit(book: Book, request: Request, limit: Limit, site: str, same: Collectio
         return None if fixed is None else fixed.order
     if request.delta > limit.delta:
         raise BudgetError(f"{where}: asked δ = {request.delta:g}, limit {limit.delta:g}; lower privacy.delta")
+    _require_unit(before, request, where)
     order = fixed.order if fixed is not None and fixed.order is not None else _first_order(before, request, limit)
     if limit.epsilon is not None:
         spent = sum((book.history(name) for name in names), History())
-        _require_unit(before, request, where)
         _require_room(spent, request, limit.epsilon, limit.delta, order, where, only=len(before) == 1)
     return order
 
@@ -111,7 +111,7 @@ def _first_order(before: list[Charge], request: Request, limit: Limit) -> float:
 
 
 def _require_unit(before: list[Charge], request: Request, where: str) -> None:
-    units = {charge.unit for charge in before} - {request.unit}
+    units = {charge.unit for charge in before if _private(charge)} - {request.unit}
     if units:
         raise BudgetError(
             f"{where}: charged per {', '.join(sorted(units))} so far, asked per {request.unit}; ε of two units "

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ConfideError, LedgerError
 from ..privacy import events
-from ..privacy.accounting import epsilon_pld, epsilon_prv, epsilon_rdp, filter_epsilon
+from ..privacy.accounting import epsilon_pld, epsilon_prv, epsilon_rdp, filter_epsilon, is_private
 from ..privacy.events import History, Step, history_of, repeated
 from .book import RELATION, Book, Charge, Limit
 from .chain import Head, check_document, read_json, read_public_key, signed_document
@@ -127,6 +127,9 @@ def _dataset(name: str, limit: Limit, charges: list[Charge]) -> dict[str, Any]:
     history: History = history_of([repeated(c.step, c.steps) for c in charges if not c.aborted])
     by = _epsilons(history, limit.delta)
     findings = [f"data set '{name}': {finding}" for finding in _disagreements(by)]
+    units = sorted({charge.unit for charge in charges if not charge.aborted and is_private(history_of([charge.step]))})
+    if len(units) > 1:
+        findings.append(f"data set '{name}': charged per {' and per '.join(units)}; ε of two units do not add up")
     spent, accountant, filtered = _spent(history, limit, charges)
     if limit.epsilon is not None and spent > limit.epsilon:
         findings.append(f"data set '{name}': spent ε = {spent:.4g} is above the limit {limit.epsilon:g}")
@@ -175,7 +178,7 @@ def _epsilon(step: Step, steps: int, delta: float) -> float:
     return epsilon_pld(history_of([repeated(step, steps)] if steps else []), delta)
 
 
-def _epsilons(history: History, delta: float) -> dict[str, float]:
+def _epsilons(history: History, delta: float) -> dict[str, float | None]:
     return {
         "pld": epsilon_pld(history, delta),
         "opacus_prv": epsilon_prv(history, delta),
@@ -183,11 +186,11 @@ def _epsilons(history: History, delta: float) -> dict[str, float]:
     }
 
 
-def _disagreements(by: dict[str, float]) -> list[str]:
+def _disagreements(by: dict[str, float | None]) -> list[str]:
     """PLD is the bound that is claimed. PRV must agree with it but for its own error, and Rényi DP is not below it."""
-    pld, prv, rdp = by["pld"], by["opacus_prv"], by["rdp"]
+    pld, prv, rdp = by["pld"] or 0.0, by["opacus_prv"], by["rdp"] or 0.0
     found = []
-    if not (pld == prv or abs(pld - prv) <= _PRV_ERROR + _TOLERANCE * pld):
+    if not (prv is None or pld == prv or abs(pld - prv) <= _PRV_ERROR + _TOLERANCE * pld):
         found.append(f"Opacus' PRV says ε = {prv:.4g}, the claimed bound by PLD is {pld:.4g}")
     if rdp < pld * (1 - _TOLERANCE) - _ROUNDING:
         found.append(f"Rényi DP says ε = {rdp:.4g}, below the claimed bound by PLD, {pld:.4g}")
@@ -234,7 +237,7 @@ def verify_account(document: Any, public: str, source: str) -> dict[str, Any]:
                 )
                 if not same:
                     raise LedgerError(f"{source}: states {name} ε = {claimed}, the events give {value}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise LedgerError(f"{source}: a part is missing or wrong ({type(error).__name__})") from None
     return content
 

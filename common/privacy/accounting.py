@@ -36,8 +36,12 @@ ORDERS = np.unique(
 """α at which Rényi curves are known"""
 _KL = 1.03 / 120**2 / 48
 """× σ⁻⁸: bound on the KL divergence between N_Z(0, σ²) and round(N(0, σ² − 1/12)), from σ = 1 on"""
+_MOST_STEPS = 100_000
+"""that privacy loss distributions are composed of"""
 _CELLS = 500_000
 """of a privacy loss distribution, some 4 MB each"""
+_PRV_ERROR, _MOST_PRV_CELLS = 0.01, 5e6
+"""of Opacus' PRV: what its mesh may add to ε, and some 40 MB an array"""
 _MESH = 0.03
 """of a privacy loss distribution, over √T, for ε near 1: what it adds to ε is near T·mesh²/2"""
 
@@ -135,7 +139,10 @@ def _epsilon_pld(items: Items, delta: float) -> float:
 
 
 def epsilon_at_scale(items: Items, delta: float, scale: float) -> float:
-    """An upper bound of ε, the tighter and the slower the smaller `scale` is; where that is ε, tight."""
+    """An upper bound of ε, the tighter and the slower the smaller `scale` is; where that is ε, tight. Of more than
+    `_MOST_STEPS` by Rényi DP: composing that many takes minutes."""
+    if sum(count for _, count in items) > _MOST_STEPS:
+        return epsilon_rdp(History(dict(items)), delta)
     composed = _composed(items, scale)
     return with_slack(lambda at: float(composed.get_epsilon_for_delta(at)), History(dict(items)), delta)
 
@@ -186,22 +193,34 @@ def _loss_variance(rate: float, noise: float) -> float:
     return min(rate**2 * math.expm1(min(noise**-2, 50.0)), noise**-2)
 
 
-def epsilon_prv(history: History, delta: float) -> float:
-    """By Opacus' PRV accountant, the independent check; its upper bound, 0.01 above its estimate."""
+def epsilon_prv(history: History, delta: float) -> float | None:
+    """By Opacus' PRV accountant, the independent check; its upper bound, 0.01 above its estimate. None where it cannot:
+    a very small δ, a loss that hardly ever differs from 0, or one so large that its mesh would not fit into memory."""
     if not history:
         return 0.0
     return _epsilon_prv(items_of(history), delta) if is_private(history) else math.inf
 
 
 @lru_cache(maxsize=4096)
-def _epsilon_prv(items: Items, delta: float) -> float:
+def _epsilon_prv(items: Items, delta: float) -> float | None:
     from opacus.accountants import PRVAccountant  # loads torch: only where it is needed
 
+    cells = (
+        2
+        * (_epsilon_pld(items, delta) + 3)
+        / _PRV_ERROR
+        * math.sqrt(sum(count for _, count in items) / 2 * math.log(12_000 / delta))
+    )
+    if cells > _MOST_PRV_CELLS:
+        return None
     account = PRVAccountant()
     account.history = [(z, q, count) for step, count in items for q, z in [rates(step)]]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # on the bounds from which it takes its mesh
-        return with_slack(lambda at: float(account.get_epsilon(at)), History(dict(items)), delta)
+        try:
+            return with_slack(lambda at: float(account.get_epsilon(at)), History(dict(items)), delta)
+        except (RuntimeError, ValueError):
+            return None
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,6 @@
 A ledger holds exactly the kinds below; anything else is refused, never guessed.
 """
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +83,8 @@ def check(event: DpEvent) -> None:
     """Raises PrivacyError: a count below 1, a rate outside (0, 1], noise that is not finite and positive."""
     match event:
         case SelfComposedDpEvent():
-            _require(_whole(event.count) and event.count >= 1, f"count {event.count}; allowed: a whole number from 1")
+            count = event.count
+            _require(_whole(count) and 1 <= count <= 10**12, f"count {count}; allowed: a whole number from 1 to 10^12")
             _require(not isinstance(event.event, SelfComposedDpEvent), "self-composed inside self-composed")
             check(event.event)
         case PoissonSampledDpEvent():
@@ -95,8 +95,8 @@ def check(event: DpEvent) -> None:
             check(inner)
         case DiscreteGaussianDpEvent():
             z, d = event.noise_multiplier, event.coordinates
-            _require(_number(z) and 0 < z < math.inf, f"noise multiplier {z}; allowed: a finite number above 0")
-            _require(_whole(d) and d >= 1, f"coordinates {d}; allowed: a whole number from 1")
+            _require(_number(z) and 1e-3 <= z <= 1e6, f"noise multiplier {z}; allowed: from 0.001 to 1000000")
+            _require(_whole(d) and 1 <= d <= 2**40, f"coordinates {d}; allowed: a whole number from 1 to 2^40")
         case NonPrivateDpEvent():
             pass
         case _:

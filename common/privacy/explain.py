@@ -110,7 +110,7 @@ def meanings(config: RunConfig, plan: PrivacyPlan) -> list[Meaning]:
     A person with k records in a run that draws records is a unit of which i ~ Binomial(k, q) are drawn in a step: a
     mixture of Gaussians, as in `copies_epsilon`.
     """
-    unit, epsilon, rows = mode_of(config).ledger_unit(config), plan.epsilon(), config.data.person_rows
+    unit, epsilon, rows = mode_of(config).ledger_unit(config), plan.epsilon(), min(8, config.data.person_rows)
     record = Meaning("a record", epsilon, "whether one row was there, and what it said")
     site = Meaning(
         "a site", epsilon if unit == "client" else math.inf, "that a site contributed, and all that it holds"

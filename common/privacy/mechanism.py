@@ -18,6 +18,7 @@ from .events import DiscreteGaussianDpEvent, Step, history_of, repeated, step_ev
 from .noise import from_grid, grid_steps, grid_variance, require_wide, to_grid
 from .pieces import Pieces
 
+_LEAST_DELTA = 1e-13
 _COARSER = 8.0
 _LEAST, _MOST = 1e-2, 1e4
 """noise multipliers among which one is looked for"""
@@ -105,7 +106,9 @@ def plan_for(
 
     Raises PrivacyError when no noise multiplier up to 10⁴ reaches it, or the count's noise alone would not.
     """
-    found = noise_multiplier(epsilon, delta, sampling_rate, steps, coordinates)
+    # a δ above the chance that a unit is drawn at all would be kept without any noise
+    least = max(_LEAST_DELTA, sampling_rate * steps / 100)
+    found = noise_multiplier(epsilon, min(delta, least), sampling_rate, steps, coordinates)
     if count_noise is not None and found >= 2 * count_noise:
         raise PrivacyError(
             f"privacy.clip_count_noise: {count_noise:g} received; ε needs noise {found:g} in all, so more than "
@@ -135,7 +138,7 @@ def noise_multiplier(epsilon: float, delta: float, sampling_rate: float, steps: 
     Raises PrivacyError when none up to 10⁴ reaches it.
     """
 
-    scale = min(1.0, epsilon)
+    scale = min(1.0, max(1e-3, epsilon))
 
     def over(z: float, coarser: float = 1.0) -> float:
         """log of ε after all steps ÷ target, in reach of a root finder; coarser: an upper bound in less time."""
@@ -154,7 +157,9 @@ def noise_multiplier(epsilon: float, delta: float, sampling_rate: float, steps: 
     while low > _LEAST and coarse(math.log(low)) <= 0:
         low, high = low / 2, low
     if low <= _LEAST:
-        return _LEAST
+        if coarse(math.log(_LEAST)) <= 0:
+            return _LEAST
+        low = _LEAST
     near = brentq(coarse, math.log(low), math.log(high), xtol=1e-4)
     slope = (coarse(near + 0.01) - coarse(near - 0.01)) / 0.02
     # what the coarse bound asks for too much; where ε has a jump there is no slope to go by

@@ -164,5 +164,5 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _cross_check(plan: PrivacyPlan, steps: int) -> float:
+def _cross_check(plan: PrivacyPlan, steps: int) -> float | None:
     return epsilon_prv(history_of([repeated(plan.step, steps)] if steps else []), plan.delta)

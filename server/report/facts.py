@@ -31,7 +31,8 @@ class Taken(TypedDict):
 
 class CrossCheck(TypedDict):
     what: str
-    epsilon: float
+    epsilon: float | None
+    """None: that accountant cannot compute it"""
 
 
 class Privacy(TypedDict):

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from confide.client import train
+from confide.client.deploy.setup import _persons
 from confide.client.site import Site
 from confide.client.train import Work
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig, SiteConfig
 from confide.common.data import sources
 from confide.common.data.augmentation import Draw
+from confide.common.data.record_keys import record_keys
 from confide.common.data.sources import read_checked, read_rows
 from confide.common.errors import ConfigError, DataError, PolicyError, PrivacyError, RoundError
 from confide.common.ledger.chain import SiteKey
@@ -88,7 +90,7 @@ def parts_of(work: Work, persons: list[np.ndarray], monkeypatch, clip: float = 1
 
 
 def test_a_persons_part_is_a_function_of_their_own_rows(of_persons, monkeypatch) -> None:
-    work = work_of(of_persons(data={"person_rows": 1000}))
+    work = work_of(of_persons(data={"person_rows": 256}))
     persons = work.persons()
     assert len(persons) == 60
     assert sorted(np.concatenate(persons)) == work.indices.tolist()
@@ -105,7 +107,7 @@ def test_a_persons_part_is_a_function_of_their_own_rows(of_persons, monkeypatch)
 
 def test_a_persons_part_is_the_mean_gradient_of_their_rows_clipped_once(of_persons, monkeypatch) -> None:
     """Against gradients taken record by record without hooks."""
-    work = work_of(of_persons(data={"person_rows": 1000}))
+    work = work_of(of_persons(data={"person_rows": 256}))
     persons = sorted(work.persons(), key=len)[-3:]
     clip = 0.01
     total, means = parts_of(work, persons, monkeypatch, clip)
@@ -148,7 +150,7 @@ def test_of_a_person_with_many_rows_some_are_drawn_afresh(of_persons, monkeypatc
 
 
 def test_a_batch_that_fails_costs_a_row_and_no_other_person(of_persons, monkeypatch) -> None:
-    work = work_of(of_persons(data={"person_rows": 1000}))
+    work = work_of(of_persons(data={"person_rows": 256}))
     persons = work.persons()
     _, before = parts_of(work, persons, monkeypatch)
     bad = int(persons[5][0])
@@ -173,7 +175,7 @@ def test_a_batch_that_fails_costs_a_row_and_no_other_person(of_persons, monkeypa
 
 
 def test_persons_in_blocks_are_the_same_sum(of_persons, monkeypatch) -> None:
-    work = work_of(of_persons(data={"person_rows": 1000}))
+    work = work_of(of_persons(data={"person_rows": 256}))
     whole, _ = parts_of(work, work.persons(), monkeypatch)
     monkeypatch.setattr(train, "_HELD", 7 * len(whole))
     seen = []
@@ -242,7 +244,7 @@ def test_a_column_that_splits_a_person_is_refused(of_persons) -> None:
         simulated_data(config, model_of(config))
 
 
-@pytest.mark.parametrize("nobody", ["", "  ", "nan", "NaN", "None", "NA"])
+@pytest.mark.parametrize("nobody", ["", "  ", "nan", "NaN", "None", "NA", "unknown", "-", "#N/A"])
 def test_a_row_of_nobody_is_refused_by_its_line_and_contributes_nothing_at_a_site(
     of_persons, tmp_path: Path, nobody: str
 ) -> None:
@@ -282,6 +284,45 @@ def test_what_one_person_costs_is_bounded(of_persons, tmp_path: Path, monkeypatc
     after = read_checked(str(source), config.data, ["negative", "positive"]).rows
     assert Counter(after.person) == counts + Counter({"p999": 5})
     assert [line for line, who in zip(after.text, after.person, strict=True) if who != "p999"] == before.text
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "persons"),
+    [(7, 7.0, 1), ("7", "7.0", 1), ("José", "Jose\u0301", 1), ("p1 ", " p1", 1), ("p1", "P1", 2), ("7", "007", 2)],
+)
+def test_one_person_written_two_ways_is_one_unit(of_persons, tmp_path: Path, first, second, persons: int) -> None:
+    """Or whoever is written both ways could move the sum by 2C."""
+    rows = [{"patient": who, "text": "the film was good", "label": "positive"} for who in (first, second)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_checked(str(source), of_persons().data, ["negative", "positive"]).rows
+    assert len(set(found.person)) == persons
+
+
+def test_a_row_of_nobody_changes_no_other_rows_randomness(of_persons, tmp_path: Path) -> None:
+    """A column of whole numbers with a gap is written as floats by some; the keys of all other rows stay the same."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    data, keys, persons = of_persons().data, [], []
+    for name, ids in (("whole", [1, 2, 2]), ("gap", [1.0, 2.0, 2.0, None])):
+        count = len(ids)
+        table = {"patient": ids, "text": ["the film was good", "a sad story", "it was fine", "very dark"][:count]}
+        path = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pa.table({**table, "label": ["positive"] * count}), path)
+        rows = read_checked(str(path), data, ["negative", "positive"]).rows
+        keys.append(record_keys(rows, b"secret").tolist())
+        persons.append(list(rows.person))
+    assert keys[0] == keys[1]
+    assert persons[0] == persons[1] == ["1", "2", "2"]
+
+
+def test_the_check_shows_how_many_rows_persons_have_and_who_may_be_one(tmp_path: Path) -> None:
+    people = np.array(["a", "A", "7", "007", "b", "b", "b", "c"], dtype=object)
+    told = _persons(people)
+    assert told.startswith("6 persons (rows a person: 1: 5, 3-4: 1; 2 differ from another by case, blanks or leading")
+    assert not any(f" {who}" in told for who in ("007", "b ", "c "))
+    assert _persons(None) == ""
 
 
 def site(**changes) -> Site:

@@ -165,6 +165,74 @@ def test_spends_that_are_not_positive_and_finite_are_refused(any_ledger: Ledger,
     assert any_ledger.book().head.seq == 0
 
 
+@pytest.mark.parametrize("limit", [LIMIT, Limit(None, 1e-5)])
+@pytest.mark.parametrize(("first", "then"), [("example", "person"), ("person", "example"), ("client", "person")])
+def test_units_are_not_mixed_on_one_data_set_limited_or_not(any_ledger: Ledger, limit: Limit, first, then) -> None:
+    small = step_event(0.01, DiscreteGaussianDpEvent(2.0, 1000))
+    any_ledger.reserve(asked("bare", step=NonPrivateDpEvent(), unit="client"), Limit(None, 1e-5)).abort()
+    any_ledger.reserve(asked(step=small, unit=first), limit)
+    with pytest.raises(BudgetError, match=f"charged per {first} so far, asked per {then}; ε of two units do not add"):
+        any_ledger.reserve(asked("second", step=small, unit=then), limit)
+
+
+def test_an_audit_finds_units_that_were_mixed(ledger: Ledger, tmp_path: Path, monkeypatch) -> None:
+    ledger.reserve(asked(), Limit(None, 1e-5))
+    monkeypatch.setattr("confide.common.ledger.ledger.admit", lambda *_: 4.0)
+    ledger.reserve(asked("second", unit="person"), Limit(None, 1e-5))
+    assert "charged per example and per person" in audit(tmp_path / "site" / DATABASE).findings[0]
+
+
+def test_the_first_run_is_admitted_by_pld_and_later_ones_by_the_filter_over_all(any_ledger: Ledger) -> None:
+    """Calibrated to ε = 8 at (0.05, 30), z = 0.586: 8.0 by PLD, 9.5 and more at any order of the filter."""
+    run = step_event(0.05, DiscreteGaussianDpEvent(0.586, 1000))
+    limit = Limit(8.01, 1e-5)
+    any_ledger.reserve(asked(step=run, steps=30), limit)
+    small = asked("second", step=step_event(0.001, DiscreteGaussianDpEvent(5.0, 1000)), steps=1)
+    with pytest.raises(
+        BudgetError, match=r"spent ε = (9|10)\.\d+, asked .*as the only run the earlier one has ε = 7\.99"
+    ):
+        any_ledger.reserve(small, limit)
+    any_ledger.reserve(small, Limit(12.0, 1e-5))  # an operator who gives more gets the filter's guarantee
+    other = Ledger.in_memory("x", SiteKey.new())
+    with pytest.raises(BudgetError, match=r"spent ε = 0, asked 7\.99\d*, limit 7\.9, remaining 7\.9 .*PLD"):
+        other.reserve(asked(step=run, steps=30), Limit(7.9, 1e-5))
+    assert other.book().head.seq == 0
+
+
+def test_a_reservation_that_was_given_back_leaves_the_next_run_the_first(any_ledger: Ledger) -> None:
+    run = asked(step=step_event(0.05, DiscreteGaussianDpEvent(0.586, 1000)), steps=30)
+    any_ledger.reserve(run, Limit(8.01, 1e-5)).abort()
+    any_ledger.reserve(replace(run, run="second"), Limit(8.01, 1e-5))
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_after_a_crash_the_next_run_is_a_later_one(ledger: Ledger, tmp_path: Path, committed: bool) -> None:
+    """Between RESERVE and COMMIT, or after: nobody can know whether data were read, so the filter counts both."""
+    run = asked(step=step_event(0.05, DiscreteGaussianDpEvent(0.586, 1000)), steps=30)
+    reservation = ledger.reserve(run, Limit(8.01, 1e-5))
+    if committed:
+        with reservation.taking(1):
+            pass
+    again = Ledger.open(tmp_path / "site")  # a new process
+    with pytest.raises(BudgetError, match="Rényi filter"):
+        again.reserve(replace(run, run="second"), Limit(8.01, 1e-5))
+    assert again.reserve(run, Limit(8.01, 1e-5)).charge.used == committed
+    facts = audit(tmp_path / "site" / DATABASE).datasets[0]
+    assert facts["accountant"] == "PLD"
+    assert facts["epsilon_spent"] == pytest.approx(8.0, abs=0.01)
+    assert facts["remaining"] == 0
+
+
+def test_the_audit_says_by_which_accountant(ledger: Ledger, tmp_path: Path) -> None:
+    small = step_event(0.01, DiscreteGaussianDpEvent(2.0, 1000))
+    ledger.reserve(asked(step=small), LIMIT)
+    ledger.reserve(asked("second", step=small), LIMIT)
+    facts = audit(tmp_path / "site" / DATABASE).datasets[0]
+    assert facts["accountant"] == "Rényi filter"
+    assert facts["epsilon_spent"] == facts["epsilon_filter"] > facts["epsilon"]["rdp"] - 1e-9
+    assert facts["epsilon"]["pld"] < facts["epsilon"]["rdp"]
+
+
 def test_the_filters_order_is_fixed_by_the_first_request(any_ledger: Ledger) -> None:
     small = asked(step=step_event(0.01, DiscreteGaussianDpEvent(2.0, 1000)), steps=10)
     any_ledger.reserve(small, LIMIT)

@@ -77,6 +77,25 @@ def test_unreachable_budget_is_refused() -> None:
         plan_for(epsilon=1e-7, delta=1e-5, sampling_rate=1, steps=10**3, clip=1, coordinates=10, declared_units=1)
 
 
+@pytest.mark.parametrize("epsilon", [20.0, 60.0, 900.0, 2500.0, 3000.0, 1e5])
+@pytest.mark.parametrize(("q", "steps"), [(1.0, 1), (0.05, 30)])
+def test_large_targets_are_kept_to(epsilon: float, q: float, steps: int) -> None:
+    """Where noise is next to none, and e^ε·τ is far above δ."""
+    found = plan_for(
+        epsilon=epsilon, delta=1e-5, sampling_rate=q, steps=steps, clip=1.0, coordinates=75_000, declared_units=1
+    )
+    assert found.epsilon() <= epsilon
+
+
+def test_a_delta_above_the_chance_to_be_drawn_is_no_leave_to_release_without_noise() -> None:
+    """q·T = 4·10⁻⁶ below δ = 10⁻⁵: without noise at all, (0, δ) would hold."""
+    found = plan_for(
+        epsilon=8, delta=1e-5, sampling_rate=1e-6, steps=4, clip=1.0, coordinates=100, declared_units=10**7
+    )
+    assert found.noise_multiplier > 0.25
+    assert found.epsilon() <= 8
+
+
 def test_the_grid_costs_noise_not_epsilon(plan: PrivacyPlan) -> None:
     """z is relative to Δ₂ = G + √d, so ε at the same z does not move with d."""
     assert replace(plan, coordinates=10**8).epsilon() == pytest.approx(plan.epsilon(), rel=1e-9)

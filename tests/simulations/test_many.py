@@ -59,7 +59,7 @@ def test_under_privacy_every_run_is_charged_and_the_pool_counts_twice(recipe: di
     row = report["strategies"][1]
     ledgers = [audit(path) for path in find_ledgers(folder / "runs" / "ledgers-entropy-3")]
     assert all(found.holds and len(found.datasets[0]["runs"]) == 2 for found in ledgers)
-    assert row["epsilon"] == max(found.datasets[0]["epsilon"]["rdp"] for found in ledgers)
+    assert row["epsilon"] == max(found.datasets[0]["epsilon_spent"] for found in ledgers)
     assert LOCAL["epsilon"] < row["epsilon"] <= 2 * LOCAL["epsilon"]
     assert row["pool"][0] == 2 * row["epsilon"]
     assert "A record of the pool counts twice" in (folder / "report.html").read_text()
