@@ -137,7 +137,7 @@ def test_a_privacy_officers_walk(confide, private_toml: Path, tmp_path: Path) ->
     code, _, err = confide("simulate", private_toml, "--out", tmp_path / "again", "--ledger", ledgers)
     assert code == 1
     assert "spent ε = " in err
-    assert "limit 8, remaining 0." in err
+    assert "limit 8, remaining 0 (" in err
     account = tmp_path / "account.json"
     assert confide("audit", "export", ledgers / "site-1", "--out", account)[0] == 0
     public = tmp_path / "registered.key"

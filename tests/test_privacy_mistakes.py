@@ -10,7 +10,7 @@ from confide.client.worker import Worker
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError
 from confide.common.ledger.ledger import Ledger
-from confide.common.privacy.accounting import epsilon_rdp
+from confide.common.privacy.accounting import epsilon_pld
 from confide.common.privacy.events import history_of, repeated
 from confide.common.privacy.plan import privacy_plan, step_of
 from confide.common.types import RoundTask
@@ -152,8 +152,8 @@ def test_what_was_spent_outlives_the_process(private, tmp_path) -> None:
     book = Ledger.open(tmp_path / "ledgers" / "site-1").book()  # as a new process would
     plan = privacy_plan(config, read_report(config.output)["model"]["trainable"])
     assert plan is not None
-    expected = epsilon_rdp(history_of([repeated(step_of(config, plan), 3)]), 1e-5)
-    assert epsilon_rdp(book.history("default"), 1e-5) == pytest.approx(expected)
+    expected = epsilon_pld(history_of([repeated(step_of(config, plan), 3)]), 1e-5)
+    assert epsilon_pld(book.history("default"), 1e-5) == pytest.approx(expected)
     assert expected == pytest.approx(plan.epsilon())
 
 

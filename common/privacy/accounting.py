@@ -139,12 +139,14 @@ def _epsilon_pld(items: Items, delta: float) -> float:
 
 
 def epsilon_at_scale(items: Items, delta: float, scale: float) -> float:
-    """An upper bound of ε, the tighter and the slower the smaller `scale` is; where that is ε, tight. Of more than
-    `_MOST_STEPS` by Rényi DP: composing that many takes minutes."""
+    """An upper bound of ε, the tighter and the slower the smaller `scale` is; where that is ε, tight. By Rényi
+    DP for more than `_MOST_STEPS`, whose composition takes minutes, and for an ε so large that e^ε has no number."""
     if sum(count for _, count in items) > _MOST_STEPS:
         return epsilon_rdp(History(dict(items)), delta)
     composed = _composed(items, scale)
-    return with_slack(lambda at: float(composed.get_epsilon_for_delta(at)), History(dict(items)), delta)
+    with np.errstate(over="ignore"):  # of e^ε, where ε is in the hundreds
+        found = with_slack(lambda at: float(composed.get_epsilon_for_delta(at)), History(dict(items)), delta)
+    return found if math.isfinite(found) else epsilon_rdp(History(dict(items)), delta)
 
 
 def delta_pld(history: History, epsilon: float) -> float:

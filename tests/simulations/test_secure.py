@@ -74,7 +74,8 @@ def test_the_report_says_who_sees_what(distributed) -> None:
 
 
 def test_the_noise_of_the_sum_is_what_was_promised(distributed, monkeypatch) -> None:
-    """No record is drawn: what the server opens is the noise of four shares of μ/(t − c) = μ/2."""
+    """No record is drawn: what the server uses is the noise of four shares of σ²/(t − c) = σ²/2, off each of which is
+    what four survivors do not need: σ²/(4 − c) = σ²/3 stays."""
     totals = []
     real = protocol.Sum.finish
 
@@ -88,7 +89,9 @@ def test_the_noise_of_the_sum_is_what_was_promised(distributed, monkeypatch) -> 
     plan = privacy_plan(config, totals[0].size)
     assert plan is not None
     found = np.concatenate(totals) / plan.variance**0.5
-    assert found.var() == pytest.approx(2.0, rel=_Z * (2 / found.size) ** 0.5)
+    assert plan.pieces.variances[0] == pytest.approx(plan.variance / 3)
+    assert sum(plan.pieces.variances) == pytest.approx(plan.variance / 2)
+    assert found.var() == pytest.approx(4 / 3, rel=_Z * (2 / found.size) ** 0.5)
     # and with one site missing and one that works for the server it is still whole
     assert 3 * (1 / plan.shares) - 1 / plan.shares == 1.0
 
@@ -265,7 +268,7 @@ def test_ledgers_record_both_modes(distributed, make_config, tmp_path: Path) -> 
     assert outcome.holds
     (facts,) = outcome.to_json()["datasets"]
     assert facts["unit"] == ["example"]
-    assert facts["epsilon"]["rdp"] <= 8.0
+    assert facts["epsilon"]["pld"] == facts["epsilon_spent"] <= 8.0
     site_toml = tmp_path / "ledgers" / "site.toml"
     text = site_toml.read_text()
     public = (tmp_path / "ledgers" / "site-2" / "public.key").read_text().strip()
