@@ -229,7 +229,8 @@ def privacy(scratch: Path) -> Table:
     for epsilon in (1.0, 3.0, 8.0):
         for q, steps in ((0.05, 30), (0.03, 40), (0.02, 20)):
             ours = noise_multiplier(epsilon, 1e-5, q, steps, 75_000)
-            theirs = brentq(lambda z, q=q, steps=steps, epsilon=epsilon: _prv(z, q, steps) - epsilon, 0.3, 3, xtol=1e-5)
+            found = brentq(lambda z, q=q, steps=steps, epsilon=epsilon: _prv(z, q, steps) - epsilon, 0.3, 3, xtol=1e-5)
+            theirs = float(found)  # pyright: ignore[reportArgumentType]
             what = f"ε = {epsilon:g}, q = {q}, T = {steps}: z, and z by Opacus' PRV"
             rows.append((what, f"{ours:.4f}, {theirs:.4f}: {100 * (ours / theirs - 1):+.2f} %", "within 0.5 %"))
     return rows

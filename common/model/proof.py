@@ -74,7 +74,8 @@ def proved_shapes(config: RunConfig, model: FineTuneModel) -> Shapes:
     """The shapes of a run's batches under privacy, in which the model was proved. Raises ModelError as `prove`."""
     privacy, training = config.privacy, config.training
     expected = math.inf
-    declared = privacy.declared_examples or (privacy.declared_persons or 0) * config.data.person_rows
+    # of persons many have few rows; what is expected decides on the time that is wasted, and on nothing else
+    declared = privacy.declared_examples or (privacy.declared_persons or 0) * min(2, config.data.person_rows)
     if privacy.sampling_rate is not None and declared:
         expected = privacy.sampling_rate * declared / config.clients
     unread = not model.task.READS.text or (model.head_only and model.pools)

@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from ..errors import BudgetError, PrivacyError
 from .accounting import epsilon_at_scale, epsilon_pld, items_of
 from .discrete_gaussian import words_of
-from .events import DiscreteGaussianDpEvent, Step, history_of, repeated, step_event
+from .events import DiscreteGaussianDpEvent, History, Step, history_of, repeated, step_event
 from .noise import from_grid, grid_steps, grid_variance, require_wide, to_grid
 from .pieces import Pieces
 
@@ -140,10 +140,12 @@ def noise_multiplier(epsilon: float, delta: float, sampling_rate: float, steps: 
 
     scale = min(1.0, max(1e-3, epsilon))
 
+    def of(z: float) -> History:
+        return history_of([repeated(step_event(sampling_rate, DiscreteGaussianDpEvent(z, coordinates)), steps)])
+
     def over(z: float, coarser: float = 1.0) -> float:
         """log of ε after all steps ÷ target, in reach of a root finder; coarser: an upper bound in less time."""
-        step = step_event(sampling_rate, DiscreteGaussianDpEvent(z, coordinates))
-        found = epsilon_at_scale(items_of(history_of([repeated(step, steps)])), delta, scale * coarser)
+        found = epsilon_at_scale(items_of(of(z)), delta, scale * coarser)
         return math.log(min(max(found / epsilon, 1e-9), 1e9))
 
     def coarse(log_z: float) -> float:
@@ -160,12 +162,12 @@ def noise_multiplier(epsilon: float, delta: float, sampling_rate: float, steps: 
         if coarse(math.log(_LEAST)) <= 0:
             return _LEAST
         low = _LEAST
-    near = brentq(coarse, math.log(low), math.log(high), xtol=1e-4)
+    near = float(brentq(coarse, math.log(low), math.log(high), xtol=1e-4))  # pyright: ignore[reportArgumentType]
     slope = (coarse(near + 0.01) - coarse(near - 0.01)) / 0.02
     # what the coarse bound asks for too much; where ε has a jump there is no slope to go by
     less = over(math.exp(near)) / slope if slope < -0.1 else 0.0
     z = math.ceil(math.exp(near - max(0.0, less)) * 1e4) / 1e4
-    while over(z) > 0:
+    while epsilon_pld(of(z), delta) > epsilon:  # what a ledger's gate computes
         z = math.ceil(z * (1 + 5e-5) * 1e4) / 1e4
     return z
 

@@ -29,7 +29,7 @@ from confide.common.model.proof import proved_shapes
 from confide.common.privacy.claims import several_sites
 from confide.common.privacy.explain import in_words, meanings
 from confide.common.privacy.plan import privacy_plan
-from confide.common.types import RoundTask
+from confide.common.types import RoundTask, Rows
 from confide.server.report import read_report
 from confide.simulations.audit import audit_canaries, with_canaries
 from confide.simulations.canaries import Planted
@@ -67,6 +67,11 @@ def of_persons(make_config, tmp_path: Path):
         )
 
     return make
+
+
+def whose(rows: Rows) -> list[str]:
+    assert rows.person is not None
+    return rows.person.tolist()
 
 
 def work_of(config: RunConfig) -> Work:
@@ -277,13 +282,13 @@ def test_what_one_person_costs_is_bounded(of_persons, tmp_path: Path, monkeypatc
     config = of_persons()
     source = Path(str(config.data.train))
     before = read_checked(str(source), config.data, ["negative", "positive"]).rows
-    counts = Counter(before.person)
+    counts = Counter(whose(before))
     assert max(counts.values()) == 5
     text = source.read_text()
     source.write_text(text + "".join(f"p999,the film was good {'very ' * i},positive\n" for i in range(40)))
     after = read_checked(str(source), config.data, ["negative", "positive"]).rows
-    assert Counter(after.person) == counts + Counter({"p999": 5})
-    assert [line for line, who in zip(after.text, after.person, strict=True) if who != "p999"] == before.text
+    assert Counter(whose(after)) == counts + Counter({"p999": 5})
+    assert [line for line, who in zip(after.text, whose(after), strict=True) if who != "p999"] == before.text
 
 
 @pytest.mark.parametrize(
@@ -296,7 +301,7 @@ def test_one_person_written_two_ways_is_one_unit(of_persons, tmp_path: Path, fir
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read_checked(str(source), of_persons().data, ["negative", "positive"]).rows
-    assert len(set(found.person)) == persons
+    assert len(set(whose(found))) == persons
 
 
 def test_a_row_of_nobody_changes_no_other_rows_randomness(of_persons, tmp_path: Path) -> None:
@@ -312,7 +317,7 @@ def test_a_row_of_nobody_changes_no_other_rows_randomness(of_persons, tmp_path: 
         pyarrow.parquet.write_table(pa.table({**table, "label": ["positive"] * count}), path)
         rows = read_checked(str(path), data, ["negative", "positive"]).rows
         keys.append(record_keys(rows, b"secret").tolist())
-        persons.append(list(rows.person))
+        persons.append(whose(rows))
     assert keys[0] == keys[1]
     assert persons[0] == persons[1] == ["1", "2", "2"]
 

@@ -74,10 +74,10 @@ def test_epsilon_composes_over_steps(plan: PrivacyPlan) -> None:
 
 def test_unreachable_budget_is_refused() -> None:
     with pytest.raises(PrivacyError, match="no noise multiplier"):
-        plan_for(epsilon=1e-7, delta=1e-5, sampling_rate=1, steps=10**3, clip=1, coordinates=10, declared_units=1)
+        plan_for(epsilon=1e-3, delta=1e-5, sampling_rate=1, steps=10**6, clip=1, coordinates=10, declared_units=1)
 
 
-@pytest.mark.parametrize("epsilon", [20.0, 60.0, 900.0, 2500.0, 3000.0, 1e5])
+@pytest.mark.parametrize("epsilon", [0.02, 0.1, 0.34, 0.99, 20.0, 60.0, 900.0, 2500.0, 3000.0, 1e5])
 @pytest.mark.parametrize(("q", "steps"), [(1.0, 1), (0.05, 30)])
 def test_large_targets_are_kept_to(epsilon: float, q: float, steps: int) -> None:
     """Where noise is next to none, and e^ε·τ is far above δ."""

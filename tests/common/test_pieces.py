@@ -157,7 +157,7 @@ def test_sums_over_a_thousand_schedules_of_dropouts_are_exact_and_noised_as_decl
             total = federation.mask(number, sending)
             answers = {name: federation.open(name, number, total.survivors) for name in answering}
             found = federation.finish(total, answers)
-            expected = sum(federation.inputs[name] + federation.first[name] for name in sending)
+            expected = np.sum([federation.inputs[name] + federation.first[name] for name in sending], axis=0)
             for name in answering:
                 pieces.remove(expected, pieces.released(federation.seeds[name], before), before)
             np.testing.assert_array_equal(found, expected)
