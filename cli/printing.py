@@ -25,7 +25,11 @@ def print_explanation(words: list[str], units: list[Meaning], choices: list[Alte
         _print(paragraph + "\n")
     whose = _table("what this run's noise hides", "of", ">ε", "hides")
     for row in units:
-        whose.add_row(row.whose, "no promise" if math.isinf(row.epsilon) else f"{row.epsilon:.3g}", row.hides)
+        whose.add_row(
+            row.whose,
+            "no promise" if math.isinf(row.epsilon) else f"{row.epsilon:.3g}",
+            "nothing" if math.isinf(row.epsilon) else row.hides,
+        )
     _print(whose)
     table = _table("what if", "", ">rounds", ">noise multiplier", ">ε")
     for choice in choices:
