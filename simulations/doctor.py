@@ -135,10 +135,8 @@ def estimate(config: RunConfig, model: FineTuneModel) -> tuple[float, float]:
             clipped_sum(model, losses, 1.0)
         best = min(best, time.perf_counter() - started)
     sites = config.server.cohort or config.data.partition.clients or 1
-    privacy = config.privacy
-    declared = privacy.declared_examples or (privacy.declared_persons or 0) * config.data.person_rows
-    if config.private and privacy.sampling_rate and declared:
-        drawn = privacy.sampling_rate * declared * sites / (config.data.partition.clients or sites)
+    if config.private and config.expected_rows is not None:
+        drawn = config.expected_rows * sites / (config.data.partition.clients or sites)
     else:
         drawn = size * sites
     seconds = best * drawn / size * config.training.local_steps

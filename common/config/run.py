@@ -132,6 +132,14 @@ class RunConfig(Section, frozen=True):
         return self.server.min_survivors or min(least, n)
 
     @property
+    def expected_rows(self) -> float | None:
+        """Rows that a step is expected to read at all sites together, from the declaration; None without one. Of a
+        person two, since many have few: it decides on the time that batches waste, and on nothing else."""
+        privacy = self.privacy
+        declared = privacy.declared_examples or (privacy.declared_persons or 0) * min(2, self.data.person_rows)
+        return privacy.sampling_rate * declared if privacy.sampling_rate is not None and declared else None
+
+    @property
     def secure_parameters(self) -> Parameters:
         """(n, t, c) of a secure sum. Raises SecureSumError for numbers that cannot be."""
         return Parameters(self.sites_per_sum, self.survivors_per_sum, self.privacy.colluders)

@@ -72,12 +72,8 @@ def _first_line(error: Exception) -> str:
 
 def proved_shapes(config: RunConfig, model: FineTuneModel) -> Shapes:
     """The shapes of a run's batches under privacy, in which the model was proved. Raises ModelError as `prove`."""
-    privacy, training = config.privacy, config.training
-    expected = math.inf
-    # of persons many have few rows; what is expected decides on the time that is wasted, and on nothing else
-    declared = privacy.declared_examples or (privacy.declared_persons or 0) * min(2, config.data.person_rows)
-    if privacy.sampling_rate is not None and declared:
-        expected = privacy.sampling_rate * declared / config.clients
+    training, drawn = config.training, config.expected_rows
+    expected = math.inf if drawn is None else drawn / config.clients
     unread = not model.task.READS.text or (model.head_only and model.pools)
     if model.task.READS.text and model.positions is not None and model.max_length >= model.positions:
         raise ModelError(

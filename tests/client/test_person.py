@@ -81,41 +81,46 @@ def work_of(config: RunConfig) -> Work:
     return Work(config, model, data.records, np.sort(np.concatenate(data.parts)), RoundTask(1, model.initial))
 
 
-def parts_of(work: Work, persons: list[np.ndarray], monkeypatch, clip: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """The sum, and the mean gradients (P, d) that were clipped."""
-    seen = []
+def blocks_of(work: Work, persons: list[np.ndarray], clip: float = 1.0) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The sum, and the mean gradients (P, d) of each block of persons that was clipped."""
+    seen: list[np.ndarray] = []
     clipped = train.clipped_rows
-    monkeypatch.setattr(train, "clipped_rows", lambda parts, c: seen.append(parts[0].numpy()) or clipped(parts, c))
     work.model.set(work.task.adapter)
     shapes = proved_shapes(work.config, work.model)
-    with hooked(work.model):
+    with hooked(work.model), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "clipped_rows", lambda parts, c: seen.append(parts[0].numpy()) or clipped(parts, c))
         total = train._persons_sum(work, persons, shapes, Draw(7, np.random.default_rng(0)), clip)
-    monkeypatch.undo()
+    return total, seen
+
+
+def parts_of(work: Work, persons: list[np.ndarray], clip: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """The sum, and the mean gradients (P, d) that were clipped."""
+    total, seen = blocks_of(work, persons, clip)
     return total, np.concatenate(seen)
 
 
-def test_a_persons_part_is_a_function_of_their_own_rows(of_persons, monkeypatch) -> None:
+def test_a_persons_part_is_a_function_of_their_own_rows(of_persons) -> None:
     work = work_of(of_persons(data={"person_rows": 256}))
     persons = work.persons()
     assert len(persons) == 60
     assert sorted(np.concatenate(persons)) == work.indices.tolist()
-    total, together = parts_of(work, persons, monkeypatch)
+    total, together = parts_of(work, persons)
     rng = np.random.default_rng(1)
     for _ in range(5):
         order = rng.permutation(60)[: int(rng.integers(1, 60))]
-        _, some = parts_of(work, [persons[i] for i in order], monkeypatch)
+        _, some = parts_of(work, [persons[i] for i in order])
         np.testing.assert_array_equal(some, together[order])  # the same bits, whoever else is there
     for number in (0, 13, 59):  # one person more or less moves the sum by at most C
-        less, _ = parts_of(work, persons[:number] + persons[number + 1 :], monkeypatch)
+        less, _ = parts_of(work, persons[:number] + persons[number + 1 :])
         assert np.linalg.norm(total - less) <= 1.0
 
 
-def test_a_persons_part_is_the_mean_gradient_of_their_rows_clipped_once(of_persons, monkeypatch) -> None:
+def test_a_persons_part_is_the_mean_gradient_of_their_rows_clipped_once(of_persons) -> None:
     """Against gradients taken record by record without hooks."""
     work = work_of(of_persons(data={"person_rows": 256}))
     persons = sorted(work.persons(), key=len)[-3:]
     clip = 0.01
-    total, means = parts_of(work, persons, monkeypatch, clip)
+    total, means = parts_of(work, persons, clip)
     work.model.set(work.task.adapter)
     expected = []
     for rows in persons:
@@ -157,7 +162,7 @@ def test_of_a_person_with_many_rows_some_are_drawn_afresh(of_persons, monkeypatc
 def test_a_batch_that_fails_costs_a_row_and_no_other_person(of_persons, monkeypatch) -> None:
     work = work_of(of_persons(data={"person_rows": 256}))
     persons = work.persons()
-    _, before = parts_of(work, persons, monkeypatch)
+    _, before = parts_of(work, persons)
     bad = int(persons[5][0])
     losses = Work.losses
 
@@ -167,30 +172,17 @@ def test_a_batch_that_fails_costs_a_row_and_no_other_person(of_persons, monkeypa
         return losses(self, part, *rest)
 
     monkeypatch.setattr(Work, "losses", failing)
-    seen = []
-    clipped = train.clipped_rows
-    monkeypatch.setattr(train, "clipped_rows", lambda parts, c: seen.append(parts[0].numpy()) or clipped(parts, c))
-    work.model.set(work.task.adapter)
-    shapes = proved_shapes(work.config, work.model)
-    with hooked(work.model):
-        train._persons_sum(work, persons, shapes, Draw(7, np.random.default_rng(0)), 1.0)
-    after = np.concatenate(seen)
+    _, after = parts_of(work, persons)
     others = [i for i in range(60) if i != 5]
     np.testing.assert_array_equal(after[others], before[others])
 
 
 def test_persons_in_blocks_are_the_same_sum(of_persons, monkeypatch) -> None:
     work = work_of(of_persons(data={"person_rows": 256}))
-    whole, _ = parts_of(work, work.persons(), monkeypatch)
+    whole, _ = parts_of(work, work.persons())
     monkeypatch.setattr(train, "_HELD", 7 * len(whole))
-    seen = []
-    clipped = train.clipped_rows
-    monkeypatch.setattr(train, "clipped_rows", lambda parts, c: seen.append(len(parts[0])) or clipped(parts, c))
-    work.model.set(work.task.adapter)
-    shapes = proved_shapes(work.config, work.model)
-    with hooked(work.model):
-        parts = train._persons_sum(work, work.persons(), shapes, Draw(7, np.random.default_rng(0)), 1.0)
-    assert seen == [7] * 8 + [4]
+    parts, seen = blocks_of(work, work.persons())
+    assert [len(block) for block in seen] == [7] * 8 + [4]
     np.testing.assert_allclose(parts, whole, rtol=1e-12, atol=1e-14)
 
 
