@@ -20,6 +20,7 @@ from ..common.config.section import Positive, PositiveFloat, Section
 from ..common.data.sources import read_texts
 from ..common.errors import ConfigError, DataError
 from ..common.model.optimizer import warmed_up
+from ..common.model.output import note_end
 from ..common.tasks import Batch, Task, collate, masked_lm
 from ..common.types import ProgressCallback, Records, Rows
 
@@ -132,7 +133,7 @@ def make_model(section: PretrainSection, words: int) -> BertForMaskedLM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(section.seed)
-        return BertForMaskedLM(config)
+        return note_end(BertForMaskedLM(config))
 
 
 def _texts(sources: list[str], column: str) -> list[str]:

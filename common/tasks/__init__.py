@@ -140,18 +140,21 @@ def token_losses(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tens
     logits: (B, T, K). wanted: (B, T). A record without a wanted position has loss 0, not 0/0.
     """
     losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED)
-    return losses, losses.sum(1) / (wanted != IGNORED).sum(1).clamp(min=1)
+    return losses, record_means(losses, wanted)
 
 
-def token_score(logits: torch.Tensor, wanted: torch.Tensor) -> dict[str, np.ndarray]:
-    """`Task.score` of tasks that guess tokens."""
-    losses, means = token_losses(logits, wanted)
-    counted = wanted != IGNORED
+def record_means(losses: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """(B,): the mean of each record's own losses (B, T)."""
+    return losses.sum(1) / (wanted != IGNORED).sum(1).clamp(min=1)
+
+
+def token_score(losses: torch.Tensor, hits: torch.Tensor, wanted: torch.Tensor) -> dict[str, np.ndarray]:
+    """`Task.score` of tasks that guess tokens. losses, hits, wanted: (B, T)."""
     return {
-        "loss": means.cpu().numpy(),
+        "loss": record_means(losses, wanted).cpu().numpy(),
         "token_loss": losses.sum(1).double().cpu().numpy(),
-        "hits": ((logits.argmax(-1) == wanted) & counted).sum(1).cpu().numpy(),
-        "tokens": counted.sum(1).cpu().numpy(),
+        "hits": hits.sum(1).cpu().numpy(),
+        "tokens": (wanted != IGNORED).sum(1).cpu().numpy(),
     }
 
 

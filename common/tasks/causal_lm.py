@@ -10,8 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ..config.tables import ModelSection
+from ..model.output import base_of, decoded, ends_apart, guessed, note_end
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, ragged, token_losses, token_metrics, token_score
+from . import ACCURACY, Batch, inputs_of, ragged, record_means, token_losses, token_metrics, token_score
 
 HEAD: list[str] = []
 CLASSES, VARIANTS, READS = False, 1, Reads(label=None)
@@ -19,7 +20,7 @@ EXPORT, PIPELINE, MAIN = "text", "text-generation", ACCURACY
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return note_end(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
@@ -50,14 +51,18 @@ def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
     return torch.from_numpy(result)
 
 
-def _guesses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, T−1, V) and the tokens that they should name (B, T−1)."""
-    logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
-    return logits, batch["targets"][:, 1:]
+def _guesses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses, whether guessed, and the token that is wanted, of each position but the first: (B, T−1) each."""
+    base, wanted = base_of(module), batch["targets"][:, 1:]
+    if ends_apart(base):
+        return *guessed(base, decoded(base, inputs_of(batch))[:, :-1], wanted), wanted
+    logits = module(**inputs_of(batch)).logits[:, :-1].float()
+    return token_losses(logits, wanted)[0], logits.argmax(-1) == wanted, wanted
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
-    return token_losses(*_guesses(module, batch))[1]
+    losses, _, wanted = _guesses(module, batch)
+    return record_means(losses, wanted)
 
 
 def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:

@@ -8,16 +8,17 @@ a training step draws one, and evaluation always uses the first.
 """
 
 import zlib
+from typing import cast
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForMaskedLM, BertForMaskedLM, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from ..config.tables import ModelSection
 from ..errors import ModelError
+from ..model.output import base_of, decoded, ends_apart, guessed, note_end, token_losses_at
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import (
     ACCURACY,
@@ -25,6 +26,7 @@ from . import (
     inputs_of,
     load_backbone,
     ragged,
+    record_means,
     subword_ids,
     token_losses,
     token_metrics,
@@ -51,24 +53,29 @@ class WordGuesser(nn.Module):
         nn.init.eye_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        places: torch.Tensor | None = None,
-        **_: object,
-    ) -> MaskedLMOutput:
-        """input_ids, attention_mask: (B, T). Returns logits (B, T, V), or (B, M, V) of the named places (B, M)."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, T, h)
-        hidden = hidden if places is None else _at(hidden, places)
-        words = self.backbone.get_input_embeddings().weight  # (V, h)
-        return MaskedLMOutput(logits=self.head(hidden) @ words.T)
+    @property
+    def words(self) -> nn.Parameter:
+        """(V, h): the embeddings of all words."""
+        return cast(nn.Parameter, self.backbone.get_input_embeddings().weight)
+
+    def vectors(self, inputs: Batch) -> torch.Tensor:
+        """(B, T, h) of input_ids and attention_mask (B, T)."""
+        ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask", torch.ones_like(ids))
+        return self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def compared(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(…, h) → (…, V): with every word."""
+        return vectors @ self.words.T
+
+    def forward(self, **inputs: torch.Tensor) -> MaskedLMOutput:
+        """input_ids, attention_mask: (B, T). Returns logits (B, T, V)."""
+        return MaskedLMOutput(logits=self.compared(self.head(self.vectors(inputs))))  # pyright: ignore[reportArgumentType]
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     if model.pooling == "model":
-        return AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32)
+        return note_end(AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32))
     return WordGuesser(load_backbone(path))
 
 
@@ -106,28 +113,25 @@ def _at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def _guesses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, M, V) of the hidden tokens and what they should name (B, M); M is what a text of this length may hide,
-    whoever is in the batch.
-
-    Only those are compared with all words where the head can be told: it takes most of a step's time.
-    """
+def _guesses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses of the hidden tokens, whether guessed, and what is wanted: (B, M) each; M is what a text of this length
+    may hide, whoever is in the batch."""
     hidden = batch["targets"] != IGNORED
     most = max(1, round(_HIDDEN * hidden.shape[1]))
     places = hidden.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    base = module.get_base_model() if isinstance(module, PeftModel) else module
-    inputs = inputs_of(batch)
+    wanted, base, inputs = batch["targets"].gather(1, places), base_of(module), inputs_of(batch)
     if isinstance(base, WordGuesser):
-        logits = module(**inputs, places=places).logits
-    elif isinstance(base, BertForMaskedLM):
-        logits = base.cls(_at(base.bert(**inputs).last_hidden_state, places))
-    else:
-        logits = _at(module(**inputs).logits, places)
-    return logits.float(), batch["targets"].gather(1, places)
+        found = base.head(_at(base.vectors(inputs), places))
+        return *token_losses_at(found, wanted, base.compared, [base.words], len(base.words)), wanted
+    if ends_apart(base):
+        return *guessed(base, _at(decoded(base, inputs), places), wanted), wanted
+    logits = _at(module(**inputs).logits, places).float()
+    return token_losses(logits, wanted)[0], (logits.argmax(-1) == wanted) & (wanted != IGNORED), wanted
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
-    return token_losses(*_guesses(module, batch))[1]
+    losses, _, wanted = _guesses(module, batch)
+    return record_means(losses, wanted)
 
 
 def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
