@@ -64,7 +64,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def _serve(grid: Grid, config: RunConfig, home: Path) -> None:
     """home: the folder of a deployment's server."""
-    folders = tuple((name, str(home / path)) for name, path in ServerFile.load(home).backbones.items())
+    folders = ServerFile.load(home).folders(home)
     known = {name: site.identity for name, site in registered(home).items()}
     run_server(QuickGrid(grid), config, Heads(home / "heads.json", known), folders=folders)
 

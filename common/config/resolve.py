@@ -4,8 +4,12 @@ import uuid
 from pathlib import Path
 
 from ..data.sources import bio_names, is_hub_id, label_names, number_scale, read_table
+from ..errors import ModelError
+from ..model.backbones import Folders, resolve_backbone
+from ..model.weights import with_type
 from ..tasks import load_task
 from .run import RunConfig
+from .tables import ModelSection
 
 
 def public_sources(config: RunConfig) -> list[str]:
@@ -17,11 +21,11 @@ SENT = {"test": "data", "validation": "data", "public": "distill"}
 """keys of sources that go to the server, and the tables that they stand in"""
 
 
-def resolve(config: RunConfig) -> RunConfig:
+def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
     """Everything a run depends on, stated: classes come from the public sets, the number of `natural` clients from its
-    column, paths become absolute, and the run gets its id.
+    column, paths become absolute, the run gets its id, and the weights their type.
 
-    Raises ConfigError, DataError.
+    folders: where backbones are that the caller keeps. Raises ConfigError, DataError.
     """
     task = load_task(config.model.task)
     data = config.data
@@ -39,7 +43,7 @@ def resolve(config: RunConfig) -> RunConfig:
         column = data.partition.column or ""
         if column in values.column_names:  # a missing column is reported when the rows are read
             changes["partition"] = data.partition.model_copy(update={"clients": len(values[column].unique())})
-    folders = {
+    absolute = {
         key: _absolute_folder(name)
         for key in ("backbone", "image_backbone", "init_from")
         if (name := getattr(config.model, key))
@@ -47,7 +51,7 @@ def resolve(config: RunConfig) -> RunConfig:
     resolved = config.model_copy(
         update={
             "data": data.model_copy(update=changes),
-            "model": config.model.model_copy(update=folders),
+            "model": _typed(config.model, folders).model_copy(update=absolute),
             "distill": config.distill.model_copy(
                 update={
                     "public": _absolute(config.distill.public) if config.distill.public else None,
@@ -63,6 +67,14 @@ def resolve(config: RunConfig) -> RunConfig:
         }
     )
     return RunConfig.parse(resolved.model_dump(), "configuration")
+
+
+def _typed(model: ModelSection, folders: Folders) -> ModelSection:
+    """With `dtype` stated; as it is where there is no backbone: loading it says so."""
+    try:
+        return with_type(model, resolve_backbone(model.backbone, folders))
+    except ModelError:
+        return model
 
 
 def is_path(name: str) -> bool:

@@ -69,6 +69,10 @@ class ModelSection(Section, frozen=True):
     """a file of common/tasks/"""
     max_length: Annotated[int, Field(ge=2)] = 64
     """tokens a record is cut to"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """type of the frozen weights and of what is computed with them; what is trained is float32 always. `auto`: bfloat16
+    for a backbone of 100 million weights and more, with LoRA, where this machine multiplies it faster; decided once,
+    before the run, and stated in its config.toml"""
     init_from: str | None = None
     """folder of a finished run with the same backbone and LoRA, from whose adapter training starts: e.g. of `masked-lm`
     on text without labels"""

@@ -32,6 +32,7 @@ from ..types import Adapter, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .limits import SHARED, check_length, input_embeddings, positions
 from .shapes import Shapes
+from .weights import with_type
 
 STAND_IN = "stand_in"
 """a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
@@ -72,6 +73,11 @@ class FineTuneModel:
     def trained_initial(self) -> Adapter:
         """The part of `initial` that is trained."""
         return {name: self.initial[name] for name in self.trained}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights, and of most of what is computed."""
+        return self.module.get_base_model().dtype  # pyright: ignore[reportReturnType]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -265,6 +271,7 @@ def load_model(
         if task.READS.text:
             check_length(base, model.max_length)
         module = _with_lora(base, task, model)
+    _train_in_float32(module)
     module.eval()  # dropout off; `per_sample.hooked` puts only the trained layers into training mode
     module.to(device)
     parameters = {_saved_name(name): p for name, p in sorted(module.named_parameters()) if p.requires_grad}
@@ -287,6 +294,20 @@ def load_model(
         spelling=None if reader is None else spelling_of(model.spelling, reader.get_vocab(), model.known_words),
     )
     return loaded.copy()
+
+
+def _train_in_float32(module: PeftModel) -> None:
+    """Makes everything float32 that is trained, and what it reads; LoRA's layers see to that themselves."""
+    for name, part in module.named_modules():
+        own = [p for p in part.parameters(recurse=False) if p.requires_grad and p.dtype != torch.float32]
+        for p in own:
+            p.data = p.data.float()
+        if own and ".lora_" not in name:
+            part.register_forward_pre_hook(_read_in_float32)
+
+
+def _read_in_float32(_: nn.Module, inputs: tuple) -> tuple:
+    return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
 
 
 def _not_trained(module: PeftModel, freeze_a: bool, *, lora: bool) -> set[str]:
@@ -317,7 +338,7 @@ def model_of(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
 def build(task: Task, path: str, model: ModelSection, classes: int, folders: Folders = ()) -> nn.Module:
     images = None if model.image_backbone is None else resolve_backbone(model.image_backbone, folders)
     try:
-        base = task.build(path, model.model_copy(update={"image_backbone": images}), classes)
+        base = task.build(path, with_type(model, path).model_copy(update={"image_backbone": images}), classes)
         if model.train != "lora":
             base.add_module(STAND_IN, nn.Linear(1, 1, bias=False))
         return base

@@ -61,9 +61,9 @@ def pooled(
 ) -> torch.Tensor:
     """(B, h): one vector a text."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    hidden = backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, T, h)
+    hidden = backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state.float()  # (B, T, h)
     if pooling == "mean":
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        weights = mask.unsqueeze(-1).float()
         return (hidden * weights).sum(1) / weights.sum(1)
     if pooling == "first":
         return hidden[:, 0]
@@ -90,7 +90,7 @@ class _ImageEncoder(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         scaled = (pixel_values / 255 - self.mean) / self.deviation
-        hidden = self.tower(pixel_values=scaled).last_hidden_state  # (B, 1 + patches, h)
+        hidden = self.tower(pixel_values=scaled.to(self.tower.dtype)).last_hidden_state.float()  # (B, 1 + patches, h)
         return hidden[:, 0] if self.pooling == "first" else hidden[:, 1:].mean(1)
 
 

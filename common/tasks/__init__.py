@@ -18,6 +18,7 @@ from ..config.tables import ModelSection
 from ..errors import ConfigError
 from ..model.backbones import DEMO_VIT
 from ..model.demo_vit import demo_vit
+from ..model.weights import loading_options
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 
 Export = Literal["logits", "text"] | None
@@ -47,7 +48,7 @@ class Task(Protocol):
     """the metric that a model is judged by: in words, and its key in `metrics`"""
 
     def build(self, path: str, model: ModelSection, classes: int) -> nn.Module:
-        """The base model with its head, weights of the backbone loaded in float32.
+        """The base model with its head; `model.dtype` is resolved.
 
         path, and `model.image_backbone` where there is one: local folders.
         """
@@ -116,9 +117,9 @@ def inputs_of(batch: Batch) -> Batch:
     return {name: values for name, values in batch.items() if name != "targets"}
 
 
-def load_backbone(path: str) -> PreTrainedModel:
-    """A backbone in float32, without the pooler that no task here reads: LoRA must not be put where no loss reaches."""
-    backbone = demo_vit() if path == DEMO_VIT else AutoModel.from_pretrained(path, dtype=torch.float32)
+def load_backbone(path: str, model: ModelSection) -> PreTrainedModel:
+    """A backbone without the pooler that no task here reads: LoRA must not be put where no loss reaches."""
+    backbone = demo_vit() if path == DEMO_VIT else AutoModel.from_pretrained(path, **loading_options(model))
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # pyright: ignore[reportArgumentType]
     return backbone

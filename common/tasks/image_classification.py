@@ -18,7 +18,7 @@ EXPORT, PIPELINE, MAIN = "logits", "image-classification", ACCURACY
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
-    backbone = load_backbone(path)
+    backbone = load_backbone(path, model)
     return ImageClassifier(backbone, ImageForm.of(backbone, path), model.pooling, classes)
 
 

@@ -26,9 +26,9 @@ EXPORT, PIPELINE, MAIN = "logits", None, ACCURACY
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     if model.image_backbone is None:
         raise ConfigError("model.image_backbone: nothing received; name the tower that reads images")
-    images = load_backbone(model.image_backbone)
+    images = load_backbone(model.image_backbone, model)
     form = ImageForm.of(images, model.image_backbone)
-    return ImageTextClassifier(load_backbone(path), images, form, model.pooling, classes)
+    return ImageTextClassifier(load_backbone(path, model), images, form, model.pooling, classes)
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:

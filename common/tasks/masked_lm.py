@@ -19,6 +19,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from ..config.tables import ModelSection
 from ..errors import ModelError
 from ..model.output import base_of, decoded, ends_apart, guessed, note_end, token_losses_at
+from ..model.weights import loading_options
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import (
     ACCURACY,
@@ -62,11 +63,11 @@ class WordGuesser(nn.Module):
         """(B, T, h) of input_ids and attention_mask (B, T)."""
         ids = inputs["input_ids"]
         mask = inputs.get("attention_mask", torch.ones_like(ids))
-        return self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        return self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state.float()
 
     def compared(self, vectors: torch.Tensor) -> torch.Tensor:
         """(…, h) → (…, V): with every word."""
-        return vectors @ self.words.T
+        return vectors.to(self.words.dtype) @ self.words.T
 
     def forward(self, **inputs: torch.Tensor) -> MaskedLMOutput:
         """input_ids, attention_mask: (B, T). Returns logits (B, T, V)."""
@@ -75,8 +76,8 @@ class WordGuesser(nn.Module):
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     if model.pooling == "model":
-        return note_end(AutoModelForMaskedLM.from_pretrained(path, dtype=torch.float32))
-    return WordGuesser(load_backbone(path))
+        return note_end(AutoModelForMaskedLM.from_pretrained(path, **loading_options(model)))
+    return WordGuesser(load_backbone(path, model))
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:

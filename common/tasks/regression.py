@@ -21,7 +21,7 @@ CLOSE = 0.5
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
-    return PooledClassifier(load_backbone(path), model.pooling, 1)
+    return PooledClassifier(load_backbone(path, model), model.pooling, 1)
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:

@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
+from ..model.weights import loading_options
 from ..types import Metrics, Reads, Records, Rows
 from . import ACCURACY, Batch, inputs_of, load_backbone, ragged, subword_ids
 
@@ -19,8 +20,8 @@ _BINS = 15
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     if model.pooling == "model":
-        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=classes, dtype=torch.float32)
-    return PooledClassifier(load_backbone(path), model.pooling, classes)
+        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=classes, **loading_options(model))
+    return PooledClassifier(load_backbone(path, model), model.pooling, classes)
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:

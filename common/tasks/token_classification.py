@@ -34,11 +34,11 @@ class WordClassifier(nn.Module):
         """input_ids, attention_mask: (B, T). Returns logits (B, T, K)."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         hidden = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state  # (B, T, h)
-        return TokenClassifierOutput(logits=self.head(hidden))
+        return TokenClassifierOutput(logits=self.head(hidden.float()))
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
-    return WordClassifier(load_backbone(path), classes)
+    return WordClassifier(load_backbone(path, model), classes)
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:

@@ -33,6 +33,7 @@ from ...common.config.section import Section, read_toml
 from ...common.credentials import SiteLine, expiry, fingerprint, issue, make_ca, parse_line
 from ...common.errors import ConfigError, DeploymentError
 from ...common.ledger.chain import write_json
+from ...common.model.backbones import Folders
 from .control import Control
 from .gateway import nginx
 
@@ -60,6 +61,10 @@ class ServerFile(Section, frozen=True):
     """bytes of one request of a site; larger messages travel in pieces"""
     backbones: dict[str, str] = Field(default={})
     """a backbone's name in runs → the folder that holds it here (relative to server.toml)"""
+
+    def folders(self, home: Path) -> Folders:
+        """The backbones' folders. home: the server's."""
+        return tuple((name, str(home / path)) for name, path in self.backbones.items())
 
     @classmethod
     def load(cls, folder: Path) -> "ServerFile":

@@ -16,7 +16,7 @@ from ...common.errors import ConfideError, ConfigError, DeploymentError
 from ...common.ledger.chain import write_json
 from ...common.run_folder import CONFIG, METRICS, make_room, require_room, require_run
 from .control import Control
-from .deployment import FAILURE, local_control, registered, superlink_log
+from .deployment import FAILURE, ServerFile, local_control, registered, superlink_log
 
 _UNREACHABLE_TRIES = 10
 _POLL_SECONDS = 1.0
@@ -196,7 +196,7 @@ def declare(server: Path, config: RunConfig) -> RunConfig:
             )
         content["model"]["init_from"] = str(folder)
     content["run"].setdefault("output", str(server.resolve() / "runs" / config.run.name))
-    return resolve(RunConfig.parse(content, "configuration"))
+    return resolve(RunConfig.parse(content, "configuration"), ServerFile.load(server).folders(server))
 
 
 def _submit(control: Control, config: RunConfig) -> Submitted:
