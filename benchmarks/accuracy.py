@@ -52,7 +52,7 @@ def config_of(kind: str, epsilon: float | None, seed: int, output: Path) -> RunC
         "privacy.sampling_rate": 0.05,
         "privacy.clip": 3.0,
         "training.learning_rate": 0.008,
-        "training.physical_batch": 50 if epsilon is None else 64,  # 8 × 50 records a step: q·N
+        "training.batch_size": 50,  # 8 × 50 records a step: q·N
         "server.evaluation_limit": 50,
         **({} if epsilon is None else {"privacy.epsilon": epsilon}),
     }

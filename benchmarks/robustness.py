@@ -155,7 +155,7 @@ def byzantine_banking77(scratch: Path) -> Table:
         chosen = np.random.default_rng(0).permutation(len(rows))[:1000]
         csv.writer(file).writerows([header, *(rows[i] for i in chosen)])
     train = ["data.name=banking77", f"data.train={data / 'train.csv'}", f"data.test={test}"]
-    more = ["training.local_steps=12", "training.physical_batch=16", "training.learning_rate=0.01"]
+    more = ["training.local_steps=12", "training.batch_size=16", "training.learning_rate=0.01"]
     return _swept("byzantine-banking77", scratch, [*_short(scratch), *train, *more])
 
 

@@ -53,7 +53,7 @@ def against_plain(scratch: Path) -> Table:
             "privacy.declared_examples=2000",
             "training.learning_rate=0.005",
             "training.local_steps=8",
-            "training.physical_batch=32",
+            "training.batch_size=32",
             "server.evaluation_limit=872",
         ],
     )

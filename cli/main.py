@@ -208,12 +208,16 @@ def pretrain_(
 @app.command()
 def doctor(
     recipe: Annotated[str, typer.Argument(help="The run to check: a .toml file or a shipped recipe.")] = "demo",
+    gpu: Annotated[
+        float | None, typer.Option(min=1, help="Only plan memory, for a GPU of so many GiB that need not be here.")
+    ] = None,
     sets: Sets = None,
 ) -> None:
-    """Check versions, device and memory, and whether this model can be trained privately; estimate time per round."""
-    from ..simulations.doctor import examine
+    """Check versions and device, plan memory, and see whether this model can be trained privately; estimate time per
+    round. Nothing is allocated beyond the plan."""
+    from ..simulations.doctor import examine, plan_for_gpu
 
-    if not examine(load_recipe(recipe, sets)):
+    if not (plan_for_gpu(load_recipe(recipe, sets), gpu) if gpu else examine(load_recipe(recipe, sets))):
         raise typer.Exit(1)
 
 

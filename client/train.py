@@ -48,7 +48,7 @@ class Work:
 
     def batches(self, drawn: np.ndarray) -> Iterator[np.ndarray]:
         """Physical batches of the named records, as they cost least: for modes whose unit is not a record."""
-        return _by_length(self.records, drawn, self.config.training.physical_batch, self.model.device)
+        return _by_length(self.records, drawn, self.config.training.tokens, self.model.device)
 
     def persons(self) -> list[np.ndarray]:
         """The numbers of each person's records at the site. Raises PrivacyError for records of nobody."""
@@ -66,12 +66,12 @@ class Work:
 
 
 def train_plain(work: Work, rng: np.random.Generator) -> tuple[Adapter, float]:
-    """Ordinary training: shuffled batches of `physical_batch` records. Returns the delta and the mean training loss.
+    """Ordinary training: shuffled batches of `batch_size` records. Returns the delta and the mean training loss.
 
     rng: decides the batch order, and which copies of augmented records are taken.
     """
     model = work.model
-    batches = shuffled_batches(work.indices, work.config.training.physical_batch, rng)
+    batches = shuffled_batches(work.indices, work.config.training.batch_size, rng)
 
     def step() -> tuple[torch.Tensor, float]:
         batch, draw = next(batches), Draw.of(rng)
@@ -224,13 +224,15 @@ def _batch_sum(work: Work, rows: np.ndarray, real: int, length: int, draw: Draw,
         )
 
 
-def _by_length(records: Records, drawn: np.ndarray, size: int, device: torch.device) -> Iterator[np.ndarray]:
-    """Physical batches of similar length: little padding, and order does not matter in a sum over records.
+def _by_length(records: Records, drawn: np.ndarray, tokens: int, device: torch.device) -> Iterator[np.ndarray]:
+    """Physical batches of similar length, of at most so many tokens: little padding, and order does not matter in a sum
+    over records.
 
     A GPU takes full batches; on a CPU padding is what costs, and the cuts are those of the least total.
     """
     lengths = records.lengths(drawn)
     order = np.argsort(lengths, kind="stable")
+    size = max(1, tokens // max(1, int(lengths.max(initial=1))))
     cuts = range(0, len(drawn), size) if device.type != "cpu" else _cheapest_cuts(lengths[order], size)
     for start, end in pairwise([*cuts, len(drawn)]):
         yield drawn[order[start:end]]

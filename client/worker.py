@@ -21,6 +21,7 @@ from ..common.errors import ConfideError, PrivacyError, RecordsError, WireError,
 from ..common.model.apart import check_apart
 from ..common.model.backbones import Folders
 from ..common.model.loading import FineTuneModel, model_of
+from ..common.model.memory import with_batch_tokens
 from ..common.model.per_sample import hooked, validate
 from ..common.model.proof import check_reached, proved_shapes
 from ..common.modes import Release, mode_of
@@ -84,7 +85,7 @@ class Worker:
 
         Raises ModelError for a model that cannot be trained, or under privacy not one record at a time.
         """
-        self.config = config
+        self.config = config = with_batch_tokens(config, folders)
         self._load, self._content, self._planted, self._folders = load, content, planted, folders
         mode = mode_of(config)
         self.model = model_of(mode.at_sites(config), folders)

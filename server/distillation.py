@@ -72,7 +72,7 @@ class Distillation:
         optimizer, schedule = warmed_up(trained, rate, steps, max(1, round(_WARMUP * steps)))
         wanted = torch.from_numpy(goals).float().to(model.device)
         rng = np.random.default_rng([config.run.seed, 0x57D])
-        parts = shuffled_batches(np.arange(len(records)), config.training.physical_batch, rng)
+        parts = shuffled_batches(np.arange(len(records)), config.training.batch_size, rng)
         for step, part in zip(range(steps), parts, strict=False):
             loss = -(wanted[part] * self._logits(records, part).log_softmax(1)).sum(1).mean()
             optimizer.zero_grad()

@@ -3,10 +3,10 @@
 import importlib.metadata
 import os
 import re
-import resource
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +16,75 @@ from rich.table import Table
 
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError
+from ..common.model.backbones import resolve_backbone
 from ..common.model.loading import FineTuneModel, model_of
+from ..common.model.memory import Plan, batch_tokens, free_memory, gib, planned, with_batch_tokens
 from ..common.model.per_sample import clipped_sum, hooked
+from ..common.model.proof import TOLERANCES
+from ..common.model.weights import with_type
 from ..common.tasks import Batch, collate, ragged
 from ..common.types import Records
 from ..server.report.build import PACKAGES
 
 _TYPICAL = 0.5
 """share of max_length that a record of the time estimate has"""
-_TOLERANCE = 1e-3
+_ROWS, _TRIES = 16, 2
+"""records of the batch that is timed, and how often"""
+_CONTEXT = 1.0
+"""GiB of a GPU that its driver and libraries take"""
 
 
 def examine(config: RunConfig) -> bool:
     """Prints a table of findings; True when nothing stands in the way."""
-    table = Table(title="confide doctor", title_justify="left", show_header=False)
-    fit = True
-    for name, text, good in _findings(config):
+    return _print("confide doctor", _findings(config))
+
+
+def plan_for_gpu(config: RunConfig, size: float) -> bool:
+    """Prints the plan for a GPU of `size` GiB; True when the run fits."""
+    return _print(f"confide doctor, a GPU of {size:g} GiB", _planned_for_gpu(config, size))
+
+
+def _print(title: str, findings: Iterator[tuple[str, str, bool]]) -> bool:
+    table, fit = Table(title=title, title_justify="left", show_header=False), True
+    for name, text, good in findings:
         table.add_row("[green]ok[/]" if good else "[red]no[/]", name, text)
         fit = fit and good
     Console().print(table)
     return fit
+
+
+def _planned_for_gpu(config: RunConfig, size: float) -> Iterator[tuple[str, str, bool]]:
+    config = _with_labels(config)
+    if config.model.dtype == "auto":
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
+    try:
+        plan = replace(planned(config), sites=config.engine.workers or 1)
+        yield from _of_plan(plan, int(0.8 * (size - _CONTEXT) * 2**30), gpu=True)
+    except ConfideError as error:
+        yield "memory", str(error), False
+
+
+def _of_plan(plan: Plan, usable: int, *, gpu: bool) -> Iterator[tuple[str, str, bool]]:
+    """Raises ModelError where one record does not fit."""
+    yield "memory of weights", gib(plan.weights), True
+    yield (
+        f"… a record of {plan.length} tokens",
+        f"activations {gib(plan.activations)}, backward {gib(plan.in_flight)}, its gradient {gib(plan.gradients)}",
+        True,
+    )
+    yield "… a site beside that", f"trained numbers {gib(plan.trained)}, a piece of logits {gib(plan.logits)}", True
+    tokens = batch_tokens(plan, usable, gpu=gpu)
+    yield (
+        "memory planned",
+        f"{gib(plan.peak(tokens // plan.length))} of {gib(usable)} usable: training.batch_tokens = {tokens:,}, "
+        f"{plan.sites} site{'s' * (plan.sites > 1)} at a time",
+        True,
+    )
+
+
+def _with_labels(config: RunConfig) -> RunConfig:
+    labels = config.data.labels or ["first", "second"]
+    return config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
 
 
 def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
@@ -47,16 +96,19 @@ def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
         yield package, found + note, True
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     yield "device", device, True
-    total, free = _memory()
-    yield "memory", f"{free:.1f} GiB free of {total:.1f}", True
-    labels = config.data.labels or ["first", "second"]
+    config, free = _with_labels(config), free_memory()
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    yield "memory", f"{gib(free)} free of {gib(total)}", True
     try:
-        model = model_of(config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})}))
+        config = config.model_copy(update={"model": with_type(config.model, resolve_backbone(config.model.backbone))})
+        yield from _of_plan(planned(config), int(0.8 * free), gpu=torch.cuda.is_available())
+        config = with_batch_tokens(config)
+        model = model_of(config)
     except ConfideError as error:
         yield "model", str(error), False
         return
     trained, whole = model.count()
-    yield "model", f"{config.model.backbone}: {trained:,} of {whole:,} parameters trained", True
+    yield "model", f"{config.model.backbone}, {config.model.dtype}: {trained:,} of {whole:,} parameters trained", True
     try:
         error = per_sample_error(model)
     except (ConfideError, NotImplementedError, RuntimeError) as failure:
@@ -65,27 +117,16 @@ def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
     yield (
         "per-sample gradients",
         f"{config.model.task} with LoRA: largest difference to one-by-one gradients {error:.1e}",
-        error < _TOLERANCE,
+        error < TOLERANCES[model.dtype],
     )
-    seconds, memory = estimate(config, model)
+    seconds = estimate(config, model)
     yield "time per round", f"about {seconds:.1f} s, if all cores keep busy, evaluation aside", True
-    yield "memory of a run", f"about {memory:.1f} GiB at the peak, data aside", memory < free
 
 
 def tested_versions() -> dict[str, str]:
     """Package → version of constraints.txt, the set that the tests ran with."""
     text = (Path(__file__).parent.parent / "constraints.txt").read_text(encoding="utf-8")
     return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, flags=re.MULTILINE))
-
-
-def _memory() -> tuple[float, float]:
-    """GiB in all and free."""
-    page = os.sysconf("SC_PAGE_SIZE") / 2**30
-    free = os.sysconf("SC_AVPHYS_PAGES") * page
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []:
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) / 2**20
-    return os.sysconf("SC_PHYS_PAGES") * page, free
 
 
 def _random_records(model: FineTuneModel, lengths: list[int]) -> Records:
@@ -120,15 +161,12 @@ def per_sample_error(model: FineTuneModel) -> float:
     return float((together - alone).norm() / alone.norm())
 
 
-def estimate(config: RunConfig, model: FineTuneModel) -> tuple[float, float]:
-    """Seconds of a round and GiB at the peak, from one physical batch that is really computed."""
-    size = config.training.physical_batch
-    longest = _random_records(model, [config.model.max_length] * size)
-    with hooked(model):  # decides the peak
-        clipped_sum(model, model.task.record_losses(model.module, _batch(model, longest, np.arange(size))), 1.0)
+def estimate(config: RunConfig, model: FineTuneModel) -> float:
+    """Seconds of a round, from one physical batch that is really computed."""
+    size = max(1, min(_ROWS, config.training.tokens // config.model.max_length))
     records = _random_records(model, [max(2, int(config.model.max_length * _TYPICAL))] * size)
     best = float("inf")
-    for _ in range(3):
+    for _ in range(_TRIES):
         started = time.perf_counter()
         with hooked(model):
             losses = model.task.record_losses(model.module, _batch(model, records, np.arange(size)))
@@ -138,7 +176,5 @@ def estimate(config: RunConfig, model: FineTuneModel) -> tuple[float, float]:
     if config.private and config.expected_rows is not None:
         drawn = config.expected_rows * sites / (config.data.partition.clients or sites)
     else:
-        drawn = size * sites
-    seconds = best * drawn / size * config.training.local_steps
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return seconds, peak
+        drawn = config.training.batch_size * sites
+    return best * drawn / size * config.training.local_steps

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -15,6 +14,7 @@ from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig, load
 from ..common.errors import ConfigError
 from ..common.model.loading import model_of
+from ..common.model.memory import sites_at_once
 from ..common.modes import mode_of
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
 from ..server.aggregate.strategy import make_strategy
@@ -100,13 +100,6 @@ def _partition_facts(config: RunConfig, worker: Worker) -> dict:
     return {"labels": names, "counts": counts}
 
 
-def workers_of(config: RunConfig) -> int:
-    """Sites that the in-process engine trains at the same time."""
-    if config.engine.workers:
-        return config.engine.workers
-    return 1 if torch.cuda.is_available() else min(torch.get_num_threads(), config.clients, 8)
-
-
 def _start(config: RunConfig, callbacks: Sequence[Callback], strategy: Strategy | None) -> None:
     if config.engine.ledger is not None:
         make_ledgers(config)
@@ -116,7 +109,7 @@ def _start(config: RunConfig, callbacks: Sequence[Callback], strategy: Strategy 
 
         run_on_ray(config)
         return
-    grid: Grid = LocalGrid(client, config.to_flat(), config.clients, workers_of(config))
+    grid: Grid = LocalGrid(client, config.to_flat(), config.clients, sites_at_once(config))
     if config.attack.kind is not None:
         grid = ByzantineGrid(grid, config)
     play(grid, config, callbacks, strategy)

@@ -208,7 +208,7 @@ def run_content(rounds: int, sites: int, rows: int = 120) -> dict[str, Any]:
             "sampling_rate": 0.1,
             "declared_examples": rows * sites,
         },
-        "training": {"learning_rate": 0.02, "physical_batch": 16},
+        "training": {"learning_rate": 0.02, "batch_size": 16},
         "server": {"deadline": 60.0},
     }
 

@@ -69,7 +69,7 @@ FAST: list[tuple[Case, str]] = [
     (Case("bert", views="words", turn=4), "unknown class, shortest, over-long"),
     (Case("roberta", "regression", train="full", views="characters"), "huge, nan, longest"),
     (named(Case("deberta-v3", "token-classification")), "unknown tag, a tag too few"),
-    (Case("electra", train="full", physical_batch=3), "no tokens, broken bytes, twin"),
+    (Case("electra", train="full", batch_rows=3), "no tokens, broken bytes, twin"),
     (named(Case("albert", "regression", views="pgd")), "large, no tokens, empty"),
     (named(Case("distilbert", "token-classification", form="jsonl")), "a tag too many, blank"),
     (named(Case("mpnet", mode="distributed", views="words")), "no class, its twin"),
@@ -82,7 +82,7 @@ FAST: list[tuple[Case, str]] = [
     (Case("llama", PROMPTED, views="freelb"), "over-long, no tokens"),
     (named(Case("mistral", pooling="last", steps=2, views="characters")), "unknown class, no tokens"),
     (Case("qwen2", "causal-lm", views="pgd", turn=11), "shortest, broken bytes"),
-    (named(Case("qwen3", "causal-lm", physical_batch=64, rate=1.0)), "over-long, empty"),
+    (named(Case("qwen3", "causal-lm", batch_rows=64, rate=1.0)), "over-long, empty"),
     (Case("gemma3", "causal-lm"), "longest, a column too few"),
     (named(Case("phi3", "regression", train="lora", pooling="last")), "inf, measles, huge"),
     (named(Case("vit", "image-classification", views="images")), "gone, broken, unknown class"),
@@ -142,10 +142,10 @@ def test_every_combination(sites: Sites, watch: Observer, case: Case) -> None:
 
 @slow
 @pytest.mark.parametrize("rate", [0.01, 0.2, 1.0])
-@pytest.mark.parametrize("physical_batch", [1, 2, 5, 64])
+@pytest.mark.parametrize("batch_rows", [1, 2, 5, 64])
 @pytest.mark.parametrize("architecture", ["bert", "modernbert", "llama"])
-def test_shapes_of_batches(sites: Sites, watch: Observer, architecture: str, physical_batch: int, rate: float) -> None:
-    case = named(Case(architecture, physical_batch=physical_batch, rate=rate, pooling="last", turn=physical_batch))
+def test_shapes_of_batches(sites: Sites, watch: Observer, architecture: str, batch_rows: int, rate: float) -> None:
+    case = named(Case(architecture, batch_rows=batch_rows, rate=rate, pooling="last", turn=batch_rows))
     check(sites, watch, case, ["shortest", "over-long", "no tokens"])
 
 

@@ -117,7 +117,7 @@ def run_content(bert: Path, data: Path, output: Path) -> dict[str, Any]:
             "test": str(data / "test.csv"),
             "partition": {"clients": 4, "kind": "iid"},
         },
-        "training": {"learning_rate": 0.02, "physical_batch": 16},
+        "training": {"learning_rate": 0.02, "batch_size": 16},
     }
 
 

@@ -21,6 +21,7 @@ RENAMED = {
     "model.lora.whole": "model.lora.modules_to_save",
     "server.liars": "server.byzantine",
     "server.memory": "server.momentum",
+    "training.physical_batch": "training.batch_tokens (of a step in mode none: training.batch_size)",
     "server.wire": "server.upload_dtype",
 }
 """keys of earlier versions → what they are called now"""

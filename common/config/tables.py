@@ -219,8 +219,12 @@ class TrainingSection(Section, frozen=True):
     local_steps: Positive = 1
     """optimizer steps a site takes in a round. With 1 (and `fedavg` or `ffa`) a site sends its mean gradient and the
     server takes the step: one round is one step over all sites' data"""
-    physical_batch: Positive = 64
-    """records in memory at once; without privacy also the batch of a step"""
+    batch_size: Positive = 64
+    """records of a step in mode `none` and of a student; a Poisson draw has no size"""
+    batch_tokens: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
+    """tokens in memory at once, for each site that trains at the same time: a step's records, however many, are cut to
+    it, in shapes that stay the same for a run. A record without text counts as `model.max_length` tokens. `auto`:
+    planned from the configuration and free memory, at most 4,096 (on a GPU 65,536)"""
     augmentation: Rate | None = None
     """share of characters perturbed in copies of each text, which are trained on beside it; omitted: none"""
     views: Annotated[int, Field(ge=2)] = 2
@@ -233,6 +237,13 @@ class TrainingSection(Section, frozen=True):
     """steps of the ascent"""
     adversarial_warmup: Annotated[int, Field(ge=0)] = 0
     """rounds of plain training before"""
+
+    @property
+    def tokens(self) -> int:
+        """`batch_tokens`. Raises ConfigError before it is decided."""
+        if self.batch_tokens == "auto":
+            raise ConfigError("training.batch_tokens: 'auto' was not planned for this process; set a number")
+        return self.batch_tokens
 
 
 class ServerSection(Section, frozen=True):
@@ -296,7 +307,8 @@ class EngineSection(Section, frozen=True):
     """simulations: folder of the sites' ledgers, and of the site.toml that limits them; omitted: in memory"""
     workers: Positive | None = None
     """`inprocess`: sites that train at the same time, each on its share of the cores; omitted: one a core up to 8, and
-    one on a GPU. Each holds activations of its own; the frozen weights are shared."""
+    one on a GPU or for a backbone of 100 million weights. Each holds activations of its own; the frozen weights are
+    shared."""
     cpus_per_client: Positive = 1
     """`ray`: cores that one client holds"""
     address: str | None = None
@@ -321,7 +333,7 @@ class DistillSection(Section, frozen=True):
     """simulations: the backbones of the sites' teachers, in turn; omitted: the student's. A real site names its own in
     site.toml"""
     steps: Positive = 500
-    """of the student at the server, on batches of `training.physical_batch` queries"""
+    """of the student at the server, on batches of `training.batch_size` queries"""
     learning_rate: PositiveFloat | None = None
     """of the student; omitted: `training.learning_rate`"""
 
@@ -333,7 +345,7 @@ class AuditSection(Section, frozen=True):
     records: Annotated[int, Field(ge=0)] = 0
     """canary records of random words and a random class, each in with probability ½, that pass through the clip like
     any record: scored on the released updates (with local_steps = 1) and on the final model. Costs the server a
-    forward and a backward pass of each canary record in every round, in batches of training.physical_batch, and 256
+    forward and a backward pass of each canary record in every round, in batches of training.batch_tokens, and 256
     MiB; and `confide audit canary` at the end nine sums of gradients over at most 256 records"""
     guesses: Positive | None = None
     """r: how many are guessed to be in; omitted: 5 % of the canaries"""

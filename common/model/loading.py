@@ -32,7 +32,7 @@ from ..types import Adapter, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .limits import SHARED, check_length, input_embeddings, positions
 from .shapes import Shapes
-from .weights import with_type
+from .weights import is_outlined, outlined, with_type
 
 STAND_IN = "stand_in"
 """a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
@@ -76,8 +76,9 @@ class FineTuneModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen weights, and of most of what is computed."""
-        return self.module.get_base_model().dtype  # pyright: ignore[reportReturnType]
+        """Of the frozen weights, and of most of what is computed: the narrowest there is."""
+        kinds = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+        return min(kinds, key=lambda kind: kind.itemsize)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -261,10 +262,34 @@ def load_model(
     seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024).
     Raises ModelError: backbone not found, unknown architecture, targets that are not in it.
     """
-    hf_logging.disable_progress_bar()  # of the loading of weights; a run shows its own
     path = resolve_backbone(model.backbone, folders)
-    task = load_task(model.task)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task, reader = load_task(model.task), None
+    if task.READS.text:
+        reader = tokenizer_of(path)
+    return _loaded(model, path, task, classes, seed, freeze_a, folders, reader).copy()
+
+
+def outline(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
+    """The model of a run on torch's meta device, of its configuration alone: shapes without numbers, for plans. Its
+    classes must be resolved. Raises ModelError as `load_model`."""
+    path, task = resolve_backbone(config.model.backbone, folders), load_task(config.model.task)
+    classes, freeze_a = len(config.data.labels or []), config.server.aggregation == "ffa"
+    with outlined():
+        return _loaded(config.model, path, task, classes, 0, freeze_a, folders, None)
+
+
+def _loaded(
+    model: ModelSection,
+    path: str,
+    task: Task,
+    classes: int,
+    seed: int,
+    freeze_a: bool,
+    folders: Folders,
+    reader: PreTrainedTokenizerBase | None,
+) -> FineTuneModel:
+    hf_logging.disable_progress_bar()  # of the loading of weights; a run shows its own
+    device = torch.device("meta" if is_outlined() else "cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         base = build(task, path, model, classes, folders)
@@ -278,9 +303,10 @@ def load_model(
     frozen = _not_trained(module, freeze_a, lora=model.train == "lora")
     for name, p in parameters.items():
         p.requires_grad_(name not in frozen)
-    initial = {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters.items()}
-    reader = tokenizer_of(path) if task.READS.text else None
-    loaded = FineTuneModel(
+    initial: Adapter = {}
+    if not is_outlined():
+        initial = {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters.items()}
+    return FineTuneModel(
         module,
         reader,
         model.max_length,
@@ -293,7 +319,6 @@ def load_model(
         template=module,
         spelling=None if reader is None else spelling_of(model.spelling, reader.get_vocab(), model.known_words),
     )
-    return loaded.copy()
 
 
 def _train_in_float32(module: PeftModel) -> None:

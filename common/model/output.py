@@ -20,8 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from ..types import IGNORED
 from .limits import input_embeddings
 
-_NUMBERS = 2**26
-"""logits of a piece at most: 256 MiB in float32"""
+_NUMBERS = 2**25
+"""logits of a piece at most: 128 MiB in float32"""
 _FEWEST, _MOST = 16, 1024
 """positions of a piece"""
 _MARK = "output_apart"
@@ -131,8 +131,8 @@ def token_losses_at(
         logits = end(hidden).float()
         losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED)
         return losses, (logits.argmax(-1) == wanted) & (wanted != IGNORED)
-    places = torch.from_numpy((wanted != IGNORED).flatten().cpu().numpy().nonzero()[0]).to(hidden.device)
-    size = _positions(wanted.numel(), vocabulary)
+    places = _places(wanted)
+    size = positions_of(wanted.numel(), vocabulary)
     padding = -len(places) % size
     given = F.pad(hidden.flatten(0, 1).index_select(0, places), (0, 0, 0, padding))
     names = F.pad(wanted.flatten().index_select(0, places), (0, padding), value=IGNORED)
@@ -144,7 +144,14 @@ def token_losses_at(
     )
 
 
-def _positions(all_of_them: int, vocabulary: int) -> int:
+def _places(wanted: torch.Tensor) -> torch.Tensor:
+    """(n,): where something is wanted; of a model without numbers, everywhere."""
+    if wanted.device.type == "meta":
+        return torch.arange(wanted.numel(), device="meta")
+    return torch.from_numpy((wanted != IGNORED).flatten().cpu().numpy().nonzero()[0]).to(wanted.device)
+
+
+def positions_of(all_of_them: int, vocabulary: int) -> int:
     """Positions of a piece: a power of two, a quarter of the batch's where that is not too many."""
     most = max(_FEWEST, min(_MOST, _NUMBERS // vocabulary))
     wanted = min(most, max(_FEWEST, all_of_them // 4))

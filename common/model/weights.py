@@ -7,16 +7,20 @@ float32's rate), and takes half of the memory.
 import json
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from ..config.tables import ModelSection
 from ..errors import ModelError
 
-_LARGE = 100_000_000
+LARGE = 100_000_000
 """weights from which on bfloat16 pays: in a small model a step is mostly made of what surrounds the products"""
 _FASTER = 1.5
 _SIDE, _TRIES = 1024, 3
@@ -24,8 +28,33 @@ _SIDE, _TRIES = 1024, 3
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def loading_options(model: ModelSection) -> dict[str, Any]:
-    """What `from_pretrained` is told. The type must be resolved."""
+_outlined: ContextVar[bool] = ContextVar("outlined", default=False)
+
+
+@contextmanager
+def outlined() -> Iterator[None]:
+    """Within, models are made of their configurations alone, on torch's meta device: shapes without numbers."""
+    token = _outlined.set(True)
+    try:
+        yield
+    finally:
+        _outlined.reset(token)
+
+
+def is_outlined() -> bool:
+    return _outlined.get()
+
+
+def read_weights(kind: Any, path: str, model: ModelSection, **more: Any) -> Any:
+    """A model by one of transformers' auto classes; `model.dtype` must be resolved. more: for its configuration."""
+    options = _loading_options(model)
+    if not _outlined.get():
+        return kind.from_pretrained(path, **options, **more)
+    with torch.device("meta"):
+        return kind.from_config(AutoConfig.from_pretrained(path, **more), **options)
+
+
+def _loading_options(model: ModelSection) -> dict[str, Any]:
     kind = TYPES[model.dtype]
     options: dict[str, Any] = {"dtype": kind}
     if kind == torch.bfloat16 and not torch.cuda.is_available():
@@ -39,7 +68,7 @@ def with_type(model: ModelSection, path: str) -> ModelSection:
     path: of the backbone."""
     if model.dtype != "auto":
         return model
-    pays = model.train == "lora" and number_of_weights(path) >= _LARGE and bfloat16_is_faster()
+    pays = model.train == "lora" and number_of_weights(path) >= LARGE and bfloat16_is_faster()
     return model.model_copy(update={"dtype": "bfloat16" if pays else "float32"})
 
 

@@ -18,7 +18,7 @@ from ..config.tables import ModelSection
 from ..errors import ConfigError
 from ..model.backbones import DEMO_VIT
 from ..model.demo_vit import demo_vit
-from ..model.weights import loading_options
+from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 
 Export = Literal["logits", "text"] | None
@@ -119,7 +119,7 @@ def inputs_of(batch: Batch) -> Batch:
 
 def load_backbone(path: str, model: ModelSection) -> PreTrainedModel:
     """A backbone without the pooler that no task here reads: LoRA must not be put where no loss reaches."""
-    backbone = demo_vit() if path == DEMO_VIT else AutoModel.from_pretrained(path, **loading_options(model))
+    backbone = demo_vit() if path == DEMO_VIT else read_weights(AutoModel, path, model)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None  # pyright: ignore[reportArgumentType]
     return backbone

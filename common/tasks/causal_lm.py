@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from ..config.tables import ModelSection
 from ..model.output import base_of, decoded, ends_apart, guessed, note_end
-from ..model.weights import loading_options
+from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import ACCURACY, Batch, inputs_of, ragged, record_means, token_losses, token_metrics, token_score
 
@@ -21,7 +21,7 @@ EXPORT, PIPELINE, MAIN = "text", "text-generation", ACCURACY
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
-    return note_end(AutoModelForCausalLM.from_pretrained(path, **loading_options(model)))
+    return note_end(read_weights(AutoModelForCausalLM, path, model))
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from ..config.tables import ModelSection
 from ..errors import ModelError
 from ..model.output import base_of, decoded, ends_apart, guessed, note_end, token_losses_at
-from ..model.weights import loading_options
+from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import (
     ACCURACY,
@@ -76,7 +76,7 @@ class WordGuesser(nn.Module):
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     if model.pooling == "model":
-        return note_end(AutoModelForMaskedLM.from_pretrained(path, **loading_options(model)))
+        return note_end(read_weights(AutoModelForMaskedLM, path, model))
     return WordGuesser(load_backbone(path, model))
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
-from ..model.weights import loading_options
+from ..model.weights import read_weights
 from ..types import Metrics, Reads, Records, Rows
 from . import ACCURACY, Batch, inputs_of, load_backbone, ragged, subword_ids
 
@@ -20,7 +20,7 @@ _BINS = 15
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
     if model.pooling == "model":
-        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=classes, **loading_options(model))
+        return read_weights(AutoModelForSequenceClassification, path, model, num_labels=classes)
     return PooledClassifier(load_backbone(path, model), model.pooling, classes)
 
 

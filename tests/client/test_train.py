@@ -35,7 +35,7 @@ def flat(arrays) -> np.ndarray:
 
 
 def test_one_step_sends_the_negative_mean_gradient(worker) -> None:
-    w = worker(training={"physical_batch": 1000})  # the batch is the whole site
+    w = worker(training={"batch_size": 1000})  # the batch is the whole site
     update = w.train(1, RoundTask(1, w.model.initial), account_of(w, 1, 0))
     w.model.set(w.model.initial)
     from confide.common.tasks import collate

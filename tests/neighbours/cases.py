@@ -47,7 +47,7 @@ class Case:
     form: Form = "csv"
     pooling: str = "mean"
     steps: int = 1
-    physical_batch: int = 16
+    batch_rows: int = 16
     rate: float = 0.5
     turn: int = 0
     """of the rows, see `table_of`"""
@@ -69,7 +69,7 @@ _SHOWN = (
     "form",
     "pooling",
     "steps",
-    "physical_batch",
+    "batch_rows",
     "rate",
     "turn",
     "max_length",
@@ -103,7 +103,12 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
         "model": model,
         "data": {"test": "public.csv", "partition": {"clients": 2}},
         "privacy": privacy,
-        "training": {"physical_batch": case.physical_batch, "local_steps": case.steps, "learning_rate": 0.05},
+        "training": {
+            "batch_size": case.batch_rows,
+            "batch_tokens": case.batch_rows * case.max_length,
+            "local_steps": case.steps,
+            "learning_rate": 0.05,
+        },
         "server": {"setup_rounds": 128},
     }
     if case.task == "token-classification":

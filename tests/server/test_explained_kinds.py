@@ -37,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, bert: Path, wordpiece: Pat
         content["model"] |= {"task": task, "train": "full"}
         content["run"]["rounds"] = 30
         rate = 0.003 if task == WRITES else 0.01
-        content["training"] = {"learning_rate": rate, "local_steps": 4, "physical_batch": 32}
+        content["training"] = {"learning_rate": rate, "local_steps": 4, "batch_size": 32}
         for name, count in (("train", 240), ("test", 40)):
             texts = [text for text, _ in sentences(count, count)]
             if task == TAGS:

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["data"] |= {
         name: str(write_corners(place / name, count, count)) for name, count in (("train", 240), ("test", 60))
     }
-    content["run"]["rounds"], content["training"] = 8, {"learning_rate": 0.003, "local_steps": 10, "physical_batch": 32}
+    content["run"]["rounds"], content["training"] = 8, {"learning_rate": 0.003, "local_steps": 10, "batch_size": 32}
     return simulate(RunConfig.parse(content, "test"))
 
 

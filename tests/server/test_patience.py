@@ -23,7 +23,7 @@ def stopping(make_config, tmp_path: Path):
     validation = write_csv(tmp_path / "validation.csv", sentences(40, 8))
 
     def make(**changes):
-        training = {"learning_rate": 0.3, "physical_batch": 16}
+        training = {"learning_rate": 0.3, "batch_size": 16}
         run = {"rounds": 12, **changes.pop("run", {})}
         data = {"validation": str(validation)}
         return make_config(run=run, data=data, training=training, server={"patience": 2}, **changes)

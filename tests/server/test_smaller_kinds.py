@@ -35,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bert: Path, wordpiece: Path) 
         content = run_content(backbone, place, place / "run")
         content["model"] |= {"task": task, "train": "full"}
         content["run"]["rounds"] = 12
-        content["training"] = {"learning_rate": 0.01, "local_steps": 4, "physical_batch": 32}
+        content["training"] = {"learning_rate": 0.01, "local_steps": 4, "batch_size": 32}
         for name, count in (("train", 200), ("test", 40)):
             rows = [(text, 10 + len(text)) for text, _ in sentences(count, count)]
             conll = task == TAGS

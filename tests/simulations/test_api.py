@@ -30,7 +30,7 @@ def settings(bert: Path, tmp_path: Path) -> dict[str, Any]:
         "run": {"rounds": 2, "output": str(tmp_path / "run")},
         "model": {"backbone": str(bert), "max_length": 16, "lora": {"rank": 2}},
         "data": {"partition": {"clients": 3}},
-        "training": {"learning_rate": 0.02, "physical_batch": 16},
+        "training": {"learning_rate": 0.02, "batch_size": 16},
     }
 
 

@@ -57,7 +57,7 @@ def audited(make_config, local, seeded):
     """Two sites, ε = 1, 10 steps at q = 0.05, 400 canaries of each kind, 50 guesses: all right would show 2.7."""
 
     def audit(backbone: Path, canaries: int = 400, records: int = 400, *, control: bool = False, **changes) -> dict:
-        changes["training"] = {"learning_rate": 0.001, "physical_batch": 64, **changes.get("training", {})}
+        changes["training"] = {"learning_rate": 0.001, "batch_size": 64, **changes.get("training", {})}
         changes["data"] = {"partition": {"clients": 2}, **changes.get("data", {})}
         config = make_config(
             run={"rounds": 10},
@@ -172,7 +172,7 @@ def test_sums_over_sites_are_scored_too(make_config, local, spread: Path, seeded
         model={"backbone": str(spread), "lora": {"rank": 8}},
         privacy={**local, "mode": "distributed", "sampling_rate": 0.02},
         data={"partition": {"clients": 2}},
-        training={"learning_rate": 0.001, "physical_batch": 64},
+        training={"learning_rate": 0.001, "batch_size": 64},
         engine={"workers": 1},
         audit={"records": 200, "guesses": 10, "control": True},
     )
