@@ -18,7 +18,7 @@ A template that asks for the day gets always the same one: a record must not bec
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -73,6 +73,8 @@ class ChatTemplate:
     """what stands in a turn of the assistant before its content, and not in what asks for one"""
     ending: str = ""
     """the special token that ends a turn of the assistant"""
+    trailer: str = ""
+    """the special token that ends a whole text, and is not there when another message follows"""
 
     def render(self, turns: Conversation, *, asks: bool = False) -> str:
         """The text. asks: with the header that an answer follows. Raises what the template raises."""
@@ -109,7 +111,8 @@ class ChatTemplate:
 
     def span(self, text: str, turns: Conversation, place: int) -> tuple[int, int]:
         """Of one turn of the assistant: where it begins and ends in the text of all. Raises _NotAlignedError."""
-        before, after = self.render(turns[:place], asks=True) + self.header, self.render(turns[: place + 1])
+        before = self.render(turns[:place], asks=True) + self.header
+        after = (text if place == len(turns) - 1 else self.render(turns[: place + 1])).removesuffix(self.trailer)
         if not (text.startswith(after) and after.startswith(before)):
             raise _NotAlignedError
         return len(before), self._end(after)
@@ -252,12 +255,13 @@ def _examined(plain: ChatTemplate, name: str) -> ChatTemplate:
     place = text.rfind(f"{_ANSWER}x")
     if place < 0 or _QUESTION not in text:
         raise ModelError(f"{name}: leaves out what a message says; it must write message['content'] of every role")
-    ending = _first_special(plain.tokenizer, text[place:])
+    ending = next(iter(_specials(plain.tokenizer, text[place:])), "")
     if plain.marks:
-        return ChatTemplate(plain.tokenizer, plain.source, True, "", ending)
+        return replace(plain, ending=ending)
     try:
+        plain = replace(plain, trailer=_trailer(plain, text))
         headers = {_header(plain, text, place) for place in (1, 3)}
-        examined = ChatTemplate(plain.tokenizer, plain.source, False, headers.pop(), ending)
+        examined = replace(plain, header=headers.pop(), ending=ending)
         if headers:
             raise _NotAlignedError
         examined.tokens(_PROBE)
@@ -270,6 +274,13 @@ def _examined(plain: ChatTemplate, name: str) -> ChatTemplate:
     return examined
 
 
+def _trailer(plain: ChatTemplate, text: str) -> str:
+    """The special token that the text of the first exchange ends with, where without it that begins the whole text."""
+    first = plain.render(_PROBE[:2])
+    last = [token for token in _specials(plain.tokenizer, first) if first.endswith(token)]
+    return last[0] if last and not text.startswith(first) and text.startswith(first.removesuffix(last[0])) else ""
+
+
 def _header(plain: ChatTemplate, text: str, place: int) -> str:
     """What stands before the content of a turn and is not in the text that asks for one."""
     first, last = plain.span(text, _PROBE, place)
@@ -279,15 +290,11 @@ def _header(plain: ChatTemplate, text: str, place: int) -> str:
     return text[first : first + found]
 
 
-def _first_special(tokenizer: Any, text: str) -> str:
-    """The special token that comes first in a text, or nothing."""
-    known = [
-        token
-        for token in {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
-        if token.strip() and token in text
-    ]
-    found = [(text.find(token), -len(token), token) for token in known]
-    return min(found)[2] if found else ""
+def _specials(tokenizer: Any, text: str) -> list[str]:
+    """The special tokens that stand in a text, in its order."""
+    known = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    found = sorted((text.find(token), -len(token), token) for token in known if token.strip() and token in text)
+    return [token for _, _, token in found]
 
 
 def _said(error: Exception, source: str) -> str:

@@ -80,6 +80,13 @@ def test_templates_of_other_forms(tokenizer) -> None:
     assert learned(tokenizer, TALK, template=NO_HEADER)[0][0] == "it was fine <|end|> very bad <|end|>"
 
 
+def test_a_token_that_ends_the_whole_text_alone_is_not_learned(tokenizer) -> None:
+    trailing = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+    ((said, everything),) = learned(tokenizer, TALK, template=trailing)
+    assert said == "it was fine <|end|> very bad <|end|>"
+    assert everything.endswith("very bad <|end|> [EOS]")
+
+
 def test_a_block_without_its_end_learns_the_end_all_the_same(tokenizer) -> None:
     outside = CHATML_MARKED.replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>")
     assert outside != CHATML_MARKED
