@@ -63,7 +63,8 @@ class Writer:
         """(1, T) tokens of what is to be continued."""
         if self._chat is None:
             return self.tokenizer(text, return_tensors="pt")["input_ids"]
-        asked = self._chat.render((("user", text),), asks=True) + self._chat.header
+        header = self._chat.header if self._chat.header.strip() else ""  # a blank is a part of the first word's token
+        asked = self._chat.render((("user", text),), asks=True) + header
         return self.tokenizer(asked, add_special_tokens=False, return_tensors="pt")["input_ids"]
 
     def as_read(self, text: str) -> str:
