@@ -229,13 +229,18 @@ def site_add_peer(
 
 
 @site_app.command("check")
-def site_check(folder: SiteDir) -> None:
+def site_check(
+    folder: SiteDir,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN.toml", help="Also say how many records this run's model would cut.")
+    ] = None,
+) -> None:
     """Look at everything a run needs, line by line; exit code 0 only when all passes."""
     from ..client.deploy.setup import check_site
     from .printing import print_check
 
     checks = []
-    for check in check_site(folder):
+    for check in check_site(folder, run):
         print_check(check)
         checks.append(check)
     if not all(check.passed for check in checks):

@@ -1,11 +1,17 @@
 """Commands for a site's rows before a run: `confide data …` and `confide label …`."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at a site's rows before a run.")
+from .recipe import Sets, load_recipe
+
+if TYPE_CHECKING:
+    from ..simulations.preview import Preview
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at rows before a run.")
 label_app = typer.Typer(no_args_is_help=True, help="Active learning at a site: which rows to label next.")
 
 
@@ -57,6 +63,41 @@ def data_check(
         typer.echo(f"{count:>9,}  {name}")
     typer.echo(f"left out of {out / 'cleaned.csv'}: {len(outcome.left_out):,} rows (dropped.csv says why)")
     typer.echo(f"page: {outcome.page}; it quotes records and stays here")
+
+
+@data_app.command("show")
+def data_show(
+    recipe: Annotated[str, typer.Argument(metavar="RUN.toml", help="A .toml file, or a shipped recipe.")],
+    records: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    source: Annotated[
+        str | None, typer.Option(help="train, validation or test; otherwise train, where the run names it, or test.")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Print records as the model gets them: special tokens, what is learned of each, and what had to be cut off."""
+    from ..simulations.preview import previews
+
+    for one in previews(load_recipe(recipe, sets), source, records):
+        _print_preview(one)
+
+
+def _print_preview(one: "Preview") -> None:
+    terminal = sys.stdout.isatty()
+    counts = [f"{one.tokens:,} tokens", *([] if one.learned is None else [f"{one.learned:,} learned"])]
+    counts += [told for told in (one.answer, "cut to model.max_length" if one.cut else None) if told is not None]
+    typer.echo(f"{one.where}: {_harmless(', '.join(counts))}")
+    typer.echo("".join(_marked(_harmless(text), learned, terminal) for text, learned in one.parts) + "\n")
+
+
+def _marked(text: str, learned: bool, terminal: bool) -> str:
+    if not learned:
+        return text
+    return typer.style(text, bold=True, underline=True) if terminal else f"⟦{text}⟧"
+
+
+def _harmless(text: str) -> str:
+    """Without characters that a terminal obeys."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 @label_app.command("suggest")

@@ -90,6 +90,7 @@ class Site:
                 f"site {self.name}: data set '{dataset}' names no column of persons, and the run's unit is the person; "
                 f'set person = "…" in [datasets.{dataset}] of site.toml'
             )
+        self._admit_conversations(run, table)
         self._require(policy.canaries or not run.audit.planted, "audit canaries", run.audit.planted, "none")
         if run.secure:
             self._admit_sum(run)
@@ -99,6 +100,19 @@ class Site:
                 "clipped update before any noise; allowed: with secure sums, or policy.trust_server = true"
             )
         return self.config.datasets[dataset]
+
+    def _admit_conversations(self, run: RunConfig, table: DatasetSection) -> None:
+        """A run reads conversations where the site has some, by a template that the site lets it bring."""
+        asked, held = run.data.messages is not None, table.messages is not None
+        if run.model.task == "causal-lm" and table.source is not None and asked != held:
+            names = "conversations (data.messages)", "texts"
+            raise PolicyError(
+                f"site {self.name}: the run reads {names[not asked]}, and data set '{run.data.name}' holds "
+                f'{names[not held]}; set messages = "…" in [datasets.{run.data.name}] of site.toml, or name another '
+                "data set"
+            )
+        brought = run.data.template is not None
+        self._require(self.config.policy.templates or not brought, "data.template", "a text", "the tokenizer's own")
 
     def _admit_sum(self, run: RunConfig) -> None:
         """n, t and c decide how the noise is shared out. The server declares them; this site's policy and peers hold.

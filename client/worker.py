@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from ..common.config.run import RunConfig
+from ..common.data.chat_template import chat_template
 from ..common.errors import ConfideError, PrivacyError, RecordsError, WireError, contain
 from ..common.model.apart import check_apart
 from ..common.model.backbones import Folders
@@ -92,6 +93,8 @@ class Worker:
         self._idle = [self.model]
         self._others: dict[str, tuple[FineTuneModel, SiteData]] = {}
         check_reached(self.model)
+        if config.data.messages is not None:
+            chat_template(self.model.tokenizer, config.data.template)  # refused here, and not for some rows alone
         self.plan = privacy_plan(config, self.model.count()[0])
         if self.plan is not None and mode.BY_RECORD:
             proved_shapes(config, self.model)

@@ -42,6 +42,10 @@ def joined(arrays: Adapter) -> np.ndarray:
     return np.concatenate([array.ravel() for array in arrays.values()]).astype(np.float64)
 
 
+Message = tuple[str, str]
+"""role and content"""
+Conversation = tuple[Message, ...]
+
 DEFAULT_TASK = "sequence-classification"
 """`model.task` where none is named"""
 
@@ -54,6 +58,8 @@ class Reads:
     """one class a row, one a word, a number, or nothing"""
     text: bool = True
     images: bool = False
+    turns: bool = False
+    """conversations instead of texts, where `data.messages` names their column"""
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,23 @@ class Rows:
     """(N, C, H, W) uint8, as the backbone takes them"""
     person: np.ndarray | None = None
     """(N,) strings: whose each row is, where the unit of privacy is the person"""
+    turns: list[Conversation] | None = None
+    """conversations (`causal-lm`); the texts are empty then"""
+    template: str | None = None
+    """with turns: the run's chat template; None: the tokenizer's own"""
+    numbers: np.ndarray | None = None
+    """(N,) int64: the number of each row in its source, as messages count it"""
 
     def __len__(self) -> int:
         return len(self.text)
 
+    def where(self, place: int) -> str:
+        """A row, as messages name it."""
+        return f"{self.source}: row {place + 1 if self.numbers is None else self.numbers[place]}"
+
     def within(self, characters: int) -> "Rows":
-        """The rows with texts of so many characters at most; of a prompt the end stays, as it does of its tokens."""
+        """The rows with texts of so many characters at most; of a prompt the end stays, as it does of its tokens.
+        Conversations stay as they are: which of their turns are left out is for `chat_template` to say."""
         if self.response is None:
             return replace(self, text=[text[:characters] for text in self.text])
         return replace(
@@ -101,6 +118,9 @@ class Rows:
             None if self.group is None else self.group[keep],
             None if self.images is None else self.images[keep],
             None if self.person is None else self.person[keep],
+            None if self.turns is None else [self.turns[i] for i in keep],
+            self.template,
+            None if self.numbers is None else self.numbers[keep],
         )
 
 
@@ -113,8 +133,8 @@ class Records:
     offsets: np.ndarray
     """(N + 1,) int64"""
     targets: np.ndarray
-    """(N,) int64: the class index, the first position that counts in the loss (`causal-lm`), or 0; `regression`:
-    float64"""
+    """(N,) int64: the class index, the first position that counts in the loss (`causal-lm` without `wanted`), or 0;
+    `regression`: float64"""
     wanted: np.ndarray | None = None
     """(Σ T_i,) int32, where every token has a target: `IGNORED` where it does not count"""
     images: np.ndarray | None = None
@@ -125,6 +145,9 @@ class Records:
     """(N,) uint64: each record's own (`record_keys`), from which its randomness follows"""
     person: np.ndarray | None = None
     """(N,) int64: a number for each person, where the unit of privacy is the person"""
+    cut: np.ndarray | None = None
+    """(N,) bool: whether a record is shorter than its row, which `max_length` is too short for. Of private rows it must
+    not leave their site"""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -140,6 +163,7 @@ class Records:
             _both(self.features, other.features),
             _both(self.keys, other.keys),
             _both(self.person, other.person),
+            _both(self.cut, other.cut),
         )
 
     def digest(self, indices: np.ndarray) -> bytes:

@@ -31,7 +31,7 @@ from .callbacks import Callback, EarlyStopping, RunState, Tracking
 from .checkpoint import Checkpoint
 from .deploy.deployment import FAILURE, HOME, ServerFile, registered
 from .distillation import Distillation
-from .evaluation import Evaluation, evaluate, read_public, subset
+from .evaluation import Evaluation, evaluate, read_public, say_cut, subset
 from .grids import QuickGrid
 from .handshake import handshake, query
 from .ledger_heads import Heads
@@ -92,6 +92,9 @@ def run_server(
     distillation = Distillation(config, model) if mode_of(config).TEACHERS else None
     test = read_public(config, model, config.data.test)
     validation = read_public(config, model, config.data.validation) if config.data.validation else test
+    for source, records in {config.data.test: test, config.data.validation: validation}.items():
+        if source is not None:
+            say_cut(records, source, model.max_length)
     everything = np.arange(len(test))
     state = _start_or_continue(
         folder, config, initial_adapter(config, model) if distillation is None else distillation.nothing()

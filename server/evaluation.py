@@ -1,12 +1,16 @@
 """The global model on public data, at the server."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..common.config.run import RunConfig
+from ..common.data.sql import shown
 from ..common.model.loading import FineTuneModel
 from ..common.types import Adapter, Metrics, Records
+
+log = logging.getLogger("confide.data")
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,18 @@ class Evaluation:
 def read_public(config: RunConfig, model: FineTuneModel, source: str) -> Records:
     """Tokenised rows of a public set. Raises DataError."""
     return model.with_features(model.encode(model.rows(source, config.data)))
+
+
+def say_cut(records: Records, source: str, max_length: int, rows: int | None = None) -> None:
+    """Logs how many records are shorter than their rows. For public sets, and for a simulation's: of private rows the
+    number would be a release.
+
+    rows: of them, where copies stand behind the records.
+    """
+    count = len(records) if rows is None else rows
+    if records.cut is not None and (cut := int(records.cut[:count].sum())):
+        told = shown(source), f"{cut:,}", f"{count:,}", max_length
+        log.warning("%s: %s of %s records were cut to %d tokens (model.max_length)", *told)
 
 
 def subset(records: Records, limit: int, seed: int) -> np.ndarray:

@@ -141,4 +141,6 @@ def _joined(first: Rows, second: Rows) -> Rows:
         None if first.tags is None or second.tags is None else first.tags + second.tags,
         images=both(first.images, second.images),
         person=both(first.person, second.person),
+        turns=None if first.turns is None or second.turns is None else first.turns + second.turns,
+        template=second.template,
     )

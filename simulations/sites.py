@@ -23,6 +23,7 @@ from ..common.data.sources import label_names, training_rows
 from ..common.ledger.chain import SiteKey
 from ..common.ledger.ledger import Ledger
 from ..common.model.loading import FineTuneModel
+from ..server.evaluation import say_cut
 from .attacks.poison import poisoned
 from .canaries import Planted
 
@@ -32,7 +33,8 @@ def simulated_policy(run: RunConfig) -> SiteConfig:
     mode = released_mode(run)
     noised = run.private and not run.audit.control
     budget = DatasetSection(epsilon=run.privacy.epsilon if noised else None, delta=run.privacy.delta)
-    allowed = {"modes": (mode,), "metrics": True, "canaries": True, "trust_server": trusts_server(run)}
+    allowed = {"modes": (mode,), "trust_server": trusts_server(run)}
+    allowed |= dict.fromkeys(("metrics", "canaries", "templates"), True)
     policy = PolicySection.model_validate({**allowed, **_lowered(run)})
     return SiteConfig(datasets={run.data.name: budget}, policy=policy)
 
@@ -114,7 +116,9 @@ def simulated_data(config: RunConfig, model: FineTuneModel) -> SiteData:
     rows = poisoned(rows, parts, config)
     classes = None if model.task.READS.label == "number" else rows.labels
     contents = [rows_digest(rows.take(part)) for part in parts]
-    return SiteData(encode_with_copies(config, model, rows, simulated_secret(config)), parts, classes, contents)
+    records = encode_with_copies(config, model, rows, simulated_secret(config))
+    say_cut(records, data.training, model.max_length, len(rows))
+    return SiteData(records, parts, classes, contents)
 
 
 def simulated_worker(config: RunConfig) -> Worker:

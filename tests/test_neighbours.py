@@ -31,7 +31,7 @@ from confide.tests.neighbours.cases import (
     run_of,
 )
 from confide.tests.neighbours.page import PAGE, cell_of, parse, render, short
-from confide.tests.neighbours.rows import PROMPTED, Row, Table, table_of, words
+from confide.tests.neighbours.rows import PROMPTED, TALKED, Row, Table, table_of, words
 from confide.tests.neighbours.site import Observer, Sites, Told, ask, everybody
 
 slow = pytest.mark.slow
@@ -46,6 +46,7 @@ _TASKS = (
     "regression",
     "causal-lm",
     PROMPTED,
+    TALKED,
     "masked-lm",
     "image-classification",
     "image-text-classification",
@@ -80,6 +81,7 @@ FAST: list[tuple[Case, str]] = [
     (Case("gpt-neox", PROMPTED, form="jsonl"), "no response, shortest, over-long"),
     (Case("opt", "causal-lm", mode="distributed"), "blank, longest"),
     (Case("llama", PROMPTED, views="freelb"), "over-long, no tokens"),
+    (Case("llama", TALKED, form="jsonl"), "unknown role, refused by the template, over-long"),
     (named(Case("mistral", pooling="last", steps=2, views="characters")), "unknown class, no tokens"),
     (Case("qwen2", "causal-lm", views="pgd", turn=11), "shortest, broken bytes"),
     (named(Case("qwen3", "causal-lm", batch_rows=64, rate=1.0)), "over-long, empty"),
@@ -109,7 +111,7 @@ def every_combination() -> list[Case]:
     """Task × part × view × mode, on one architecture each; where a combination is refused, the test says so."""
     found = []
     for task in _TASKS:
-        case = Case("llama" if task in ("causal-lm", PROMPTED) else "bert", task)
+        case = Case("llama" if task in ("causal-lm", PROMPTED, TALKED) else "bert", task)
         if task == "image-classification":
             case = named(Case("vit", task))
         elif task.startswith("image-"):

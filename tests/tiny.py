@@ -23,6 +23,50 @@ def _tokenizer(folder: Path) -> None:
     ).save_pretrained(str(folder))
 
 
+CHATML = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+"""the form that most templates have"""
+CHATML_MARKED = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+GEMMA = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}<|start|>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<|end|>"
+    "\n{% endfor %}{% if add_generation_prompt %}<|start|>model\n{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|start|> {{ m.content }} <|end|>{% else %} {{ m.content }} [EOS]"
+    "{% endif %}{% endfor %}"
+)
+NO_HEADER = "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+REWRITES = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% if loop.last %}it was {% endif %}{{ m.content }}<|end|>{% else %}{{ m['content'] }}<|end|>{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+"""what is written of a turn depends on whether another one follows"""
+_CHAT = ["<|start|>", "<|end|>"]
+_ROLES = ["system", "user", "assistant", "tool", "model", "be"]
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """Of words, with two special tokens that begin and end a turn, and no template."""
+    words = [*VOCABULARY, *_CHAT, *_ROLES]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        eos_token="[EOS]",
+        additional_special_tokens=_CHAT,
+    )
+
+
 def save(model, folder: Path) -> Path:
     model.save_pretrained(str(folder))
     _tokenizer(folder)

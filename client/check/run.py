@@ -53,7 +53,7 @@ def check_source(
         config, _ = load_site(Path(source))
         named = named_dataset(Path(source), config, dataset)
         data = data_section(Path(source), named, DataSection(name=dataset, test=""))
-        text, label = data.text, label and data.label
+        text, label = data.messages or data.text, label and data.label
     if out.exists() and not overwrite and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty; give another folder with --out, or --overwrite")
     progress("reading")

@@ -23,6 +23,7 @@ from ...common.credentials import SiteLine, expiry, fingerprint, new_node_key, p
 from ...common.data.sources import CheckedRows, examine
 from ...common.errors import ConfideError, ConfigError, DataError, DeploymentError
 from ...common.ledger.ledger import Ledger
+from ...common.types import Conversation
 from .contents import take_digests
 from .folder import CA, LEDGER, NODE_KEY, POLICY, PUBLIC, approve, data_section, load_site, write_private
 
@@ -46,6 +47,7 @@ server = "{server}"            # host:port, the only connection this site makes
 source = "{source}"            # csv, jsonl, parquet, or an SQL url: sqlite:///clinic.db#messages
 text = "text"
 label = "label"
+# messages = "messages"        # conversations, for runs with data.messages
 epsilon = {epsilon}                # over all runs together
 delta = 1e-5
 
@@ -58,6 +60,7 @@ modes = ["local", "distributed", "client"]
 # min_colluders = 1            # secure sums: sites that may work for the server and still learn no more than ε says
 # min_sites = 2                # secure sums: sites in one sum
 # min_survivors = 2            # secure sums: inputs without which nothing is opened
+# templates = true             # runs may bring a chat template (data.template), a program that runs on each record
 # approval = true              # every run's configuration is approved by hand: confide site approve
 
 # [backbones]                  # a backbone's name in runs = the folder that holds it here; otherwise the hub's cache
@@ -141,8 +144,11 @@ class Check:
     """what was found, or what to do"""
 
 
-def check_site(folder: Path) -> Iterator[Check]:
-    """One after the other; later ones are left out where an earlier one makes them meaningless."""
+def check_site(folder: Path, run: Path | None = None) -> Iterator[Check]:
+    """One after the other; later ones are left out where an earlier one makes them meaningless.
+
+    run: the configuration of a run, by whose model the rows of its data set are read, too.
+    """
     try:
         config, section = load_site(folder)
     except ConfideError as error:
@@ -156,6 +162,8 @@ def check_site(folder: Path) -> Iterator[Check]:
         yield _checked(f"data set {name}", lambda name=name, dataset=dataset: _data(folder, name, dataset))
         budget = config.budget(name)
         yield _checked(f"budget of {name}", lambda budget=budget: _budget(folder, *budget))
+    if run is not None:
+        yield _checked(f"as {run} reads it", lambda: _as_read(folder, config, run))
     yield _checked("contents", lambda: _contents(folder, config))
     if any(mode in config.policy.modes for mode in ("distributed", "client")):
         yield _checked("peers", lambda: _peers(folder, config, section.name))
@@ -205,8 +213,28 @@ def _data(folder: Path, name: str, dataset: Any) -> str:
     found = examine(data.training, data)
     if not len(found.rows):
         raise DataError(f"{found.rows.source}: {_left_out(found) or 'there are no rows; expected at least one'}")
-    parts = (f"{len(found.rows):,} rows", _persons(found.rows.person), _classes(found.classes), _left_out(found))
+    parts = (
+        f"{len(found.rows):,} rows",
+        _messages(found.rows.turns),
+        _persons(found.rows.person),
+        _classes(found.classes),
+        _left_out(found),
+    )
     return ", ".join(part for part in parts if part)
+
+
+def _as_read(folder: Path, config: SiteConfig, run: Path) -> str:
+    from .as_read import as_read
+
+    return as_read(folder, config, RunConfig.parse(read_toml(run, "give the run's config.toml"), str(run)))
+
+
+def _messages(turns: list[Conversation] | None) -> str:
+    """How long conversations are, for the operator alone."""
+    if not turns:
+        return ""
+    sizes = sorted(map(len, turns))
+    return f"conversations of {sizes[0]:,} to {sizes[-1]:,} messages"
 
 
 def _persons(person: np.ndarray | None) -> str:

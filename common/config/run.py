@@ -181,7 +181,7 @@ class DatasetSection(Section, frozen=True):
     source: str | None = None
     """deployment: csv, jsonl or parquet file (relative to site.toml), or SQL url#table-or-query; read-only"""
     text: str = "text"
-    """deployment: the column of the texts; it and the next four as in a run's [data]"""
+    """deployment: the column of the texts; it and the next five as in a run's [data]"""
     label: str = "label"
     """deployment: the column of the labels"""
     image: str = "image"
@@ -190,6 +190,9 @@ class DatasetSection(Section, frozen=True):
     """deployment: the column of the prompts"""
     response: str | None = None
     """deployment: the column of the responses"""
+    messages: str | None = None
+    """deployment: the column of the conversations; runs on conversations are refused without it, and runs of
+    `causal-lm` on texts with it"""
     person: str | None = None
     """deployment: the column that names whose a row is; omitted: runs whose unit is the person are refused. Rows of
     nobody contribute nothing to any run"""
@@ -237,6 +240,9 @@ class PolicySection(Section, frozen=True):
     """whether a training loss may leave, in mode `none`"""
     canaries: bool = False
     """whether an audit may put canaries among the records"""
+    templates: bool = False
+    """whether a run may bring a chat template of its own (data.template), a small program that runs on each record:
+    sandboxed, but how long it takes is the run's to decide"""
     trust_server: bool = False
     """whether, in mode `client` without secure sums, a clipped update may leave without noise, for the server to
     add it"""

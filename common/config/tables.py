@@ -155,6 +155,12 @@ class DataSection(Section, frozen=True):
     """`causal-lm` on instructions: the column that is read …"""
     response: str | None = None
     """… and the column that is learned"""
+    messages: str | None = None
+    """`causal-lm` on conversations: the column of lists of {role, content}, as JSON text in csv; the assistant's turns
+    are learned. Text becomes of them by the tokenizer's own chat template …"""
+    template: Annotated[str, Field(min_length=1, max_length=2**16)] | None = None
+    """… or by this one, a Jinja text of `messages` and `add_generation_prompt`. It is a program that runs on each
+    record: a real site must allow it (policy.templates)"""
     person: str | None = None
     """modes local and distributed: the column that names whose a row is; ε is then for a person with all their rows"""
     person_rows: Annotated[int, Field(ge=1, le=256)] = 8

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..config.tables import DataSection
 from ..errors import DataError
-from ..types import Reads
+from ..types import Conversation, Reads
 from .content import mark
+from .conversations import conversation
 from .formats import EMPTY, Problem, Table, UnreadableError, as_text
 from .images import ImageForm, decoded, image_file
 
@@ -109,6 +110,21 @@ def read_strings(notes: Notes, column: str) -> list[str]:
         if not text.strip():
             notes.add(place, column, EMPTY)
         result.append(text)
+    return result
+
+
+def read_turns(notes: Notes, column: str) -> list[Conversation]:
+    """(N,) conversations; without a message where a row has a problem."""
+    result: list[Conversation] = []
+    for place, value in enumerate(notes.table.column(column)):
+        try:
+            turns = conversation(value)
+            if (size := sum(len(content) for _, content in turns)) > LONGEST:
+                raise UnreadableError(f"a conversation of {size:,} characters; at most {LONGEST:,}; shorten it")
+        except UnreadableError as error:
+            notes.add(place, column, str(error))
+            turns = ()
+        result.append(turns)
     return result
 
 

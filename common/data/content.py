@@ -9,12 +9,13 @@ from pathlib import Path
 
 from ..config.tables import DataSection
 from ..errors import DataError
+from .conversations import as_known
 from .formats import Table, as_bytes
 from .images import image_file
 from .record_keys import plain
 
 _NOTHING = (b"", b"nan", b"none", b"null")
-ROLES = ("text", "label", "image", "prompt", "response", "person")
+ROLES = ("text", "label", "image", "prompt", "response", "person", "messages")
 """the columns that a digest covers, by their keys in [data]"""
 
 
@@ -37,9 +38,10 @@ def _marks(values: list[object], folder: Path) -> Iterator[bytes | None]:
 def identity(table: Table, data: DataSection, marks: list[bytes | None] | None) -> bytes:
     """32 bytes over the texts alone, or over the images where there are no texts, each once. Case, blanks and rows
     without one make no other data set. marks: of the images, where they were read."""
-    values = table.columns.get(data.prompt or data.text)
+    values = table.columns.get(data.messages or data.prompt or data.text)
     if values is not None:
-        known = (b"" if value is None else plain(as_bytes(value)) for value in values)
+        read = as_bytes if data.messages is None else as_known
+        known = (b"" if value is None else plain(read(value)) for value in values)
         rows = {one for one in known if one not in _NOTHING}
     else:
         images = table.columns.get(data.image, [])
@@ -62,7 +64,8 @@ def digest(table: Table, data: DataSection, marks: list[bytes | None] | None) ->
         values = table.columns.get(getattr(data, role) or "")
         if values is None:
             continue
-        contents = (None if value is None else as_bytes(value) for value in values)
+        read = as_known if role == "messages" else as_bytes
+        contents = (None if value is None else read(value) for value in values)
         if role == "image":
             contents = iter(marks) if marks is not None else _marks(values, table.folder)
         head = bytes([number])

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..config.run import RunConfig
 from ..types import Rows
+from .conversations import transcript
 
 Keys = np.ndarray
 """(N,) uint64, one a record"""
@@ -85,7 +86,8 @@ def _framed(parts: list[bytes]) -> bytes:
 def _contents(rows: Rows, whose: bool = False) -> Iterable[list[bytes]]:
     """whose: also the person, which a record's randomness does not depend on."""
     for i, text in enumerate(rows.text):
-        parts = [text.encode("utf-8", "surrogatepass")]
+        read = text if rows.turns is None else transcript(rows.turns[i])
+        parts = [read.encode("utf-8", "surrogatepass")]
         parts.append(b"" if rows.response is None else rows.response[i].encode("utf-8", "surrogatepass"))
         parts.append(b"" if rows.labels is None else rows.labels[i : i + 1].tobytes())
         parts.append(b"" if rows.tags is None else rows.tags[i].tobytes())

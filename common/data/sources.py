@@ -8,6 +8,7 @@ Errors name file, row and column, and never show what a row holds: they end up i
 Rows are counted from 1 and the header of a csv is row 1; empty lines, and line ends inside quotes, do not count.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -30,6 +31,7 @@ from .columns import (
     read_strings,
     read_tags,
     read_text,
+    read_turns,
     refuse,
     require,
 )
@@ -134,8 +136,9 @@ def examine(source: str, data: DataSection) -> CheckedRows:
     elif len(names) > max(20, len(table.rows) / 5) and sum(map(_is_number, names)) > len(names) / 2:
         labels, kind = None, "number"
     images = data.image in table.columns
-    text = not images or (data.prompt or data.text) in table.names
-    return _checked(table, data.model_copy(update={"scale": None}), labels, Reads(kind, text, images), _SMALLEST)
+    text = not images or (data.messages or data.prompt or data.text) in table.names
+    reads = Reads(kind, text, images, turns=True)
+    return _checked(table, data.model_copy(update={"scale": None}), labels, reads, _SMALLEST)
 
 
 def read_texts(source: str, column: str) -> list[str]:
@@ -152,7 +155,7 @@ def read_table(source: str, data: DataSection, problems: list[Problem] | None = 
     columns: dict[str, list[bytes | str | None]] = {}
     for name, values in table.columns.items():
         columns[name] = [
-            value if isinstance(value, bytes) else read_text(notes, name, place, value)
+            value if isinstance(value, bytes) else read_text(notes, name, place, _flat(value))
             for place, value in enumerate(values)
         ]
     kept = [place for place in range(len(table.rows)) if place not in notes.found]
@@ -256,12 +259,19 @@ def _needed(
         data.image if reads.images and image is not None else None,
         data.label if labelled else None,
         data.text if labelled and reads.label == "tags" else None,
-        data.prompt or data.text if reads.text else None,
+        _text_column(data, reads),
         data.response,
         data.person,
         (data.partition.column or "") if group else None,
     ]
     return [column for column in columns if column is not None]
+
+
+def _text_column(data: DataSection, reads: Reads) -> str | None:
+    """Of the texts, the prompts, or the conversations."""
+    if not reads.text:
+        return None
+    return data.messages if reads.turns and data.messages is not None else data.prompt or data.text
 
 
 def _covered(data: DataSection) -> list[str]:
@@ -297,14 +307,20 @@ def _read(
     require(notes, _needed(data, labels, reads, image, group))
     classes = read_labels(notes, data, labels, reads)
     tags = read_tags(notes, data, labels) if labels is not None and reads.label == "tags" else None
-    text = read_strings(notes, data.prompt or data.text) if reads.text else [""] * len(table.rows)
+    text, turns = [""] * len(table.rows), None
+    if reads.turns and data.messages is not None:
+        turns = read_turns(notes, data.messages)
+    elif reads.text:
+        text = read_strings(notes, data.prompt or data.text)
     response = read_strings(notes, data.response) if data.response else None
     groups = np.asarray(read_strings(notes, data.partition.column or ""), dtype=object) if group else None
     person = read_persons(notes, data.person) if data.person else None
     images, marks = None, None
     if reads.images and image is not None:  # last: rows with a problem so far need no place
         images, marks = read_images(notes, data.image, table.folder, image)
-    rows = Rows(table.source, text, response, classes, tags, groups, person=person)
+    numbers = np.asarray(table.rows, dtype=np.int64)
+    template = None if turns is None else data.template
+    rows = Rows(table.source, text, response, classes, tags, groups, None, person, turns, template, numbers)
     if notes.found:
         rows = rows.take(np.array([place for place in range(len(text)) if place not in notes.found], dtype=np.int64))
     rows = replace(rows, images=images)
@@ -343,6 +359,11 @@ def _is_number(text: str) -> bool:
         return bool(np.isfinite(float(text)))
     except ValueError:
         return False
+
+
+def _flat(value: object) -> object:
+    """Lists, as those of messages, as the JSON text that they are read from again."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
 
 
 def _array(values: list[bytes | str | None]) -> pa.Array:

@@ -34,8 +34,8 @@ def dummy_records(model: FineTuneModel, lengths: list[int], seed: int = 0) -> Re
         lists = [rng.choice(allowed, length).astype(np.int32) for length in lengths]
     if reads.label == "tags":
         wanted = [rng.integers(0, model.classes, length).astype(np.int32) for length in lengths]
-    elif reads.label is None:  # the token itself, at one place; a task that counts from `targets` on ignores it
-        wanted = [np.where(np.arange(len(ids)) == len(ids) // 2, ids, IGNORED).astype(np.int32) for ids in lists]
+    elif reads.label is None:  # the token itself; of the first one nothing is before it
+        wanted = [np.where(np.arange(len(ids)) > 0, ids, IGNORED).astype(np.int32) for ids in lists]
     targets = np.ones(count, dtype=np.int64)
     if reads.label == "class":
         targets = rng.integers(0, max(1, model.classes), count)

@@ -235,6 +235,11 @@ def canary_rows(
     person = None if config.data.person is None else whose
     texts = [" ".join(rng.choice(words, _WORDS)) if words else "" for _ in range(count)]
     responses = [" ".join(rng.choice(words, _WORDS)) for _ in range(count)] if config.data.response else None
+    if config.data.messages:
+        answers = [" ".join(rng.choice(words, _WORDS)) for _ in texts]
+        turns = [(("user", text), ("assistant", answer)) for text, answer in zip(texts, answers, strict=True)]
+        template = config.data.template
+        return Rows("canaries", [""] * count, person=person, turns=turns, template=template)
     if tags:
         return Rows("canaries", texts, tags=[*rng.integers(0, classes, (count, _WORDS))], person=person)
     labels = rng.integers(0, classes, count) if classes else rng.normal(size=count) if numbers else None

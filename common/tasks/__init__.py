@@ -6,13 +6,14 @@ A task is a module here that offers the members of `Task`; its name in a configu
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, BatchEncoding, PreTrainedModel
 
 from ..config.tables import ModelSection
 from ..errors import ConfigError
@@ -174,6 +175,17 @@ def subword_ids(rows: Rows, tokenizer, max_length: int) -> list[list[int]]:
     return tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
 
 
+def texts(rows: Rows, tokenizer, max_length: int, targets: np.ndarray) -> Records:
+    """Records of one text and one target each."""
+    found = tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)
+    return replace(ragged(found["input_ids"], targets), cut=was_cut(found))
+
+
+def was_cut(found: BatchEncoding) -> np.ndarray | None:
+    """(N,) bool: whether a text has more tokens than were taken; None for a tokenizer that does not tell."""
+    return None if found.encodings is None else np.array([bool(one.overflowing) for one in found.encodings], dtype=bool)
+
+
 def ragged(
     token_lists: Sequence[Sequence[int] | np.ndarray], targets: np.ndarray, wanted: list[np.ndarray] | None = None
 ) -> Records:
@@ -181,4 +193,6 @@ def ragged(
     lengths = np.fromiter((len(ids) for ids in token_lists), dtype=np.int64, count=len(token_lists))
     tokens = np.fromiter((t for ids in token_lists for t in ids), dtype=np.int32, count=int(lengths.sum()))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Records(tokens, offsets, targets, None if wanted is None else np.concatenate(wanted).astype(np.int32))
+    if wanted is not None:
+        return Records(tokens, offsets, targets, np.concatenate([np.empty(0), *wanted]).astype(np.int32))
+    return Records(tokens, offsets, targets)

@@ -1,8 +1,10 @@
-"""Next-token prediction on plain text or on instructions (prompt → response).
+"""Next-token prediction on plain text, on instructions (prompt → response) or on conversations.
 
 The loss of a record is the mean over its own supervised tokens. Hugging Face's own causal loss averages over the tokens
 of the whole batch: one record's gradient then depends on its batch-mates, and clipping bounds nothing.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,13 +12,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ..config.tables import ModelSection
+from ..data.chat_template import Encoded, encode_conversations, shortened
 from ..model.output import base_of, decoded, ends_apart, guessed, note_end
 from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import ACCURACY, Batch, inputs_of, ragged, record_means, token_losses, token_metrics, token_score
 
 HEAD: list[str] = []
-CLASSES, VARIANTS, READS = False, 1, Reads(label=None)
+CLASSES, VARIANTS, READS = False, 1, Reads(label=None, turns=True)
 EXPORT, PIPELINE, MAIN = "text", "text-generation", ACCURACY
 
 
@@ -25,30 +28,54 @@ def build(path: str, model: ModelSection, classes: int) -> nn.Module:
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
-    """Text, or prompt and response joined; an end token closes each. The loss counts from the response on."""
+    """Text, or prompt and response joined, and an end token; or a conversation as its template writes it.
+
+    All tokens of a text are learned, of a prompt and a response those of the response, of a conversation those of the
+    assistant's turns. `wanted` says which, `targets` is the first of them.
+    """
+    if rows.turns is not None:
+        found = encode_conversations(rows, tokenizer, max_length)
+    else:
+        found = _joined(rows, tokenizer, max_length)
+    for one in found:
+        one.learned[:1] = False  # nothing is before it that it could be guessed from
+    wanted = [np.where(one.learned, one.ids, IGNORED) for one in found]
+    starts = np.array([_first(one) for one in found], dtype=np.int64)
+    records = ragged([one.ids for one in found], starts, wanted)
+    return replace(records, cut=np.array([one.cut for one in found], dtype=bool))
+
+
+def _first(found: Encoded) -> int:
+    return int(np.argmax(found.learned)) if found.learned.any() else len(found.ids)
+
+
+def _joined(rows: Rows, tokenizer, max_length: int) -> list[Encoded]:
+    """Texts, or prompts and responses, each with an end token."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     prompts = tokenizer(rows.text, truncation=False, padding=False, add_special_tokens=True)["input_ids"]
     if rows.response is None:
-        lists = [(ids + end)[:max_length] for ids in prompts]
-        return ragged(lists, np.ones(len(lists), dtype=np.int64))
+        return [
+            Encoded(ids[:max_length], np.ones(min(len(ids), max_length), bool), len(ids) > max_length)
+            for ids in (prompt + end for prompt in prompts)
+        ]
     answers = tokenizer(rows.response, truncation=False, padding=False, add_special_tokens=False)["input_ids"]
-    lists, starts = [], np.empty(len(prompts), dtype=np.int64)
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        # a long prompt loses its beginning, so that half of the length stays for the answer
-        answer = (answer + end)[: max(max_length // 2, max_length - len(prompt))]
-        prompt = prompt[-(max_length - len(answer)) :]
-        lists.append(prompt + answer)
-        starts[i] = max(1, len(prompt))
-    return ragged(lists, starts)
+    return [
+        shortened(prompt + answer + end, np.arange(len(prompt + answer + end)) >= len(prompt), max_length)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
 
 
 def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
-    """(B, T): the token itself where it counts, −100 elsewhere; position t is predicted from those before it."""
+    """(B, T): the token itself where it counts, −100 elsewhere; position t is predicted from those before it. Records
+    that nothing is said of (`wanted`) count from `targets` on."""
     result = np.full((len(indices), length), IGNORED, dtype=np.int64)
     for row, index in enumerate(indices):
-        ids = records.tokens[records.offsets[index] : records.offsets[index + 1]]
-        first = records.targets[index]
-        result[row, first : len(ids)] = ids[first:]
+        part = slice(records.offsets[index], records.offsets[index + 1])
+        ids = records.tokens[part]
+        counts = np.arange(len(ids)) >= records.targets[index]
+        if records.wanted is not None:
+            counts = records.wanted[part] != IGNORED
+        result[row, : len(ids)] = np.where(counts, ids, IGNORED)
     return torch.from_numpy(result)
 
 

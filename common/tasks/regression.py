@@ -11,7 +11,7 @@ from torch import nn
 from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
 from ..types import Metrics, Reads, Records, Rows
-from . import Batch, inputs_of, load_backbone, ragged, subword_ids
+from . import Batch, inputs_of, load_backbone, texts
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = False, 1, Reads(label="number")
@@ -27,7 +27,7 @@ def build(path: str, model: ModelSection, classes: int) -> nn.Module:
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     if rows.labels is None:
         raise ValueError("rows without numbers cannot be learned")
-    return ragged(subword_ids(rows, tokenizer, max_length), rows.labels)
+    return texts(rows, tokenizer, max_length, rows.labels)
 
 
 def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
 from ..model.weights import read_weights
 from ..types import Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, inputs_of, load_backbone, ragged, subword_ids
+from . import ACCURACY, Batch, inputs_of, load_backbone, texts
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = True, 1, Reads()
@@ -27,7 +27,7 @@ def build(path: str, model: ModelSection, classes: int) -> nn.Module:
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     if rows.labels is None:
         raise ValueError("rows without labels cannot be classified")
-    return ragged(subword_ids(rows, tokenizer, max_length), rows.labels)
+    return texts(rows, tokenizer, max_length, rows.labels)
 
 
 def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:

@@ -4,6 +4,8 @@ Tags are BIO; `data.labels` holds B-x of every type, then I-x, then O, which is 
 `model.max_length` are neither learned nor counted.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from ..config.tables import ModelSection
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import Batch, load_backbone, ragged, token_losses, token_targets
+from . import Batch, load_backbone, ragged, token_losses, token_targets, was_cut
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(label="tags")
@@ -55,7 +57,8 @@ def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
                 pieces[position] = tags[word]
             before = word
         targets.append(pieces)
-    return ragged(encoded["input_ids"], np.zeros(len(targets), dtype=np.int64), targets)
+    records = ragged(encoded["input_ids"], np.zeros(len(targets), dtype=np.int64), targets)
+    return replace(records, cut=was_cut(encoded))
 
 
 def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from confide.common.modes import mode_of
 from confide.common.modes.distillation import ANSWERS, answers_shape
 from confide.common.types import Adapter
 from confide.tests.architectures import DECODERS, ENCODERS, IMAGES, TARGETS
-from confide.tests.neighbours.rows import CLASSES, PROMPTED, TAGS, Form, Row, Table, table_of
+from confide.tests.neighbours.rows import CLASSES, PROMPTED, TAGS, TALKED, TEMPLATE, Form, Row, Table, table_of
 from confide.tests.neighbours.site import QUERIES, Draw, Observer, Sites, Told, all_but, ask, everybody, only
 from confide.tests.tiny import merged
 
@@ -85,7 +85,7 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
     """The configuration that a server would send."""
     model: dict[str, Any] = {
         "backbone": sites.backbone(case.architecture),
-        "task": "causal-lm" if case.task == PROMPTED else case.task,
+        "task": "causal-lm" if case.task in (PROMPTED, TALKED) else case.task,
         "max_length": case.max_length,
         "train": case.train,
         "pooling": case.pooling,
@@ -111,6 +111,8 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
         },
         "server": {"setup_rounds": 128},
     }
+    if case.task == TALKED:
+        content["data"] |= {"messages": "messages", "template": TEMPLATE}
     if case.task == "token-classification":
         content["data"]["labels"] = TAGS
     elif case.task.endswith("-classification"):
@@ -119,8 +121,8 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
 
 
 def host_of(sites: Sites, case: Case, table: Table) -> DeployedHost:
-    columns = {"prompt": "prompt", "response": "response"} if case.task == PROMPTED else {}
-    return sites.host(table, case.form, **columns)
+    columns = {PROMPTED: ("prompt", "response"), TALKED: ("messages",)}.get(case.task, ())
+    return sites.host(table, case.form, **dict(zip(columns, columns, strict=True)))
 
 
 def adapter_of(host: DeployedHost, config: RunConfig) -> Adapter:

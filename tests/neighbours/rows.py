@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,13 @@ Form = Literal["csv", "jsonl"]
 CLASSES, TAGS = ["negative", "positive"], ["B-per", "I-per", "O"]
 PROMPTED = "prompt and response"
 """stands for the task causal-lm on two columns"""
+TALKED = "conversations"
+"""stands for the task causal-lm on a column of messages"""
+TEMPLATE = (
+    "{% if messages[0].role == 'tool' %}{{ raise_exception('no tool') }}{% endif %}"
+    "{% for m in messages %}< {{ m.role }} > {{ m.content }} </ {{ m.role }} > {% endfor %}"
+    "{% if add_generation_prompt %}< assistant > {% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,33 @@ def _prompted() -> tuple[tuple[str, ...], list[Row]]:
     return ("prompt", "response"), _mixed([*rows, Row("no response", "bad", ("the film", " "))])
 
 
+def _talked() -> tuple[tuple[str, ...], list[Row]]:
+    texts = list(_TEXTS.values())
+    rows = [Row(name, "any" if name == "shortest" else "good", (_talk(i, texts), "")) for i, name in enumerate(_TEXTS)]
+    answer = {"role": "assistant", "content": "the film"}
+    bad: dict[str, Any] = {
+        "empty": [],
+        "blank": [{"role": "user", "content": " "}, answer],
+        "nobody answers": [{"role": "user", "content": "the film"}],
+        "unknown role": [{"role": "measles", "content": "the film"}, answer],
+        "no content": [{"role": "user"}, answer],
+        "refused by the template": [{"role": "tool", "content": "the film"}, answer],
+    }
+    rows += [Row(name, "bad", (json.dumps(value), "")) for name, value in bad.items()]
+    rows += [Row(_BROKEN, "bad", (b"the \xff film", "")), Row("no JSON", "bad", ("the film", ""))]
+    rows += [Row("a column too many", "bad", (_talk(0, texts), "", "more")), Row("a column too few", "bad", ("film",))]
+    return ("messages", "label"), _mixed(rows)
+
+
+def _talk(number: int, texts: list[str]) -> str:
+    """One to three exchanges, the last answer being the text of that number."""
+    said = [(texts[number - back - 3], texts[number - back]) for back in reversed(range(1 + number % 3))]
+    talk = [{"role": "system", "content": "be warm"}] * (number % 2)
+    for asked, answer in said:
+        talk += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    return json.dumps(talk)
+
+
 def _measured() -> tuple[tuple[str, ...], list[Row]]:
     rows = [Row(name, "good", (text, str((i - 4) / 3))) for i, (name, text) in enumerate(_TEXTS.items())]
     rows += _bad_texts("0.5")
@@ -196,6 +230,7 @@ _MADE = {
     "token-classification": _tagged,
     "regression": _measured,
     PROMPTED: _prompted,
+    TALKED: _talked,
     "image-classification": lambda: _imaged(texts=False),
     "image-text-classification": lambda: _imaged(texts=True),
 }

@@ -187,7 +187,8 @@ class Sites:
         for name in self.names:
             init_site(root / name, name, "127.0.0.1:9", root / "ca.crt", "default", "data.csv", 1e9)
             config, _ = load_site(root / name)
-            content = config.model_dump(mode="json", exclude_none=True) | {"backbones": backbones}
+            content: dict[str, Any] = config.model_dump(mode="json", exclude_none=True) | {"backbones": backbones}
+            content["policy"]["templates"] = True
             (root / name / "site.toml").write_text(tomli_w.dumps(content))
         lines = [(root / name / "site.pub").read_text() for name in self.names]
         for name in self.names:
