@@ -211,12 +211,22 @@ class TrainingSection(Section, frozen=True):
     optimizer: Literal["sgd", "momentum", "adam"] = "adam"
     """of the sites, or of the server where it takes the steps"""
     learning_rate: PositiveFloat = 0.005
-    """of that optimizer"""
+    """of that optimizer; with a schedule or a warm-up the highest"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """how the learning rate falls over the rounds after the warm-up: not at all, in a straight line, or as half a
+    cosine, to 0 after the last round, which still has a rate above 0. It follows from the round's number alone, so it
+    costs no ε"""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """rounds W in which the rate rises: round t ≤ W has t / (W + 1) of `learning_rate`, and round W + 1 all of it"""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """λ: before each step every trained array shrinks by the round's rate times λ of itself, apart from the gradient
+    (decoupled, as in AdamW), whichever the optimizer"""
     local_steps: Positive = 1
     """optimizer steps a site takes in a round. With 1 (and `fedavg` or `ffa`) a site sends its mean gradient and the
     server takes the step: one round is one step over all sites' data"""
     physical_batch: Positive = 64
-    """records in memory at once; without privacy also the batch of a step"""
+    """records in memory at once; without privacy also the batch of a step. A private step's draw is cut into such
+    batches, whose clipped sums add up to the draw's: no gradient accumulates beyond its step"""
     augmentation: Rate | None = None
     """share of characters perturbed in copies of each text, which are trained on beside it; omitted: none"""
     views: Annotated[int, Field(ge=2)] = 2

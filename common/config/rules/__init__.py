@@ -16,6 +16,7 @@ from .rule import Rule
 from .server import SERVER
 from .sums import SUMS
 from .task import TASK
+from .training import TRAINING
 from .views import VIEWS
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ RULES: tuple[Rule, ...] = (
     *SUMS,
     *DATA,
     *SERVER,
+    *TRAINING,
     *BYZANTINE,
     *VIEWS,
     *TASK,

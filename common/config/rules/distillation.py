@@ -92,6 +92,14 @@ DISTILLATION = (
         example=(*_PRIVATE, "audit.canaries=90"),
     ),
     Rule(
+        key="training.schedule",
+        when="distill.public",
+        refused=lambda c: _distils(c) and c.training.schedule != "constant",
+        reason="there is one round, and the student's rate has a course of its own",
+        remedy="remove it",
+        example=(*_DISTIL, "training.schedule=cosine"),
+    ),
+    Rule(
         key="training.adversarial",
         when="distill.public",
         refused=lambda c: _distils(c) and c.training.adversarial is not None,
