@@ -15,11 +15,10 @@ from ..errors import ConfigError
 from ..modes import mode_of
 from ..secagg.params import Parameters
 from .byzantine import default_byzantine, most_byzantine
+from .probes import AttackSection, AuditSection
 from .rules import check_combinations
 from .section import Positive, PositiveFloat, Section, assign, override, read_toml
 from .tables import (
-    AttackSection,
-    AuditSection,
     DataSection,
     DistillSection,
     EngineSection,

@@ -1,9 +1,9 @@
 """The tables of a run's file. Every field has its documentation under it, here and nowhere else."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..data.spelling import Words
 from ..errors import ConfigError
@@ -31,6 +31,13 @@ def _known_aggregation(name: str) -> str:
     return name
 
 
+def _known_targets(targets: Any) -> Any:
+    names = isinstance(targets, list | tuple) and all(isinstance(name, str) for name in targets)
+    if not names and targets not in ("all-linear", None):
+        raise ValueError("a list of module names, such as ['q_proj', 'v_proj'], or 'all-linear'")
+    return targets
+
+
 class RunSection(Section, frozen=True):
     name: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")] = "run"
     """letters, digits, '.', '_' and '-'; no '.' in front"""
@@ -53,9 +60,13 @@ class LoraSection(Section, frozen=True):
     rank: Positive = 8
     """r: columns of each B, rows of each A"""
     alpha: PositiveFloat = 16
-    """B·A is scaled by alpha / rank"""
-    targets: tuple[str, ...] | None = None
-    """module names; omitted: PEFT's default for the architecture"""
+    """B·A is scaled by alpha / rank …"""
+    scaling: Literal["standard", "rank_stabilized"] = "standard"
+    """… or, rank_stabilized, by alpha / √rank (Kalajdzievski 2023; PEFT's use_rslora), so that a higher rank does not
+    learn less"""
+    targets: Annotated[tuple[str, ...] | Literal["all-linear"] | None, BeforeValidator(_known_targets)] = None
+    """module names; all-linear: every linear layer but the head and the output layer; omitted: PEFT's default for the
+    architecture"""
     modules_to_save: tuple[str, ...] | None = None
     """parts of the model that are trained whole beside LoRA and the head, e.g. ["image_encoder"] of a new one"""
 
@@ -330,64 +341,3 @@ class DistillSection(Section, frozen=True):
     """of the student at the server, on batches of `training.physical_batch` queries"""
     learning_rate: PositiveFloat | None = None
     """of the student; omitted: `training.learning_rate`"""
-
-
-class AuditSection(Section, frozen=True):
-    canaries: Annotated[int, Field(ge=0)] = 0
-    """gradient canaries among all sites' records, each in with probability ½, added after the clip and scored on the
-    released updates: they test sampling, noise and composition"""
-    records: Annotated[int, Field(ge=0)] = 0
-    """canary records of random words and a random class, each in with probability ½, that pass through the clip like
-    any record: scored on the released updates (with local_steps = 1) and on the final model. Costs the server a
-    forward and a backward pass of each canary record in every round, in batches of training.physical_batch, and 256
-    MiB; and `confide audit canary` at the end nine sums of gradients over at most 256 records"""
-    guesses: Positive | None = None
-    """r: how many are guessed to be in; omitted: 5 % of the canaries"""
-    control: bool = False
-    """the same run without noise, to see whether the audit can see anything. No privacy: simulations only, in memory"""
-
-    @property
-    def planted(self) -> int:
-        """Canaries of both kinds."""
-        return self.canaries + self.records
-
-
-ON_RECORDS = ("labelflip", "backdoor")
-"""attacks that change records; the others change updates"""
-
-
-Attack = Literal[
-    "labelflip",
-    "backdoor",
-    "random",
-    "scaled",
-    "signflip",
-    "innerproduct",
-    "alie",
-    "minmax",
-    "mimic",
-    "freerider",
-    "overclaim",
-    "notfinite",
-]
-
-
-class AttackSection(Section, frozen=True):
-    """Byzantine sites, to see how far a run tolerates them: simulations only."""
-
-    kind: Attack | None = None
-    """what they do; simulations/attacks/byzantine.py says it in full. Omitted: no attack"""
-    byzantine: Positive | None = None
-    """how many sites are Byzantine"""
-    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """… or which share of them"""
-    participation: Literal["fixed", "drawn"] = "drawn"
-    """with server.cohort: Byzantine sites are drawn like everybody, or as many as given attack in every round"""
-    strength: PositiveFloat | None = None
-    """factor on what is forged; omitted: the attack's own"""
-    trigger: str = "cf"
-    """`backdoor`: the word that leads to `target`"""
-    target: str | None = None
-    """`backdoor`: the class that it leads to; omitted: the first"""
-    poison: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """`backdoor`: share of a Byzantine site's records that carry the trigger"""

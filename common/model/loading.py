@@ -32,6 +32,7 @@ from ..types import Adapter, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .limits import SHARED, check_length, input_embeddings, positions
 from .shapes import Shapes
+from .targets import ALL_LINEAR, linear_layers
 
 STAND_IN = "stand_in"
 """a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
@@ -346,10 +347,13 @@ def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
         whole = [name for name, child in children.items() if next(child.parameters(), None) is not None]
     if unknown := [name for name in model.lora.modules_to_save or () if name not in children]:
         raise ModelError(f"model.lora.modules_to_save: received '{unknown[0]}'; allowed: {', '.join(children)}")
-    targets = list(model.lora.targets) if model.lora.targets else None
+    targets = list(model.lora.targets or ()) or None
+    if model.lora.targets == ALL_LINEAR:
+        targets = linear_layers(base, task, [*whole, STAND_IN])
     config = LoraConfig(
         r=model.lora.rank if model.train == "lora" else 1,
         lora_alpha=model.lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides: a float is as good
+        use_rslora=model.lora.scaling == "rank_stabilized",
         lora_dropout=0.0,
         target_modules=targets if model.train == "lora" else [STAND_IN],
         modules_to_save=whole or None,
@@ -364,9 +368,8 @@ def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
         if "target_modules" in str(error) and model.lora.targets is None:
             raise ModelError("model.lora.targets: PEFT knows no default for this architecture; name modules") from None
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if isinstance(m, nn.Linear)})
-        received = list(model.lora.targets or ())
         raise ModelError(
-            f"model.lora.targets: received {received}; allowed: modules of the backbone, such as {', '.join(linear)}"
+            f"model.lora.targets: received {targets}; allowed: modules of the backbone, such as {', '.join(linear)}"
         ) from None
     if not isinstance(module, PeftModel):
         raise ModelError("PEFT did not return a PeftModel")

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ..tables import ON_RECORDS, DistillSection
+from ..probes import ON_RECORDS
+from ..tables import DistillSection
 from .rule import Rule
 
 if TYPE_CHECKING:
