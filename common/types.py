@@ -44,6 +44,8 @@ def joined(arrays: Adapter) -> np.ndarray:
 
 DEFAULT_TASK = "sequence-classification"
 """`model.task` where none is named"""
+DEFAULT_BETA = 0.1
+"""`training.beta` where none is named"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Reads:
     """one class a row, one a word, a number, or nothing"""
     text: bool = True
     images: bool = False
+    pairs: bool = False
+    """two answers to each text, the first of which is preferred"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Rows:
     text: list[str]
     """the text, or the prompt of an instruction; empty texts where a task reads images alone"""
     response: list[str] | None = None
-    """the answer of an instruction (`causal-lm`)"""
+    """the answer of an instruction (`causal-lm`), or the chosen one of two (`preference`)"""
     labels: np.ndarray | None = None
     """(N,) int64 class indices; `regression`: float64, in standard deviations from the public sets' mean"""
     tags: list[np.ndarray] | None = None
@@ -76,6 +80,8 @@ class Rows:
     """(N, C, H, W) uint8, as the backbone takes them"""
     person: np.ndarray | None = None
     """(N,) strings: whose each row is, where the unit of privacy is the person"""
+    rejected: list[str] | None = None
+    """the other answer (`preference`)"""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -88,6 +94,7 @@ class Rows:
             self,
             text=[text[-characters:] for text in self.text],
             response=[text[:characters] for text in self.response],
+            rejected=None if self.rejected is None else [text[:characters] for text in self.rejected],
         )
 
     def take(self, keep: np.ndarray) -> "Rows":
@@ -101,6 +108,7 @@ class Rows:
             None if self.group is None else self.group[keep],
             None if self.images is None else self.images[keep],
             None if self.person is None else self.person[keep],
+            None if self.rejected is None else [self.rejected[i] for i in keep],
         )
 
 
@@ -109,14 +117,15 @@ class Records:
     """Tokenised records, ragged: record i is `tokens[offsets[i]:offsets[i + 1]]`."""
 
     tokens: np.ndarray
-    """(Σ T_i,) int32"""
+    """(Σ T_i,) int32; `preference`: `IGNORED` after the end of a chosen answer that is the shorter one"""
     offsets: np.ndarray
     """(N + 1,) int64"""
     targets: np.ndarray
-    """(N,) int64: the class index, the first position that counts in the loss (`causal-lm`), or 0; `regression`:
-    float64"""
+    """(N,) int64: the class index, the first position that counts in the loss (`causal-lm`, `preference`), or 0;
+    `regression`: float64"""
     wanted: np.ndarray | None = None
-    """(Σ T_i,) int32, where every token has a target: `IGNORED` where it does not count"""
+    """(Σ T_i,) int32, where every token has a target: `IGNORED` where it does not count; `preference`: the tokens of
+    the rejected answer in their places"""
     images: np.ndarray | None = None
     """(N, C, H, W) uint8"""
     features: np.ndarray | None = None

@@ -141,4 +141,5 @@ def _joined(first: Rows, second: Rows) -> Rows:
         None if first.tags is None or second.tags is None else first.tags + second.tags,
         images=both(first.images, second.images),
         person=both(first.person, second.person),
+        rejected=None if first.rejected is None or second.rejected is None else first.rejected + second.rejected,
     )

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError
+from ..common.model.apart import dummy_records
 from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.per_sample import clipped_sum, hooked
-from ..common.tasks import Batch, collate, ragged
+from ..common.tasks import Batch, ragged
 from ..common.types import Records
 from ..server.report.build import PACKAGES
 
@@ -89,6 +90,8 @@ def _memory() -> tuple[float, float]:
 
 
 def _random_records(model: FineTuneModel, lengths: list[int]) -> Records:
+    if model.task.READS.pairs:
+        return dummy_records(model, lengths)
     rng = np.random.default_rng(0)
     vocabulary = min(1000, int(getattr(model.module.config, "vocab_size", 1000)))
     tokens = [rng.integers(0, vocabulary, length).tolist() for length in lengths]
@@ -97,7 +100,7 @@ def _random_records(model: FineTuneModel, lengths: list[int]) -> Records:
 
 
 def _batch(model: FineTuneModel, records: Records, indices: np.ndarray) -> Batch:
-    return collate(model.task, records, indices, model.pad, model.device)
+    return model.batch(records, indices)
 
 
 def per_sample_error(model: FineTuneModel) -> float:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ...common.config.run import DatasetSection, RunConfig, SiteConfig, SiteSection
 from ...common.config.tables import DataSection
+from ...common.data.content import ROLES
 from ...common.data.formats import FILES
 from ...common.data.sql import URL
 from ...common.errors import ConfigError
@@ -73,7 +74,7 @@ def data_section(folder: Path, dataset: DatasetSection, run: DataSection) -> Dat
             f"({', '.join(FILES)}) or an SQL url"
         )
     source = local_path(folder, dataset.source)
-    columns = dataset.model_dump(include={"text", "label", "image", "prompt", "response", "person"})
+    columns = dataset.model_dump(include=set(ROLES))
     return DataSection(name=run.name, train=source, test=source, labels=run.labels, scale=run.scale, **columns)
 
 

@@ -180,7 +180,7 @@ class DatasetSection(Section, frozen=True):
     source: str | None = None
     """deployment: csv, jsonl or parquet file (relative to site.toml), or SQL url#table-or-query; read-only"""
     text: str = "text"
-    """deployment: the column of the texts; it and the next four as in a run's [data]"""
+    """deployment: the column of the texts; it and the next six as in a run's [data]"""
     label: str = "label"
     """deployment: the column of the labels"""
     image: str = "image"
@@ -189,6 +189,10 @@ class DatasetSection(Section, frozen=True):
     """deployment: the column of the prompts"""
     response: str | None = None
     """deployment: the column of the responses"""
+    chosen: str | None = None
+    """deployment: the column of the better of two answers"""
+    rejected: str | None = None
+    """deployment: the column of the other"""
     person: str | None = None
     """deployment: the column that names whose a row is; omitted: runs whose unit is the person are refused. Rows of
     nobody contribute nothing to any run"""

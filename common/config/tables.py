@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..data.spelling import Words
 from ..errors import ConfigError
-from ..types import DEFAULT_TASK
+from ..types import DEFAULT_BETA, DEFAULT_TASK
 from .byzantine import ROBUST
 from .section import Positive, PositiveFloat, Rate, Section
 
@@ -159,9 +159,13 @@ class DataSection(Section, frozen=True):
     image: str = "image"
     """tasks with images: the column of their paths (relative to the file) or bytes"""
     prompt: str | None = None
-    """`causal-lm` on instructions: the column that is read …"""
+    """`causal-lm` on instructions, and `preference`: the column that is read …"""
     response: str | None = None
-    """… and the column that is learned"""
+    """… and, of `causal-lm`, the column that is learned"""
+    chosen: str | None = None
+    """`preference`: the column of the better of two answers to the prompt …"""
+    rejected: str | None = None
+    """… and of the other"""
     person: str | None = None
     """modes local and distributed: the column that names whose a row is; ε is then for a person with all their rows"""
     person_rows: Annotated[int, Field(ge=1, le=256)] = 8
@@ -238,6 +242,8 @@ class TrainingSection(Section, frozen=True):
     physical_batch: Positive = 64
     """records in memory at once; without privacy also the batch of a step. A private step's draw is cut into such
     batches, whose clipped sums add up to the draw's: no gradient accumulates beyond its step"""
+    beta: PositiveFloat = DEFAULT_BETA
+    """`preference`: β of DPO; the smaller, the farther the model may move from what it was"""
     augmentation: Rate | None = None
     """share of characters perturbed in copies of each text, which are trained on beside it; omitted: none"""
     views: Annotated[int, Field(ge=2)] = 2

@@ -257,11 +257,16 @@ def _needed(
         data.label if labelled else None,
         data.text if labelled and reads.label == "tags" else None,
         data.prompt or data.text if reads.text else None,
-        data.response,
+        *_answers(data, reads),
         data.person,
         (data.partition.column or "") if group else None,
     ]
     return [column for column in columns if column is not None]
+
+
+def _answers(data: DataSection, reads: Reads) -> tuple[str | None, str | None]:
+    """The column of the answer, or of the chosen one, and that of the rejected one."""
+    return (data.chosen or "", data.rejected or "") if reads.pairs else (data.response, None)
 
 
 def _covered(data: DataSection) -> list[str]:
@@ -298,13 +303,13 @@ def _read(
     classes = read_labels(notes, data, labels, reads)
     tags = read_tags(notes, data, labels) if labels is not None and reads.label == "tags" else None
     text = read_strings(notes, data.prompt or data.text) if reads.text else [""] * len(table.rows)
-    response = read_strings(notes, data.response) if data.response else None
+    response, rejected = (None if column is None else read_strings(notes, column) for column in _answers(data, reads))
     groups = np.asarray(read_strings(notes, data.partition.column or ""), dtype=object) if group else None
     person = read_persons(notes, data.person) if data.person else None
     images, marks = None, None
     if reads.images and image is not None:  # last: rows with a problem so far need no place
         images, marks = read_images(notes, data.image, table.folder, image)
-    rows = Rows(table.source, text, response, classes, tags, groups, person=person)
+    rows = Rows(table.source, text, response, classes, tags, groups, None, person, rejected)
     if notes.found:
         rows = rows.take(np.array([place for place in range(len(text)) if place not in notes.found], dtype=np.int64))
     rows = replace(rows, images=images)

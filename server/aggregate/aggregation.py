@@ -18,7 +18,7 @@ import torch
 from ...common.config.byzantine import most_left_out
 from ...common.config.run import RunConfig
 from ...common.errors import RoundError
-from ...common.model.loading import lora_pairs
+from ...common.model.lora import lora_pairs
 from ...common.model.optimizer import make_optimizer, rate_of_round, shrink
 from ...common.types import Adapter, joined, split
 from . import robust

@@ -22,6 +22,7 @@ CLIP = 0.5
 SLACK = 1e-9
 """of a sum in float64"""
 TEXT_TASKS = ("sequence-classification", "token-classification", "regression", "masked-lm")
+WRITING = ("causal-lm", PROMPTED, "preference")
 VIEWS: dict[str, dict[str, Any]] = {
     "none": {},
     "characters": {"training": {"augmentation": 0.3, "views": 3}},
@@ -106,6 +107,8 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
         "training": {"physical_batch": case.physical_batch, "local_steps": case.steps, "learning_rate": 0.05},
         "server": {"setup_rounds": 128},
     }
+    if case.task == "preference":
+        content["data"] |= _columns(case)
     if case.task == "token-classification":
         content["data"]["labels"] = TAGS
     elif case.task.endswith("-classification"):
@@ -114,8 +117,13 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
 
 
 def host_of(sites: Sites, case: Case, table: Table) -> DeployedHost:
-    columns = {"prompt": "prompt", "response": "response"} if case.task == PROMPTED else {}
-    return sites.host(table, case.form, **columns)
+    return sites.host(table, case.form, **_columns(case))
+
+
+def _columns(case: Case) -> dict[str, str]:
+    """Keys of [data], and of a data set in site.toml, that name columns otherwise than the task does by itself."""
+    names = {PROMPTED: ("prompt", "response"), "preference": ("prompt", "chosen", "rejected")}.get(case.task, ())
+    return {name: name for name in names}
 
 
 def adapter_of(host: DeployedHost, config: RunConfig) -> Adapter:
@@ -290,4 +298,4 @@ def _parts(case: Case, tasks: tuple[str, ...]) -> list[Case]:
     for task in tasks:
         one = replace(case, task=task)
         found += [one, named(one), replace(one, train="head"), replace(one, train="full")]
-    return [one for one in found if one.train != "head" or one.task not in ("causal-lm", PROMPTED)]
+    return [one for one in found if one.train != "head" or one.task not in WRITING]

@@ -12,6 +12,7 @@ from .data import DATA
 from .distillation import DISTILLATION
 from .modes import MODES
 from .person import PERSON
+from .preference import PREFERENCE
 from .rule import Rule
 from .server import SERVER
 from .sums import SUMS
@@ -26,6 +27,7 @@ RULES: tuple[Rule, ...] = (
     *MODES,
     *PERSON,
     *SUMS,
+    *PREFERENCE,
     *DATA,
     *SERVER,
     *TRAINING,

@@ -12,9 +12,9 @@ from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ConfigError, ModelError
 from confide.common.model.adapter import export_adapter, plain
 from confide.common.model.loading import FineTuneModel, load_model
+from confide.common.model.lora import linear_layers
 from confide.common.model.proof import check_reached, prove
 from confide.common.model.shapes import Shapes
-from confide.common.model.targets import linear_layers
 from confide.common.tasks import load_task
 from confide.tests.architectures import save_architecture
 from confide.tests.elsewhere import Elsewhere
