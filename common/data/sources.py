@@ -135,7 +135,8 @@ def examine(source: str, data: DataSection) -> CheckedRows:
         labels, kind = None, "number"
     images = data.image in table.columns
     text = not images or (data.prompt or data.text) in table.names
-    return _checked(table, data.model_copy(update={"scale": None}), labels, Reads(kind, text, images), _SMALLEST)
+    pairs = {data.chosen, data.rejected} <= set(table.names)
+    return _checked(table, data.model_copy(update={"scale": None}), labels, Reads(kind, text, images, pairs), _SMALLEST)
 
 
 def read_texts(source: str, column: str) -> list[str]:
