@@ -16,7 +16,7 @@ from ..common.config.run import RunConfig
 from ..common.data.augmentation import Draw, padded_to, view_losses
 from ..common.errors import PrivacyError, contain
 from ..common.model.loading import FineTuneModel
-from ..common.model.optimizer import make_optimizer
+from ..common.model.optimizer import make_optimizer, rate_of_round, shrink
 from ..common.model.per_sample import clipped_rows, clipped_sum, forget, record_gradients
 from ..common.model.shapes import Shapes
 from ..common.modes import GradientStep
@@ -264,7 +264,7 @@ def _take_steps(work: Work, step: Callable[[], tuple[torch.Tensor, float]]) -> t
         gradient, loss = step()
         return model.arrays(-gradient.detach().cpu().numpy()), loss
     before = [p.detach().clone() for p in parameters]
-    optimizer = make_optimizer(config.training.optimizer, parameters, config.training.learning_rate)
+    optimizer = make_optimizer(config.training.optimizer, parameters, rate_of_round(config, task.round))
     losses = []
     for _ in range(config.training.local_steps):
         gradient, loss = step()
@@ -273,9 +273,11 @@ def _take_steps(work: Work, step: Callable[[], tuple[torch.Tensor, float]]) -> t
         for p, piece, start in zip(parameters, pieces, before, strict=True):
             # the proximal term is a function of released values: it needs no noise
             p.grad = piece.view_as(p) + task.proximal_mu * (p.detach() - start)
+        shrink(optimizer, config.training.weight_decay)
+        shrunk = [p.detach().clone() for p in parameters] if len(losses) == 1 else []
         optimizer.step()
-        if len(losses) == 1:
-            _check_moved(optimizer, parameters, before)
+        if shrunk:
+            _check_moved(optimizer, parameters, shrunk)
         optimizer.zero_grad()
     delta = {name: (p.detach() - start).cpu().numpy() for name, p, start in zip(names, parameters, before, strict=True)}
     return delta, float(np.mean(losses))

@@ -48,6 +48,8 @@ Conversation = tuple[Message, ...]
 
 DEFAULT_TASK = "sequence-classification"
 """`model.task` where none is named"""
+DEFAULT_BETA = 0.1
+"""`training.beta` where none is named"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Reads:
     images: bool = False
     turns: bool = False
     """conversations instead of texts, where `data.messages` names their column"""
+    pairs: bool = False
+    """two answers to each text, the first of which is preferred"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Rows:
     text: list[str]
     """the text, or the prompt of an instruction; empty texts where a task reads images alone"""
     response: list[str] | None = None
-    """the answer of an instruction (`causal-lm`)"""
+    """the answer of an instruction (`causal-lm`), or the chosen one of two (`preference`)"""
     labels: np.ndarray | None = None
     """(N,) int64 class indices; `regression`: float64, in standard deviations from the public sets' mean"""
     tags: list[np.ndarray] | None = None
@@ -88,6 +92,8 @@ class Rows:
     """with turns: the run's chat template; None: the tokenizer's own"""
     numbers: np.ndarray | None = None
     """(N,) int64: the number of each row in its source, as messages count it"""
+    rejected: list[str] | None = None
+    """the other answer (`preference`)"""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -105,6 +111,7 @@ class Rows:
             self,
             text=[text[-characters:] for text in self.text],
             response=[text[:characters] for text in self.response],
+            rejected=None if self.rejected is None else [text[:characters] for text in self.rejected],
         )
 
     def take(self, keep: np.ndarray) -> "Rows":
@@ -121,6 +128,7 @@ class Rows:
             None if self.turns is None else [self.turns[i] for i in keep],
             self.template,
             None if self.numbers is None else self.numbers[keep],
+            None if self.rejected is None else [self.rejected[i] for i in keep],
         )
 
 
@@ -129,14 +137,15 @@ class Records:
     """Tokenised records, ragged: record i is `tokens[offsets[i]:offsets[i + 1]]`."""
 
     tokens: np.ndarray
-    """(Σ T_i,) int32"""
+    """(Σ T_i,) int32; `preference`: `IGNORED` after the end of a chosen answer that is the shorter one"""
     offsets: np.ndarray
     """(N + 1,) int64"""
     targets: np.ndarray
-    """(N,) int64: the class index, the first position that counts in the loss (`causal-lm` without `wanted`), or 0;
-    `regression`: float64"""
+    """(N,) int64: the class index, the first position that counts in the loss (`preference`, and `causal-lm` without
+    `wanted`), or 0; `regression`: float64"""
     wanted: np.ndarray | None = None
-    """(Σ T_i,) int32, where every token has a target: `IGNORED` where it does not count"""
+    """(Σ T_i,) int32, where every token has a target: `IGNORED` where it does not count; `preference`: the tokens of
+    the rejected answer in their places"""
     images: np.ndarray | None = None
     """(N, C, H, W) uint8"""
     features: np.ndarray | None = None

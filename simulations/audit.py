@@ -143,4 +143,5 @@ def _joined(first: Rows, second: Rows) -> Rows:
         person=both(first.person, second.person),
         turns=None if first.turns is None or second.turns is None else first.turns + second.turns,
         template=second.template,
+        rejected=None if first.rejected is None or second.rejected is None else first.rejected + second.rejected,
     )

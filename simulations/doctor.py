@@ -16,13 +16,14 @@ from rich.table import Table
 
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError
+from ..common.model.apart import dummy_records
 from ..common.model.backbones import resolve_backbone
 from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.memory import Plan, batch_tokens, free_memory, gib, planned, with_batch_tokens
 from ..common.model.per_sample import clipped_sum, hooked
 from ..common.model.proof import TOLERANCES
 from ..common.model.weights import with_type
-from ..common.tasks import Batch, collate, ragged
+from ..common.tasks import Batch, ragged
 from ..common.types import Records
 from ..server.report.build import PACKAGES
 
@@ -130,6 +131,8 @@ def tested_versions() -> dict[str, str]:
 
 
 def _random_records(model: FineTuneModel, lengths: list[int]) -> Records:
+    if model.task.READS.pairs:
+        return dummy_records(model, lengths)
     rng = np.random.default_rng(0)
     vocabulary = min(1000, int(getattr(model.module.config, "vocab_size", 1000)))
     tokens = [rng.integers(0, vocabulary, length).tolist() for length in lengths]
@@ -138,7 +141,7 @@ def _random_records(model: FineTuneModel, lengths: list[int]) -> Records:
 
 
 def _batch(model: FineTuneModel, records: Records, indices: np.ndarray) -> Batch:
-    return collate(model.task, records, indices, model.pad, model.device)
+    return model.batch(records, indices)
 
 
 def per_sample_error(model: FineTuneModel) -> float:

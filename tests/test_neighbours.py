@@ -20,6 +20,7 @@ from confide.tests.neighbours.cases import (
     CLIP,
     SLACK,
     VIEWS,
+    WRITING,
     Case,
     adapter_of,
     cells,
@@ -47,6 +48,7 @@ _TASKS = (
     "causal-lm",
     PROMPTED,
     TALKED,
+    "preference",
     "masked-lm",
     "image-classification",
     "image-text-classification",
@@ -91,6 +93,8 @@ FAST: list[tuple[Case, str]] = [
     (Case("clip-vision", "image-classification", train="head", form="jsonl"), "short, no image"),
     (Case("bert", "image-text-classification", images="vit", train="full"), "folder, empty text"),
     (Case("bert", "masked-lm", form="jsonl"), "shortest, no tokens"),
+    (Case("llama", "preference", turn=3), "no rejected, shortest, over-long"),
+    (Case("gpt2", "preference", mode="distributed", form="jsonl"), "no chosen, longest"),
 ]
 
 
@@ -111,7 +115,7 @@ def every_combination() -> list[Case]:
     """Task × part × view × mode, on one architecture each; where a combination is refused, the test says so."""
     found = []
     for task in _TASKS:
-        case = Case("llama" if task in ("causal-lm", PROMPTED, TALKED) else "bert", task)
+        case = Case("llama" if task in WRITING else "bert", task)
         if task == "image-classification":
             case = named(Case("vit", task))
         elif task.startswith("image-"):

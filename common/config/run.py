@@ -15,11 +15,10 @@ from ..errors import ConfigError
 from ..modes import mode_of
 from ..secagg.params import Parameters
 from .byzantine import default_byzantine, most_byzantine
+from .probes import AttackSection, AuditSection
 from .rules import check_combinations
 from .section import Positive, PositiveFloat, Section, assign, override, read_toml
 from .tables import (
-    AttackSection,
-    AuditSection,
     DataSection,
     DistillSection,
     EngineSection,
@@ -181,7 +180,7 @@ class DatasetSection(Section, frozen=True):
     source: str | None = None
     """deployment: csv, jsonl or parquet file (relative to site.toml), or SQL url#table-or-query; read-only"""
     text: str = "text"
-    """deployment: the column of the texts; it and the next five as in a run's [data]"""
+    """deployment: the column of the texts; it and the next eight as in a run's [data]"""
     label: str = "label"
     """deployment: the column of the labels"""
     image: str = "image"
@@ -193,6 +192,10 @@ class DatasetSection(Section, frozen=True):
     messages: str | None = None
     """deployment: the column of the conversations; runs on conversations are refused without it, and runs of
     `causal-lm` on texts with it"""
+    chosen: str | None = None
+    """deployment: the column of the better of two answers"""
+    rejected: str | None = None
+    """deployment: the column of the other"""
     person: str | None = None
     """deployment: the column that names whose a row is; omitted: runs whose unit is the person are refused. Rows of
     nobody contribute nothing to any run"""

@@ -1,13 +1,13 @@
 """The tables of a run's file. Every field has its documentation under it, here and nowhere else."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..data.spelling import Words
 from ..errors import ConfigError
-from ..types import DEFAULT_TASK
+from ..types import DEFAULT_BETA, DEFAULT_TASK
 from .byzantine import ROBUST
 from .section import Positive, PositiveFloat, Rate, Section
 
@@ -29,6 +29,13 @@ def _known_aggregation(name: str) -> str:
     if name not in (*known, GIVEN_STRATEGY):
         raise ValueError(f"one of {', '.join(known)}")
     return name
+
+
+def _known_targets(targets: Any) -> Any:
+    names = isinstance(targets, list | tuple) and all(isinstance(name, str) for name in targets)
+    if not names and targets not in ("all-linear", None):
+        raise ValueError("a list of module names, such as ['q_proj', 'v_proj'], or 'all-linear'")
+    return targets
 
 
 class RunSection(Section, frozen=True):
@@ -53,9 +60,13 @@ class LoraSection(Section, frozen=True):
     rank: Positive = 8
     """r: columns of each B, rows of each A"""
     alpha: PositiveFloat = 16
-    """B·A is scaled by alpha / rank"""
-    targets: tuple[str, ...] | None = None
-    """module names; omitted: PEFT's default for the architecture"""
+    """B·A is scaled by alpha / rank …"""
+    scaling: Literal["standard", "rank_stabilized"] = "standard"
+    """… or, rank_stabilized, by alpha / √rank (Kalajdzievski 2023; PEFT's use_rslora), so that a higher rank does not
+    learn less"""
+    targets: Annotated[tuple[str, ...] | Literal["all-linear"] | None, BeforeValidator(_known_targets)] = None
+    """module names; all-linear: every linear layer but the head and the output layer; omitted: PEFT's default for the
+    architecture"""
     modules_to_save: tuple[str, ...] | None = None
     """parts of the model that are trained whole beside LoRA and the head, e.g. ["image_encoder"] of a new one"""
 
@@ -152,15 +163,19 @@ class DataSection(Section, frozen=True):
     image: str = "image"
     """tasks with images: the column of their paths (relative to the file) or bytes"""
     prompt: str | None = None
-    """`causal-lm` on instructions: the column that is read …"""
+    """`causal-lm` on instructions, and `preference`: the column that is read …"""
     response: str | None = None
-    """… and the column that is learned"""
+    """… and, of `causal-lm`, the column that is learned"""
     messages: str | None = None
     """`causal-lm` on conversations: the column of lists of {role, content}, as JSON text in csv; the assistant's turns
     are learned. Text becomes of them by the tokenizer's own chat template …"""
     template: Annotated[str, Field(min_length=1, max_length=2**16)] | None = None
     """… or by this one, a Jinja text of `messages` and `add_generation_prompt`. It is a program that runs on each
     record: a real site must allow it (policy.templates)"""
+    chosen: str | None = None
+    """`preference`: the column of the better of two answers to the prompt …"""
+    rejected: str | None = None
+    """… and of the other"""
     person: str | None = None
     """modes local and distributed: the column that names whose a row is; ε is then for a person with all their rows"""
     person_rows: Annotated[int, Field(ge=1, le=256)] = 8
@@ -221,7 +236,16 @@ class TrainingSection(Section, frozen=True):
     optimizer: Literal["sgd", "momentum", "adam"] = "adam"
     """of the sites, or of the server where it takes the steps"""
     learning_rate: PositiveFloat = 0.005
-    """of that optimizer"""
+    """of that optimizer; with a schedule or a warm-up the highest"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """how the learning rate falls over the rounds after the warm-up: not at all, in a straight line, or as half a
+    cosine, to 0 after the last round, which still has a rate above 0. It follows from the round's number alone, so it
+    costs no ε"""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """rounds W in which the rate rises: round t ≤ W has t / (W + 1) of `learning_rate`, and round W + 1 all of it"""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """λ: before each step every trained array shrinks by the round's rate times λ of itself, apart from the gradient
+    (decoupled, as in AdamW), whichever the optimizer"""
     local_steps: Positive = 1
     """optimizer steps a site takes in a round. With 1 (and `fedavg` or `ffa`) a site sends its mean gradient and the
     server takes the step: one round is one step over all sites' data"""
@@ -229,8 +253,11 @@ class TrainingSection(Section, frozen=True):
     """records of a step in mode `none` and of a student; a Poisson draw has no size"""
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
     """tokens in memory at once, for each site that trains at the same time: a step's records, however many, are cut to
-    it, in shapes that stay the same for a run. A record without text counts as `model.max_length` tokens. `auto`:
-    planned from the configuration and free memory, at most 4,096 (on a GPU 65,536)"""
+    batches of it, in shapes that stay the same for a run, whose sums add up to the step's: no gradient accumulates
+    beyond its step. A record without text counts as `model.max_length` tokens. `auto`: planned from the configuration
+    and free memory, at most 4,096 (on a GPU 65,536)"""
+    beta: PositiveFloat = DEFAULT_BETA
+    """`preference`: β of DPO; the smaller, the farther the model may move from what it was"""
     augmentation: Rate | None = None
     """share of characters perturbed in copies of each text, which are trained on beside it; omitted: none"""
     views: Annotated[int, Field(ge=2)] = 2
@@ -342,64 +369,3 @@ class DistillSection(Section, frozen=True):
     """of the student at the server, on batches of `training.batch_size` queries"""
     learning_rate: PositiveFloat | None = None
     """of the student; omitted: `training.learning_rate`"""
-
-
-class AuditSection(Section, frozen=True):
-    canaries: Annotated[int, Field(ge=0)] = 0
-    """gradient canaries among all sites' records, each in with probability ½, added after the clip and scored on the
-    released updates: they test sampling, noise and composition"""
-    records: Annotated[int, Field(ge=0)] = 0
-    """canary records of random words and a random class, each in with probability ½, that pass through the clip like
-    any record: scored on the released updates (with local_steps = 1) and on the final model. Costs the server a
-    forward and a backward pass of each canary record in every round, in batches of training.batch_tokens, and 256
-    MiB; and `confide audit canary` at the end nine sums of gradients over at most 256 records"""
-    guesses: Positive | None = None
-    """r: how many are guessed to be in; omitted: 5 % of the canaries"""
-    control: bool = False
-    """the same run without noise, to see whether the audit can see anything. No privacy: simulations only, in memory"""
-
-    @property
-    def planted(self) -> int:
-        """Canaries of both kinds."""
-        return self.canaries + self.records
-
-
-ON_RECORDS = ("labelflip", "backdoor")
-"""attacks that change records; the others change updates"""
-
-
-Attack = Literal[
-    "labelflip",
-    "backdoor",
-    "random",
-    "scaled",
-    "signflip",
-    "innerproduct",
-    "alie",
-    "minmax",
-    "mimic",
-    "freerider",
-    "overclaim",
-    "notfinite",
-]
-
-
-class AttackSection(Section, frozen=True):
-    """Byzantine sites, to see how far a run tolerates them: simulations only."""
-
-    kind: Attack | None = None
-    """what they do; simulations/attacks/byzantine.py says it in full. Omitted: no attack"""
-    byzantine: Positive | None = None
-    """how many sites are Byzantine"""
-    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """… or which share of them"""
-    participation: Literal["fixed", "drawn"] = "drawn"
-    """with server.cohort: Byzantine sites are drawn like everybody, or as many as given attack in every round"""
-    strength: PositiveFloat | None = None
-    """factor on what is forged; omitted: the attack's own"""
-    trigger: str = "cf"
-    """`backdoor`: the word that leads to `target`"""
-    target: str | None = None
-    """`backdoor`: the class that it leads to; omitted: the first"""
-    poison: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """`backdoor`: share of a Byzantine site's records that carry the trigger"""

@@ -137,7 +137,8 @@ def examine(source: str, data: DataSection) -> CheckedRows:
         labels, kind = None, "number"
     images = data.image in table.columns
     text = not images or (data.messages or data.prompt or data.text) in table.names
-    reads = Reads(kind, text, images, turns=True)
+    pairs = {data.chosen, data.rejected} <= set(table.names)
+    reads = Reads(kind, text, images, turns=True, pairs=pairs)
     return _checked(table, data.model_copy(update={"scale": None}), labels, reads, _SMALLEST)
 
 
@@ -260,7 +261,7 @@ def _needed(
         data.label if labelled else None,
         data.text if labelled and reads.label == "tags" else None,
         _text_column(data, reads),
-        data.response,
+        *_answers(data, reads),
         data.person,
         (data.partition.column or "") if group else None,
     ]
@@ -272,6 +273,11 @@ def _text_column(data: DataSection, reads: Reads) -> str | None:
     if not reads.text:
         return None
     return data.messages if reads.turns and data.messages is not None else data.prompt or data.text
+
+
+def _answers(data: DataSection, reads: Reads) -> tuple[str | None, str | None]:
+    """The column of the answer, or of the chosen one, and that of the rejected one."""
+    return (data.chosen or "", data.rejected or "") if reads.pairs else (data.response, None)
 
 
 def _covered(data: DataSection) -> list[str]:
@@ -312,7 +318,7 @@ def _read(
         turns = read_turns(notes, data.messages)
     elif reads.text:
         text = read_strings(notes, data.prompt or data.text)
-    response = read_strings(notes, data.response) if data.response else None
+    response, rejected = (None if column is None else read_strings(notes, column) for column in _answers(data, reads))
     groups = np.asarray(read_strings(notes, data.partition.column or ""), dtype=object) if group else None
     person = read_persons(notes, data.person) if data.person else None
     images, marks = None, None
@@ -320,7 +326,7 @@ def _read(
         images, marks = read_images(notes, data.image, table.folder, image)
     numbers = np.asarray(table.rows, dtype=np.int64)
     template = None if turns is None else data.template
-    rows = Rows(table.source, text, response, classes, tags, groups, None, person, turns, template, numbers)
+    rows = Rows(table.source, text, response, classes, tags, groups, None, person, turns, template, numbers, rejected)
     if notes.found:
         rows = rows.take(np.array([place for place in range(len(text)) if place not in notes.found], dtype=np.int64))
     rows = replace(rows, images=images)

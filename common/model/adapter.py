@@ -15,7 +15,8 @@ from ..errors import ModelError
 from ..tasks import load_task
 from ..types import Adapter
 from .backbones import resolve_backbone
-from .loading import STAND_IN, FineTuneModel, build, tokenizer_of
+from .loading import FineTuneModel, build, tokenizer_of
+from .lora import STAND_IN
 
 CARD = "confide.json"
 

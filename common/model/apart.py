@@ -34,6 +34,8 @@ def dummy_records(model: FineTuneModel, lengths: list[int], seed: int = 0) -> Re
         lists = [rng.choice(allowed, length).astype(np.int32) for length in lengths]
     if reads.label == "tags":
         wanted = [rng.integers(0, model.classes, length).astype(np.int32) for length in lengths]
+    elif reads.pairs:
+        wanted = _other_answers(lists)
     elif reads.label is None:  # the token itself; of the first one nothing is before it
         wanted = [np.where(np.arange(len(ids)) > 0, ids, IGNORED).astype(np.int32) for ids in lists]
     targets = np.ones(count, dtype=np.int64)
@@ -46,6 +48,15 @@ def dummy_records(model: FineTuneModel, lengths: list[int], seed: int = 0) -> Re
         pixels = rng.integers(0, 256, (count, form.channels, form.height, form.width), dtype=np.uint8)
         records = Records(records.tokens, records.offsets, records.targets, records.wanted, pixels)
     return model.with_features(records)
+
+
+def _other_answers(lists: list[np.ndarray]) -> list[np.ndarray]:
+    """To one answer each from the second token on another, of the same tokens in another order; now the one, now the
+    other ends a token earlier."""
+    others = [np.r_[IGNORED, ids[:0:-1]].astype(np.int32) for ids in lists]
+    for number, pair in enumerate(zip(lists, others, strict=True)):
+        pair[number % 2][max(2, len(lists[number]) - 1) :] = IGNORED
+    return others
 
 
 class Operations(TorchDispatchMode):

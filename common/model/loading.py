@@ -7,7 +7,6 @@ exported folder loads with `peft.PeftModel.from_pretrained`.
 import copy
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -28,14 +27,13 @@ from ..data.sources import read_rows
 from ..data.spelling import Spelling, spelling_of
 from ..errors import ModelError, contain
 from ..tasks import Batch, Task, collate, inputs_of, load_task
-from ..types import Adapter, Records, Rows, split
+from ..types import DEFAULT_BETA, Adapter, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .limits import SHARED, check_length, input_embeddings, positions
+from .lora import STAND_IN, train_in_float32, with_lora
 from .shapes import Shapes
 from .weights import is_outlined, outlined, with_type
 
-STAND_IN = "stand_in"
-"""a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
 CHARACTERS = 64
 """characters of a text that are read for each token of `model.max_length`; a token has four on average"""
 _FEATURE_ROWS, _FEATURE_SETS = 32, 4
@@ -64,6 +62,8 @@ class FineTuneModel:
     """the module before it was used: copies are made of it, so that no hook is copied"""
     spelling: Spelling | None
     """how texts are read; None: as they are"""
+    beta: float
+    """`training.beta`, for pairs"""
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -109,8 +109,15 @@ class FineTuneModel:
         if self.spelling is not None:
             rows = replace(rows, text=[self.spelling.read(text) for text in rows.text])
         records = self.task.encode(rows, self.reader, self.max_length, variant)
-        unknown = records.tokens >= self.vocabulary if self.task.READS.text else np.zeros(0, dtype=bool)
-        return replace(records, tokens=np.where(unknown, self.pad, records.tokens)) if unknown.any() else records
+        if not self.task.READS.text:
+            return records
+        if self.task.READS.pairs and records.wanted is not None:
+            records = replace(records, wanted=self._known(records.wanted))
+        return replace(records, tokens=self._known(records.tokens))
+
+    def _known(self, tokens: np.ndarray) -> np.ndarray:
+        unknown = tokens >= self.vocabulary
+        return np.where(unknown, self.pad, tokens) if unknown.any() else tokens
 
     def read_of(self, rows: Rows) -> Rows:
         """The part of each text that can become tokens: what a record costs must not grow with what is cut off anyway,
@@ -125,7 +132,10 @@ class FineTuneModel:
 
     def batch(self, records: Records, indices: np.ndarray, length: int | None = None) -> Batch:
         """The named records, padded to `length` tokens; omitted: to their longest."""
-        return collate(self.task, records, indices, self.pad, self.device, length)
+        batch = collate(self.task, records, indices, self.pad, self.device, length)
+        if self.task.READS.pairs:
+            batch["beta"] = torch.full((len(indices),), self.beta, device=self.device)
+        return batch
 
     @torch.no_grad()
     def with_features(self, records: Records) -> Records:
@@ -255,18 +265,24 @@ class FineTuneModel:
 
 @lru_cache(maxsize=3)
 def load_model(
-    model: ModelSection, classes: int, seed: int, freeze_a: bool = False, folders: Folders = ()
+    model: ModelSection,
+    classes: int,
+    seed: int,
+    freeze_a: bool = False,
+    folders: Folders = (),
+    beta: float = DEFAULT_BETA,
 ) -> FineTuneModel:
     """Loads a model once a process; the same arguments give the same object, whoever asks.
 
-    seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024).
+    seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024). beta:
+    of the task `preference`.
     Raises ModelError: backbone not found, unknown architecture, targets that are not in it.
     """
     path = resolve_backbone(model.backbone, folders)
     task, reader = load_task(model.task), None
     if task.READS.text:
         reader = tokenizer_of(path)
-    return _loaded(model, path, task, classes, seed, freeze_a, folders, reader).copy()
+    return _loaded(model, path, task, classes, seed, freeze_a, folders, reader, beta).copy()
 
 
 def outline(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
@@ -275,7 +291,7 @@ def outline(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
     path, task = resolve_backbone(config.model.backbone, folders), load_task(config.model.task)
     classes, freeze_a = len(config.data.labels or []), config.server.aggregation == "ffa"
     with outlined():
-        return _loaded(config.model, path, task, classes, 0, freeze_a, folders, None)
+        return _loaded(config.model, path, task, classes, 0, freeze_a, folders, None, config.training.beta)
 
 
 def _loaded(
@@ -287,6 +303,7 @@ def _loaded(
     freeze_a: bool,
     folders: Folders,
     reader: PreTrainedTokenizerBase | None,
+    beta: float,
 ) -> FineTuneModel:
     hf_logging.disable_progress_bar()  # of the loading of weights; a run shows its own
     device = torch.device("meta" if is_outlined() else "cuda" if torch.cuda.is_available() else "cpu")
@@ -295,8 +312,8 @@ def _loaded(
         base = build(task, path, model, classes, folders)
         if task.READS.text:
             check_length(base, model.max_length)
-        module = _with_lora(base, task, model)
-    _train_in_float32(module)
+        module = with_lora(base, task, model)
+    train_in_float32(module)
     module.eval()  # dropout off; `per_sample.hooked` puts only the trained layers into training mode
     module.to(device)
     parameters = {_saved_name(name): p for name, p in sorted(module.named_parameters()) if p.requires_grad}
@@ -317,22 +334,9 @@ def _loaded(
         model.train == "head",
         device,
         template=module,
+        beta=beta,
         spelling=None if reader is None else spelling_of(model.spelling, reader.get_vocab(), model.known_words),
     )
-
-
-def _train_in_float32(module: PeftModel) -> None:
-    """Makes everything float32 that is trained, and what it reads; LoRA's layers see to that themselves."""
-    for name, part in module.named_modules():
-        own = [p for p in part.parameters(recurse=False) if p.requires_grad and p.dtype != torch.float32]
-        for p in own:
-            p.data = p.data.float()
-        if own and ".lora_" not in name:
-            part.register_forward_pre_hook(_read_in_float32)
-
-
-def _read_in_float32(_: nn.Module, inputs: tuple) -> tuple:
-    return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
 
 
 def _not_trained(module: PeftModel, freeze_a: bool, *, lora: bool) -> set[str]:
@@ -357,7 +361,8 @@ def _saved_name(name: str) -> str:
 def model_of(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
     """The model of a run; its classes must be resolved. folders: where backbones are that the caller keeps."""
     classes, freeze_a = len(config.data.labels or []), config.server.aggregation == "ffa"
-    return load_model(config.model, classes, config.run.seed, freeze_a=freeze_a, folders=folders)
+    beta = config.training.beta
+    return load_model(config.model, classes, config.run.seed, freeze_a=freeze_a, folders=folders, beta=beta)
 
 
 def build(task: Task, path: str, model: ModelSection, classes: int, folders: Folders = ()) -> nn.Module:
@@ -383,42 +388,3 @@ def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that fills a batch: the tokenizer's own, or that of the end, or 0."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(int(i) for i in ids if isinstance(i, int))
-
-
-def _with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
-    children = {name: child for name, child in base.named_children() if name != STAND_IN}
-    whole = [name for name in children if name in task.HEAD or name in (model.lora.modules_to_save or ())]
-    if model.train == "full":
-        whole = [name for name, child in children.items() if next(child.parameters(), None) is not None]
-    if unknown := [name for name in model.lora.modules_to_save or () if name not in children]:
-        raise ModelError(f"model.lora.modules_to_save: received '{unknown[0]}'; allowed: {', '.join(children)}")
-    targets = list(model.lora.targets) if model.lora.targets else None
-    config = LoraConfig(
-        r=model.lora.rank if model.train == "lora" else 1,
-        lora_alpha=model.lora.alpha,  # pyright: ignore[reportArgumentType]  # PEFT divides: a float is as good
-        lora_dropout=0.0,
-        target_modules=targets if model.train == "lora" else [STAND_IN],
-        modules_to_save=whole or None,
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D: PEFT corrects it itself
-            # input and output embeddings that are trained whole are two tables from then on
-            warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-            module = get_peft_model(base, config)
-    except ValueError as error:
-        if "target_modules" in str(error) and model.lora.targets is None:
-            raise ModelError("model.lora.targets: PEFT knows no default for this architecture; name modules") from None
-        linear = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if isinstance(m, nn.Linear)})
-        received = list(model.lora.targets or ())
-        raise ModelError(
-            f"model.lora.targets: received {received}; allowed: modules of the backbone, such as {', '.join(linear)}"
-        ) from None
-    if not isinstance(module, PeftModel):
-        raise ModelError("PEFT did not return a PeftModel")
-    return module
-
-
-def lora_pairs(names: list[str]) -> list[tuple[str, str]]:
-    """(A, B) names of each LoRA layer of an adapter."""
-    return [(name, name.replace(".lora_A.", ".lora_B.")) for name in names if ".lora_A." in name]

@@ -33,6 +33,8 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 _SHORT = 16
 """tokens up to which every position is looked at; longer batches have more numbers in each, and cost more"""
 
+_REACHING = 4
+"""dummy records whose loss must reach what is trained"""
 _CHUNK = 2**16
 """numbers of each row that are held as whole numbers at once"""
 
@@ -41,10 +43,11 @@ _proving = threading.Lock()
 
 
 def check_reached(model: FineTuneModel) -> None:
-    """Raises ModelError when the loss does not depend on a trained array (nothing could be trained then), or a text of
-    `model.max_length` tokens does not pass through the model."""
+    """Raises ModelError when the loss does not depend on a trained array, when no array gets a gradient other than zero
+    (nothing could be trained then), or when a text of `model.max_length` tokens does not pass through the model."""
     try:
-        loss = model.losses(dummy_records(model, [min(8, model.max_length)]), np.array([0])).sum()
+        lengths = [min(8, model.max_length)] * _REACHING
+        loss = model.losses(dummy_records(model, lengths), np.arange(_REACHING)).sum()
         found = torch.autograd.grad(loss, list(model.trained.values()), allow_unused=True)
     except Exception as error:  # of a dummy record
         raise ModelError(
@@ -56,6 +59,12 @@ def check_reached(model: FineTuneModel) -> None:
         raise ModelError(
             f"{'model.lora.targets' if lora else 'model.train'}: the loss does not depend on {lost[0]} (and "
             f"{len(lost) - 1} more); {'name targets that the task uses' if lora else _advice(model)}"
+        )
+    # LoRA's A has a gradient of zero as long as B is zero, but B and a head have none of zero
+    if not any(bool((torch.isfinite(g) & (g != 0)).any()) for g in found):
+        raise ModelError(
+            "model.backbone: the gradients of random records are zero or not finite in every trained array, so nothing "
+            f"could be trained; choose another backbone; or {_advice(model)}"
         )
     try:
         with torch.no_grad():

@@ -234,7 +234,10 @@ def canary_rows(
     whose = np.array([f"canary {site} {row // each}" for row in range(count)], dtype=object)
     person = None if config.data.person is None else whose
     texts = [" ".join(rng.choice(words, _WORDS)) if words else "" for _ in range(count)]
-    responses = [" ".join(rng.choice(words, _WORDS)) for _ in range(count)] if config.data.response else None
+    responses, rejected = (
+        [" ".join(rng.choice(words, _WORDS)) for _ in range(count)] if column else None
+        for column in (config.data.response or config.data.chosen, config.data.rejected)
+    )
     if config.data.messages:
         answers = [" ".join(rng.choice(words, _WORDS)) for _ in texts]
         turns = [(("user", text), ("assistant", answer)) for text, answer in zip(texts, answers, strict=True)]
@@ -244,7 +247,7 @@ def canary_rows(
         return Rows("canaries", texts, tags=[*rng.integers(0, classes, (count, _WORDS))], person=person)
     labels = rng.integers(0, classes, count) if classes else rng.normal(size=count) if numbers else None
     pixels = None if image is None else rng.integers(0, 256, (count, *image), dtype=np.uint8)
-    return Rows("canaries", texts, responses, labels, images=pixels, person=person)
+    return Rows("canaries", texts, responses, labels, images=pixels, person=person, rejected=rejected)
 
 
 def step_likelihood(observed: np.ndarray, sampling_rate: float, noise_multiplier: float | np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ follows; None: nothing"""
 ACCURACY = ("accuracy", "accuracy")
 Batch = dict[str, torch.Tensor]
 """input_ids and attention_mask (B, T) of text, pixel_values (B, C, H, W) of images, or features (B, F) instead of
-both; targets (B,) or (B, T)."""
+both; targets (B,) or (B, T), of pairs (B, 2, T) and beta (B,)."""
 
 
 class Task(Protocol):

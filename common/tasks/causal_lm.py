@@ -81,11 +81,17 @@ def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
 
 def _guesses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Losses, whether guessed, and the token that is wanted, of each position but the first: (B, T−1) each."""
-    base, wanted = base_of(module), batch["targets"][:, 1:]
+    return *next_tokens(module, inputs_of(batch), batch["targets"]), batch["targets"][:, 1:]
+
+
+def next_tokens(module: nn.Module, inputs: Batch, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each position but the first (B, T−1), and whether it was guessed, as `token_losses_at`. wanted:
+    (B, T)."""
+    base, wanted = base_of(module), wanted[:, 1:]
     if ends_apart(base):
-        return *guessed(base, decoded(base, inputs_of(batch))[:, :-1], wanted), wanted
-    logits = module(**inputs_of(batch)).logits[:, :-1].float()
-    return token_losses(logits, wanted)[0], logits.argmax(-1) == wanted, wanted
+        return guessed(base, decoded(base, inputs)[:, :-1], wanted)
+    logits = module(**inputs).logits[:, :-1].float()
+    return token_losses(logits, wanted)[0], (logits.argmax(-1) == wanted) & (wanted != IGNORED)
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:

@@ -18,8 +18,8 @@ import torch
 from ...common.config.byzantine import most_left_out
 from ...common.config.run import RunConfig
 from ...common.errors import RoundError
-from ...common.model.loading import lora_pairs
-from ...common.model.optimizer import make_optimizer
+from ...common.model.lora import lora_pairs
+from ...common.model.optimizer import make_optimizer, rate_of_round, shrink
 from ...common.types import Adapter, joined, split
 from . import robust
 
@@ -231,10 +231,11 @@ class ServerStep:
     """Applies a round's change: adds it, or hands it as a gradient to the server's optimizer.
 
     With `local_steps` = 1 the sites send −(mean gradient) and the optimizer lives here, where noise has been averaged;
-    what it does is post-processing.
+    what it does is post-processing. The rate follows from the round's number, so nothing of it is kept.
     """
 
     def __init__(self, config: RunConfig, trained: Adapter) -> None:
+        self._config = config
         self._parameters = {name: torch.nn.Parameter(torch.from_numpy(array.copy())) for name, array in trained.items()}
         self._optimizer = None
         if config.server_steps:
@@ -242,17 +243,21 @@ class ServerStep:
                 config.training.optimizer, self._parameters.values(), config.training.learning_rate
             )
 
-    def apply(self, adapter: Adapter, change: Adapter) -> Adapter:
-        """The next adapter; arrays that `change` does not name stay."""
+    def apply(self, adapter: Adapter, change: Adapter, number: int) -> Adapter:
+        """The next adapter; arrays that `change` does not name stay. number: of the round."""
         if self._optimizer is None:
             moved = {name: (adapter[name] + array).astype(np.float32) for name, array in change.items()}
             return {**adapter, **moved}
         for name, p in self._parameters.items():
             p.data = torch.from_numpy(adapter[name].copy())
             p.grad = torch.from_numpy(-change[name].astype(np.float32))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate_of_round(self._config, number)
+        shrink(self._optimizer, self._config.training.weight_decay)
+        shrunk = {name: p.detach().numpy().copy() for name, p in self._parameters.items()}
         self._optimizer.step()
         moved = {name: p.detach().numpy().copy() for name, p in self._parameters.items()}
-        if all(np.array_equal(array, adapter[name]) for name, array in moved.items()):
+        if all(np.array_equal(array, shrunk[name]) for name, array in moved.items()):
             raise RoundError("the server's step moved no trained array: the updates are all zero")
         return {**adapter, **moved}
 

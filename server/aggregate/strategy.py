@@ -28,6 +28,7 @@ class StreamingStrategy(Strategy):
         self._config = config
         self._queries = queries
         self._adapter: Adapter = {}
+        self._round = 0
         self._trained = trained
         coordinates = sum(array.size for array in trained.values())
         self._robust = RobustState(config, coordinates) if config.server.robust else None
@@ -39,7 +40,7 @@ class StreamingStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        self._adapter = wire.record_to_arrays(arrays)
+        self._adapter, self._round = wire.record_to_arrays(arrays), server_round
         config[wire.ROUND] = server_round
         content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: config})
         if self._queries:
@@ -84,7 +85,7 @@ class StreamingStrategy(Strategy):
         self.residual = aggregate.residual if isinstance(aggregate, ProductMean) else None
         if isinstance(aggregate, Robust):
             self.outliers, self.left_out = aggregate.outliers, aggregate.left_out
-        return wire.arrays_to_record(self.step.apply(self._adapter, change))
+        return wire.arrays_to_record(self.step.apply(self._adapter, change, self._round))
 
     def state(self) -> Adapter:
         """For a checkpoint."""
@@ -99,7 +100,7 @@ class StreamingStrategy(Strategy):
 
     def summed(self, change: np.ndarray) -> ArrayRecord:
         """The next adapter, for modes that release a sum. change: (d,) of the trained numbers."""
-        return wire.arrays_to_record(self.step.apply(self._adapter, split(change, self._trained)))
+        return wire.arrays_to_record(self.step.apply(self._adapter, split(change, self._trained), self._round))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

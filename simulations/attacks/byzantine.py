@@ -27,8 +27,8 @@ from flwr.serverapp import Grid
 from scipy.stats import norm
 
 from ...common import wire
+from ...common.config.probes import ON_RECORDS
 from ...common.config.run import RunConfig
-from ...common.config.tables import ON_RECORDS
 from ...common.types import Adapter, joined, split
 from ...server.grids import Cohort
 from .poison import byzantine_sites

@@ -175,7 +175,7 @@ def _tokens(records: Records, batch: np.ndarray, known: set[int]) -> set[tuple[i
         (int(token), place)
         for index in batch
         for place, token in enumerate(records.tokens[records.offsets[index] : records.offsets[index + 1]])
-        if int(token) not in known
+        if token >= 0 and int(token) not in known
     }
 
 

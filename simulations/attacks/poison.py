@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...common.config.probes import ON_RECORDS, AttackSection
 from ...common.config.run import RunConfig
-from ...common.config.tables import ON_RECORDS, AttackSection
 from ...common.types import Rows
 
 

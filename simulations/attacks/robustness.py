@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...client.worker import SiteData
-from ...common.config.tables import AttackSection
+from ...common.config.probes import AttackSection
 from ...common.data.partition import site_name
 from ...common.data.perturbations import PERTURBATIONS, STRENGTHS, names_swapped, negated
 from ...common.model.embeddings import ascended, embedding_layer, moved

@@ -75,6 +75,40 @@ def test_every_optimizer_trains_privately(worker, local, optimizer: str) -> None
     assert np.abs(flat(update.delta)).max() > 0
 
 
+def test_the_rate_of_local_steps_is_that_of_their_round(worker) -> None:
+    """With SGD and all of a site's records in a batch, a step is the rate times the gradient: round 3 of 3 has a third
+    of a constant rate, whatever local steps came before."""
+
+    def change(number: int, **training) -> np.ndarray:
+        w = worker(
+            server={"aggregation": "exact"},
+            training={"optimizer": "sgd", "learning_rate": 0.01, "batch_size": 1000, **training},
+        )
+        return flat(w.train(0, RoundTask(number, w.model.initial), account_of(w, 0, 0)).delta)
+
+    whole = change(1)
+    for (number, schedule, warmup), share in {
+        (3, "linear", 0): 1 / 3,
+        (1, "linear", 1): 1 / 2,
+        (2, "cosine", 1): 1,
+    }.items():
+        found = change(number, schedule=schedule, warmup=warmup)
+        np.testing.assert_allclose(found, share * whole, rtol=1e-3, atol=1e-3 * np.abs(whole).max())
+    assert 0 < np.linalg.norm(change(3, schedule="cosine", local_steps=3)) < np.linalg.norm(change(1, local_steps=3))
+
+
+def test_weights_decay_at_the_site_apart_from_the_gradient(worker) -> None:
+    def change(**training) -> tuple[np.ndarray, np.ndarray]:
+        w = worker(
+            server={"aggregation": "exact"},
+            training={"optimizer": "sgd", "learning_rate": 0.1, "batch_size": 1000, **training},
+        )
+        return flat(w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0)).delta), flat(w.model.trained_initial)
+
+    (free, start), (decayed, _) = change(), change(weight_decay=0.5)
+    np.testing.assert_allclose(decayed - free, -0.1 * 0.5 * start, rtol=1e-3, atol=1e-7)
+
+
 def test_under_privacy_nothing_but_the_noisy_update_leaves(worker, local) -> None:
     w = worker(privacy=local)
     update = w.train(0, RoundTask(1, w.model.initial), account_of(w, 0, 0))

@@ -1,6 +1,7 @@
 """Sources and their errors: file, row and column are named, no content of a row is shown."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 
 from confide.common.config.tables import DataSection, PartitionSection
 from confide.common.data import demo
-from confide.common.data.sources import label_names, read_rows, shuffled_limit
+from confide.common.data.record_keys import record_keys
+from confide.common.data.sources import content_digest, examine, label_names, read_rows, shuffled_limit
 from confide.common.errors import DataError
+from confide.common.types import Reads
 
 LABELS = ["no", "yes"]
 ROWS = [("first text", "yes"), ("second, with comma", "no"), ("third\nover two lines", "yes")]
@@ -205,3 +208,20 @@ class TestDemo:
     def test_other_splits_are_refused(self, spec: str) -> None:
         with pytest.raises(DataError, match="allowed: demo:train"):
             demo.table(spec)
+
+
+def test_pairs_are_read_as_two_answers_and_examined(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("q,better,worse\nwhat?,this,that\nwho?,they,\n")
+    data = DataSection(test=str(path), prompt="q", chosen="better", rejected="worse")
+    found = examine(str(path), data)
+    assert (found.rows.text, found.rows.response, found.rows.rejected) == (["what?"], ["this"], ["that"])
+    assert [(problem.row, problem.column) for problem in found.problems] == [(3, "worse")]
+    problems: list = []
+    rows = read_rows(str(path), data, None, reads=Reads(label=None, pairs=True), problems=problems)
+    assert (rows.response, rows.rejected, len(problems)) == (["this"], ["that"], 1)
+    assert rows.within(2).rejected == ["th"]
+    assert content_digest(str(path), data) != content_digest(str(path), data.model_copy(update={"rejected": None}))
+    # a pair's own key covers both answers
+    other = replace(rows, rejected=["those"])
+    assert record_keys(rows, b"")[0] != record_keys(other, b"")[0]

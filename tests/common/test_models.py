@@ -12,7 +12,8 @@ from confide.common.errors import ConfigError, ModelError
 from confide.common.model import backbones
 from confide.common.model.adapter import export_adapter, load_base, plain
 from confide.common.model.backbones import resolve_backbone
-from confide.common.model.loading import load_model, lora_pairs
+from confide.common.model.loading import load_model
+from confide.common.model.lora import lora_pairs
 from confide.common.tasks import load_task, task_names
 from confide.tests.elsewhere import Elsewhere
 

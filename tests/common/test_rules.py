@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
+from confide.common.config.probes import AuditSection
 from confide.common.config.rules import RULES
 from confide.common.config.rules.rule import EXAMPLE_RUN, Rule, private, shown
 from confide.common.config.run import RunConfig
 from confide.common.config.section import Section, override
-from confide.common.config.tables import AuditSection
 from confide.common.errors import ConfigError, SecureSumError
 from confide.common.secagg.params import Parameters
 

@@ -22,6 +22,7 @@ CLIP = 0.5
 SLACK = 1e-9
 """of a sum in float64"""
 TEXT_TASKS = ("sequence-classification", "token-classification", "regression", "masked-lm")
+WRITING = ("causal-lm", PROMPTED, TALKED, "preference")
 VIEWS: dict[str, dict[str, Any]] = {
     "none": {},
     "characters": {"training": {"augmentation": 0.3, "views": 3}},
@@ -113,6 +114,8 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
     }
     if case.task == TALKED:
         content["data"] |= {"messages": "messages", "template": TEMPLATE}
+    if case.task == "preference":
+        content["data"] |= _columns(case)
     if case.task == "token-classification":
         content["data"]["labels"] = TAGS
     elif case.task.endswith("-classification"):
@@ -121,8 +124,13 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
 
 
 def host_of(sites: Sites, case: Case, table: Table) -> DeployedHost:
-    columns = {PROMPTED: ("prompt", "response"), TALKED: ("messages",)}.get(case.task, ())
-    return sites.host(table, case.form, **dict(zip(columns, columns, strict=True)))
+    return sites.host(table, case.form, **_columns(case))
+
+
+def _columns(case: Case) -> dict[str, str]:
+    """Keys of [data], and of a data set in site.toml, that name columns otherwise than the task does by itself."""
+    known = {PROMPTED: ("prompt", "response"), TALKED: ("messages",), "preference": ("prompt", "chosen", "rejected")}
+    return {name: name for name in known.get(case.task, ())}
 
 
 def adapter_of(host: DeployedHost, config: RunConfig) -> Adapter:
@@ -297,4 +305,4 @@ def _parts(case: Case, tasks: tuple[str, ...]) -> list[Case]:
     for task in tasks:
         one = replace(case, task=task)
         found += [one, named(one), replace(one, train="head"), replace(one, train="full")]
-    return [one for one in found if one.train != "head" or one.task not in ("causal-lm", PROMPTED)]
+    return [one for one in found if one.train != "head" or one.task not in WRITING]

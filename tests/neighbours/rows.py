@@ -162,6 +162,15 @@ def _talk(number: int, texts: list[str]) -> str:
     return json.dumps(talk)
 
 
+def _paired() -> tuple[tuple[str, ...], list[Row]]:
+    """Either answer is now the longer, now the shorter one; equal answers have no gradient."""
+    texts = list(_TEXTS.values())
+    rows = [Row(name, "good", (texts[-1 - i], text, texts[i - 5])) for i, (name, text) in enumerate(_TEXTS.items())]
+    rows += _bad_texts("the film", "a story")
+    rows += [Row("no chosen", "bad", ("the film", " ", "good")), Row("no rejected", "bad", ("the film", "good", ""))]
+    return ("prompt", "chosen", "rejected"), _mixed([*rows, Row("equal", "any", ("the film", "good", "good"))])
+
+
 def _measured() -> tuple[tuple[str, ...], list[Row]]:
     rows = [Row(name, "good", (text, str((i - 4) / 3))) for i, (name, text) in enumerate(_TEXTS.items())]
     rows += _bad_texts("0.5")
@@ -206,14 +215,15 @@ def _cells(first: str, text: str | None, last: str) -> tuple[str, ...]:
     return (first, last) if text is None else (first, text, last)
 
 
-def _bad_texts(label: str) -> list[Row]:
+def _bad_texts(*others: str) -> list[Row]:
+    """others: what stands in the columns after the text's."""
     return [
-        Row("empty", "bad", ("", label)),
-        Row("blank", "bad", ("  ", label)),
-        Row(_BROKEN, "bad", (b"the \xff film", label)),
-        Row("a column too many", "bad", ("the film", label, "more")),
+        Row("empty", "bad", ("", *others)),
+        Row("blank", "bad", ("  ", *others)),
+        Row(_BROKEN, "bad", (b"the \xff film", *others)),
+        Row("a column too many", "bad", ("the film", *others, "more")),
         Row("a column too few", "bad", ("the film",)),
-        Row("no tokens", "any", (NOTHING, label)),
+        Row("no tokens", "any", (NOTHING, *others)),
     ]
 
 
@@ -231,6 +241,7 @@ _MADE = {
     "regression": _measured,
     PROMPTED: _prompted,
     TALKED: _talked,
+    "preference": _paired,
     "image-classification": lambda: _imaged(texts=False),
     "image-text-classification": lambda: _imaged(texts=True),
 }

@@ -100,8 +100,8 @@ def test_the_servers_step_is_torchs(make_config, optimizer: str) -> None:
     kind = {"sgd": torch.optim.SGD, "momentum": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
     reference = kind([p], lr=0.1, **({"momentum": 0.9} if optimizer == "momentum" else {}))
     now = {**start, "frozen": np.zeros(2, np.float32)}
-    for gradient in ([0.5, 1.0], [-0.2, 0.3], [0.1, 0.1]):
-        now = step.apply(now, {"x": -np.array(gradient)})
+    for number, gradient in enumerate(([0.5, 1.0], [-0.2, 0.3], [0.1, 0.1]), 1):
+        now = step.apply(now, {"x": -np.array(gradient)}, number)
         p.grad = torch.tensor(gradient)
         reference.step()
         restored = ServerStep(config, start)  # a step restored from its state goes on alike
@@ -111,15 +111,43 @@ def test_the_servers_step_is_torchs(make_config, optimizer: str) -> None:
     np.testing.assert_array_equal(now["frozen"], 0)
 
 
-def test_a_step_that_moves_nothing_is_noticed(make_config) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_servers_rate_is_the_rounds_and_weights_decay_apart_from_it(make_config, optimizer, schedule) -> None:
+    """By hand: one round of warm-up of four, λ = 0.5; a restart between any two rounds changes nothing."""
+    training = {"optimizer": optimizer, "learning_rate": 0.1, "schedule": schedule, "warmup": 1, "weight_decay": 0.5}
+    config = make_config(run={"rounds": 4}, training=training)
+    rates = [0.05, 0.1, *([0.1 * 2 / 3, 0.1 / 3] if schedule == "linear" else [0.1 * 0.75, 0.1 * 0.25])]
+    now = {"x": np.array([1.0, -2.0], np.float32)}
+    step, p = ServerStep(config, now), torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    kind = {"sgd": torch.optim.SGD, "momentum": torch.optim.SGD, "adam": torch.optim.AdamW}[optimizer]
+    options = {"sgd": {}, "momentum": {"momentum": 0.9}, "adam": {"weight_decay": 0.5}}[optimizer]
+    reference = kind([p], lr=0.1, **options)
+    gradients = [[0.5, 1.0], [-0.2, 0.3], [0.1, 0.1], [1.0, -1.0]]
+    for number, (rate, gradient) in enumerate(zip(rates, gradients, strict=True), 1):
+        p.grad = torch.tensor(gradient, dtype=torch.float64)
+        reference.param_groups[0]["lr"] = rate
+        if optimizer != "adam":
+            p.data *= 1 - rate * 0.5
+        reference.step()
+        now = step.apply(now, {"x": -np.array(gradient)}, number)
+        np.testing.assert_allclose(now["x"], p.detach().numpy(), rtol=1e-5)
+        restored = ServerStep(config, now)
+        restored.restore(step.state())
+        step = restored
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_step_that_moves_nothing_is_noticed(make_config, decay: float) -> None:
     start = {"x": np.ones(2, np.float32)}
+    config = make_config(training={"weight_decay": decay})
     with pytest.raises(RoundError, match="moved no trained array"):
-        ServerStep(make_config(), start).apply(start, {"x": np.zeros(2)})
+        ServerStep(config, start).apply(start, {"x": np.zeros(2)}, 1)
 
 
 def test_trained_adapters_are_added(make_config) -> None:
     step = ServerStep(make_config(training={"local_steps": 2}), {"x": np.zeros(1, np.float32)})
-    assert step.apply({"x": np.ones(1, np.float32)}, {"x": np.array([0.5])})["x"] == 1.5
+    assert step.apply({"x": np.ones(1, np.float32)}, {"x": np.array([0.5])}, 1)["x"] == 1.5
     assert step.state() == {}
     with pytest.raises(RoundError, match="this run has none"):
         step.restore({"x/exp_avg": np.zeros(1)})

@@ -111,8 +111,10 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         {"training": {"local_steps": 2}, "server": {"aggregation": "exact"}},
         {"server": {"aggregation": "fedadam", "options": {"eta": 0.02, "tau": 1e-6}}},
         {"server": {"aggregation": "fedavgm", "options": {"server_momentum": 0.9}}},
+        {"training": {"schedule": "cosine", "warmup": 1, "weight_decay": 0.01}},
+        {"training": {"schedule": "linear", "warmup": 3, "weight_decay": 0.01, "local_steps": 2}},
     ],
-    ids=["server steps", "cohort", "exact", "fedadam", "fedavgm"],
+    ids=["server steps", "cohort", "exact", "fedadam", "fedavgm", "schedule", "schedule at the sites"],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict

@@ -12,10 +12,12 @@ from .data import DATA
 from .distillation import DISTILLATION
 from .modes import MODES
 from .person import PERSON
+from .preference import PREFERENCE
 from .rule import Rule
 from .server import SERVER
 from .sums import SUMS
 from .task import TASK
+from .training import TRAINING
 from .views import VIEWS
 
 if TYPE_CHECKING:
@@ -25,8 +27,10 @@ RULES: tuple[Rule, ...] = (
     *MODES,
     *PERSON,
     *SUMS,
+    *PREFERENCE,
     *DATA,
     *SERVER,
+    *TRAINING,
     *BYZANTINE,
     *VIEWS,
     *TASK,

@@ -1,6 +1,6 @@
 """Rules of simulated attacks: where each can be played."""
 
-from ..tables import ON_RECORDS
+from ..probes import ON_RECORDS
 from .rule import Rule, private
 
 _FLIPS = "attack.kind=labelflip"

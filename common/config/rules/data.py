@@ -34,7 +34,7 @@ DATA = (
     Rule(
         key="data.response",
         when="data.prompt",
-        refused=lambda c: c.data.prompt is not None and c.data.response is None,
+        refused=lambda c: c.data.prompt is not None and c.data.response is None and c.model.task != "preference",
         reason="prompt and response go together",
         remedy="set both or neither",
         example=("model.task=causal-lm", "data.prompt=question"),
@@ -49,8 +49,8 @@ DATA = (
     ),
     Rule(
         key="data.prompt",
-        when="a task other than causal-lm",
-        refused=lambda c: c.model.task != "causal-lm" and c.data.prompt is not None,
+        when="a task other than causal-lm and preference",
+        refused=lambda c: c.model.task not in ("causal-lm", "preference") and c.data.prompt is not None,
         reason="task {c.model.task} reads data.text",
         remedy="remove it",
         example=("data.prompt=question", "data.response=answer"),

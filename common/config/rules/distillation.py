@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ..tables import ON_RECORDS, DistillSection
+from ..probes import ON_RECORDS
+from ..tables import DistillSection
 from .rule import Rule
 
 if TYPE_CHECKING:
@@ -90,6 +91,14 @@ DISTILLATION = (
         reason="canaries are scored on updates, and none are sent",
         remedy="remove the audit",
         example=(*_PRIVATE, "audit.canaries=90"),
+    ),
+    Rule(
+        key="training.schedule",
+        when="distill.public",
+        refused=lambda c: _distils(c) and c.training.schedule != "constant",
+        reason="there is one round, and the student's rate has a course of its own",
+        remedy="remove it",
+        example=(*_DISTIL, "training.schedule=cosine"),
     ),
     Rule(
         key="training.adversarial",

@@ -69,8 +69,8 @@ TASK = (
     ),
     Rule(
         key="model.train",
-        when="task 'causal-lm'",
-        refused=lambda c: c.model.train == "head" and c.model.task == "causal-lm",
+        when="task 'causal-lm' or 'preference'",
+        refused=lambda c: c.model.train == "head" and c.model.task in ("causal-lm", "preference"),
         reason="the task has no head of its own that could be trained alone",
         remedy="allowed: lora, full",
         example=("model.task=causal-lm", "model.train=head"),

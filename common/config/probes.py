@@ -1,0 +1,68 @@
+"""The tables of what tests a run: an audit's canaries, and Byzantine sites. As those of `tables`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .section import Positive, PositiveFloat, Section
+
+
+class AuditSection(Section, frozen=True):
+    canaries: Annotated[int, Field(ge=0)] = 0
+    """gradient canaries among all sites' records, each in with probability ½, added after the clip and scored on the
+    released updates: they test sampling, noise and composition"""
+    records: Annotated[int, Field(ge=0)] = 0
+    """canary records of random words and a random class, each in with probability ½, that pass through the clip like
+    any record: scored on the released updates (with local_steps = 1) and on the final model. Costs the server a
+    forward and a backward pass of each canary record in every round, in batches of training.batch_tokens, and 256
+    MiB; and `confide audit canary` at the end nine sums of gradients over at most 256 records"""
+    guesses: Positive | None = None
+    """r: how many are guessed to be in; omitted: 5 % of the canaries"""
+    control: bool = False
+    """the same run without noise, to see whether the audit can see anything. No privacy: simulations only, in memory"""
+
+    @property
+    def planted(self) -> int:
+        """Canaries of both kinds."""
+        return self.canaries + self.records
+
+
+ON_RECORDS = ("labelflip", "backdoor")
+"""attacks that change records; the others change updates"""
+
+
+Attack = Literal[
+    "labelflip",
+    "backdoor",
+    "random",
+    "scaled",
+    "signflip",
+    "innerproduct",
+    "alie",
+    "minmax",
+    "mimic",
+    "freerider",
+    "overclaim",
+    "notfinite",
+]
+
+
+class AttackSection(Section, frozen=True):
+    """Byzantine sites, to see how far a run tolerates them: simulations only."""
+
+    kind: Attack | None = None
+    """what they do; simulations/attacks/byzantine.py says it in full. Omitted: no attack"""
+    byzantine: Positive | None = None
+    """how many sites are Byzantine"""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """… or which share of them"""
+    participation: Literal["fixed", "drawn"] = "drawn"
+    """with server.cohort: Byzantine sites are drawn like everybody, or as many as given attack in every round"""
+    strength: PositiveFloat | None = None
+    """factor on what is forged; omitted: the attack's own"""
+    trigger: str = "cf"
+    """`backdoor`: the word that leads to `target`"""
+    target: str | None = None
+    """`backdoor`: the class that it leads to; omitted: the first"""
+    poison: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """`backdoor`: share of a Byzantine site's records that carry the trigger"""

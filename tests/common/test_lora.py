@@ -1,0 +1,140 @@
+"""`all-linear` and rank-stabilised LoRA: which layers, which scale, and that PEFT alone reads them back."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from confide.common.config.tables import LoraSection, ModelSection
+from confide.common.errors import ConfigError, ModelError
+from confide.common.model.adapter import export_adapter, plain
+from confide.common.model.loading import FineTuneModel, load_model
+from confide.common.model.lora import linear_layers
+from confide.common.model.proof import check_reached, prove
+from confide.common.model.shapes import Shapes
+from confide.common.tasks import load_task
+from confide.tests.architectures import save_architecture
+from confide.tests.elsewhere import Elsewhere
+
+
+def load(folder: Path, name: str, **changes) -> FineTuneModel:
+    lora = LoraSection(rank=4, alpha=4, **changes.pop("lora", {"targets": "all-linear"}))
+    chosen = {"backbone": str(save_architecture(name, folder)), "max_length": 24, "lora": lora, **changes}
+    return load_model(ModelSection(**chosen), 3, 0)
+
+
+def layers(model: FineTuneModel) -> set[str]:
+    """Last names of the layers that carry LoRA."""
+    return {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in model.trained if ".lora_" in name}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected", "whole"),
+    [
+        ("bert", {}, {"query", "key", "value", "dense"}, {"head"}),
+        ("bert", {"pooling": "model"}, {"query", "key", "value", "dense"}, {"classifier"}),
+        ("bert", {"task": "masked-lm"}, {"query", "key", "value", "dense"}, {"head"}),
+        ("bert", {"task": "masked-lm", "pooling": "model"}, {"query", "key", "value", "dense"}, set()),
+        ("distilbert", {}, {"q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"}, {"head"}),
+        ("gpt2", {"task": "causal-lm"}, {"c_attn", "c_fc", "c_proj"}, set()),
+        (
+            "llama",
+            {"task": "causal-lm"},
+            {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+            set(),
+        ),
+        ("vit", {"task": "image-classification"}, {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"}, {"head"}),
+    ],
+)
+def test_every_linear_layer_but_head_and_output(tmp_path, name: str, changes: dict, expected: set, whole: set) -> None:
+    model = load(tmp_path, name, **changes)
+    assert layers(model) == expected
+    assert {key.split(".")[2] for key in model.trained if ".lora_" not in key} == whole
+    check_reached(model)
+    prove(model, Shapes(0 if name == "vit" else 16, 4, 30.0))
+
+
+class TwoTowers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("language_model", "vision_tower", "multi_modal_projector", "stand_in", "head"):
+            self.add_module(name, nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_towers_that_no_text_passes_are_left_out() -> None:
+    base, text, both = TwoTowers(), load_task("causal-lm"), load_task("image-text-classification")
+    assert linear_layers(base, text, ["stand_in", "head"]) == ["language_model.0"]
+    expected = ["language_model.0", "vision_tower.0", "multi_modal_projector.0"]
+    assert linear_layers(base, both, ["stand_in", "head"]) == expected
+    with pytest.raises(ModelError, match="'all-linear' received; this model has no linear layer"):
+        linear_layers(nn.Sequential(nn.LayerNorm(2)), text, [])
+
+
+@pytest.mark.parametrize("targets", ["query", ["query", 3]])
+def test_other_texts_than_all_linear_are_refused(make_config, targets) -> None:
+    with pytest.raises(ConfigError, match=r"model\.lora\.targets: received .*; allowed: a list of module names"):
+        make_config(model={"lora": {"targets": targets}})
+
+
+def test_the_scale_is_alpha_over_the_root_of_the_rank(tmp_path: Path) -> None:
+    standard = load(tmp_path / "a", "bert", lora={})
+    stable = load(tmp_path / "b", "bert", lora={"scaling": "rank_stabilized"})
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for model, scale in ((standard, 1.0), (stable, 2.0)):  # rank 4, alpha 4
+        layer = next(m for n, m in model.module.named_modules() if n.endswith("layer.0.attention.self.query"))
+        assert isinstance(layer.scaling, dict)
+        assert layer.scaling["default"] == scale
+        rng = np.random.default_rng(0)
+        model.set({n: rng.normal(size=a.shape).astype(np.float32) for n, a in model.initial.items()})
+    with torch.no_grad():
+        one, two = (model.module(input_ids=ids).logits for model in (standard, stable))
+    assert not torch.allclose(one, two)
+
+
+@pytest.mark.parametrize("lora", [{"scaling": "rank_stabilized"}, {"targets": "all-linear"}])
+def test_peft_alone_reads_the_adapter_back(elsewhere: Elsewhere, tmp_path: Path, lora: dict) -> None:
+    """Without confide in the other process: backbone by transformers, adapter by PEFT."""
+    folder = save_architecture("llama", tmp_path / "backbone")
+    chosen = ModelSection(backbone=str(folder), task="causal-lm", lora=LoraSection(rank=4, alpha=4, **lora))
+    model = load_model(chosen, 0, 0)
+    rng = np.random.default_rng(0)
+    adapter = {name: rng.normal(0, 0.1, a.shape).astype(np.float32) for name, a in model.initial.items()}
+    model.set(adapter)
+    export_adapter(model, chosen, [], tmp_path / "adapter")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        here = model.module(input_ids=ids).logits.numpy()
+        merged = plain(model, adapter)(input_ids=ids).logits.numpy()
+        without = model.module.get_base_model()
+        with model.module.disable_adapter():
+            base = without(input_ids=ids).logits.numpy()
+    script = f"""
+import json, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype=torch.float32)
+model = PeftModel.from_pretrained(base, {str(tmp_path / "adapter")!r}).eval()
+with torch.no_grad():
+    print(json.dumps(model(input_ids=torch.tensor({ids.tolist()})).logits.tolist()))
+"""
+    there = json.loads(elsewhere(script, tmp_path).splitlines()[-1])
+    np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(here, merged, rtol=1e-3, atol=1e-4)
+    assert not np.allclose(here, base, atol=1e-2)
+
+
+def test_a_model_whose_gradients_are_all_zero_is_refused(tmp_path: Path) -> None:
+    """Output embeddings of zero: every logit is 0 whatever the layers below say, and LoRA would never move."""
+    model = load(tmp_path, "llama", task="causal-lm", lora={"targets": ("q_proj",)}).copy(share=False)
+    check_reached(model)
+    with torch.no_grad():
+        dict(model.module.named_parameters())["base_model.model.lm_head.weight"].zero_()
+    with pytest.raises(ModelError, match="zero or not finite in every trained array, so nothing could be trained"):
+        check_reached(model)
+    with torch.no_grad():
+        dict(model.module.named_parameters())["base_model.model.lm_head.weight"].fill_(torch.nan)
+    with pytest.raises(ModelError, match="zero or not finite in every trained array"):
+        check_reached(model)
