@@ -1,0 +1,110 @@
+"""Memory is planned from configurations alone: what is counted without numbers is what a real pass keeps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from confide.common.config.run import RunConfig
+from confide.common.errors import ModelError
+from confide.common.model import memory
+from confide.common.model.loading import model_of, outline
+from confide.common.model.memory import batch_tokens, plan_of, planned, with_batch_tokens
+from confide.common.model.shapes import Shapes
+from confide.tests.architectures import save_architecture
+
+TARGETS = {"vit": ["q_proj", "v_proj"], "distilbert": ["q_lin"], "modernbert": ["Wqkv"]}
+KINDS = [
+    ("bert", "sequence-classification"),
+    ("bert", "masked-lm"),
+    ("roberta", "token-classification"),
+    ("distilbert", "sequence-classification"),
+    ("llama", "causal-lm"),
+    ("gemma3", "causal-lm"),
+    ("gpt2", "causal-lm"),
+    ("modernbert", "sequence-classification"),
+    ("vit", "image-classification"),
+]
+
+
+def run_of(folder: Path, name: str, task: str, **changes: dict) -> RunConfig:
+    content: dict[str, dict] = {
+        "model": {"backbone": str(save_architecture(name, folder)), "task": task, "max_length": 24},
+        "data": {"train": "train.csv", "test": "test.csv", "labels": ["a", "b", "c"], "partition": {"clients": 3}},
+        "privacy": {"mode": "local", "epsilon": 8, "sampling_rate": 0.1, "declared_examples": 100},
+    }
+    if name in TARGETS:
+        content["model"]["lora"] = {"targets": TARGETS[name]}
+    for table, more in changes.items():
+        content[table] = {**content.get(table, {}), **more}
+    return RunConfig.parse(content, "test")
+
+
+@pytest.mark.parametrize(("name", "task"), KINDS)
+def test_a_plan_without_numbers_is_that_of_the_real_model(tmp_path: Path, name: str, task: str) -> None:
+    config = run_of(tmp_path, name, task)
+    without, real = plan_of(config, outline(config), 1), plan_of(config, model_of(config), 1)
+    assert without.activations > 0
+    # other kernels of attention keep other things; without numbers a language model's loss counts all positions
+    assert real.activations <= without.activations + without.in_flight / 3 * 2
+    assert without.activations <= 1.15 * real.activations
+    assert replace(without, activations=0, in_flight=0) == replace(real, activations=0, in_flight=0)
+
+
+def test_a_plan_grows_with_what_it_is_made_of(tmp_path: Path) -> None:
+    config = run_of(tmp_path, "llama", "causal-lm")
+    plan = planned(config)
+    longer = planned(config.model_copy(update={"model": config.model.model_copy(update={"max_length": 48})}))
+    assert longer.activations >= 2 * plan.activations  # attention grows faster than length
+    assert plan.gradients > 0
+    assert planned(run_of(tmp_path / "none", "llama", "causal-lm", privacy={"mode": "none"})).gradients == 0
+    assert plan.sites == memory.sites_at_once(config)
+    assert planned(run_of(tmp_path / "four", "llama", "causal-lm", engine={"workers": 3})).sites == 3
+    real_site = run_of(tmp_path / "five", "llama", "causal-lm", data={"train": None})
+    assert planned(real_site).sites == 1
+
+
+def test_batches_are_cut_to_what_fits(tmp_path: Path) -> None:
+    plan = planned(run_of(tmp_path, "llama", "causal-lm"))
+    for rows in (1, 3, 8, 100):
+        usable = plan.peak(rows) + plan.sites * plan.row // 2
+        tokens = batch_tokens(plan, usable, gpu=False)
+        assert plan.peak(tokens // plan.length) <= usable
+        assert tokens == plan.length * 2 ** int(np.log2(rows))
+    assert batch_tokens(plan, 2**50, gpu=False) <= 4096
+    assert batch_tokens(plan, 2**50, gpu=True) == plan.length * 256
+
+
+def test_no_draw_of_any_size_is_above_the_plan() -> None:
+    """Ten thousand draws of records of any length, from none to hundreds."""
+    rng, longest, tokens = np.random.default_rng(4), 128, 2048
+    for _ in range(10_000):
+        shapes = Shapes(longest, tokens // longest, float(rng.choice([3, 50, 400, 1e6])))
+        drawn = rng.integers(1, longest + 1, rng.poisson(rng.choice([1, 40, 200])))
+        seen = [0]
+        for _, rows, length in shapes.batches(drawn):
+            assert len(rows) * min(length, longest) <= tokens
+            seen.append(len(rows))
+        assert max(seen) <= tokens // longest
+
+
+def test_a_run_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_of(tmp_path, "llama", "causal-lm")
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**29)
+    with pytest.raises(ModelError, match=r"^memory: a step on one record of 24 tokens takes 0\.\d+ GiB, and 0\.40 GiB"):
+        with_batch_tokens(config)
+    given = config.model_copy(update={"training": config.training.model_copy(update={"batch_tokens": 48})})
+    assert with_batch_tokens(given) == given
+
+
+def test_a_model_that_cannot_be_followed_without_numbers_is_followed_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise NotImplementedError("no meta kernel")
+
+    config = run_of(tmp_path, "llama", "causal-lm")
+    monkeypatch.setattr(memory, "outline", fails)
+    tokens = with_batch_tokens(config).training.tokens
+    assert tokens == 24 * 128
