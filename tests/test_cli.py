@@ -81,8 +81,15 @@ def test_errors_are_one_line_and_exit_with_2(
 def test_doctor_passes_a_sound_run_and_estimates_it(confide, toml: Path) -> None:
     code, out, _ = confide("doctor", toml)
     assert code == 0, out
-    for name in ("python", "torch", "device", "memory", "per-sample gradients", "time per round", "memory of a run"):
+    for name in ("python", "torch", "device", "memory", "per-sample gradients", "time per round", "memory planned"):
         assert name in out
+
+
+def test_doctor_plans_for_a_gpu_that_is_not_here(confide, toml: Path) -> None:
+    code, out, _ = confide("doctor", toml, "--gpu", "24")
+    assert code == 0, out
+    assert "training.batch_tokens" in out
+    assert "18.40 GiB usable" in " ".join(out.replace("│", " ").split())
 
 
 def test_doctor_fails_where_the_model_does_not_fit(confide, toml: Path) -> None:

@@ -279,32 +279,23 @@ def load_model(
     Raises ModelError: backbone not found, unknown architecture, targets that are not in it.
     """
     path = resolve_backbone(model.backbone, folders)
-    task, reader = load_task(model.task), None
-    if task.READS.text:
-        reader = tokenizer_of(path)
-    return _loaded(model, path, task, classes, seed, freeze_a, folders, reader, beta).copy()
+    return _loaded(model, path, classes, seed, freeze_a, folders, beta).copy()
 
 
 def outline(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
     """The model of a run on torch's meta device, of its configuration alone: shapes without numbers, for plans. Its
     classes must be resolved. Raises ModelError as `load_model`."""
-    path, task = resolve_backbone(config.model.backbone, folders), load_task(config.model.task)
+    path = resolve_backbone(config.model.backbone, folders)
     classes, freeze_a = len(config.data.labels or []), config.server.aggregation == "ffa"
     with outlined():
-        return _loaded(config.model, path, task, classes, 0, freeze_a, folders, None, config.training.beta)
+        return _loaded(config.model, path, classes, 0, freeze_a, folders, config.training.beta)
 
 
 def _loaded(
-    model: ModelSection,
-    path: str,
-    task: Task,
-    classes: int,
-    seed: int,
-    freeze_a: bool,
-    folders: Folders,
-    reader: PreTrainedTokenizerBase | None,
-    beta: float,
+    model: ModelSection, path: str, classes: int, seed: int, freeze_a: bool, folders: Folders, beta: float
 ) -> FineTuneModel:
+    """As `load_model`; `outlined`, without numbers and without a tokenizer."""
+    task = load_task(model.task)
     hf_logging.disable_progress_bar()  # of the loading of weights; a run shows its own
     device = torch.device("meta" if is_outlined() else "cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
@@ -321,8 +312,10 @@ def _loaded(
     for name, p in parameters.items():
         p.requires_grad_(name not in frozen)
     initial: Adapter = {}
+    reader = None
     if not is_outlined():
         initial = {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters.items()}
+        reader = tokenizer_of(path) if task.READS.text else None
     return FineTuneModel(
         module,
         reader,
