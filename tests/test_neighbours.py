@@ -95,6 +95,8 @@ FAST: list[tuple[Case, str]] = [
     (Case("bert", "masked-lm", form="jsonl"), "shortest, no tokens"),
     (Case("llama", "preference", turn=3), "no rejected, shortest, over-long"),
     (Case("gpt2", "preference", mode="distributed", form="jsonl"), "no chosen, longest"),
+    (Case("llama", PROMPTED, dtype="bfloat16", turn=2), "no response, over-long"),
+    (Case("bert", "token-classification", dtype="bfloat16", rate=1.0), "longest, unknown tag"),
 ]
 
 
@@ -128,7 +130,13 @@ def every_combination() -> list[Case]:
     return found
 
 
-COMBINATIONS = every_combination()
+def in_bfloat16() -> list[Case]:
+    """Each task, and each architecture with its head for tokens or classes."""
+    tasks = [replace(case, dtype="bfloat16") for case, _ in FAST if case.train == "lora" and case.dtype == "float32"]
+    return [*tasks, *(replace(case, batch_rows=64, rate=1.0, turn=7) for case in tasks)]
+
+
+COMBINATIONS = [*every_combination(), *in_bfloat16()]
 
 
 @slow

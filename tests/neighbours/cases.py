@@ -53,6 +53,7 @@ class Case:
     turn: int = 0
     """of the rows, see `table_of`"""
     max_length: int = 24
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         default = Case(self.architecture)
@@ -74,6 +75,7 @@ _SHOWN = (
     "rate",
     "turn",
     "max_length",
+    "dtype",
 )
 
 
@@ -90,6 +92,7 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
         "max_length": case.max_length,
         "train": case.train,
         "pooling": case.pooling,
+        "dtype": case.dtype,
         "lora": {"rank": 2, "alpha": 4},
     }
     if case.targets is not None:
