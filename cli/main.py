@@ -209,7 +209,8 @@ def pretrain_(
 def doctor(
     recipe: Annotated[str, typer.Argument(help="The run to check: a .toml file or a shipped recipe.")] = "demo",
     gpu: Annotated[
-        float | None, typer.Option(min=1, help="Only plan memory, for a GPU of so many GiB that need not be here.")
+        float | None,
+        typer.Option(min=1, max=10_000, help="Only plan memory, for a GPU of so many GiB that need not be here."),
     ] = None,
     sets: Sets = None,
 ) -> None:

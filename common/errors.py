@@ -95,6 +95,11 @@ class StoppedError(ConfideError):
     exit_code = 130
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 160 characters; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
 def contain(error: BaseException) -> None:
     """Raises an error again that means the process, not the work: Ctrl-C, exit.
 

@@ -1,6 +1,7 @@
 """TOML in, tables that are checked, and one line for what is wrong with them."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,10 @@ RENAMED = {
     "server.wire": "server.upload_dtype",
 }
 """keys of earlier versions → what they are called now"""
+
+
+_KIND = re.compile(r"(literal|constrained-|tuple)\[|constrained-")
+"""parts by which pydantic tells the kinds apart that one key may have"""
 
 
 class Section(BaseModel, frozen=True, extra="forbid"):
@@ -111,12 +116,14 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
         return f"{key}: unknown key; allowed here: {', '.join(allowed)}; {remedy}{more}"
     if first["type"] == "missing":
         return f"{key}: nothing received; it is required; set it in the file or with --set {key}=VALUE{more}"
-    allowed = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    ways = [one for one in found if _key(one["loc"]) == key]  # of a key that takes several kinds, one each
+    allowed = " or ".join(one["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for one in ways)
+    more = f" (and {len(found) - len(ways)} more)" if len(found) > len(ways) else ""
     return f"{key}: received {first['input']!r}; allowed: {allowed}; change it there or with --set {key}=VALUE{more}"
 
 
 def _key(loc: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in loc)
+    return ".".join(str(part) for part in loc if not _KIND.match(str(part)))
 
 
 def _keys_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

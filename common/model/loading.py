@@ -32,7 +32,7 @@ from .backbones import Folders, resolve_backbone
 from .limits import SHARED, check_length, input_embeddings, positions
 from .lora import STAND_IN, train_in_float32, with_lora
 from .shapes import Shapes
-from .weights import is_outlined, outlined, with_type
+from .weights import is_outlined, outlined
 
 CHARACTERS = 64
 """characters of a text that are read for each token of `model.max_length`; a token has four on average"""
@@ -111,7 +111,7 @@ class FineTuneModel:
         records = self.task.encode(rows, self.reader, self.max_length, variant)
         if not self.task.READS.text:
             return records
-        if self.task.READS.pairs and records.wanted is not None:
+        if self.task.READS.label is None and records.wanted is not None:
             records = replace(records, wanted=self._known(records.wanted))
         return replace(records, tokens=self._known(records.tokens))
 
@@ -140,7 +140,7 @@ class FineTuneModel:
     @torch.no_grad()
     def with_features(self, records: Records) -> Records:
         """Where only a head is trained: the records with what it reads of each, made once; otherwise as they are."""
-        if not self.head_only or not self.pools or not len(records):
+        if not self.head_only or not self.pools or not len(records) or self.device.type == "meta":
             return records
         everyone = np.arange(len(records))
         made, key = _features.setdefault(self.template, {}), records.digest(everyone)
@@ -361,7 +361,7 @@ def model_of(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
 def build(task: Task, path: str, model: ModelSection, classes: int, folders: Folders = ()) -> nn.Module:
     images = None if model.image_backbone is None else resolve_backbone(model.image_backbone, folders)
     try:
-        base = task.build(path, with_type(model, path).model_copy(update={"image_backbone": images}), classes)
+        base = task.build(path, model.model_copy(update={"image_backbone": images}), classes)
         if model.train != "lora":
             base.add_module(STAND_IN, nn.Linear(1, 1, bias=False))
         return base

@@ -23,12 +23,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..config.run import RunConfig
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .apart import dummy_records
 from .backbones import Folders, resolve_backbone
 from .limits import input_embeddings
 from .loading import FineTuneModel, model_of, outline
 from .output import positions_of
+from .shapes import MOST_RECORDS
 from .weights import LARGE, number_of_weights
 
 _RUNTIME = 600 * 2**20
@@ -44,7 +45,6 @@ _USABLE = 0.8
 """share of free memory that a plan takes"""
 _MOST_ON_CPU, _MOST_ON_GPU = 4096, 65_536
 """tokens of a batch beyond which nothing is gained"""
-_MOST_RECORDS = 256
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Plan:
                 f"memory: a step on one record of {self.length} tokens takes {gib(self.peak(1))}, and "
                 f"{gib(usable)} may be used; lower model.max_length or engine.workers, or choose a smaller backbone"
             )
-        return 2 ** int(math.log2(max(1, min(fit, most, _MOST_RECORDS))))
+        return 2 ** int(math.log2(max(1, min(fit, most, MOST_RECORDS))))
 
 
 def gib(count: float) -> str:
@@ -116,9 +116,21 @@ def with_batch_tokens(config: RunConfig, folders: Folders = ()) -> RunConfig:
     except ModelError:
         raise
     except Exception:  # of architectures that no one here knows
-        plan = plan_of(config, model_of(config, folders), sites_at_once(config, folders))
+        plan = _followed_with_numbers(config, folders)
     training = config.training.model_copy(update={"batch_tokens": batch_tokens(plan)})
     return config.model_copy(update={"training": training})
+
+
+def _followed_with_numbers(config: RunConfig, folders: Folders) -> Plan:
+    try:
+        return plan_of(config, model_of(config, folders), sites_at_once(config, folders))
+    except ModelError:
+        raise
+    except Exception as error:  # of a dummy record
+        raise ModelError(
+            f"model.backbone: a step of this model cannot be planned ({first_line(error)}); set training.batch_tokens, "
+            "or choose another model.pooling or backbone"
+        ) from None
 
 
 def plan_of(config: RunConfig, model: FineTuneModel, sites: int) -> Plan:
@@ -131,7 +143,7 @@ def plan_of(config: RunConfig, model: FineTuneModel, sites: int) -> Plan:
     logits = 0
     if model.task.READS.label is None:  # guesses tokens
         words = len(input_embeddings(model.module).weight)  # pyright: ignore[reportArgumentType]
-        logits = _OF_LOGITS * words * positions_of(_MOST_RECORDS * max(1, length), words)
+        logits = _OF_LOGITS * words * positions_of(MOST_RECORDS * max(1, length), words)
     return Plan(
         weights=sum(p.nbytes for p in [*model.module.parameters(), *model.module.buffers()]),
         activations=kept,

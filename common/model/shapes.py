@@ -22,8 +22,8 @@ _MANY = 150
 _SHORTEST = 16
 """tokens below which a row costs as much as one of so many"""
 _FEWEST_ROWS = 2
-_MOST_ROWS = 256
-"""of records without a length"""
+MOST_RECORDS = 256
+"""of any batch"""
 _FEW_TOKENS, _TOKENS = (12, 512), (2.5, 1024)
 """tokens of a batch for each record that a step is expected to draw, and at most; of few lengths and of many. A batch
 costs as much as 120 tokens beside its own (MiniLM, two cores): more and smaller batches waste that, fewer and larger
@@ -67,7 +67,7 @@ class Shapes:
         # of one length, only a step's last batch is filled up
         each, most = _TOKENS if self.expected >= _MANY else _FEW_TOKENS
         tokens = min(each * self.expected, most)
-        wanted = min(self.expected / 4, _MOST_ROWS) if not self.longest else tokens / max(_SHORTEST, length)
+        wanted = min(self.expected / 4, MOST_RECORDS) if not self.longest else tokens / max(_SHORTEST, length)
         if wanted >= self.most_rows:
             return self.most_rows
         return min(self.most_rows, 2 ** round(math.log2(max(_FEWEST_ROWS, wanted))))

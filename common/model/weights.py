@@ -46,8 +46,8 @@ def is_outlined() -> bool:
 
 
 def read_weights(kind: Any, path: str, model: ModelSection, **more: Any) -> Any:
-    """A model by one of transformers' auto classes; `model.dtype` must be resolved. more: for its configuration."""
-    options = _loading_options(model)
+    """A model by one of transformers' auto classes. more: for its configuration."""
+    options = _loading_options(with_type(model, path))
     if not _outlined.get():
         return kind.from_pretrained(path, **options, **more)
     with torch.device("meta"):

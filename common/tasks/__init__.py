@@ -49,7 +49,7 @@ class Task(Protocol):
     """the metric that a model is judged by: in words, and its key in `metrics`"""
 
     def build(self, path: str, model: ModelSection, classes: int) -> nn.Module:
-        """The base model with its head; `model.dtype` is resolved.
+        """The base model with its head.
 
         path, and `model.image_backbone` where there is one: local folders.
         """

@@ -48,7 +48,7 @@ class FinishedRun:
         wanted = tasks or tasks_where(lambda task: Reads() == task.READS)
         self.folder = folder
         self.report: dict[str, Any] = read_report(folder)
-        self.config: RunConfig = load(folder / CONFIG)
+        self.config: RunConfig = _in_float32(load(folder / CONFIG))
         if self.config.model.task not in wanted:
             allowed = ", ".join(f"'{task}'" for task in wanted)
             raise ConfigError(f"{folder}: a run of task '{self.config.model.task}'; this is for {allowed}")
@@ -195,3 +195,10 @@ class TorchModel(Answering):
     @torch.no_grad()
     def run(self, inputs: list[np.ndarray]) -> np.ndarray:
         return self.module(*map(torch.from_numpy, inputs)).numpy()
+
+
+def _in_float32(config: RunConfig) -> RunConfig:
+    """As variants are made of it: bfloat16 is for training, and for models that write text."""
+    if load_task(config.model.task).EXPORT == "text":
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})

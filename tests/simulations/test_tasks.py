@@ -95,7 +95,7 @@ def test_lora_in_every_linear_layer_leaves_out_the_unused_pooler(tagging) -> Non
 
 def test_targets_that_the_loss_does_not_reach_are_refused_first(make_config, monkeypatch) -> None:
     monkeypatch.setattr(
-        "confide.common.tasks.sequence_classification.load_backbone", lambda path: AutoModel.from_pretrained(path)
+        "confide.common.tasks.sequence_classification.load_backbone", lambda path, _: AutoModel.from_pretrained(path)
     )
     config = make_config(model={"lora": {"rank": 3, "targets": ["dense"]}})
     with pytest.raises(ModelError, match=r"does not depend on .*pooler.* name targets that the task uses"):

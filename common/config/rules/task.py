@@ -28,6 +28,14 @@ TASK = (
         example=("model.task=image-classification", "model.pooling=last"),
     ),
     Rule(
+        key="model.dtype",
+        when="a model.train other than 'lora'",
+        refused=lambda c: c.model.dtype == "bfloat16" and c.model.train != "lora",
+        reason="what is trained whole, and what a head reads, is float32",
+        remedy="allowed: auto, float32; or train LoRA",
+        example=("model.dtype=bfloat16", "model.train=head"),
+    ),
+    Rule(
         key="training.adversarial",
         when="task 'image-classification'",
         refused=lambda c: c.training.adversarial is not None and c.model.task == "image-classification",
