@@ -184,9 +184,10 @@ def _add_gradients(
 ) -> None:
     """Adds the gradients of the first of the rows to their owners' sums (P, d), in order. owners: (real,) places.
 
-    Where the batch fails, each record is tried by itself in a batch of the same shape, and one that fails there, too,
-    adds nothing.
+    Where the batch fails, or a gradient in it is not finite, each record is tried by itself as in `_batch_sum`, and one
+    that fails there, too, adds nothing.
     """
+    parts: list[torch.Tensor] = []
     try:
         parts = record_gradients(work.model, work.losses(rows, draw, length), len(owners))
     except PrivacyError:
@@ -195,33 +196,45 @@ def _add_gradients(
         contain(error)
         forget(work.model)
         if len(owners) == 1:
-            log.error("a record counts as zero: %s; confide site check looks for such rows", type(error).__name__)
+            _say_lost(error)
             return
+    gradients = torch.cat(parts, 1).double() if parts else None
+    if len(owners) > 1 and (gradients is None or not torch.isfinite(gradients).all()):
         for row, owner in zip(rows, owners, strict=False):
             _add_gradients(work, np.full(len(rows), row), length, draw, sums, np.array([owner]))
-        return
-    gradients = torch.cat(parts, 1).double()
-    for place, owner in enumerate(owners):
-        sums[owner] += gradients[place]
+    elif gradients is not None:
+        for place, owner in enumerate(owners):
+            sums[owner] += gradients[place]
 
 
 def _batch_sum(work: Work, rows: np.ndarray, real: int, length: int, draw: Draw, clip: float) -> np.ndarray:
-    """(d,) float64 sum of the clipped gradients of the first `real` of the rows. Where the batch fails, each record is
-    tried by itself in a batch of the same shape; one that fails there, too, counts as zero."""
+    """(d,) float64 sum of the clipped gradients of the first `real` of the rows.
+
+    Where the batch fails, or a gradient in it is not finite, each record is tried by itself in a batch of the same
+    shape, among copies of itself: a number that is none must not reach another record's, as it does in some kernels
+    (bfloat16 on a CPU reads beyond the end of a row, and multiplies by zero what it finds there). A record that fails
+    there, too, counts as zero.
+    """
     try:
-        return clipped_sum(work.model, work.losses(rows, draw, length), clip, real)[0].cpu().numpy()
+        total, norms = clipped_sum(work.model, work.losses(rows, draw, length), clip, real)
+        if real == 1 or bool(torch.isfinite(norms).all()):
+            return total.cpu().numpy()
     except PrivacyError:
         raise
     except BaseException as error:
         contain(error)
         forget(work.model)
         if real == 1:
-            log.error("a record counts as zero: %s; confide site check looks for such rows", type(error).__name__)
+            _say_lost(error)
             return np.zeros(work.model.count()[0])
-        return sum(
-            (_batch_sum(work, np.full(len(rows), row), 1, length, draw, clip) for row in rows[:real]),
-            np.zeros(work.model.count()[0]),
-        )
+    return sum(
+        (_batch_sum(work, np.full(len(rows), row), 1, length, draw, clip) for row in rows[:real]),
+        np.zeros(work.model.count()[0]),
+    )
+
+
+def _say_lost(error: BaseException) -> None:
+    log.error("a record counts as zero: %s; confide site check looks for such rows", type(error).__name__)
 
 
 def _by_length(records: Records, drawn: np.ndarray, tokens: int, device: torch.device) -> Iterator[np.ndarray]:

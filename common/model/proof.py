@@ -9,7 +9,6 @@ autograd; and bit for bit, in other positions, among other mates, among fewer.
 import math
 import threading
 import traceback
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,6 @@ from ..data.augmentation import views_of
 from ..errors import ModelError, PrivacyError, first_line
 from ..types import Records
 from .apart import ALONE, COMPARED, MANY, RECORDS, check_features, check_stateless, dummy_records, works_alike
-from .limits import input_embeddings
 from .loading import FineTuneModel
 from .per_sample import hooked, plain_name, record_gradients
 from .shapes import MOST_RECORDS, Shapes, filled
@@ -180,21 +178,7 @@ class _Proof:
                     return False
                 if not all(torch.equal(one[where], two) for one, two in zip(together, again, strict=True)):
                     return False
-            if seed == 0 and not all(self._contained(records, everybody, views, length, bad) for bad in (0, 1)):
-                return False
         return True
-
-    def _contained(self, records: Records, which: np.ndarray, views: int, length: int, bad: int) -> bool:
-        """Whether the others' gradients stay the same where nothing of one record is a number. bad: that one's. Some
-        kernels read beyond the end of a row and multiply by zero what they find there, in bfloat16 on a CPU."""
-        others = torch.from_numpy(which != bad)
-        expected = _together(self.model, records, which, len(which), views, length)
-        try:
-            with _spoilt(self.model, np.tile(which == bad, views)):
-                found = _together(self.model, _without_numbers(records, bad), which, len(which), views, length)
-        except ModelError:
-            return False
-        return all(torch.equal(one[others], two[others]) for one, two in zip(expected, found, strict=True))
 
     def _bits(self, records: Records, which: np.ndarray, rows: int, views: int, length: int) -> list[torch.Tensor]:
         """(n, …) of every trained array the records' gradients, and of every layer checksums of what it makes of them
@@ -202,35 +186,6 @@ class _Proof:
         with _Layers(self.model, views, rows) as layers:
             gradients = _together(self.model, records, which, rows, views, length)
         return gradients + [checksums[: len(which)] for checksums in layers.seen]
-
-
-def _without_numbers(records: Records, bad: int) -> Records:
-    """Where records are read by their features: with those of one gone."""
-    if records.features is None:
-        return records
-    features = records.features.copy()
-    features[bad] = np.nan
-    return replace(records, features=features)
-
-
-@contextmanager
-def _spoilt(model: FineTuneModel, rows: np.ndarray) -> Iterator[None]:
-    """Within, what a model reads first of the marked rows of a batch is not a number, and so nothing after it."""
-    marked = torch.from_numpy(rows).to(model.device)
-
-    def spoil(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-        if len(output) != len(marked):
-            return output
-        return torch.where(marked.view(-1, *[1] * (output.dim() - 1)), torch.nan, output)
-
-    first = [input_embeddings(model.module)] if model.task.READS.text else []
-    first += [part for part in model.module.modules() if isinstance(part, nn.Conv2d)]
-    handles = [part.register_forward_hook(spoil) for part in first]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Layers:

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from confide.client.site import SiteAccount
-from confide.client.train import _BATCH_COST, Work, _cheapest_cuts
+from confide.client.train import _BATCH_COST, Work, _batch_sum, _cheapest_cuts
 from confide.client.worker import Worker
+from confide.common.data.augmentation import Draw
 from confide.common.data.partition import site_name
 from confide.common.errors import BudgetError, PrivacyError
+from confide.common.model.per_sample import hooked
 from confide.common.privacy.mechanism import PoissonMechanism
 from confide.common.types import RoundTask
 from confide.simulations.sites import SimulatedSites, simulated_worker
@@ -245,3 +247,29 @@ def test_cuts_are_the_cheapest() -> None:
         every = [cost([0, *chosen]) for n in range(count) for chosen in combinations(inner, n)]
         assert cost(_cheapest_cuts(lengths, size)) == min(every)
     assert _cheapest_cuts(np.empty(0, dtype=int), 4) == []
+
+
+def test_a_record_without_numbers_does_not_reach_its_mates(worker, local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a kernel that multiplies what stands behind a row by zero: 0 · NaN is NaN, and a mate's gradient is gone."""
+    w = worker(privacy=local)
+    draw = Draw.of(np.random.default_rng(0))
+    work = Work(w.config, w.model, w.data.records, w.data.parts[0], RoundTask(1, w.model.initial))
+    w.model.set(w.model.initial)
+    rows, real, bad = np.resize(w.data.parts[0][:5], 8), w.model.task.record_losses, 2
+    length = int(w.data.records.lengths(rows).max())
+
+    def leaking(module, batch):
+        losses = real(module, batch)
+        broken = (batch["input_ids"] == spoilt).all(1)
+        losses = losses + torch.where(broken, torch.nan, 0.0)
+        return losses + 0 * losses.detach().roll(-1)
+
+    texts = w.model.batch(w.data.records, rows[:5], length)["input_ids"]
+    spoilt = texts[bad]
+    good = rows[:5][(texts != spoilt).any(1).numpy()]
+    with hooked(w.model):
+        expected = sum(_batch_sum(work, np.full(8, row), 1, length, draw, 0.3) for row in good)
+        monkeypatch.setattr(w.model.task, "record_losses", leaking)
+        found = _batch_sum(work, rows, 5, length, draw, 0.3)
+    assert np.linalg.norm(expected) > 0.3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
