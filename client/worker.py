@@ -86,7 +86,8 @@ class Worker:
 
         Raises ModelError for a model that cannot be trained, or under privacy not one record at a time.
         """
-        self.config = config = with_batch_tokens(config, folders)
+        self.config = config  # as all of the run agreed on it: secure sums and ledgers hold it
+        self._sized = with_batch_tokens(config, folders)  # how much a batch holds is each machine's own
         self._load, self._content, self._planted, self._folders = load, content, planted, folders
         mode = mode_of(config)
         self.model = model_of(mode.at_sites(config), folders)
@@ -97,7 +98,7 @@ class Worker:
             chat_template(self.model.tokenizer, config.data.template)  # refused here, and not for some rows alone
         self.plan = privacy_plan(config, self.model.count()[0])
         if self.plan is not None and mode.BY_RECORD:
-            proved_shapes(config, self.model)
+            proved_shapes(self._sized, self.model)
         elif self.plan is not None:
             (check_apart if mode.TEACHERS else validate)(self.model)
         self._opening = threading.RLock()
@@ -160,10 +161,10 @@ class Worker:
         if self._planted is not None:
             chosen, canaries = self._planted.of_site(account, self.model, number, len(self.data.records))
             indices = np.concatenate([indices, chosen])
-        return Work(self.config, model, self._records, indices, task, canaries)
+        return Work(self._sized, model, self._records, indices, task, canaries)
 
     def _without_records(self, model: FineTuneModel, task: RoundTask) -> Work:
-        return Work(self.config, model, NO_RECORDS, np.empty(0, dtype=np.int64), task)
+        return Work(self._sized, model, NO_RECORDS, np.empty(0, dtype=np.int64), task)
 
     def _teachers(self, work: Work, site: Site, number: int) -> Work:
         """The work with the model of this site's teachers, where it is another than the worker's."""
@@ -279,7 +280,7 @@ class Worker:
         mode, site = mode_of(self.config), self._computation(work, account.site, number)
         if not mode.BY_RECORD:
             return mode.release(site, mechanism)
-        shapes = proved_shapes(self.config, work.model)
+        shapes = proved_shapes(self._sized, work.model)
         work.model.set(work.task.adapter)
         with hooked(work.model):
             return mode.release(replace(site, shapes=shapes), mechanism)

@@ -51,6 +51,15 @@ def test_one_step_sends_the_negative_mean_gradient(worker) -> None:
     assert update.metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
 
 
+def test_what_a_machine_decides_is_no_part_of_what_the_run_agreed_on(worker) -> None:
+    """Secure sums compare the run's digest: a site that had written its own batch size into it had keys of another
+    configuration than the server, and no round came about."""
+    w = worker()
+    assert w.config.training.batch_tokens == "auto"
+    task = RoundTask(1, w.model.initial)
+    assert w._without_records(w.model, task).config.training.tokens > 0
+
+
 def test_several_steps_send_the_change_and_are_reproducible(worker) -> None:
     w = worker(**MANY)
     first = w.train(0, RoundTask(2, w.model.initial), account_of(w, 0, 0))
@@ -176,7 +185,7 @@ def test_what_fails_is_answered_with_noise_alone(worker, local, monkeypatch) -> 
     def broken(*args, **kwargs):
         raise PrivacyError("no per-sample gradient")
 
-    monkeypatch.setattr("confide.client.train.clipped_sum", broken)
+    monkeypatch.setattr("confide.client.train.record_gradients", broken)
     account = account_of(w, 1, 0)
     update = w.train(1, RoundTask(1, w.model.initial), account)
     assert account.steps == 1
