@@ -1,7 +1,6 @@
 """`confide doctor`: is this installation, this machine, this model fit for the run, and what will a round cost?"""
 
 import importlib.metadata
-import os
 import re
 import sys
 import time
@@ -19,12 +18,10 @@ from ..common.errors import ConfideError, first_line
 from ..common.model.apart import dummy_records
 from ..common.model.backbones import resolve_backbone
 from ..common.model.loading import FineTuneModel, model_of
-from ..common.model.memory import Plan, batch_tokens, free_memory, gib, planned, with_batch_tokens
+from ..common.model.memory import USABLE, Plan, batch_tokens, free_memory, gib, planned, total_memory, usable_memory
 from ..common.model.per_sample import clipped_sum, hooked
 from ..common.model.proof import TOLERANCES
 from ..common.model.weights import with_type
-from ..common.tasks import Batch
-from ..common.types import Records
 from ..server.report.build import PACKAGES
 
 _TYPICAL = 0.5
@@ -60,7 +57,7 @@ def _planned_for_gpu(config: RunConfig, size: float) -> Iterator[tuple[str, str,
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
     try:
         plan = replace(planned(config), sites=config.engine.workers or 1)
-        yield from _of_plan(plan, int(0.8 * (size - _CONTEXT) * 2**30), gpu=True)
+        yield from _of_plan(plan, int(USABLE * (size - _CONTEXT) * 2**30), gpu=True)
     except Exception as error:  # of architectures that no one here knows
         yield "memory", first_line(error), False
 
@@ -98,12 +95,11 @@ def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     yield "device", device, True
     config, free = _with_labels(config), free_memory()
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    yield "memory", f"{gib(free)} free of {gib(total)}", True
+    yield "memory", f"{gib(free)} free of {gib(total_memory())}", True
     try:
         config = config.model_copy(update={"model": with_type(config.model, resolve_backbone(config.model.backbone))})
-        yield from _of_plan(planned(config), int(0.8 * free), gpu=torch.cuda.is_available())
-        config = with_batch_tokens(config)
+        plan, usable = planned(config), usable_memory(config)
+        yield from _of_plan(plan, usable, gpu=torch.cuda.is_available())
         model = model_of(config)
     except Exception as error:  # of architectures that no one here knows
         yield "model", str(error) if isinstance(error, ConfideError) else first_line(error), False
@@ -120,7 +116,8 @@ def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
         f"{config.model.task} with LoRA: largest difference to one-by-one gradients {error:.1e}",
         error < TOLERANCES[model.dtype],
     )
-    seconds = estimate(config, model)
+    given = config.training.batch_tokens
+    seconds = estimate(config, model, batch_tokens(plan, usable) if given == "auto" else given)
     yield "time per round", f"about {seconds:.1f} s, if all cores keep busy, evaluation aside", True
 
 
@@ -128,10 +125,6 @@ def tested_versions() -> dict[str, str]:
     """Package → version of constraints.txt, the set that the tests ran with."""
     text = (Path(__file__).parent.parent / "constraints.txt").read_text(encoding="utf-8")
     return dict(re.findall(r"^([\w.-]+)==(\S+)$", text, flags=re.MULTILINE))
-
-
-def _batch(model: FineTuneModel, records: Records, indices: np.ndarray) -> Batch:
-    return model.batch(records, indices)
 
 
 def per_sample_error(model: FineTuneModel) -> float:
@@ -144,25 +137,25 @@ def per_sample_error(model: FineTuneModel) -> float:
     clip = 0.1
     alone = torch.zeros(0)
     for index in range(len(records)):
-        losses = model.task.record_losses(model.module, _batch(model, records, np.array([index])))
+        losses = model.losses(records, np.array([index]))
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(losses.sum(), list(model.trained.values()))])
         clipped = gradient * (clip / gradient.norm()).clamp(max=1)
         alone = clipped if index == 0 else alone + clipped
     with hooked(model):
-        losses = model.task.record_losses(model.module, _batch(model, records, np.arange(len(records))))
+        losses = model.losses(records, np.arange(len(records)))
         together, _ = clipped_sum(model, losses, clip)
     return float((together - alone).norm() / alone.norm())
 
 
-def estimate(config: RunConfig, model: FineTuneModel) -> float:
-    """Seconds of a round, from one physical batch that is really computed."""
-    size = max(1, min(_ROWS, config.training.tokens // config.model.max_length))
+def estimate(config: RunConfig, model: FineTuneModel, tokens: int) -> float:
+    """Seconds of a round, from one batch that is really computed. tokens: of a batch, as planned."""
+    size = max(1, min(_ROWS, tokens // config.model.max_length))
     records = dummy_records(model, [max(2, int(config.model.max_length * _TYPICAL))] * size)
     best = float("inf")
     for _ in range(_TRIES):
         started = time.perf_counter()
         with hooked(model):
-            losses = model.task.record_losses(model.module, _batch(model, records, np.arange(size)))
+            losses = model.losses(records, np.arange(size))
             clipped_sum(model, losses, 1.0)
         best = min(best, time.perf_counter() - started)
     sites = config.server.cohort or config.data.partition.clients or 1

@@ -6,7 +6,6 @@ from pathlib import Path
 from ..data.sources import bio_names, is_hub_id, label_names, number_scale, read_table
 from ..errors import ModelError
 from ..model.backbones import Folders, resolve_backbone
-from ..model.memory import with_batch_tokens
 from ..model.weights import with_type
 from ..tasks import load_task
 from .run import RunConfig
@@ -67,18 +66,7 @@ def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
             ),
         }
     )
-    resolved = RunConfig.parse(resolved.model_dump(), "configuration")
-    # of a real site, memory is the site's own
-    return resolved if data.train is None else _with_batch_tokens(resolved, folders)
-
-
-def _with_batch_tokens(config: RunConfig, folders: Folders) -> RunConfig:
-    """With `training.batch_tokens` stated; as it is where there is no backbone: loading it says so."""
-    try:
-        resolve_backbone(config.model.backbone, folders)
-    except ModelError:
-        return config
-    return with_batch_tokens(config, folders)
+    return RunConfig.parse(resolved.model_dump(), "configuration")
 
 
 def _typed(model: ModelSection, folders: Folders) -> ModelSection:

@@ -255,7 +255,7 @@ class TrainingSection(Section, frozen=True):
     """tokens in memory at once, for each site that trains at the same time: a step's records, however many, are cut to
     batches of it, in shapes that stay the same for a run, whose sums add up to the step's: no gradient accumulates
     beyond its step. A record without text counts as `model.max_length` tokens. `auto`: planned from the configuration
-    and free memory, at most 4,096 (on a GPU 65,536)"""
+    and free memory (at a real site half of all memory), at most 4,096 (on a GPU 65,536)"""
     beta: PositiveFloat = DEFAULT_BETA
     """`preference`: β of DPO; the smaller, the farther the model may move from what it was"""
     augmentation: Rate | None = None

@@ -41,7 +41,7 @@ _OF_LOGITS = 20
 """bytes of a logit of a piece: itself, in float32, its exponential, its gradient in both types"""
 _IN_FLIGHT = 3
 """times the largest array of a record, of what is computed backward"""
-_USABLE = 0.8
+USABLE = 0.8
 """share of free memory that a plan takes"""
 _MOST_ON_CPU, _MOST_ON_GPU = 4096, 65_536
 """tokens of a batch beyond which nothing is gained"""
@@ -117,7 +117,7 @@ def with_batch_tokens(config: RunConfig, folders: Folders = ()) -> RunConfig:
         raise
     except Exception:  # of architectures that no one here knows
         plan = _followed_with_numbers(config, folders)
-    training = config.training.model_copy(update={"batch_tokens": batch_tokens(plan)})
+    training = config.training.model_copy(update={"batch_tokens": batch_tokens(plan, usable_memory(config))})
     return config.model_copy(update={"training": training})
 
 
@@ -168,12 +168,27 @@ def sites_at_once(config: RunConfig, folders: Folders = ()) -> int:
     return min(torch.get_num_threads(), config.data.partition.clients or 1, 8)
 
 
-def batch_tokens(plan: Plan, usable: int | None = None, *, gpu: bool | None = None) -> int:
-    """`training.batch_tokens` where it is to be found. usable: bytes; omitted: four fifths of what is free here.
-    Raises ModelError where one record does not fit."""
-    usable = int(_USABLE * free_memory()) if usable is None else usable
+def batch_tokens(plan: Plan, usable: int, *, gpu: bool | None = None) -> int:
+    """`training.batch_tokens` where it is to be found. usable: bytes. gpu: omitted: as here. Raises ModelError where
+    one record does not fit."""
     most = _MOST_ON_GPU if (torch.cuda.is_available() if gpu is None else gpu) else _MOST_ON_CPU
     return plan.length * plan.rows(usable, max(1, most // plan.length))
+
+
+def usable_memory(config: RunConfig) -> int:
+    """Bytes that a run may take here: four fifths of what is free; at a real site half of what there is, since what is
+    free may depend on data that were read before, and the shapes of batches must not."""
+    return int(USABLE * free_memory()) if config.data.train is not None else total_memory() // 2
+
+
+def total_memory() -> int:
+    """Bytes of the GPU where there is one, otherwise of the machine or of its control group."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[1]
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError, ValueError):  # other systems have no such file, and a file without a limit a word
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found)
 
 
 def free_memory() -> int:

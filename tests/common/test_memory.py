@@ -98,6 +98,19 @@ def test_a_run_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, monkeypa
     assert with_batch_tokens(given) == given
 
 
+def test_at_a_real_site_no_data_that_are_in_memory_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free may depend on rows that were read before; a threshold would carry that into every gradient."""
+    run, real_site = (run_of(tmp_path / name, "llama", "causal-lm", data={"train": name}) for name in ("a", "b"))
+    real_site = real_site.model_copy(update={"data": real_site.data.model_copy(update={"train": None})})
+    monkeypatch.setattr(memory, "total_memory", lambda: 2**34)
+    found = []
+    for free in (2**31, 2**33):
+        monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
+        found.append((memory.usable_memory(run), memory.usable_memory(real_site)))
+    assert found[0][0] != found[1][0]
+    assert found[0][1] == found[1][1] == 2**33
+
+
 def test_a_model_that_cannot_be_followed_without_numbers_is_followed_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
