@@ -1,6 +1,7 @@
 """The person as the unit, against naive group privacy at the same ε for a person; and audits with canary persons.
 
     python -m benchmarks.person [SEEDS]
+    python -m benchmarks.person mixture    the noise that row sampling would need, no training
 
 SST-2's first 8,000 rows, dealt to persons of 1 to 20 rows (Zipf), 8 sites, mode `distributed`. Naive: rows are drawn,
 and ε, δ of a row are so small that a group of 20 has (8, 1e-5): ε = 8/20, δ = 1e-5/(20·e^(19·8/20)). Finished runs are
@@ -14,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from dp_accounting.pld.privacy_loss_distribution import from_mixture_gaussian_mechanism
+from scipy.stats import binom
 
 from benchmarks.accuracy import python
 from benchmarks.run import DATA, HERE, write_part
@@ -85,7 +88,26 @@ def measure(kind: str, seed: int) -> dict[str, float]:
         }
 
 
+def mixture_noise(rows: int, rate: float = 0.05, steps: int = 30) -> float:
+    """z for which rows drawn by themselves, at most `rows` a person, have (EPSILON, DELTA) for a person: a mixture of
+    Gaussians of sensitivities i, i ~ Binomial(rows, rate). Within 0.4 % above."""
+    low, high = 0.3, 6.0
+    weights = binom.pmf(np.arange(rows + 1), rows, rate).tolist()
+    while high / low > 1.004:
+        middle = (low * high) ** 0.5
+        loss = from_mixture_gaussian_mechanism(
+            middle, list(range(rows + 1)), weights, value_discretization_interval=0.01
+        )
+        spent = loss.self_compose(steps).get_epsilon_for_delta(DELTA)
+        low, high = (middle, high) if spent > EPSILON else (low, middle)
+    return high
+
+
 def main() -> None:
+    if sys.argv[1:] == ["mixture"]:
+        for rows in (1, 2, 4, 8, 20):
+            print(rows, round(mixture_noise(rows), 3), flush=True)
+        return
     seeds = [int(seed) for seed in sys.argv[1:]] or [7, 8, 9]
     found: dict[str, dict[str, float]] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for seed in seeds:
