@@ -17,7 +17,7 @@ from ..common.data.augmentation import Draw, padded_to, view_losses
 from ..common.errors import PrivacyError, contain
 from ..common.model.loading import FineTuneModel
 from ..common.model.optimizer import make_optimizer, rate_of_round, shrink
-from ..common.model.per_sample import clipped_rows, clipped_sum, forget, record_gradients
+from ..common.model.per_sample import clipped_rows, forget, record_gradients
 from ..common.model.shapes import Shapes
 from ..common.modes import GradientStep
 from ..common.privacy.audit import NO_CANARIES, GradientCanaries
@@ -173,68 +173,50 @@ def _persons_sum(work: Work, persons: list[np.ndarray], shapes: Shapes, draw: Dr
         rows, owners = np.concatenate(some), np.repeat(np.arange(len(some)), counts)
         sums = torch.zeros((len(some), size), dtype=torch.float64, device=work.model.device)
         for part, filled, length in shapes.batches(tokens[rows]):
-            _add_gradients(work, rows[filled], length, draw, sums, owners[part])
+            for place, gradients in _gradients(work, rows[filled], len(part), length, draw):
+                for owner, gradient in zip(owners[part][place:], torch.cat(gradients, 1).double(), strict=False):
+                    sums[owner] += gradient
         means = sums / torch.tensor(counts, dtype=torch.float64, device=sums.device)[:, None]
         total += clipped_rows([means], clip)[0].cpu().numpy()
     return total
 
 
-def _add_gradients(
-    work: Work, rows: np.ndarray, length: int, draw: Draw, sums: torch.Tensor, owners: np.ndarray
-) -> None:
-    """Adds the gradients of the first of the rows to their owners' sums (P, d), in order. owners: (real,) places.
-
-    Where the batch fails, or a gradient in it is not finite, each record is tried by itself as in `_batch_sum`, and one
-    that fails there, too, adds nothing.
-    """
-    parts: list[torch.Tensor] = []
-    try:
-        parts = record_gradients(work.model, work.losses(rows, draw, length), len(owners))
-    except PrivacyError:
-        raise
-    except BaseException as error:
-        contain(error)
-        forget(work.model)
-        if len(owners) == 1:
-            _say_lost(error)
-            return
-    gradients = torch.cat(parts, 1).double() if parts else None
-    if len(owners) > 1 and (gradients is None or not torch.isfinite(gradients).all()):
-        for row, owner in zip(rows, owners, strict=False):
-            _add_gradients(work, np.full(len(rows), row), length, draw, sums, np.array([owner]))
-    elif gradients is not None:
-        for place, owner in enumerate(owners):
-            sums[owner] += gradients[place]
-
-
 def _batch_sum(work: Work, rows: np.ndarray, real: int, length: int, draw: Draw, clip: float) -> np.ndarray:
-    """(d,) float64 sum of the clipped gradients of the first `real` of the rows.
+    """(d,) float64 sum of the clipped gradients of the first `real` of the rows."""
+    total = np.zeros(work.model.count()[0])
+    for _, gradients in _gradients(work, rows, real, length, draw):
+        total += clipped_rows(gradients, clip)[0].cpu().numpy()
+    return total
+
+
+def _gradients(
+    work: Work, rows: np.ndarray, real: int, length: int, draw: Draw
+) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    """The gradients of the first `real` of the rows, in order: the place of the first of them, and (m, d_p) of each
+    trained array.
 
     Where the batch fails, or a gradient in it is not finite, each record is tried by itself in a batch of the same
     shape, among copies of itself: a number that is none must not reach another record's, as it does in some kernels
     (bfloat16 on a CPU reads beyond the end of a row, and multiplies by zero what it finds there). A record that fails
-    there, too, counts as zero.
+    there, too, has none.
     """
+    found: list[torch.Tensor] | None = None
     try:
-        total, norms = clipped_sum(work.model, work.losses(rows, draw, length), clip, real)
-        if real == 1 or bool(torch.isfinite(norms).all()):
-            return total.cpu().numpy()
+        found = record_gradients(work.model, work.losses(rows, draw, length), real)
     except PrivacyError:
         raise
     except BaseException as error:
         contain(error)
         forget(work.model)
         if real == 1:
-            _say_lost(error)
-            return np.zeros(work.model.count()[0])
-    return sum(
-        (_batch_sum(work, np.full(len(rows), row), 1, length, draw, clip) for row in rows[:real]),
-        np.zeros(work.model.count()[0]),
-    )
-
-
-def _say_lost(error: BaseException) -> None:
-    log.error("a record counts as zero: %s; confide site check looks for such rows", type(error).__name__)
+            log.error("a record counts as zero: %s; confide site check looks for such rows", type(error).__name__)
+            return
+    if found is not None and (real == 1 or all(bool(torch.isfinite(part).all()) for part in found)):
+        yield 0, found
+        return
+    for place, row in enumerate(rows[:real]):
+        for _, alone in _gradients(work, np.full(len(rows), row), 1, length, draw):
+            yield place, alone
 
 
 def _by_length(records: Records, drawn: np.ndarray, tokens: int, device: torch.device) -> Iterator[np.ndarray]:

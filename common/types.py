@@ -21,6 +21,9 @@ ProgressCallback = Callable[[str, int, int], None]
 Metrics = dict[str, float]
 """accuracy, macro_f1, loss, … of one evaluation."""
 
+CHARACTERS = 64
+"""of a text that are read for each token that a record may have; a token has four on average"""
+
 IGNORED = -100
 """a token that the loss does not count"""
 

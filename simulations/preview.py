@@ -50,7 +50,7 @@ def previews(config: RunConfig, name: str | None, count: int) -> list[Preview]:
     reader = reader_of(resolve_backbone(config.model.backbone), config.model)
     rows = read_rows(source, config.data, list(config.data.labels or []) if task.CLASSES else None, reads=task.READS)
     rows = rows.take(np.arange(min(count, len(rows))))
-    records = encoded(task, rows, reader, config.model.max_length)
+    records = encoded(task, rows, reader.tokenizer, reader.spelling, config.model.max_length)
     return [_preview(config, reader.tokenizer, records, place, rows.where(place)) for place in range(len(records))]
 
 

@@ -36,6 +36,6 @@ def as_read(folder: Path, config: SiteConfig, run: RunConfig) -> str:
 
 def _one(task: Task, row: Rows, reader: Reader, run: RunConfig) -> Records | None:
     try:
-        return encoded(task, row, reader, run.model.max_length)
+        return encoded(task, row, reader.tokenizer, reader.spelling, run.model.max_length)
     except DataError:
         return None

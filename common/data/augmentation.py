@@ -14,7 +14,7 @@ from ..errors import PrivacyError
 from ..model.embeddings import ascended, embedding_layer, moved
 from ..model.loading import FineTuneModel
 from ..model.per_sample import unhooked
-from ..types import Records, Rows
+from ..types import CHARACTERS, Records, Rows
 from .images import perturbed
 from .perturbations import characters, reworded
 from .record_keys import Keys, choices, own_generator, record_keys
@@ -33,7 +33,7 @@ def encode_with_copies(config: RunConfig, model: FineTuneModel, rows: Rows, secr
     keys, person = record_keys(rows, secret), None
     if rows.person is not None:
         person = np.unique(rows.person.astype(str), return_inverse=True)[1].astype(np.int64)
-    rows = model.read_of(rows)
+    rows = rows.within(CHARACTERS * model.max_length)
     records = model.tokenised(rows)
     for variant in range(1, model.task.VARIANTS):
         records = records.joined(model.tokenised(rows, variant))

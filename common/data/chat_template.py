@@ -28,11 +28,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import DataError, ModelError
-from ..types import Conversation, Message, Rows
+from ..types import CHARACTERS, Conversation, Message, Rows
 
-CHARACTERS, MESSAGES = 64, 256
-"""for each token of `max_length`, what is rendered at all of the exchanges; and messages: what a record costs must not
-grow with what is cut off anyway"""
+MESSAGES = 256
+"""that are rendered at all, of as many characters as are read of any text: what a record costs must not grow with what
+is cut off anyway"""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _DAY = "{%- macro strftime_now(format) %}01 Jan 2025{% endmacro %}"
 _QUESTION, _ANSWER = "qqone", "aatwo"

@@ -10,13 +10,14 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from ..config.tables import ModelSection
-from ..data.spelling import Spelling, Words, spelling_of
+from ..data.spelling import Spelling, Words
 from ..errors import ModelError
 from ..tasks import load_task
 from ..types import Adapter
 from .backbones import resolve_backbone
-from .loading import FineTuneModel, build, tokenizer_of
+from .loading import FineTuneModel, build
 from .lora import STAND_IN
+from .reading import reader_of
 
 CARD = "confide.json"
 
@@ -82,7 +83,7 @@ def load_spelling(folder: str | Path) -> Spelling | None:
     section, _ = _card_of(Path(folder))
     if section.spelling == "none":
         return None
-    return spelling_of(section.spelling, tokenizer_of(str(folder)).get_vocab(), section.known_words)
+    return reader_of(str(folder), section).spelling
 
 
 def _card_of(folder: Path) -> tuple[ModelSection, list[str]]:

@@ -6,7 +6,6 @@ exported folder loads with `peft.PeftModel.from_pretrained`.
 
 import copy
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from ..config.run import RunConfig
@@ -24,18 +23,17 @@ from ..config.tables import DataSection, ModelSection
 from ..data.images import ImageForm
 from ..data.record_keys import record_keys
 from ..data.sources import read_rows
-from ..data.spelling import Spelling, spelling_of
+from ..data.spelling import Spelling
 from ..errors import ModelError, contain
 from ..tasks import Batch, Task, collate, inputs_of, load_task
 from ..types import DEFAULT_BETA, Adapter, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .limits import SHARED, check_length, input_embeddings, positions
 from .lora import STAND_IN, train_in_float32, with_lora
+from .reading import encoded, reader_of
 from .shapes import Shapes
 from .weights import is_outlined, outlined
 
-CHARACTERS = 64
-"""characters of a text that are read for each token of `model.max_length`; a token has four on average"""
 _FEATURE_ROWS, _FEATURE_SETS = 32, 4
 _features: WeakKeyDictionary[PeftModel, dict[bytes, np.ndarray]] = WeakKeyDictionary()
 
@@ -105,10 +103,7 @@ class FineTuneModel:
 
     def tokenised(self, rows: Rows, variant: int = 0) -> Records:
         """Without keys. A token that the backbone has no embedding for (a tokenizer may know more) becomes padding."""
-        rows = self.read_of(rows)
-        if self.spelling is not None:
-            rows = replace(rows, text=[self.spelling.read(text) for text in rows.text])
-        records = self.task.encode(rows, self.reader, self.max_length, variant)
+        records = encoded(self.task, rows, self.reader, self.spelling, self.max_length, variant)
         if not self.task.READS.text:
             return records
         if self.task.READS.label is None and records.wanted is not None:
@@ -118,11 +113,6 @@ class FineTuneModel:
     def _known(self, tokens: np.ndarray) -> np.ndarray:
         unknown = tokens >= self.vocabulary
         return np.where(unknown, self.pad, tokens) if unknown.any() else tokens
-
-    def read_of(self, rows: Rows) -> Rows:
-        """The part of each text that can become tokens: what a record costs must not grow with what is cut off anyway,
-        or one long record could end a site's round."""
-        return rows.within(CHARACTERS * self.max_length)
 
     @property
     def vocabulary(self) -> int:
@@ -312,13 +302,13 @@ def _loaded(
     for name, p in parameters.items():
         p.requires_grad_(name not in frozen)
     initial: Adapter = {}
-    reader = None
+    reads = None
     if not is_outlined():
         initial = {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters.items()}
-        reader = tokenizer_of(path) if task.READS.text else None
+        reads = reader_of(path, model) if task.READS.text else None
     return FineTuneModel(
         module,
-        reader,
+        None if reads is None else reads.tokenizer,
         model.max_length,
         task,
         parameters,
@@ -328,7 +318,7 @@ def _loaded(
         device,
         template=module,
         beta=beta,
-        spelling=None if reader is None else spelling_of(model.spelling, reader.get_vocab(), model.known_words),
+        spelling=None if reads is None else reads.spelling,
     )
 
 
@@ -368,13 +358,6 @@ def build(task: Task, path: str, model: ModelSection, classes: int, folders: Fol
     except (ValueError, OSError, KeyError, AttributeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"model.backbone: '{model.backbone}' does not load for '{model.task}': {first_line}") from None
-
-
-def tokenizer_of(path: str) -> PreTrainedTokenizerBase:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.model_max_length = 10**9  # we cut to model.max_length; silences a warning on longer texts
-    return tokenizer
 
 
 def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:

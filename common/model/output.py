@@ -109,13 +109,17 @@ def decoded(base: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def guessed(base: nn.Module, hidden: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`token_losses_at` of a model whose end stands by itself."""
-    decoder = getattr(base, cast(str, base.base_model_prefix))
-    inside = {id(p) for p in decoder.parameters()}
-    own = [p for p in base.parameters() if id(p) not in inside]
-    output = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
-    tied = list(output.parameters()) if isinstance(output, nn.Module) else []
+    behind = [child for name, child in base.named_children() if name != base.base_model_prefix]
+    made_of = [*base.parameters(recurse=False), *(p for child in behind for p in child.parameters())]
     vocabulary = len(cast(torch.Tensor, input_embeddings(base).weight))
-    return token_losses_at(hidden, wanted, end_of(base), [*own, *tied], vocabulary)
+    return token_losses_at(hidden, wanted, end_of(base), made_of, vocabulary)
+
+
+def compared(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of logits (B, T, V): cross-entropy of each position (B, T), 0 where none is wanted, and which were guessed."""
+    logits = logits.float()
+    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED)
+    return losses, (logits.argmax(-1) == wanted) & (wanted != IGNORED)
 
 
 def token_losses_at(
@@ -128,9 +132,7 @@ def token_losses_at(
     trained, all positions are computed at once, one row a record. vocabulary: V.
     """
     if any(p.requires_grad for p in made_of):
-        logits = end(hidden).float()
-        losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED)
-        return losses, (logits.argmax(-1) == wanted) & (wanted != IGNORED)
+        return compared(end(hidden), wanted)
     places = _places(wanted)
     size = positions_of(wanted.numel(), vocabulary)
     padding = -len(places) % size

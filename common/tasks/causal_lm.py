@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from ..config.tables import ModelSection
 from ..data.chat_template import Encoded, encode_conversations, shortened
-from ..model.output import base_of, decoded, ends_apart, guessed, note_end
+from ..model.output import base_of, compared, decoded, ends_apart, guessed, note_end
 from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, inputs_of, ragged, record_means, token_losses, token_metrics, token_score
+from . import ACCURACY, Batch, inputs_of, ragged, record_means, token_metrics, token_score
 
 HEAD: list[str] = []
 CLASSES, VARIANTS, READS = False, 1, Reads(label=None, turns=True)
@@ -90,8 +90,7 @@ def next_tokens(module: nn.Module, inputs: Batch, wanted: torch.Tensor) -> tuple
     base, wanted = base_of(module), wanted[:, 1:]
     if ends_apart(base):
         return guessed(base, decoded(base, inputs)[:, :-1], wanted)
-    logits = module(**inputs).logits[:, :-1].float()
-    return token_losses(logits, wanted)[0], (logits.argmax(-1) == wanted) & (wanted != IGNORED)
+    return compared(module(**inputs).logits[:, :-1], wanted)
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from ..config.tables import ModelSection
 from ..errors import ModelError
-from ..model.output import base_of, decoded, ends_apart, guessed, note_end, token_losses_at
+from ..model.output import base_of, compared, decoded, ends_apart, guessed, note_end, token_losses_at
 from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import (
@@ -29,7 +29,6 @@ from . import (
     ragged,
     record_means,
     subword_ids,
-    token_losses,
     token_metrics,
     token_score,
     token_targets,
@@ -126,8 +125,7 @@ def _guesses(module: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tenso
         return *token_losses_at(found, wanted, base.compared, [base.words], len(base.words)), wanted
     if ends_apart(base):
         return *guessed(base, _at(decoded(base, inputs), places), wanted), wanted
-    logits = _at(module(**inputs).logits, places).float()
-    return token_losses(logits, wanted)[0], (logits.argmax(-1) == wanted) & (wanted != IGNORED), wanted
+    return *compared(_at(module(**inputs).logits, places), wanted), wanted
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:

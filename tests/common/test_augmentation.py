@@ -12,11 +12,11 @@ from confide.common.data.perturbations import reworded, with_edits
 from confide.common.data.record_keys import choices
 from confide.common.errors import ConfigError
 from confide.common.model.embeddings import ascended, embedding_layer, moved
-from confide.common.model.loading import CHARACTERS, FineTuneModel, model_of
+from confide.common.model.loading import FineTuneModel, model_of
 from confide.common.model.per_sample import clipped_sum, hooked
 from confide.common.privacy.plan import privacy_plan
 from confide.common.tasks import collate
-from confide.common.types import Records, RoundTask, Rows
+from confide.common.types import CHARACTERS, Records, RoundTask, Rows
 from confide.server.report.render import read_report
 from confide.simulations.run import simulate
 from confide.simulations.sites import SimulatedSites, simulated_worker

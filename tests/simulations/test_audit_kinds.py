@@ -22,6 +22,7 @@ from confide.common.data import augmentation
 from confide.common.errors import ConfigError, ModelError, PrivacyError
 from confide.common.model import per_sample
 from confide.common.model.loading import model_of
+from confide.common.model.memory import with_batch_tokens
 from confide.common.types import Rows
 from confide.server.report import read_report
 from confide.simulations.audit import neighbour_sensitivity, with_canaries
@@ -95,15 +96,13 @@ def no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     """f = 1 whatever the norm."""
-    real = per_sample.clipped_sum
-    monkeypatch.setattr(
-        "confide.client.train.clipped_sum", lambda model, losses, clip, count=None: real(model, losses, 1e9, count)
-    )
+    real = per_sample.clipped_rows
+    monkeypatch.setattr("confide.client.train.clipped_rows", lambda parts, clip: real(parts, 1e9))
 
 
 def sensitivity(config: RunConfig) -> float:
     """Taking each third of 24 rows out, the step's coins the same in every sum."""
-    config = resolve(config)
+    config = with_batch_tokens(resolve(config))
     model = model_of(config)
     rows = model.rows(config.data.training, config.data).take(np.arange(24))
     with pytest.MonkeyPatch.context() as patch:
