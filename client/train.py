@@ -15,6 +15,7 @@ import torch
 from ..common.config.run import RunConfig
 from ..common.data.augmentation import Draw, padded_to, view_losses
 from ..common.errors import PrivacyError, contain
+from ..common.model.checkpointing import recomputing
 from ..common.model.loading import FineTuneModel
 from ..common.model.optimizer import make_optimizer, rate_of_round, shrink
 from ..common.model.per_sample import clipped_rows, forget, record_gradients
@@ -78,8 +79,11 @@ def train_plain(work: Work, rng: np.random.Generator) -> tuple[Adapter, float]:
         parameters = list(model.trained.values())
         gradient, total = torch.zeros(sum(p.numel() for p in parameters), device=model.device), 0.0
         for part in work.batches(batch):
-            loss = work.losses(part, draw).mean(0).sum() / len(batch)
-            gradient += torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+            model.module.zero_grad()
+            with recomputing(model.module, model.recomputes):
+                loss = work.losses(part, draw).mean(0).sum() / len(batch)
+                loss.backward()
+            gradient += torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
             total += float(loss.detach())
         return gradient, total
 

@@ -22,7 +22,7 @@ from ..common.errors import ConfideError, PrivacyError, RecordsError, WireError,
 from ..common.model.apart import check_apart
 from ..common.model.backbones import Folders
 from ..common.model.loading import FineTuneModel, model_of
-from ..common.model.memory import with_batch_tokens
+from ..common.model.memory import with_plan
 from ..common.model.per_sample import hooked, validate
 from ..common.model.proof import check_reached, proved_shapes
 from ..common.modes import Release, mode_of
@@ -87,10 +87,10 @@ class Worker:
         Raises ModelError for a model that cannot be trained, or under privacy not one record at a time.
         """
         self.config = config  # as all of the run agreed on it: secure sums and ledgers hold it
-        self._sized = with_batch_tokens(config, folders)  # how much a batch holds is each machine's own
+        self._sized = with_plan(config, folders)  # how much a batch holds is each machine's own
         self._load, self._content, self._planted, self._folders = load, content, planted, folders
         mode = mode_of(config)
-        self.model = model_of(mode.at_sites(config), folders)
+        self.model = model_of(mode.at_sites(self._sized), folders)
         self._idle = [self.model]
         self._others: dict[str, tuple[FineTuneModel, SiteData]] = {}
         check_reached(self.model)

@@ -57,7 +57,8 @@ def _planned_for_gpu(config: RunConfig, size: float) -> Iterator[tuple[str, str,
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
     try:
         plan = replace(planned(config), sites=config.engine.workers or 1)
-        yield from _of_plan(plan, int(USABLE * (size - _CONTEXT) * 2**30), gpu=True)
+        usable = int(USABLE * (size - _CONTEXT) * 2**30)
+        yield from _of_plan(plan.within(usable, config.model.checkpointing), usable, gpu=True)
     except Exception as error:  # of architectures that no one here knows
         yield "memory", first_line(error), False
 
@@ -65,9 +66,11 @@ def _planned_for_gpu(config: RunConfig, size: float) -> Iterator[tuple[str, str,
 def _of_plan(plan: Plan, usable: int, *, gpu: bool) -> Iterator[tuple[str, str, bool]]:
     """Raises ModelError where one record does not fit."""
     yield "memory of weights", gib(plan.weights), True
+    again = " (computed again)" if plan.activations == plan.recomputed else ""
     yield (
         f"… a record of {plan.length} tokens",
-        f"activations {gib(plan.activations)}, backward {gib(plan.in_flight)}, its gradient {gib(plan.gradients)}",
+        f"activations {gib(plan.activations)}{again}, backward {gib(plan.in_flight)}, "
+        f"its gradient {gib(plan.gradients)}",
         True,
     )
     yield "… a site beside that", f"trained numbers {gib(plan.trained)}, a piece of logits {gib(plan.logits)}", True
@@ -98,7 +101,8 @@ def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
     yield "memory", f"{gib(free)} free of {gib(total_memory())}", True
     try:
         config = config.model_copy(update={"model": with_type(config.model, resolve_backbone(config.model.backbone))})
-        plan, usable = planned(config), usable_memory(config)
+        usable = usable_memory(config)
+        plan = planned(config).within(usable, config.model.checkpointing)
         yield from _of_plan(plan, usable, gpu=torch.cuda.is_available())
         model = model_of(config)
     except Exception as error:  # of architectures that no one here knows

@@ -14,7 +14,7 @@ from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig, load
 from ..common.errors import ConfigError
 from ..common.model.loading import model_of
-from ..common.model.memory import sites_at_once, with_batch_tokens
+from ..common.model.memory import sites_at_once, with_plan
 from ..common.modes import mode_of
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
 from ..server.aggregate.strategy import make_strategy
@@ -33,7 +33,7 @@ def prepare(config: RunConfig, strategy: Strategy | None = None) -> tuple[RunCon
 
     Raises ConfigError, DataError, ModelError.
     """
-    resolved = with_batch_tokens(resolve(config))
+    resolved = with_plan(resolve(config))
     model = model_of(resolved)
     for source in public_sources(resolved):
         read_public(resolved, model, source)

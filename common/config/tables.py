@@ -84,6 +84,12 @@ class ModelSection(Section, frozen=True):
     """type of the frozen weights and of what is computed with them; what is trained is float32 always. `auto`: bfloat16
     for a backbone of 100 million weights and more, with LoRA, where this machine multiplies it faster; decided once,
     before the run, and stated in its config.toml"""
+    weights: Literal["full", "int8", "nf4"] = "full"
+    """how the frozen linear layers are held: as they are; or, with LoRA, in 8 or 4 bits (Dettmers et al. 2022, 2023;
+    bitsandbytes: pip install 'confide[quantized]'). What is trained, embeddings and the output layer stay so"""
+    checkpointing: Literal["auto"] | bool = "auto"
+    """whether a layer's activations are computed again backward in place of being kept: less memory, a third more time,
+    the same numbers. `auto`: where fewer than 8 records would fit in a batch otherwise; decided once, before the run"""
     init_from: str | None = None
     """folder of a finished run with the same backbone and LoRA, from whose adapter training starts: e.g. of `masked-lm`
     on text without labels"""

@@ -32,7 +32,7 @@ from .limits import SHARED, check_length, input_embeddings, positions
 from .lora import STAND_IN, train_in_float32, with_lora
 from .reading import encoded, reader_of
 from .shapes import Shapes
-from .weights import is_outlined, outlined
+from .weights import is_outlined, outlined, shared_state
 
 _FEATURE_ROWS, _FEATURE_SETS = 32, 4
 _features: WeakKeyDictionary[PeftModel, dict[bytes, np.ndarray]] = WeakKeyDictionary()
@@ -62,6 +62,8 @@ class FineTuneModel:
     """how texts are read; None: as they are"""
     beta: float
     """`training.beta`, for pairs"""
+    recomputes: bool
+    """whether a gradient computes activations again in place of keeping them"""
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -232,7 +234,8 @@ class FineTuneModel:
         share: False: the frozen weights are copied, too.
         """
         frozen = [p for name, p in self.template.named_parameters() if _saved_name(name) not in self.parameters]
-        shared = {id(p): p for p in frozen if share}
+        held = [*frozen, *(array for layer in self.template.modules() for array in shared_state(layer))]
+        shared = {id(array): array for array in held if share}
         module = copy.deepcopy(self.template, shared)
         arrays = {_saved_name(name): p for name, p in module.named_parameters()}
         return replace(self, module=module, parameters={name: arrays[name] for name in self.parameters})
@@ -250,7 +253,9 @@ class FineTuneModel:
 
     def count(self) -> tuple[int, int]:
         """Numbers that are trained, and numbers in all."""
-        return sum(p.numel() for p in self.trained.values()), sum(p.numel() for p in self.module.parameters())
+        packed = (getattr(p, "quant_state", None) for p in self.module.parameters())  # two numbers of 4 bits in one
+        halves = sum(state.shape.numel() // 2 for state in packed if state is not None)
+        return sum(p.numel() for p in self.trained.values()), halves + sum(p.numel() for p in self.module.parameters())
 
 
 @lru_cache(maxsize=3)
@@ -318,6 +323,7 @@ def _loaded(
         device,
         template=module,
         beta=beta,
+        recomputes=model.checkpointing is True,
         spelling=None if reads is None else reads.spelling,
     )
 

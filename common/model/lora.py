@@ -66,6 +66,7 @@ def with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D: PEFT corrects it itself
             # input and output embeddings that are trained whole are two tables from then on
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT's, of few bits
             module = get_peft_model(base, config)
     except ValueError as error:
         if "target_modules" in str(error) and model.lora.targets is None:

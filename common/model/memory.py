@@ -15,7 +15,7 @@ gradient twice. site: the trained numbers with their gradients, sums and noise, 
 import math
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,12 @@ from ..config.run import RunConfig
 from ..errors import ModelError, first_line
 from .apart import dummy_records
 from .backbones import Folders, resolve_backbone
+from .checkpointing import recomputable
 from .limits import input_embeddings
 from .loading import FineTuneModel, model_of, outline
 from .output import positions_of
 from .shapes import MOST_RECORDS
-from .weights import LARGE, number_of_weights
+from .weights import LARGE, held_bytes, number_of_weights
 
 _RUNTIME = 600 * 2**20
 """bytes of Python, torch, transformers and the data of a small run"""
@@ -41,6 +42,8 @@ _OF_LOGITS = 20
 """bytes of a logit of a piece: itself, in float32, its exponential, its gradient in both types"""
 _IN_FLIGHT = 3
 """times the largest array of a record, of what is computed backward"""
+_FEW = 8
+"""records of a batch below which activations are computed again"""
 USABLE = 0.8
 """share of free memory that a plan takes"""
 _MOST_ON_CPU, _MOST_ON_GPU = 4096, 65_536
@@ -67,6 +70,8 @@ class Plan:
     """tokens of the longest record; a record without text counts as so many"""
     sites: int
     """that train at the same time in one process"""
+    recomputed: int | None = None
+    """`activations` where layers are computed again; None: not of this model"""
 
     @property
     def row(self) -> int:
@@ -81,6 +86,12 @@ class Plan:
     def peak(self, rows: int) -> int:
         """Bytes of a step whose batches have so many of the longest records."""
         return _RUNTIME + self.weights + self.sites * (self.site + rows * self.row)
+
+    def within(self, usable: int, checkpointing: str | bool) -> "Plan":
+        """The plan with `model.checkpointing` decided: activations are those that are kept then."""
+        few = (usable - self.peak(0)) // (self.sites * self.row) < _FEW
+        wanted = checkpointing is True or (checkpointing == "auto" and few)
+        return replace(self, activations=self.recomputed) if wanted and self.recomputed is not None else self
 
     def rows(self, usable: int, most: int) -> int:
         """The records of a batch that fit in so many bytes: a power of two. Raises ModelError where not one does."""
@@ -103,22 +114,28 @@ def planned(config: RunConfig, folders: Folders = ()) -> Plan:
     return plan_of(config, outline(config, folders), sites_at_once(config, folders))
 
 
-def with_batch_tokens(config: RunConfig, folders: Folders = ()) -> RunConfig:
-    """The run with `training.batch_tokens` decided, before data are read: what a site holds has no part in it.
+def with_plan(config: RunConfig, folders: Folders = ()) -> RunConfig:
+    """The run with `training.batch_tokens` and `model.checkpointing` decided, before data are read: what a site holds
+    has no part in it.
 
     A model that cannot be followed without numbers is followed with them, on one record of the longest. Raises
     ModelError where one record does not fit.
     """
-    if config.training.batch_tokens != "auto":
-        return config
-    try:
-        plan = planned(config, folders)
-    except ModelError:
-        raise
-    except Exception:  # of architectures that no one here knows
-        plan = _followed_with_numbers(config, folders)
-    training = config.training.model_copy(update={"batch_tokens": batch_tokens(plan, usable_memory(config))})
-    return config.model_copy(update={"training": training})
+    training, model = config.training, config.model
+    if training.batch_tokens == "auto":
+        try:
+            plan = planned(config, folders)
+        except ModelError:
+            raise
+        except Exception:  # of architectures that no one here knows
+            plan = _followed_with_numbers(config, folders)
+        usable = usable_memory(config)
+        chosen = plan.within(usable, model.checkpointing)
+        model = model.model_copy(update={"checkpointing": model.checkpointing is True or chosen is not plan})
+        training = training.model_copy(update={"batch_tokens": batch_tokens(chosen, usable)})
+    elif model.checkpointing == "auto":
+        model = model.model_copy(update={"checkpointing": False})
+    return config.model_copy(update={"training": training, "model": model})
 
 
 def _followed_with_numbers(config: RunConfig, folders: Folders) -> Plan:
@@ -138,6 +155,8 @@ def plan_of(config: RunConfig, model: FineTuneModel, sites: int) -> Plan:
     length = model.max_length if model.task.READS.text else 0
     one, two = (_kept(model, rows, length) for rows in (1, 2))
     kept, largest = two.total - one.total, max(two.largest - one.largest, two.largest // 2)
+    weights, by_layers = held_bytes(model.module)
+    by_layers *= max(1, length)
     trained, _ = model.count()
     clipped = config.private and config.privacy.mode != "client"
     logits = 0
@@ -145,14 +164,15 @@ def plan_of(config: RunConfig, model: FineTuneModel, sites: int) -> Plan:
         words = len(input_embeddings(model.module).weight)  # pyright: ignore[reportArgumentType]
         logits = _OF_LOGITS * words * positions_of(MOST_RECORDS * max(1, length), words)
     return Plan(
-        weights=sum(p.nbytes for p in [*model.module.parameters(), *model.module.buffers()]),
-        activations=kept,
+        weights=weights,
+        activations=kept + by_layers,
         in_flight=_IN_FLIGHT * largest,
         gradients=8 * trained if clipped else 0,
         logits=logits,
         trained=_OF_TRAINED * trained,
         length=length or model.max_length,
         sites=sites,
+        recomputed=two.recomputed - one.recomputed + by_layers if recomputable(model.module) else None,
     )
 
 
@@ -222,11 +242,15 @@ class _Kept:
 
     total: int
     largest: int
+    recomputed: int
+    """where the model's layers are computed again: what they read, what is kept outside of them, and by one of them"""
 
 
 def _kept(model: FineTuneModel, rows: int, length: int) -> _Kept:
     own = {p.untyped_storage()._cdata for p in [*model.module.parameters(), *model.module.buffers()]}
     seen: dict[int, torch.UntypedStorage] = {}
+    by_layer: list[tuple[int, int]] = []  # of each layer: bytes kept before it, and with it
+    read: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -234,9 +258,27 @@ def _kept(model: FineTuneModel, rows: int, length: int) -> _Kept:
             seen[storage._cdata] = storage
         return tensor
 
+    def total() -> int:
+        return sum(storage.nbytes() for storage in seen.values())
+
+    def enter(_: object, inputs: tuple) -> None:
+        by_layer.append((total(), 0))
+        read.update({t.untyped_storage()._cdata: t.nbytes for t in inputs if isinstance(t, torch.Tensor)})
+
+    def leave(*_: object) -> None:
+        by_layer[-1] = (by_layer[-1][0], total())
+
+    layers = recomputable(model.module)
+    hooks = [layer.register_forward_pre_hook(enter) for layer in layers]
+    hooks += [layer.register_forward_hook(leave) for layer in layers]
     records = dummy_records(model, [length] * rows)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept), _Blind(), model.device:
-        batch = model.batch(records, np.arange(rows), length or None)
-        model.task.record_losses(model.module, batch)
-    sizes = [storage.nbytes() for storage in seen.values()]
-    return _Kept(sum(sizes), max(sizes, default=0))
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept), _Blind(), model.device:
+            batch = model.batch(records, np.arange(rows), length or None)
+            model.task.record_losses(model.module, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    inside = [after - before for before, after in by_layer]
+    recomputed = total() - sum(inside) + max(inside, default=0) + sum(read.values())
+    return _Kept(total(), max((storage.nbytes() for storage in seen.values()), default=0), recomputed)

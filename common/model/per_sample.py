@@ -19,6 +19,7 @@ from opacus.validators import ModuleValidator
 from torch import nn
 
 from ..errors import ModelError, PrivacyError
+from .checkpointing import recomputing
 from .loading import FineTuneModel
 
 _SLACK = 1 - 1e-6
@@ -68,7 +69,8 @@ def hooked(model: FineTuneModel) -> Iterator[None]:
         owner.train()
     attached.hooks.enable_hooks()
     try:
-        yield
+        with recomputing(model.module, model.recomputes):
+            yield
     finally:
         attached.hooks.disable_hooks()
         for owner in attached.owners.values():
@@ -173,10 +175,13 @@ def record_gradients(model: FineTuneModel, losses: torch.Tensor, real: int | Non
     _check_calls(model, views.numel())
     counted = views[:, : real or views.shape[1]]
     torch.where(torch.isfinite(counted), counted, 0.0).sum().backward()
+    _check_calls(model, views.numel())  # of layers that were computed again
     lost = ~torch.isfinite(counted).all(0)
     parts: list[torch.Tensor] = []
     for name, p in model.trained.items():
         sample = getattr(p, "grad_sample", None)
+        if isinstance(sample, list):  # of a layer that was computed again for each of several passes
+            sample = torch.stack(sample).sum(0) if len({part.shape for part in sample}) == 1 else None
         if not isinstance(sample, torch.Tensor) or sample.shape[0] != views.numel():
             raise PrivacyError(f"no per-sample gradient for {name}: its clipping could not be bounded")
         part = sample.reshape(*views.shape, -1)[:, : counted.shape[1]].mean(0)  # (B, d_p)

@@ -1,7 +1,10 @@
 """How the frozen weights are held: their type, their bits, and by which attention they are read.
 
 LoRA and heads are float32 always. bfloat16 is faster where the hardware multiplies it (a CPU with AMX: some 7 times
-float32's rate), and takes half of the memory.
+float32's rate), and takes half of the memory. Linear layers may be held in 8 or 4 bits (bitsandbytes): int8 rounds each
+row of the weights, and each token's vector by itself (Dettmers et al. 2022, without their columns of outliers: these
+are picked over a whole batch, and no record may decide how another is computed); nf4 rounds the weights alone, in
+blocks of 64 (Dettmers et al. 2023, "QLoRA").
 """
 
 import json
@@ -11,11 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from torch import nn
+from transformers import AutoConfig, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from ..config.tables import ModelSection
 from ..errors import ModelError
@@ -26,6 +34,10 @@ _FASTER = 1.5
 _SIDE, _TRIES = 1024, 3
 """of the square matrices that are multiplied to see"""
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_HELD_BITS = {"int8": 8.1, "nf4": 4.5}
+"""of a number: with one of 32 bits for each row of some hundreds, and for each block of 64"""
+_HEADS = ["head", "classifier", "score"]
+"""names of what transformers puts on a backbone for a task: it is trained"""
 
 
 _outlined: ContextVar[bool] = ContextVar("outlined", default=False)
@@ -46,12 +58,62 @@ def is_outlined() -> bool:
 
 
 def read_weights(kind: Any, path: str, model: ModelSection, **more: Any) -> Any:
-    """A model by one of transformers' auto classes. more: for its configuration."""
-    options = _loading_options(with_type(model, path))
-    if not _outlined.get():
+    """A model by one of transformers' auto classes. more: for its configuration. Raises ModelError where
+    `model.weights` needs what is not installed."""
+    model = with_type(model, path)
+    options = _loading_options(model)
+    if model.weights == "full" and not _outlined.get():
         return kind.from_pretrained(path, **options, **more)
     with torch.device("meta"):
-        return kind.from_config(AutoConfig.from_pretrained(path, **more), **options)
+        shape = kind.from_config(AutoConfig.from_pretrained(path, **more), **options)
+    whole = [*get_keys_to_not_convert(shape), *_HEADS]
+    if _outlined.get():
+        for name, layer in shape.named_modules():
+            if model.weights != "full" and isinstance(layer, nn.Linear | Conv1D) and should_convert_module(name, whole):
+                layer.held_bits = _HELD_BITS[model.weights]  # pyright: ignore[reportArgumentType]  # a note on it
+        return shape
+    read = kind.from_pretrained(path, quantization_config=_bits(model, whole), **options, **more)
+    for layer in read.modules():
+        # of 4 bits: weights would be packed anew by a pass without gradients, for all that share them
+        layer.support_avx512bf16_for_cpu = False
+        if hasattr(layer, "init_8bit_state"):
+            layer.init_8bit_state()  # otherwise the first pass takes them out of the array that all copies share
+    return read
+
+
+def _bits(model: ModelSection, whole: list[str]) -> BitsAndBytesConfig:
+    """whole: layers that keep their type."""
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.weights: '{model.weights}' received, and bitsandbytes is not installed; "
+            "pip install 'confide[quantized]', or leave model.weights = 'full'"
+        )
+    return BitsAndBytesConfig(
+        load_in_8bit=model.weights == "int8",
+        load_in_4bit=model.weights == "nf4",
+        llm_int8_threshold=0.0,
+        llm_int8_skip_modules=whole,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=TYPES[model.dtype],
+    )
+
+
+def shared_state(layer: nn.Module) -> list[torch.Tensor]:
+    """What a layer of 8 bits holds beside its parameters, and all copies of it may hold together."""
+    state = getattr(layer, "state", None)
+    return [held for held in (getattr(state, "CB", None), getattr(state, "SCB", None)) if held is not None]
+
+
+def held_bytes(outlined: nn.Module) -> tuple[int, int]:
+    """Bytes of all arrays of an outlined model, held as `model.weights` says; and what autograd keeps of a token beside
+    what it shows, since each layer of 8 bits keeps what it has read."""
+    total, kept = sum(p.nbytes for p in [*outlined.parameters(), *outlined.buffers()]), 0
+    for layer in outlined.modules():
+        bits, weight = getattr(layer, "held_bits", None), getattr(layer, "weight", None)
+        if bits is not None and isinstance(weight, torch.Tensor):
+            total += int(weight.numel() * bits / 8) - weight.nbytes
+            kept += weight.shape[1] * weight.element_size() if bits == _HELD_BITS["int8"] else 0
+    return total, kept
 
 
 def _loading_options(model: ModelSection) -> dict[str, Any]:

@@ -198,7 +198,7 @@ class TorchModel(Answering):
 
 
 def _in_float32(config: RunConfig) -> RunConfig:
-    """As variants are made of it: bfloat16 is for training, and for models that write text."""
+    """As variants are made of it: bfloat16 and few bits are for training, and for models that write text."""
     if load_task(config.model.task).EXPORT == "text":
         return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32", "weights": "full"})})

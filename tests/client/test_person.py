@@ -24,7 +24,7 @@ from confide.common.ledger.chain import SiteKey
 from confide.common.ledger.ledger import Ledger
 from confide.common.ledger.verify import audit, find_ledgers
 from confide.common.model.loading import model_of
-from confide.common.model.memory import with_batch_tokens
+from confide.common.model.memory import with_plan
 from confide.common.model.per_sample import hooked
 from confide.common.model.proof import proved_shapes
 from confide.common.privacy.claims import several_sites
@@ -76,7 +76,7 @@ def whose(rows: Rows) -> list[str]:
 
 
 def work_of(config: RunConfig) -> Work:
-    config = with_batch_tokens(resolve(config))
+    config = with_plan(resolve(config))
     model = model_of(config)
     data = simulated_data(config, model)
     return Work(config, model, data.records, np.sort(np.concatenate(data.parts)), RoundTask(1, model.initial))

@@ -10,7 +10,7 @@ from confide.common.config.run import RunConfig
 from confide.common.errors import ModelError
 from confide.common.model import memory
 from confide.common.model.loading import model_of, outline
-from confide.common.model.memory import batch_tokens, plan_of, planned, with_batch_tokens
+from confide.common.model.memory import batch_tokens, plan_of, planned, with_plan
 from confide.common.model.shapes import Shapes
 from confide.tests.architectures import save_architecture
 
@@ -49,7 +49,8 @@ def test_a_plan_without_numbers_is_that_of_the_real_model(tmp_path: Path, name: 
     # other kernels of attention keep other things; without numbers a language model's loss counts all positions
     assert real.activations <= without.activations + without.in_flight / 3 * 2
     assert without.activations <= 1.15 * real.activations
-    assert replace(without, activations=0, in_flight=0) == replace(real, activations=0, in_flight=0)
+    same = {"activations": 0, "in_flight": 0, "recomputed": None}
+    assert replace(without, **same) == replace(real, **same)
 
 
 def test_a_plan_grows_with_what_it_is_made_of(tmp_path: Path) -> None:
@@ -93,9 +94,9 @@ def test_a_run_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, monkeypa
     config = run_of(tmp_path, "llama", "causal-lm")
     monkeypatch.setattr(memory, "free_memory", lambda: 2**29)
     with pytest.raises(ModelError, match=r"^memory: a step on one record of 24 tokens takes 0\.\d+ GiB, and 0\.40 GiB"):
-        with_batch_tokens(config)
+        with_plan(config)
     given = config.model_copy(update={"training": config.training.model_copy(update={"batch_tokens": 48})})
-    assert with_batch_tokens(given) == given
+    assert with_plan(given).training == given.training
 
 
 def test_at_a_real_site_no_data_that_are_in_memory_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,5 +120,35 @@ def test_a_model_that_cannot_be_followed_without_numbers_is_followed_with_them(
 
     config = run_of(tmp_path, "llama", "causal-lm")
     monkeypatch.setattr(memory, "outline", fails)
-    tokens = with_batch_tokens(config).training.tokens
+    tokens = with_plan(config).training.tokens
     assert tokens == 24 * 128
+
+
+def test_activations_are_computed_again_where_few_records_would_fit(tmp_path: Path) -> None:
+    plan = planned(run_of(tmp_path, "llama", "causal-lm", model={"max_length": 60}))
+    assert plan.recomputed is not None
+    assert plan.recomputed < 0.8 * plan.activations  # of two layers one is kept
+    much, little = plan.peak(0) + 9 * plan.sites * plan.row, plan.peak(0) + 7 * plan.sites * plan.row
+    assert plan.within(much, "auto") == plan.within(little, False) == plan
+    assert plan.within(little, "auto") == plan.within(much, True) == replace(plan, activations=plan.recomputed)
+
+
+def test_what_is_planned_stands_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_of(tmp_path, "llama", "causal-lm")
+    assert with_plan(config).model.checkpointing is False
+    plan = planned(config)
+    monkeypatch.setattr(memory, "usable_memory", lambda _: plan.peak(0) + 3 * plan.sites * plan.row)
+    assert with_plan(config).model.checkpointing is True
+    assert with_plan(run_of(tmp_path, "llama", "causal-lm", training={"batch_tokens": 64})).model.checkpointing is False
+
+
+@pytest.mark.parametrize("weights", ["int8", "nf4"])
+def test_few_bits_are_planned_as_they_are_held(tmp_path: Path, weights: str) -> None:
+    """Of the linear layers; the real model's own count is the reference."""
+    config = run_of(tmp_path, "wide llama", "causal-lm", model={"weights": weights, "dtype": "float32"})
+    full = planned(run_of(tmp_path, "wide llama", "causal-lm", model={"dtype": "float32"}))
+    model = model_of(config)
+    held = sum(p.nbytes for p in [*model.module.parameters(), *model.module.buffers()])
+    assert planned(config).weights == pytest.approx(held, rel=0.1)
+    assert planned(config).weights < full.weights
+    assert planned(config).activations >= full.activations

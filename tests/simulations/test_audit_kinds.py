@@ -22,7 +22,7 @@ from confide.common.data import augmentation
 from confide.common.errors import ConfigError, ModelError, PrivacyError
 from confide.common.model import per_sample
 from confide.common.model.loading import model_of
-from confide.common.model.memory import with_batch_tokens
+from confide.common.model.memory import with_plan
 from confide.common.types import Rows
 from confide.server.report import read_report
 from confide.simulations.audit import neighbour_sensitivity, with_canaries
@@ -102,7 +102,7 @@ def no_clip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sensitivity(config: RunConfig) -> float:
     """Taking each third of 24 rows out, the step's coins the same in every sum."""
-    config = with_batch_tokens(resolve(config))
+    config = with_plan(resolve(config))
     model = model_of(config)
     rows = model.rows(config.data.training, config.data).take(np.arange(24))
     with pytest.MonkeyPatch.context() as patch:

@@ -18,7 +18,7 @@ from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, DataError, WireError
 from confide.common.model.loading import model_of
-from confide.common.model.memory import with_batch_tokens
+from confide.common.model.memory import with_plan
 from confide.common.modes.distillation import ANSWERS, answer_scale
 from confide.common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from confide.common.privacy.noise import from_grid, secure_generator
@@ -86,7 +86,7 @@ def test_one_record_moves_the_answers_by_at_most_the_clip_norm(distil) -> None:
             both = []
             for indices in (np.array(kept, dtype=np.int64), np.array([*kept, extra])):
                 task = RoundTask(1, {}, queries=queries)
-                work = Work(with_batch_tokens(config), worker.model, records, indices, task)
+                work = Work(with_plan(config), worker.model, records, indices, task)
                 both.append(answers(work))
             largest = max(largest, float(np.linalg.norm(both[0] - both[1])))
             changed = np.abs(both[0] - both[1]).reshape(120, 2).sum(1)

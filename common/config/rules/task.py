@@ -36,6 +36,14 @@ TASK = (
         example=("model.dtype=bfloat16", "model.train=head"),
     ),
     Rule(
+        key="model.weights",
+        when="a model.train other than 'lora'",
+        refused=lambda c: c.model.weights != "full" and c.model.train != "lora",
+        reason="a backbone in 8 or 4 bits stays as it is, and features are kept in float32",
+        remedy="allowed: full; or train LoRA",
+        example=("model.weights=nf4", "model.train=full"),
+    ),
+    Rule(
         key="training.adversarial",
         when="task 'image-classification'",
         refused=lambda c: c.training.adversarial is not None and c.model.task == "image-classification",
