@@ -1,9 +1,12 @@
 """Tiny models and data, built here: no test needs a download."""
 
 import inspect
+import io
+import json
 import os
 import sys
 from collections.abc import Callable, Generator, Hashable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from confide.cli.main import main
 from confide.common.config.run import RunConfig
 from confide.common.model import proof
 from confide.server.report import plots
+from confide.server.ship import compress, peak
+from confide.server.ship.compress import _memory
 from confide.tests.elsewhere import Elsewhere
 from confide.tests.parts import Part, part_of
 from confide.tests.proofs import Proofs
@@ -96,6 +101,27 @@ def _each_proof_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof
 def real_proofs(_each_proof_once: Proofs, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what a proof is for: none is taken over from another test."""
     monkeypatch.setattr(proof, "prove", _each_proof_once.prove)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _variants_here() -> Iterator[None]:
+    """The memory of a model's variants is measured in processes of their own, which load torch: here, what they run
+    runs in this one. See `real_processes`."""
+
+    def here(folder: Path, name: str) -> float:
+        with redirect_stdout(io.StringIO()) as printed:
+            peak.main(folder, name)
+        return json.loads(printed.getvalue())["mb"]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compress, "_memory", here)
+        yield
+
+
+@pytest.fixture
+def real_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the test of what a variant's own process takes."""
+    monkeypatch.setattr(compress, "_memory", _memory)
 
 
 @pytest.fixture(scope="session")

@@ -63,8 +63,9 @@ def test_the_import_law_holds(path: Path) -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    """The command answers at once, and a site's thin app does not load a framework for each message."""
+    """The command answers at once, a site loads no framework for each message, a server none at all."""
     modules = ["confide", "confide.cli.main", "confide.client.app", "confide.client.deploy.node"]
+    modules += ["confide.server.deploy.remote", "confide.server.deploy.serving"]
     script = f"""
 import importlib, sys
 for module in {modules}:  # one after the other: what one loads is there for good, so what none has loaded none loads

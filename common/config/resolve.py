@@ -3,7 +3,7 @@
 import uuid
 from pathlib import Path
 
-from ..data.sources import bio_names, is_hub_id, label_names, number_scale, read_table
+from ..data.sources import bio_names, label_names, number_scale, read_table
 from ..errors import ModelError
 from ..model.backbones import Folders, resolve_backbone
 from ..model.weights import with_type
@@ -15,10 +15,6 @@ from .tables import ModelSection
 def public_sources(config: RunConfig) -> list[str]:
     """What the server evaluates on."""
     return [source for source in (config.data.test, config.data.validation) if source]
-
-
-SENT = {"test": "data", "validation": "data", "public": "distill"}
-"""keys of sources that go to the server, and the tables that they stand in"""
 
 
 def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
@@ -75,11 +71,6 @@ def _typed(model: ModelSection, folders: Folders) -> ModelSection:
         return with_type(model, resolve_backbone(model.backbone, folders))
     except ModelError:
         return model
-
-
-def is_path(name: str) -> bool:
-    """Whether the name of a backbone or a source means something of this machine: a file, a folder, a database."""
-    return name.startswith((".", "/", "~")) or Path(name).exists() or not is_hub_id(name)
 
 
 def _absolute(source: str) -> str:

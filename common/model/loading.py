@@ -280,10 +280,14 @@ def load_model(
 def outline(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
     """The model of a run on torch's meta device, of its configuration alone: shapes without numbers, for plans. Its
     classes must be resolved. Raises ModelError as `load_model`."""
-    path = resolve_backbone(config.model.backbone, folders)
     classes, freeze_a = len(config.data.labels or []), config.server.aggregation == "ffa"
+    return _outline(config.model, classes, freeze_a, folders, config.training.beta)
+
+
+@lru_cache(maxsize=8)
+def _outline(model: ModelSection, classes: int, freeze_a: bool, folders: Folders, beta: float) -> FineTuneModel:
     with outlined():
-        return _loaded(config.model, path, classes, 0, freeze_a, folders, config.training.beta)
+        return _loaded(model, resolve_backbone(model.backbone, folders), classes, 0, freeze_a, folders, beta)
 
 
 def _loaded(

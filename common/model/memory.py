@@ -16,6 +16,7 @@ import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +247,7 @@ class _Kept:
     """where the model's layers are computed again: what they read, what is kept outside of them, and by one of them"""
 
 
+@lru_cache(maxsize=4)  # of a model once: a study plays it in many runs
 def _kept(model: FineTuneModel, rows: int, length: int) -> _Kept:
     own = {p.untyped_storage()._cdata for p in [*model.module.parameters(), *model.module.buffers()]}
     seen: dict[int, torch.UntypedStorage] = {}

@@ -21,14 +21,16 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ... import __version__
-from ...common.config.resolve import SENT, is_path
 from ...common.config.run import RunConfig
 from ...common.config.section import Section, parse_toml
+from ...common.data.sources import is_hub_id
 from ...common.errors import ConfideError, ConfigError
 from ...common.run_folder import CONFIG, METRICS, PROGRESS
 from .runs import LocalRuns, rounds_done
 
 VERSION = "x-confide-version"
+SENT = {"test": "data", "validation": "data", "public": "distill"}
+"""keys of sources that go to the server, and the tables that they stand in"""
 RESULTS = ("report.html", "report.json", CONFIG, METRICS)
 RESULT_FOLDERS = ("adapter", "tensorboard")
 """what an operator gets of a finished run; checkpoints stay"""
@@ -168,6 +170,11 @@ def _admitted(folder: Path, asked: Submission) -> RunConfig:
             )
     update = {table: getattr(config, table).model_copy(update=changed) for table, changed in changes.items()}
     return config.model_copy(update={**update, "run": config.run.model_copy(update={"output": None})})
+
+
+def is_path(name: str) -> bool:
+    """Whether the name of a backbone or a source means something of this machine: a file, a folder, a database."""
+    return name.startswith((".", "/", "~")) or Path(name).exists() or not is_hub_id(name)
 
 
 def _kept(folder: Path, file: PublicFile, key: str) -> Path:

@@ -13,11 +13,10 @@ from typing import Any
 import httpx
 
 from ... import __version__
-from ...common.config.resolve import SENT
 from ...common.config.run import RunConfig
 from ...common.errors import ConfideError, ConfigError, DeploymentError
 from ...common.run_folder import PROGRESS, make_room, require_room
-from .operators import VERSION
+from .operators import SENT, VERSION
 from .runs import RunRow, Submitted
 
 _POLL_SECONDS, _CALL_SECONDS = 1.0, 60.0

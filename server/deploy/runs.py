@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ...common.config.resolve import resolve
 from ...common.config.run import RunConfig, load
 from ...common.errors import ConfideError, ConfigError, DeploymentError
 from ...common.ledger.chain import write_json
@@ -171,6 +170,8 @@ def declare(server: Path, config: RunConfig) -> RunConfig:
 
     Raises ConfigError, DeploymentError.
     """
+    from ...common.config.resolve import resolve  # loads torch: only where a run is submitted
+
     sites = registered(server)
     if not sites:
         raise DeploymentError(f"{server}: no site is registered; see confide server add-site")

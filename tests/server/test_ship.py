@@ -132,6 +132,7 @@ def test_a_changed_model_file_is_refused(copy: Path) -> None:
         OnnxModel(copy)
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_measuring_names_every_variant_and_becomes_a_page(copy: Path) -> None:
     with pytest.raises(ConfigError, match="no variants there"):
         measure(copy)
