@@ -126,19 +126,45 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="A new folder.")],
     format_: Annotated[
-        str, typer.Option("--format", help="hub: a model card, the adapter, and onnx/ variants.")
+        str,
+        typer.Option(
+            "--format",
+            help="hub: a model card, the adapter, and onnx/ variants; transformers: a plain model, LoRA merged, for "
+            "pipeline() and the auto classes.",
+        ),
     ] = "hub",
-    variant: Annotated[list[str] | None, typer.Option(help="Variants to ship; otherwise the recommended one.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="hub: variants to ship; otherwise the recommended one.")
+    ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="transformers: the adapter, too, for PEFT on the backbone.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The backbone's name on a hub, where the run had it from a folder.")
+    ] = None,
     intended: Annotated[str | None, typer.Option(help="What the model is for, in a sentence, for the card.")] = None,
     licence: Annotated[str | None, typer.Option(help="Of the backbone; otherwise what its folder says.")] = None,
 ) -> None:
-    """Write a folder that can be pushed to a hub: model card, adapter, tokenizer, variants."""
+    """Write a folder that can be pushed to a hub: model card, tokenizer, and an adapter with variants, or a model."""
     from ..common.errors import ConfigError
     from ..server.ship.card import export_hub
 
-    if format_ != "hub":
-        raise ConfigError(f"--format: received '{format_}'; allowed: hub")
-    for name in export_hub(run, out, variants=variant, intended=intended, licence=licence):
+    if format_ not in ("hub", "transformers"):
+        raise ConfigError(f"--format: received '{format_}'; allowed: hub, transformers")
+    if base is not None and base.startswith((".", "/", "~")):
+        raise ConfigError(f"--base: received '{base}'; allowed: a name on a hub, such as google/gemma-3-270m")
+    said = {"base": base, "intended": intended, "licence": licence}
+    if format_ == "hub":
+        if adapter:
+            raise ConfigError("--adapter: received with --format hub, which is the adapter; leave it out")
+        names = export_hub(run, out, variants=variant, **said)
+    else:
+        if variant:
+            raise ConfigError("--variant: received with --format transformers, which is torch's; leave it out")
+        from ..server.ship.plain import export_plain
+
+        names = export_plain(run, out, adapter=adapter, **said)
+    for name in names:
         typer.echo(out / name)
 
 
@@ -152,13 +178,16 @@ def predict_(
     image: Annotated[str, typer.Option(help="Column, or key, of the paths of images.")] = "image",
     variant: Annotated[str | None, typer.Option(help="torch, or a variant; otherwise the recommended one.")] = None,
 ) -> None:
-    """Answer the rows of a file, one by one, as they come."""
-    from ..server.ship.predict import Columns, format_of, load, predict_file
+    """Answer the rows of a file, one by one, as they come; a terminal shows texts while they are written."""
+    from contextlib import nullcontext
+
+    from ..server.ship.predict import Columns, format_of, load, predict_file, tells
     from .progress import bar
 
     name = format_of(source, format_)
-    with bar() as progress:
+    with bar():
         model, _ = load(run, variant)
+    with nullcontext(lambda *_: None) if tells(model, out) else bar() as progress:
         columns = Columns(text, image)
         done = predict_file(
             model, source, out, name, columns=columns, progress=lambda count: progress(f"{count:,} rows", count, count)
@@ -179,7 +208,8 @@ def serve(
     key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Other machines may send texts without TLS.")] = False,
 ) -> None:
-    """Answer over HTTP and JSON: /predict, /health, and, where texts are read alone, a page for trying one."""
+    """Answer over HTTP and JSON: /predict, /health, a page for trying a text, and, of a model that writes texts,
+    OpenAI's /v1/chat/completions."""
     from ..common.errors import ConfigError
     from ..server.ship.predict import load
     from ..server.ship.serve import Bounds, check_address, make_app

@@ -7,20 +7,24 @@ release.
 import numpy as np
 import torch
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
+from ..model.weights import read_weights
 from ..types import Metrics, Reads, Records, Rows
 from . import Batch, inputs_of, load_backbone, texts
 
-HEAD = ["head"]
+HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = False, 1, Reads(label="number")
-EXPORT, PIPELINE, MAIN = "logits", None, ("R²", "r2")
+EXPORT, PIPELINE, MAIN = "logits", "text-classification", ("R²", "r2")
 CLOSE = 0.5
 """standard deviations within which a guess counts as right, for `accuracy`"""
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
+    if model.pooling == "model":
+        return read_weights(AutoModelForSequenceClassification, path, model, num_labels=1)
     return PooledClassifier(load_backbone(path, model), model.pooling, 1)
 
 

@@ -1,6 +1,7 @@
 """A model card from a finished run, and a folder as a hub wants it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ...common.data.spelling import Words
 from ...common.errors import ConfigError, ModelError
 from ...common.model.adapter import CARD, asked_text
 from ...common.model.backbones import resolve_backbone
+from ...common.model.lora import STAND_IN
 from ...common.tasks import load_task
 from ..report import read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
@@ -20,27 +22,44 @@ _AUDITS = (
     ("clipped_records", "on released updates, through the clip"),
     ("records", "on the final model"),
 )
-_WEIGHTS = ("adapter_model.safetensors", "adapter_config.json", CARD)
+_PEFT = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", _PEFT, CARD)
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
+"""where a hub's cache keeps a revision"""
 
 
-def card(folder: Path, variants: list[str], *, intended: str | None = None, licence: str | None = None) -> str:
+def card(
+    folder: Path,
+    variants: list[str],
+    *,
+    base: str | None = None,
+    intended: str | None = None,
+    licence: str | None = None,
+    merged: bool = False,
+) -> str:
     """README.md of a model: YAML for the hub, then what a reader has to know. Nothing in it is derived from a record.
 
-    variants: names of those that are shipped. intended: what the model is for, in the words of whoever ships it.
-    licence: of the backbone; omitted: what its folder says. Raises ConfigError without a finished run.
+    variants: names of those that are shipped. base: the backbone's name on a hub. intended: what the model is for, in
+    the words of whoever ships it. licence: of the backbone; omitted: what its folder says. merged: of a plain model
+    rather than an adapter. Raises ConfigError without a finished run.
     """
     report = read_report(folder)
     model, config = report["model"], report["config"]
-    backbone = _name_of(model["backbone"])
+    backbone = base or _name_of(model["backbone"])
     found = licence or licence_of(model["backbone"]) or _UNKNOWN
     train = config["model"].get("train", "lora")
     tags = ["federated-learning"]
     tags += ["differential-privacy"] if report["privacy"]["mode"] != "none" else []
-    tags += ["lora"] if train == "lora" else []
-    head = {"library_name": "peft", "base_model": backbone, "license": found, "tags": tags}
-    kind = load_task(model["task"]).PIPELINE
+    tags += ["lora"] if train == "lora" and not merged else []
+    head = {
+        "library_name": "transformers" if merged else "peft",
+        "base_model": backbone,
+        "license": found,
+        "tags": tags,
+    }
+    kind, spelling = load_task(model["task"]).PIPELINE, config["model"].get("spelling", "none")
     lines = ["---", *_yaml({**head, **({"pipeline_tag": kind} if kind else {})}), "---", f"# {report['name']}", ""]
-    how = {"lora": "LoRA adapter", "head": "head", "full": "set of weights"}[train]
+    how = "plain model" if merged else {"lora": "LoRA adapter", "head": "head", "full": "set of weights"}[train]
     lines += [
         f"A {how} on `{backbone}` for {model['task'].replace('-', ' ')}, trained with confide {__version__} over "
         f"{len(report['privacy']['sites'])} sites in {len(report['rounds'])} rounds. The sites' records stayed where "
@@ -57,7 +76,7 @@ def card(folder: Path, variants: list[str], *, intended: str | None = None, lice
         lines += ["", "## Robustness and slices", *_robustness(report["robustness"])]
     if report.get("compression"):
         lines += ["", "## Variants", *_compression(report["compression"], variants)]
-    lines += ["", "## Use", *_use(model["task"], variants, config["model"].get("spelling", "none"))]
+    lines += ["", "## Use", *(_use_merged(kind) if merged else _use(model["task"], variants, spelling))]
     lines += ["", "## Limits", *_limits(report), "", "## Licence", _licence(backbone, found), ""]
     return "\n".join(lines)
 
@@ -67,29 +86,23 @@ def export_hub(
     out: Path,
     *,
     variants: list[str] | None = None,
+    base: str | None = None,
     intended: str | None = None,
     licence: str | None = None,
 ) -> list[str]:
     """Writes what a hub shows and others load: README.md, the adapter, the tokenizer, and onnx/ with variants.
 
-    variants: names; omitted: the recommended one, if any was measured. Returns the files' names. Raises ConfigError.
+    variants: names; omitted: the recommended one, if any was measured. base, intended, licence: as of `card`. Returns
+    the files' names. Raises ConfigError.
     """
     report = read_report(folder)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: is not empty; give another folder with --out")
+    new_folder(out)
     measured = report.get("compression") or {}
     chosen = variants if variants is not None else [n for n in [measured.get("recommended")] if n and n != "torch"]
     for name in chosen:
         load_variant(folder / VARIANTS / name)
-    text = card(folder, chosen, intended=intended, licence=licence)
-    source = folder / "adapter"
-    if not all((source / name).is_file() for name in _WEIGHTS):
-        raise ConfigError(f"{source}: no adapter of a finished run")
-    out.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_file() and path.name != "README.md":
-            shutil.copyfile(path, out / path.name)
-    _without_paths(out, report["model"]["backbone"])
+    text = card(folder, chosen, base=base, intended=intended, licence=licence)
+    copy_adapter(folder, out, base)
     for name in chosen:
         place = out / "onnx" / name
         place.mkdir(parents=True)
@@ -97,25 +110,69 @@ def export_hub(
             if file.name in (MODEL, TOKENIZER, FACTS):
                 shutil.copyfile(file, place / file.name)
     (out / "README.md").write_text(text, encoding="utf-8")
+    return written(out)
+
+
+def new_folder(out: Path) -> None:
+    """Raises ConfigError when something is in it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is not empty; give another folder with --out")
+
+
+def written(out: Path) -> list[str]:
+    """The names of a folder's files."""
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
-def _without_paths(out: Path, backbone: str) -> None:
-    """A folder of this machine means nothing elsewhere, and its path is nobody's business."""
-    name = _name_of(backbone)
-    for file, keys in ((CARD, ("model", "backbone")), ("adapter_config.json", ("base_model_name_or_path",))):
-        content = json.loads((out / file).read_text(encoding="utf-8"))
-        place = content
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = name
-        if file == CARD:
-            place.pop("init_from", None)
-        (out / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def copy_adapter(folder: Path, out: Path, base: str | None, *, plain: bool = False) -> None:
+    """A run's adapter and tokenizer, without paths of this machine, which mean nothing elsewhere. base: as of `card`.
+
+    plain: only what PEFT reads. Raises ConfigError where there is no adapter, and for `plain` one that PEFT cannot load
+    onto a model of transformers, or whose backbone has no name that people could find.
+    """
+    source = folder / "adapter"
+    if not all((source / name).is_file() for name in _WEIGHTS):
+        raise ConfigError(f"{source}: no adapter of a finished run")
+    config, backbone = (
+        json.loads((source / _PEFT).read_text(encoding="utf-8")),
+        read_report(folder)["model"]["backbone"],
+    )
+    fits = _loads_plainly(config)
+    if plain and not fits:
+        raise ConfigError("--adapter: received for a run whose adapter only confide.load_base fits; leave it out")
+    if plain and base is None and _is_folder(backbone):
+        raise ConfigError(
+            "--base: nothing received with --adapter, and model.backbone is a folder of this machine; give the name "
+            "under which people find it"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file() and path.name != "README.md" and (not plain or path.name in _WEIGHTS[:2]):
+            shutil.copyfile(path, out / path.name)
+    snapshot = _SNAPSHOT.search(str(config["base_model_name_or_path"])) if base is None else None
+    # without a base `pipeline` says that there is none; with one it would put a random head on it
+    config["base_model_name_or_path"] = (base or _name_of(backbone)) if fits else None
+    config["revision"] = snapshot[1] if fits and snapshot else None
+    (out / _PEFT).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if not plain:
+        content = json.loads((source / CARD).read_text(encoding="utf-8"))
+        content["model"]["backbone"] = base or _name_of(backbone)
+        content["model"].pop("init_from", None)
+        (out / CARD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _loads_plainly(config: dict[str, Any]) -> bool:
+    """Whether an adapter belongs to a class of transformers: not to a head of confide's, nor to a stand-in for LoRA."""
+    library = (config.get("auto_mapping") or {}).get("parent_library", "")
+    return library.startswith("transformers.") and config["target_modules"] != [STAND_IN]
+
+
+def _is_folder(backbone: str) -> bool:
+    return backbone.startswith((".", "/", "~"))
 
 
 def _name_of(backbone: str) -> str:
-    return Path(backbone).name if backbone.startswith((".", "/", "~")) else backbone
+    return Path(backbone).name if _is_folder(backbone) else backbone
 
 
 def licence_of(backbone: str) -> str | None:
@@ -234,6 +291,10 @@ def _use(task: str, shipped: list[str], spelling: Words) -> list[str]:
         "```",
     ]
     return [*code, *without]
+
+
+def _use_merged(kind: str | None) -> list[str]:
+    return ["```python", "from transformers import pipeline", "", f'answer = pipeline("{kind}", ".")', "```"]
 
 
 def _limits(report: dict[str, Any]) -> list[str]:

@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO, runtime_checkable
 
 import numpy as np
 
 from ...common.data.images import ImageForm, read_image
 from ...common.errors import ConfigError, DataError
-from ...common.types import Reads, Rows
+from ...common.types import Conversation, Reads, Rows
 from .runtime import FACTS, VARIANTS, OnnxModel
 
 Format = Literal["csv", "jsonl", "text"]
@@ -40,6 +40,21 @@ class Model(Protocol):
     def form(self) -> ImageForm | None: ...
 
     def answers(self, rows: Rows) -> list[dict[str, Any]]: ...
+
+
+@runtime_checkable
+class Writes(Model, Protocol):
+    """A model that writes texts, which can be told while they come: `Writer`."""
+
+    positions: int | None
+
+    def tell(self, text: str, told: Callable[[str], None]) -> None: ...
+
+    def prompt(self, turns: Conversation) -> Any: ...
+
+    def write(
+        self, ids: Any, tokens: int, temperature: float = 0.0, told: Callable[[str], None] | None = None
+    ) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -94,13 +109,17 @@ def predict_file(
     progress: Callable[[int], None] = lambda _: None,
 ) -> int:
     """source: a file, or - for standard input. out: a new file, there only when all rows have been answered; None:
-    standard output, row by row. Raises ConfigError, DataError."""
+    standard output, row by row; of a model that writes texts, where that is a terminal, each text and then its
+    continuation, token by token. Raises ConfigError, DataError."""
     if out is not None and out.exists():
         raise ConfigError(f"--out: {out} is there already; give another file")
     name = "standard input" if source == "-" else source
     try:
         with ExitStack() as stack:
             lines = sys.stdin if source == "-" else stack.enter_context(_open(source))
+            if isinstance(model, Writes) and tells(model, out):
+                records = _records(lines, format_, columns.of(model.reads), name)
+                return _tell(model, (record[columns.text] for record in records), sys.stdout)
             if out is None:
                 return predict(model, lines, sys.stdout, format_, columns=columns, source=source, progress=progress)
             partial = out.with_name(f"{out.name}.partial")
@@ -111,6 +130,27 @@ def predict_file(
             return done
     except UnicodeDecodeError:
         raise DataError(f"{name}: not UTF-8; convert it") from None
+
+
+def tells(model: Model, out: Path | None) -> bool:
+    """Whether `predict_file` shows texts while they are written."""
+    return out is None and isinstance(model, Writes) and sys.stdout.isatty()
+
+
+def _tell(model: Writes, texts: Iterable[str], out: TextIO) -> int:
+    """Shows each text with its continuation as it is written; returns how many."""
+
+    def told(part: str) -> None:
+        out.write(part)
+        out.flush()
+
+    done = 0
+    for text in texts:
+        told(f"{text}\n")
+        model.tell(text, told)
+        told("\n\n")
+        done += 1
+    return done
 
 
 def _open(source: str) -> TextIO:

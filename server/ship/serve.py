@@ -9,6 +9,7 @@
     POST /explain   {"text": "…"} → {"title": …, "label": …, "words": […], "scores": […], "value": …, "delta": …}; of
                     tags "word": N, too, asks for that word's; otherwise for the first that is not O
     GET  /          a page for trying a text, unless the model reads images
+    /v1/…           of a model that writes texts: see `completions`
 
 Rows of waiting requests are answered together. Everything has a limit: bytes and seconds of a body, rows of a
 request, letters of a text, rows that wait, and requests a second of one address. No text is written to any log.
@@ -17,8 +18,6 @@ request, letters of a text, rows that wait, and requests a second of one address
 import asyncio
 import base64
 import ipaddress
-import json
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -34,7 +33,9 @@ from starlette.routing import Route
 from ...common.data.images import LARGEST, ImageForm, decoded
 from ...common.errors import ConfideError, ConfigError
 from ...common.types import Rows
-from .predict import Columns, Model
+from .completions import Completions, refusal
+from .predict import Columns, Model, Writes
+from .requests import Bounds, Rates, RefusedError, body, check_text
 
 Explain = Callable[[str, int | None], dict[str, Any]]
 _TOGETHER = 64
@@ -53,49 +54,6 @@ _STATIC = {
     "/try.js": ("try.js", "text/javascript"),
     "/try.css": ("try.css", "text/css"),
 }
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What a request may ask for."""
-
-    body: int = 256 * 1024
-    """bytes; of a model that reads images sixteen times as many"""
-    seconds: float = 10.0
-    """until a body is there"""
-    rows: int = 64
-    letters: int = 10_000
-    waiting: int = 2000
-    """rows that wait for an answer; more are told to come back"""
-    rate: float = 1000.0
-    """requests a second of one address, and as many at once"""
-
-
-class RefusedError(Exception):
-    """A request that gets a status and one line."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class Rates:
-    """A bucket of tokens for each address; addresses that have been quiet are forgotten."""
-
-    _KEPT = 10_000
-
-    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate, self._clock = rate, clock
-        self._buckets: dict[str, tuple[float, float]] = {}
-
-    def admits(self, address: str) -> bool:
-        now = self._clock()
-        left, before = self._buckets.get(address, (self._rate, now))
-        left = min(self._rate, left + (now - before) * self._rate)
-        if len(self._buckets) > self._KEPT:
-            self._buckets = {a: b for a, b in self._buckets.items() if now - b[1] < 1}
-        self._buckets[address] = (left - 1 if left >= 1 else left, now)
-        return left >= 1
 
 
 @dataclass(frozen=True)
@@ -171,7 +129,7 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         return JSONResponse({"status": "ok", **facts, "explains": explain is not None})
 
     async def predict(request: Request) -> Response:
-        content = await _body(request, limit)
+        content = await body(request, limit)
         if model.form is None:
             rows = _asked(content, model, bounds)
         else:  # images take time to decode
@@ -179,13 +137,13 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         return JSONResponse({"predictions": await together.ask(rows)})
 
     async def explain_(request: Request) -> Response:
-        content = await _body(request, limit)
+        content = await body(request, limit)
         text, word = content.get("text"), content.get("word")
         if not isinstance(text, str):
             raise RefusedError(422, 'expected {"text": "…"}')
         if word is not None and (type(word) is not int or model.reads.label != "tags"):
             raise RefusedError(422, 'expected a number in "word", of a model of tags; otherwise leave it out')
-        _check_text(text, bounds)
+        check_text(text, bounds)
         if explain is None:
             raise RefusedError(404, "this server does not explain; start it with --explain")
         if explaining.locked():
@@ -196,14 +154,19 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
             except ConfideError:
                 raise RefusedError(422, "this text, or this word of it, cannot be explained") from None
 
-    def guarded(handler):
+    def guarded(handler, shaped=_refusal):
+        def refused_as(refused: RefusedError) -> Response:
+            response = shaped(refused)
+            response.headers.update({**_SAFE, **({"Retry-After": "1"} if refused.status in (429, 503) else {})})
+            return response
+
         async def answer(request: Request) -> Response:
             if not rates.admits(request.client.host if request.client else ""):
-                return _refusal(RefusedError(429, "too many requests; come back in a second"))
+                return refused_as(RefusedError(429, "too many requests; come back in a second"))
             try:
                 response = await handler(request)
             except RefusedError as refused:
-                return _refusal(refused)
+                return refused_as(refused)
             except ClientDisconnect:
                 return Response(status_code=400)
             response.headers.update(_SAFE)
@@ -221,41 +184,13 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         Route("/explain", guarded(explain_), methods=["POST"]),
         *(Route(path, guarded(static)) for path in (() if model.reads.images else _STATIC)),
     ]
+    if isinstance(model, Writes):
+        chat = Completions(model, name, bounds)
+        routes += [
+            Route("/v1/models", guarded(chat.models, refusal)),
+            Route("/v1/chat/completions", guarded(chat.complete, refusal), methods=["POST"]),
+        ]
     return Starlette(routes=routes, lifespan=life)
-
-
-async def _body(request: Request, bounds: Bounds) -> dict[str, Any]:
-    """The JSON object of a request. Raises RefusedError."""
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared) > bounds.body:
-        raise RefusedError(413, f"allowed: {bounds.body} bytes in a request")
-    content = bytearray()
-    try:
-        async with asyncio.timeout(bounds.seconds):
-            async for piece in request.stream():
-                content += piece
-                if len(content) > bounds.body:
-                    raise RefusedError(413, f"allowed: {bounds.body} bytes in a request")
-    except TimeoutError:
-        raise RefusedError(408, f"the request was not there after {bounds.seconds:g} s") from None
-    try:
-        value = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise RefusedError(400, "not valid JSON in UTF-8") from None
-    if not isinstance(value, dict):
-        raise RefusedError(422, "expected a JSON object")
-    return value
-
-
-def _check_text(text: str, bounds: Bounds) -> None:
-    if not text.strip():
-        raise RefusedError(422, "an empty text was received")
-    if len(text) > bounds.letters:
-        raise RefusedError(422, f"a text of {len(text)} letters was received; allowed: {bounds.letters}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RefusedError(422, "a text with half a character (a lone surrogate) was received") from None
 
 
 def _asked(content: dict[str, Any], model: Model, bounds: Bounds) -> list[Row]:
@@ -275,7 +210,7 @@ def _asked(content: dict[str, Any], model: Model, bounds: Bounds) -> list[Row]:
     if model.reads.text:
         texts = given[0]
         for text in texts:
-            _check_text(text, bounds)
+            check_text(text, bounds)
     if model.form is None:
         return [Row(text) for text in texts]
     form, pixels = model.form, LARGEST // count  # a small file may hold a large image
@@ -293,8 +228,7 @@ def _image(image: str, form: ImageForm, pixels: int) -> np.ndarray:
 
 
 def _refusal(refused: RefusedError) -> Response:
-    headers = {**_SAFE, **({"Retry-After": "1"} if refused.status in (429, 503) else {})}
-    return JSONResponse({"error": str(refused)}, status_code=refused.status, headers=headers)
+    return JSONResponse({"error": str(refused)}, status_code=refused.status)
 
 
 def check_address(host: str, *, tls: bool, insecure: bool) -> None:

@@ -212,6 +212,17 @@ def test_texts_are_continued(finished) -> None:
             if wanted[-1] == tokenizer.eos_token_id:
                 break
     assert answer["continuation"] == tokenizer.decode(wanted, skip_special_tokens=True)
+    told: list[str] = []
+    model.tell(text, told.append)
+    assert "".join(told) == answer["continuation"]
+    assert len(told) > 1
+    prompt = model.prompt((("user", text),))
+    written, drawn = model.write(prompt, 3), model.write(prompt, 3, temperature=2.0)
+    assert (written.prompt_tokens, written.tokens, written.ended) == (len(ids), 3, False)
+    assert answer["continuation"].startswith(written.text)
+    assert drawn.tokens <= 3
+    with pytest.raises(DataError, match="one message, of role 'user'"):
+        model.prompt((("system", "a"), ("user", text)))
 
 
 def test_what_a_task_has_not_is_refused(finished, tmp_path: Path) -> None:

@@ -1,0 +1,228 @@
+"""`confide export --format transformers`: a folder that an auto class of transformers loads, and nothing of confide.
+
+LoRA is merged, the head stands where that class has its own, and what was written is loaded again and compared with the
+run's model before it counts.
+"""
+
+import copy
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+
+from ...common.data.images import ImageForm
+from ...common.errors import ConfigError, ModelError
+from ...common.tasks import task_names
+from .card import card, copy_adapter, new_folder, written
+from .finished import FinishedRun
+from .runtime import padded
+from .writer import Writer
+
+PARITY = 1e-5
+"""largest difference of a logit, relative to the largest one, between the run's model and the folder's"""
+_AUTO: dict[str | None, Any] = {
+    "fill-mask": AutoModelForMaskedLM,
+    "image-classification": AutoModelForImageClassification,
+    "text-classification": AutoModelForSequenceClassification,
+    "text-generation": AutoModelForCausalLM,
+    "token-classification": AutoModelForTokenClassification,
+}
+_OWN_HEAD = "train with model.pooling = 'model', the backbone's own head"
+_REMEDIES = {
+    "fill-mask": _OWN_HEAD,
+    "image-classification": "train with model.pooling = 'first'",
+    "text-classification": _OWN_HEAD,
+}
+_TEXTS = ["a text of some words", "another one"]
+
+
+def export_plain(
+    folder: Path,
+    out: Path,
+    *,
+    adapter: bool = False,
+    base: str | None = None,
+    intended: str | None = None,
+    licence: str | None = None,
+) -> list[str]:
+    """Writes weights, configuration, tokenizer or preprocessor, and README.md; returns the files' names.
+
+    adapter: beside them, in adapter/, what `peft.PeftModel.from_pretrained(backbone, …)` reads. base: the name under
+    which people find the backbone, where the run had it from a folder. Raises ConfigError for a run whose head or whose
+    reading no auto class has, ModelError when the folder's model answers otherwise; nothing is left then.
+    """
+    new_folder(out)
+    run = FinishedRun(folder, *task_names())
+    if run.model.spelling is not None:
+        raise ConfigError(
+            f"--format: 'transformers' received for a run with model.spelling = '{run.config.model.spelling}'; texts "
+            "are corrected before they become tokens, which transformers does not do; ship it as hub"
+        )
+    if run.model.image is not None and run.model.image.channels == 1:
+        raise ConfigError(
+            "--format: 'transformers' received for a model of images with one channel; transformers' pipeline gives it "
+            "three; ship it as ONNX: confide compress RUN, then --format hub"
+        )
+    model, inputs, wanted = _in_its_class(run)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
+        place = Path(scratch) / out.name
+        model.save_pretrained(place)
+        kind, attention = _AUTO[run.model.task.PIPELINE], model.config._attn_implementation
+        del model
+        _write_reader(run, place)
+        found = _logits(kind.from_pretrained(place, attn_implementation=attention), inputs)
+        if not _apart(found, wanted) <= PARITY:
+            raise _refused(run)
+        if adapter:
+            copy_adapter(folder, place / "adapter", base, plain=True)
+        text = card(folder, [], base=base, intended=intended, licence=licence, merged=True)
+        (place / "README.md").write_text(text, encoding="utf-8")
+        place.replace(out)
+    return written(out)
+
+
+def _in_its_class(run: FinishedRun) -> tuple[PreTrainedModel, dict[str, torch.Tensor], torch.Tensor]:
+    """The run's model as one of transformers', what it is asked for comparison, and what the run's own answers."""
+    merged, kind = run.classifier(), _AUTO.get(run.model.task.PIPELINE)
+    if kind is None:
+        raise _refused(run)
+    inputs, scaled = _examples(run), run.config.data.scale if run.model.task.READS.label == "number" else None
+    if isinstance(merged, PreTrainedModel):
+        model = merged
+        _describe(model, run)
+        if scaled is not None:
+            _in_label_units(model, *scaled)
+        return model, inputs, _logits(model, inputs)
+    wanted, form = _logits(merged, inputs), run.model.image
+    model = _rebuilt(run, merged, kind)
+    _describe(model, run)
+    return model, inputs if form is None else {"pixel_values": _preprocessed(inputs["pixel_values"], form)}, wanted
+
+
+def _rebuilt(run: FinishedRun, merged: Any, kind: Any) -> PreTrainedModel:
+    """The backbone and the linear head of confide in the class that transformers has for the task, as far as it has the
+    same parts; whether it computes the same is seen afterwards."""
+    tower = merged.image_encoder.tower if run.model.task.READS.images else merged.backbone
+    config = copy.deepcopy(tower.config)
+    config.num_labels = merged.head.out_features
+    try:
+        model = kind.from_config(config)
+        model.base_model.load_state_dict(tower.state_dict())
+        (head,) = (part for part in model.children() if isinstance(part, nn.Linear))
+        head.load_state_dict(merged.head.state_dict())
+    except (AttributeError, RuntimeError, ValueError):  # no such class, other parts, no single head
+        raise _refused(run) from None
+    return model.eval()
+
+
+def _describe(model: PreTrainedModel, run: FinishedRun) -> None:
+    """The names of the classes and what ends a text into the configuration, and one type for all weights."""
+    config, reads = model.config, run.model.task.READS
+    names = run.labels or ([run.config.data.label] if reads.label == "number" else [])
+    if names:
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    if reads.label in ("class", "number"):
+        config.problem_type = "regression" if reads.label == "number" else "single_label_classification"
+    if reads.text and config.pad_token_id is None:
+        config.pad_token_id = run.model.pad
+    if len({p.dtype for p in model.parameters()}) > 1:  # modules that were trained whole are float32
+        model.float()
+    outputs = model.get_output_embeddings()
+    if outputs is not None and outputs.weight is not model.get_input_embeddings().weight:
+        config.tie_word_embeddings = False  # so they were trained
+        model.all_tied_weights_keys = {}
+    if run.model.task.EXPORT == "text" and model.generation_config is not None:
+        for name, value in Writer(run, module=model).stops().items():
+            setattr(model.generation_config, name, value)
+
+
+@torch.no_grad()
+def _in_label_units(model: PreTrainedModel, mean: float, deviation: float) -> None:
+    """A model whose one output is in standard deviations of the labels gives the labels' own numbers. Raises
+    ConfigError where its last layer has no bias that could hold the mean."""
+    layer = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1][-1]
+    if layer.bias is None:
+        raise ConfigError(
+            f"--format: 'transformers' received for {type(model).__name__}, whose head has no bias for the mean of the "
+            "labels; ship it as hub"
+        )
+    layer.weight.mul_(deviation)
+    layer.bias.mul_(deviation).add_(mean)
+
+
+def _examples(run: FinishedRun) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask (2, T), or pixel_values (2, C, H, W) from 0 to 255."""
+    if (form := run.model.image) is not None:
+        images = np.random.default_rng(0).integers(0, 256, (2, form.channels, form.height, form.width))
+        return {"pixel_values": torch.from_numpy(images).float()}
+    ids, mask = padded(run.tokenizer(_TEXTS)["input_ids"], run.model.pad)
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
+def _preprocessed(images: torch.Tensor, form: ImageForm) -> torch.Tensor:
+    mean, deviation = (torch.tensor(values)[None, :, None, None] for values in (form.mean, form.deviation))
+    return (images / 255 - mean) / deviation
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of the positions that are read."""
+    found = model(**inputs).logits.float()
+    return found[inputs["attention_mask"].bool()] if found.ndim == 3 else found
+
+
+def _apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference, relative to the largest number that is wanted."""
+    if found.shape != wanted.shape:
+        return math.inf
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
+
+
+def _write_reader(run: FinishedRun, place: Path) -> None:
+    """The tokenizer, with the template of the run's conversations, or how images are scaled."""
+    if (form := run.model.image) is not None:
+        facts = {
+            "image_processor_type": "ViTImageProcessor",
+            **{f"do_{name}": True for name in ("convert_rgb", "resize", "rescale", "normalize")},
+            "size": {"height": form.height, "width": form.width},
+            "resample": 2,  # bilinear
+            "rescale_factor": 1 / 255,
+            "image_mean": form.mean,
+            "image_std": form.deviation,
+        }
+        (place / "preprocessor_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        return
+    tokenizer = copy.deepcopy(run.tokenizer)
+    length = run.model.positions if run.model.task.EXPORT == "text" else run.model.max_length
+    tokenizer.model_max_length = length or tokenizer.model_max_length
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if run.config.data.messages is not None and run.config.data.template is not None:
+        tokenizer.chat_template = run.config.data.template
+    tokenizer.save_pretrained(place)
+
+
+def _refused(run: FinishedRun) -> ConfigError | ModelError:
+    task, model = run.model.task, run.config.model
+    if isinstance(run.model.module.get_base_model(), PreTrainedModel):
+        return ModelError("the folder's model answers otherwise than the run's; ship it as hub, and report this")
+    ways = [_REMEDIES[task.PIPELINE]] if task.PIPELINE in _REMEDIES else []
+    ways += ["ship it as ONNX: confide compress RUN, then --format hub"] if task.EXPORT == "logits" else []
+    return ConfigError(
+        f"--format: 'transformers' received for a run of task '{model.task}' with model.pooling = '{model.pooling}'; "
+        f"no auto class of transformers computes what it learned; {'; or '.join(ways)}"
+    )
