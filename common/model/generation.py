@@ -1,7 +1,8 @@
 """What a language model writes after prompts: in batches, padded in front, with the keys and values of earlier tokens
 kept (transformers' `generate`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -66,7 +67,7 @@ class Generator:
         order = sorted((i for i, ids in enumerate(asked) if len(ids)), key=lambda i: len(asked[i]))
         found = [""] * len(asked)
         device = self.module.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _in_one_piece(self.module):
             torch.manual_seed(self.seed)
             while order:
                 rows = max(1, TOKENS // (len(asked[order[-1]]) + self.tokens))
@@ -100,3 +101,17 @@ class Generator:
         ended = np.isin(ids, self.ends)
         kept = ids[: ended.argmax()] if ended.any() else ids
         return str(self.tokenizer.decode(kept, skip_special_tokens=True))
+
+
+@contextmanager
+def _in_one_piece(module: Any) -> Iterator[None]:
+    """Within, the output layer reads the last positions as an array of their own: for a slice of all positions torch
+    copies a frozen layer's weights once for every row, which took Gemma's 262,144 words 2.6 s a row."""
+    end = module.get_output_embeddings()
+    hook = end.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format), *inputs[1:])
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
