@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ..common.run_folder import CONFIG, METRICS, PROGRESS
-from ..server.report import read_report
+from ..server.report import figures, read_report
 
 _INTERVAL = 0.2
 
@@ -130,8 +130,9 @@ def print_summary(folder: Path) -> None:
     table.add_column("public test set")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    for name, value in report["after"].items():
-        table.add_row(name, f"{report['before'][name]:.4f}", f"{value:.4f}")
+    before = figures(report["before"])
+    for name, value in figures(report["after"]).items():
+        table.add_row(name, f"{before[name]:.4f}", f"{value:.4f}")
     console = Console()
     console.print(table)
     privacy = report["privacy"]

@@ -39,6 +39,7 @@ from .record import Recorder
 from .report import write_report
 from .rounds import RoundResult, result_row, run_rounds
 from .start import initial_adapter
+from .written import read_questions
 
 app = ServerApp()
 _HEADS = "server.json"
@@ -95,6 +96,7 @@ def run_server(
     for source, records in {config.data.test: test, config.data.validation: validation}.items():
         if source is not None:
             say_cut(records, source, model.max_length)
+    questions = read_questions(config, model)
     everything = np.arange(len(test))
     state = _start_or_continue(
         folder, config, initial_adapter(config, model) if distillation is None else distillation.nothing()
@@ -106,6 +108,7 @@ def run_server(
             recorder.progress("evaluating before")
             start = state.adapter if distillation is None else distillation.student(state.adapter)
             state.before = _as_json(evaluate(model, start, test, everything))
+            state.before |= {} if questions is None else questions.asked(start)
         recorder.progress("waiting for sites")
         sites = handshake(grid, config, heads)
         run = RunState(config, folder, model, plan, state, partial(query, grid, sites))
@@ -134,6 +137,7 @@ def run_server(
             found["distillation"] = distillation.facts(state.adapter, plan)
             state.adapter = distillation.student(state.adapter)
         after = _as_json(evaluate(model, state.adapter, test, everything))
+        after |= {} if questions is None else questions.asked(state.adapter)
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
         write_report(folder, config, model.count(), plan, state, after, found | told.finished(run))
     finally:

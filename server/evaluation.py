@@ -1,6 +1,7 @@
 """The global model on public data, at the server."""
 
 import logging
+from collections.abc import Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ def say_cut(records: Records, source: str, max_length: int, rows: int | None = N
         log.warning("%s: %s of %s records were cut to %d tokens (model.max_length)", *told)
 
 
-def subset(records: Records, limit: int, seed: int) -> np.ndarray:
+def subset(records: Sized, limit: int, seed: int) -> np.ndarray:
     """At most `limit` record indices, the same ones in every round."""
     return np.sort(np.random.default_rng([seed, 0xE7A]).permutation(len(records))[:limit])
 

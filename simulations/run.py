@@ -22,6 +22,7 @@ from ..server.callbacks import Callback
 from ..server.distillation import Distillation
 from ..server.evaluation import read_public
 from ..server.start import initial_adapter
+from ..server.written import read_questions
 from .app import client, play
 from .attacks.byzantine import ByzantineGrid
 from .local import LocalGrid
@@ -37,6 +38,7 @@ def prepare(config: RunConfig, strategy: Strategy | None = None) -> tuple[RunCon
     model = model_of(resolved)
     for source in public_sources(resolved):
         read_public(resolved, model, source)
+    read_questions(resolved, model)
     make_strategy(resolved, model.trained_initial, given=strategy)
     initial_adapter(resolved, model)
     if mode_of(resolved).TEACHERS:

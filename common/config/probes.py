@@ -1,10 +1,34 @@
-"""The tables of what tests a run: an audit's canaries, and Byzantine sites. As those of `tables`."""
+"""The tables of what tests a run: generated text, an audit's canaries, and Byzantine sites. As those of `tables`."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from .section import Positive, PositiveFloat, Section
+
+
+def _different(answers: tuple[str, ...]) -> tuple[str, ...]:
+    if len(answers) == 1 or len(set(answers)) < len(answers) or not all(answer.strip() for answer in answers):
+        raise ValueError("two or more different texts, as the responses begin with them")
+    return answers
+
+
+class EvaluationSection(Section, frozen=True):
+    """`causal-lm` with responses or conversations: what the model writes after public prompts, those of `data.test`,
+    before and after. Of a conversation the assistant's last turn is what should be written."""
+
+    generate: Annotated[int, Field(ge=0)] | None = None
+    """different prompts that are answered, drawn by `run.seed`; rows with the same prompt are one prompt with several
+    references; 0: none; omitted: 64. Costs, before and after, `new_tokens` passes of the model for some 30 short
+    prompts at a time"""
+    new_tokens: Positive = 64
+    """of an answer at most; fewer where the backbone has positions for fewer than twice as many"""
+    temperature: PositiveFloat | None = None
+    """tokens are drawn at it, by `run.seed`; omitted: the likeliest token each time"""
+    answers: Annotated[tuple[str, ...], AfterValidator(_different)] = ()
+    """classification by likelihood: every response of `data.test` begins with one of these, such as ["yes", "no",
+    "maybe"], and the model's choice is the one whose tokens are the likeliest after the prompt, their
+    log-probabilities added up"""
 
 
 class AuditSection(Section, frozen=True):

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..modes import mode_of
 from ..secagg.params import Parameters
 from .byzantine import default_byzantine, most_byzantine
-from .probes import AttackSection, AuditSection
+from .probes import AttackSection, AuditSection, EvaluationSection
 from .rules import check_combinations
 from .section import Positive, PositiveFloat, Section, assign, override, read_toml
 from .tables import (
@@ -49,12 +49,18 @@ class RunConfig(Section, frozen=True):
     server: ServerSection = ServerSection()
     engine: EngineSection = EngineSection()
     distill: DistillSection = DistillSection()
+    evaluation: EvaluationSection = EvaluationSection()
     audit: AuditSection = AuditSection()
     attack: AttackSection = AttackSection()
 
     @property
     def private(self) -> bool:
         return self.privacy.mode != "none"
+
+    @property
+    def responds(self) -> bool:
+        """Whether a record is a prompt and what should follow it."""
+        return self.model.task == "causal-lm" and bool(self.data.response or self.data.messages)
 
     @property
     def augments(self) -> bool:

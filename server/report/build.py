@@ -39,7 +39,8 @@ def build_report(
     partition: Partition | None,
     found: dict[str, Any],
 ) -> Report:
-    """count: trained numbers and numbers in all. after: the evaluation of the final adapter, `confusion` included.
+    """count: trained numbers and numbers in all. after: the evaluation of the final adapter, with its
+    `confusion` and `texts`.
 
     found: audit: what canaries showed, None where none were planted; attack: what Byzantine sites achieved;
     distillation: the teachers, and what they answered.
@@ -47,6 +48,7 @@ def build_report(
     """
     metrics = {"before": dict(state.before), "after": dict(after)}
     confusion = {when: values.pop("confusion", None) for when, values in metrics.items()}
+    texts = [values.pop("texts", []) for values in metrics.values()]
     privacy = privacy_facts(config, plan, state)
     if partition is not None and privacy["mode"] != "none":
         privacy["statement"] += _EXACT
@@ -78,6 +80,10 @@ def build_report(
         "ledger": None,
         "leakage": None,
         "confusion": confusion,
+        "generations": [
+            {"prompt": a["prompt"], "reference": a["reference"], "before": a["text"], "after": b["text"]}
+            for a, b in zip(*texts, strict=True)
+        ],
         "partition": partition,
         "environment": environment(),
         "config": config.model_dump(mode="json", exclude_none=True),

@@ -3,9 +3,8 @@
 They are a contract (docs/reference/run-folder.md). What other commands add (audit, robustness, …) is theirs.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
-
-from ...common.types import Metrics
 
 
 class Spent(TypedDict):
@@ -100,8 +99,9 @@ class Report(TypedDict):
     schema: int
     name: str
     finished: str
-    before: Metrics
-    after: Metrics
+    before: dict[str, Any]
+    """metrics; of a language model that answers prompts also `generation` and `answers`, metrics in parts"""
+    after: dict[str, Any]
     privacy: Privacy | NoPrivacy
     rounds: list[dict[str, Any]]
     """`RoundResult`, and the metrics of the evaluation after it"""
@@ -109,6 +109,8 @@ class Report(TypedDict):
     model: Model
     confusion: dict[str, list[list[int]] | None]
     """before, after"""
+    generations: list[dict[str, str]]
+    """prompt, reference, before, after: what a language model wrote; empty where none was asked"""
     partition: Partition | None
     environment: dict[str, Any]
     config: dict[str, Any]
@@ -122,3 +124,12 @@ class Report(TypedDict):
     explanation: dict[str, Any] | None
     ledger: list[dict[str, Any]] | None
     leakage: dict[str, Any] | None
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The measured numbers of `before` or `after` by name, those of a part as "part: name"."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        inner = {f"{name}: {key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+        found |= {key: one for key, one in inner.items() if isinstance(one, float)}
+    return found

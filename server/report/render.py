@@ -16,7 +16,7 @@ from ...common.privacy.mechanism import PrivacyPlan
 from ..checkpoint import Checkpoint
 from . import plots
 from .build import SCHEMA, build_report
-from .facts import Report
+from .facts import Report, figures
 
 PARTITION = "partition.json"
 
@@ -97,6 +97,7 @@ def render_html(report: Report) -> str:
         "template.html",
         images,
         report=report,
+        measured={when: figures(report[when]) for when in ("before", "after")},
         audit_kinds=plots.AUDIT_KINDS,
         attacks=plots.ATTACKS,
         shade=_shade,

@@ -13,7 +13,7 @@ from ...common.model.adapter import CARD, asked_text
 from ...common.model.backbones import resolve_backbone
 from ...common.model.lora import STAND_IN
 from ...common.tasks import load_task
-from ..report import read_report
+from ..report import figures, read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 
 _UNKNOWN = "unknown"
@@ -235,11 +235,8 @@ def _privacy(report: dict[str, Any]) -> list[str]:
 
 def _evaluation(report: dict[str, Any]) -> list[str]:
     lines = ["On the public test set:", "", "| metric | before | after |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {report['before'][name]:.4f} | {value:.4f} |"
-        for name, value in report["after"].items()
-        if isinstance(value, float)
-    ]
+    before = figures(report["before"])
+    lines += [f"| {name} | {before[name]:.4f} | {value:.4f} |" for name, value in figures(report["after"]).items()]
     return lines
 
 

@@ -63,15 +63,15 @@ class Completions:
     async def complete(self, request: Request) -> Response:
         asked = _checked(await body(request, self._bounds), self._name, self._bounds)
         try:
-            ids = self._writer.prompt(asked.turns)  # (1, T)
+            prompt = self._writer.prompt(asked.turns)  # (T,)
         except DataError as error:
             raise RefusedError(400, str(error), key="messages") from None
-        room = self._room(ids.shape[1], asked.tokens)
+        room = self._room(len(prompt), asked.tokens)
         if self._waiting >= self._bounds.writing:
             raise RefusedError(503, "too many completions are waiting; come back in a moment")
 
         def write(told: Callable[[str], None] | None) -> Any:
-            return self._writer.write(ids, room, asked.temperature, told)
+            return self._writer.write(prompt, room, asked.temperature, told)
 
         facts = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._name}
         if asked.stream:

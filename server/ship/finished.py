@@ -48,7 +48,7 @@ class FinishedRun:
         wanted = tasks or tasks_where(lambda task: Reads() == task.READS)
         self.folder = folder
         self.report: dict[str, Any] = read_report(folder)
-        self.config: RunConfig = _in_float32(load(folder / CONFIG))
+        self.config: RunConfig = _for_use(load(folder / CONFIG))
         if self.config.model.task not in wanted:
             allowed = ", ".join(f"'{task}'" for task in wanted)
             raise ConfigError(f"{folder}: a run of task '{self.config.model.task}'; this is for {allowed}")
@@ -197,8 +197,8 @@ class TorchModel(Answering):
         return self.module(*map(torch.from_numpy, inputs)).numpy()
 
 
-def _in_float32(config: RunConfig) -> RunConfig:
-    """As variants are made of it: bfloat16 and few bits are for training, and for models that write text."""
-    if load_task(config.model.task).EXPORT == "text":
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32", "weights": "full"})})
+def _for_use(config: RunConfig) -> RunConfig:
+    """As variants and answers are made of it: few bits are for training, and bfloat16 for that and for models that
+    write text."""
+    whole = {"weights": "full"} | ({} if load_task(config.model.task).EXPORT == "text" else {"dtype": "float32"})
+    return config.model_copy(update={"model": config.model.model_copy(update=whole)})

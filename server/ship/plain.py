@@ -25,11 +25,11 @@ from transformers import (
 
 from ...common.data.images import ImageForm
 from ...common.errors import ConfigError, ModelError
+from ...common.model.generation import Generator
 from ...common.tasks import task_names
 from .card import card, copy_adapter, new_folder, written
 from .finished import FinishedRun
 from .runtime import padded
-from .writer import Writer
 
 PARITY = 1e-5
 """largest difference of a logit, relative to the largest one, between the run's model and the folder's"""
@@ -146,8 +146,9 @@ def _describe(model: PreTrainedModel, run: FinishedRun) -> None:
         config.tie_word_embeddings = False  # so they were trained
         model.all_tied_weights_keys = {}
     if run.model.task.EXPORT == "text" and model.generation_config is not None:
-        for name, value in Writer(run, module=model).stops().items():
-            setattr(model.generation_config, name, value)
+        generator = Generator.of(model, run.tokenizer, run.config.data, run.config.model.max_length, 1)
+        if generator.chat is not None:
+            model.generation_config.eos_token_id = generator.ends
 
 
 @torch.no_grad()

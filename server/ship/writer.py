@@ -9,8 +9,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from ...common.data.chat_template import ChatTemplate, chat_template
+from ...common.data.chat_template import ChatTemplate
 from ...common.errors import DataError
+from ...common.model.generation import Generator, in_one_piece
 from ...common.types import Conversation, Reads, Rows
 from .finished import FinishedRun, NextLogits
 
@@ -45,79 +46,61 @@ class Writer:
         self._model: Any = run.classifier() if module is None else module
         self.module: nn.Module = NextLogits(self._model)
         self.tokenizer, self.pad = run.tokenizer, run.model.pad
-        data = run.config.data
-        self._chat = None if data.messages is None else chat_template(self.tokenizer, data.template)
-        positions: int = getattr(self._model.config, "max_position_embeddings", None) or 4 * tokens
-        self.tokens = min(tokens, positions // 2)
-        self._longest = min(run.config.model.max_length, positions - self.tokens)
+        read = run.config.model.max_length
+        self.generator = Generator.of(self._model, run.tokenizer, run.config.data, read, tokens)
+        self.tokens = self.generator.tokens
         self.positions: int | None = run.model.positions
         """tokens of a prompt and its continuation together; None: no bound is stated"""
 
-    @torch.no_grad()
     def answers(self, rows: Rows) -> list[dict[str, Any]]:
         """For each row: continuation. A long text loses its beginning, as in training."""
-        return [{"continuation": self._continued(text)} for text in rows.text]
-
-    def _continued(self, text: str) -> str:
-        ids = self._asked(text)[:, -self._longest :]  # (1, T)
-        return self.write(ids, self.tokens).text if ids.shape[1] else ""
+        return [{"continuation": text} for text in self.generator.written([self._asked(text) for text in rows.text])]
 
     def tell(self, text: str, told: Told) -> None:
         """The same continuation as `answers` gives, in parts."""
-        ids = self._asked(text)[:, -self._longest :]  # (1, T)
-        if ids.shape[1]:
+        ids = self._asked(text)[-self.generator.longest :]
+        if ids:
             self.write(ids, self.tokens, told=told)
 
     @torch.no_grad()
-    def write(self, ids: torch.Tensor, tokens: int, temperature: float = 0.0, told: Told | None = None) -> Written:
-        """Continues (1, T) tokens, T > 0, by at most `tokens`. temperature: 0 for the likeliest token each time, or of
+    def write(self, prompt: list[int], tokens: int, temperature: float = 0.0, told: Told | None = None) -> Written:
+        """Continues (T,) tokens, T > 0, by at most `tokens`. temperature: 0 for the likeliest token each time, or of
         the distribution that tokens are drawn from."""
-        end = self.tokenizer.eos_token_id
-        made = self._model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            **({"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}),
-            pad_token_id=0 if end is None else end,
-            streamer=None if told is None else _Telling(self.tokenizer, told),
-            **self.stops(),
-        )[0, ids.shape[1] :]
-        ends = {"eos_token_id": self._model.generation_config.eos_token_id, **self.stops()}["eos_token_id"]
-        ended = len(made) > 0 and int(made[-1]) in (ends if isinstance(ends, list) else [ends])
-        text = str(self.tokenizer.decode(made, skip_special_tokens=True))
-        return Written(text, ids.shape[1], len(made), ended)
+        ids, ends = torch.tensor([prompt], device=self._model.device), self.generator.ends
+        with in_one_piece(self._model):
+            made = self._model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                **({"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}),
+                eos_token_id=ends or None,
+                pad_token_id=self.pad,
+                streamer=None if told is None else _Telling(self.tokenizer, told),
+            )[0, len(prompt) :]
+        ended = len(made) > 0 and int(made[-1]) in ends
+        return Written(str(self.tokenizer.decode(made, skip_special_tokens=True)), len(prompt), len(made), ended)
 
-    def prompt(self, turns: Conversation) -> torch.Tensor:
-        """(1, T) tokens of a conversation whose answer is asked for. A model that learned texts reads one message of a
+    def prompt(self, turns: Conversation) -> list[int]:
+        """(T,) tokens of a conversation whose answer is asked for. A model that learned texts reads one message of a
         user as the text. Raises DataError, one line, for what the model does not take."""
-        if self._chat is None:
+        if self.generator.chat is None:
             if [role for role, _ in turns] != ["user"]:
                 raise DataError("this model learned texts, not conversations; give one message, of role 'user'")
             return self._asked(turns[0][1])
         try:
-            return self._rendered(self._chat, turns)
+            return self._rendered(self.generator.chat, turns)
         except Exception:  # a template is somebody's program, and its failures may quote the messages
             raise DataError("the model's chat template does not take these roles, or their order") from None
 
-    def stops(self) -> dict[str, list[int]]:
-        """Of conversations, the token that ends a turn beside those that end a text."""
-        if self._chat is None or not self._chat.ending:
-            return {}
-        known = self._model.generation_config.eos_token_id
-        ends: list[int] = [known] if isinstance(known, int) else list(known or ())
-        return {"eos_token_id": [*ends, self.tokenizer.get_vocab()[self._chat.ending]]}
+    def _asked(self, text: str) -> list[int]:
+        """(T,) tokens of what is to be continued."""
+        chat = self.generator.chat
+        return self.tokenizer(text)["input_ids"] if chat is None else self._rendered(chat, (("user", text),))
 
-    def _asked(self, text: str) -> torch.Tensor:
-        """(1, T) tokens of what is to be continued."""
-        if self._chat is None:
-            return self.tokenizer(text, return_tensors="pt")["input_ids"]
-        return self._rendered(self._chat, (("user", text),))
-
-    def _rendered(self, chat: ChatTemplate, turns: Conversation) -> torch.Tensor:
-        """(1, T)."""
+    def _rendered(self, chat: ChatTemplate, turns: Conversation) -> list[int]:
         header = chat.header if chat.header.strip() else ""  # a blank is a part of the first word's token
         asked = chat.render(turns, asks=True) + header
-        return self.tokenizer(asked, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        return self.tokenizer(asked, add_special_tokens=False)["input_ids"]
 
     def as_read(self, text: str) -> str:
         return text
@@ -126,7 +109,8 @@ class Writer:
         """Of one text: token ids, the number of each one's word, and its letters; see `goals.Asked`."""
         found = self.tokenizer(text, return_offsets_mapping=True)
         ids, numbers, spans = found["input_ids"], found.word_ids(), found["offset_mapping"]
-        return ids[-self._longest :], numbers[-self._longest :], spans[-self._longest :]
+        kept = slice(-self.generator.longest, None)
+        return ids[kept], numbers[kept], spans[kept]
 
 
 class _Telling(BaseStreamer):

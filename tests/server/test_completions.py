@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from starlette.requests import Request
 from starlette.testclient import TestClient
@@ -37,22 +36,22 @@ class Repeating:
     def answers(self, rows: Rows) -> list[dict[str, Any]]:
         return [{"continuation": text} for text in rows.text]
 
-    def prompt(self, turns: Conversation) -> np.ndarray:
+    def prompt(self, turns: Conversation) -> list[int]:
         if turns[0][0] == "system":
             raise DataError("no system here")
         self._turns = turns
-        return np.zeros((1, len(turns[-1][1].split())))
+        return [0] * len(turns[-1][1].split())
 
     def tell(self, text: str, told) -> None:
         self._said(text.split(), told)
 
-    def write(self, ids: np.ndarray, tokens: int, temperature: float = 0.0, told=None) -> Written:
+    def write(self, prompt: list[int], tokens: int, temperature: float = 0.0, told=None) -> Written:
         self.asked.append((self._turns, tokens, temperature))
         words = self._turns[-1][1].split()
         if words == ["crash"]:
             raise RuntimeError("a secret of the model")
         self._said(words[:tokens], told)
-        return Written(" ".join(words[:tokens]), ids.shape[1], min(tokens, len(words)), len(words) <= tokens)
+        return Written(" ".join(words[:tokens]), len(prompt), min(tokens, len(words)), len(words) <= tokens)
 
     def _said(self, words: list[str], told) -> None:
         if told is not None:

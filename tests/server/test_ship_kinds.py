@@ -207,7 +207,7 @@ def test_texts_are_continued(finished) -> None:
     ids = tokenizer(text)["input_ids"]
     wanted: list[int] = []
     with torch.no_grad():
-        while len(wanted) < model.tokens:
+        while len(wanted) < model.generator.tokens:
             wanted.append(int(module(input_ids=torch.tensor([ids + wanted])).logits[0, -1].argmax()))
             if wanted[-1] == tokenizer.eos_token_id:
                 break

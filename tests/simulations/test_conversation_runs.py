@@ -169,13 +169,13 @@ def test_a_finished_model_answers_what_a_user_says(talking) -> None:
     folder = simulate(talking(run={"rounds": 40}, data={"template": template}))
     model = Writer(FinishedRun(folder, "causal-lm"), tokens=8)
     module, tokenizer = FinishedRun(folder, "causal-lm").classifier(), model.tokenizer
-    assert model._stops()["eos_token_id"][-1] == tokenizer.eos_token_id
+    assert tokenizer.eos_token_id in model.generator.ends
     asked = chat_template(tokenizer, template).render((("user", "the film was good"),), asks=True)
     assert asked.endswith("<|start|>assistant\n")
     ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
     wanted: list[int] = []
     with torch.no_grad():
-        while len(wanted) < model.tokens and tokenizer.eos_token_id not in wanted:
+        while len(wanted) < 8 and tokenizer.eos_token_id not in wanted:
             wanted.append(int(module(input_ids=torch.tensor([ids + wanted])).logits[0, -1].argmax()))
     (answer,) = model.answers(Rows("rows", ["the film was good"]))
     assert answer["continuation"] == tokenizer.decode(wanted, skip_special_tokens=True)

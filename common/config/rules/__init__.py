@@ -10,6 +10,7 @@ from .audit import AUDIT
 from .byzantine import BYZANTINE
 from .data import DATA
 from .distillation import DISTILLATION
+from .evaluation import EVALUATION
 from .modes import MODES
 from .person import PERSON
 from .preference import PREFERENCE
@@ -35,6 +36,7 @@ RULES: tuple[Rule, ...] = (
     *VIEWS,
     *TASK,
     *DISTILLATION,
+    *EVALUATION,
     *AUDIT,
     *ATTACK,
 )
