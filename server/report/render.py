@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from ...common.config.run import RunConfig
 from ...common.errors import ConfigError
+from ...common.privacy.audit import CANARY_KINDS
 from ...common.privacy.mechanism import PrivacyPlan
 from ..checkpoint import Checkpoint
 from . import plots
@@ -98,6 +99,7 @@ def render_html(report: Report) -> str:
         images,
         report=report,
         audit_kinds=plots.AUDIT_KINDS,
+        canary_kinds=CANARY_KINDS,
         attacks=plots.ATTACKS,
         shade=_shade,
         configuration=tomli_w.dumps(report["config"]),
