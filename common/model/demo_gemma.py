@@ -45,11 +45,11 @@ def demo_gemma() -> str:
 
 
 def _convert(packed: Path, folder: Path) -> None:
-    """A GGUF file as transformers saves models, in bfloat16: the file has 4 to 8 bits a weight."""
+    """A GGUF file as transformers saves models, in float32: in bfloat16 it would leave the weights packed."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.float32)
     del model.config.quantization_config  # of the file, which the folder has not
     model.hf_quantizer = None
     model.save_pretrained(folder)
