@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..client.deploy.setup import Check, SiteStatus
 from ..common.ledger.verify import LedgerAudit
+from ..common.privacy.audit import CANARY_KINDS
 from ..common.privacy.explain import Alternative, Meaning
 from ..server.deploy.deployment import ServerStatus
 from ..server.deploy.runs import RunRow
@@ -57,8 +58,7 @@ def print_audit(folder: Path) -> None:
         control = found.get("control", {}).get(kind)
         table.add_row(
             title,
-            f"{privacy['epsilon_planned']:g}",
-            f"{privacy['epsilon_spent']:.2f}",
+            *((f"{privacy['epsilon_planned']:g}", f"{privacy['epsilon_spent']:.2f}") if found["noise"] else "––"),
             *(f"{found[kind][key]:.2f}" for key in ("epsilon_steinke", "epsilon_gdp", "ceiling_steinke")),
             f"{control['epsilon_steinke']:.2f}" if control else "–",
         )
@@ -68,6 +68,7 @@ def print_audit(folder: Path) -> None:
             f"one record more moves the clipped sum by at most {sensitivity['largest']:.3g} C, over "
             f"{sensitivity['canaries']} canary records (allowed: 1 C)"
         )
+    _print(f"canary records: {CANARY_KINDS[found['kind']]}")
     _print("a low bound is no proof of safety: it limits this attack, not every attack")
 
 

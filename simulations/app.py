@@ -48,7 +48,7 @@ def play(grid: Grid, config: RunConfig, given: Sequence["Callback"] = (), strate
     from .canaries import CanaryAudit
 
     callbacks = list(given)
-    if config.private and config.audit.planted:
+    if config.audit.planted:
         callbacks.append(CanaryAudit())
     if config.attack.kind is not None:
         callbacks.append(AttackReport())

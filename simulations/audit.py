@@ -39,8 +39,8 @@ _NEIGHBOURS, _AMONG = 8, 256
 
 
 def with_canaries(config: RunConfig, canaries: int, records: int, guesses: int | None) -> RunConfig:
-    """The run, audited. Raises ConfigError for mode `none`, and where what is released is not what is scored."""
-    audit = {"canaries": canaries, "records": records, "guesses": guesses}
+    """The run, audited. Raises ConfigError where what is released is not what is scored."""
+    audit = config.audit.model_dump() | {"canaries": canaries, "records": records, "guesses": guesses}
     audited = RunConfig.parse(config.model_dump() | {"audit": audit}, "audit")
     if canaries and not config.server_steps:
         raise ConfigError(
@@ -53,13 +53,14 @@ def with_canaries(config: RunConfig, canaries: int, records: int, guesses: int |
 def audit_canaries(config: RunConfig, *, control: bool = True, overwrite: bool = False) -> dict[str, Any]:
     """Runs, then runs again without noise in a scratch folder and in ledgers in memory, and completes the report.
 
-    The control's model is thrown away: it is as private as no privacy. Returns the facts of the audit.
+    The control's model is thrown away: it is as private as no privacy. A run of mode `none` is its own control.
+    Returns the facts of the audit.
     """
     folder = simulate(config, overwrite=overwrite)
     found = read_report(folder)["audit"]
-    if found.get("records"):
+    if config.private and found.get("records"):
         found["sensitivity"] = _sensitivity_facts(load(folder / CONFIG, []))
-    if control:
+    if control and config.private:
         with tempfile.TemporaryDirectory(prefix="confide-control-") as scratch:
             plain = _control_of(config, Path(scratch) / CONTROL)
             found[CONTROL] = read_report(simulate(plain))["audit"]

@@ -16,7 +16,6 @@ from ..client.site import SiteAccount
 from ..common.config.run import RunConfig
 from ..common.data.augmentation import Draw, view_losses
 from ..common.data.partition import site_name
-from ..common.errors import PrivacyError
 from ..common.model.loading import FineTuneModel
 from ..common.model.per_sample import hooked, record_gradients
 from ..common.privacy.audit import (
@@ -38,6 +37,7 @@ from ..server.callbacks import Callback, RunState
 from ..server.checkpoint import Checkpoint
 from ..server.evaluation import record_losses
 from ..server.start import initial_adapter
+from .memorised import secret_rows, secrets_alone
 
 _ONE_IN = 20
 """guesses unless declared: one canary in twenty"""
@@ -85,24 +85,36 @@ class CanaryAudit(Callback):
     """Scores the canaries of a run, and guesses at its end which were in."""
 
     def started(self, run: RunState) -> None:
-        if run.plan is None:
-            raise PrivacyError("an audit needs a privacy plan: mode 'none' claims nothing")
-        self._scores = CanaryScores(run.config, run.model, run.plan, run.state)
+        self._commitments = run.state.commitments
+        # without privacy an update is no sum of what is bounded, and the final model alone is scored
+        self._scores = None if run.plan is None else CanaryScores(run.config, run.model, run.plan, run.state)
 
     def received(self, site: str, update: Update) -> None:
         if update.masked is None:
-            self._scores.observe(site, update.commitment, -joined(update.delta))
+            self._observe(site, update.commitment, -joined(update.delta))
 
     def summed(self, change: np.ndarray, updates: Mapping[str, Update]) -> None:
         for site, update in updates.items():
-            self._scores.observe(site, update.commitment, -change)
+            self._observe(site, update.commitment, -change)
+
+    def _observe(self, site: str, committed: str | None, released: np.ndarray) -> None:
+        """One site's part in a release. A site that commits to nothing, or to something new, spoils its canaries.
+
+        released: (d,) the mean gradient, of the site alone or of the sum that it is in.
+        """
+        if committed is None or self._commitments.setdefault(site, committed) != committed:
+            self._commitments[site] = ""
+        elif self._scores is not None:
+            self._scores.observe(site, released)
 
     def finished(self, run: RunState) -> dict[str, Any]:
         return {"audit": conclude(run.config, run.model, run.state, run.query("reveal"))}
 
 
 def canary_rows_of(config: RunConfig, model: FineTuneModel, site: str) -> Rows:
-    """A site's canary records as rows, before they are encoded."""
+    """A site's canary records as rows, before they are encoded. Raises ConfigError as `secret_rows`."""
+    if config.canary_kind != "words":
+        return secret_rows(config, model, site)
     reads, words = model.task.READS, []
     if reads.text:
         special = set(model.tokenizer.all_special_tokens)
@@ -136,20 +148,13 @@ class CanaryScores:
         self._canaries: dict[str, GradientCanaries] = {}
         self._records: dict[str, Records] = {}
 
-    def observe(self, site: str, committed: str | None, released: np.ndarray) -> None:
-        """One site's part in a release. A site that commits to nothing, or to something new, spoils its canaries.
-
-        released: (d,) the mean gradient, of the site alone or of the sum that it is in.
-        """
-        state = self._state
-        if committed is None or state.commitments.setdefault(site, committed) != committed:
-            state.commitments[site] = ""
-            return
+    def observe(self, site: str, released: np.ndarray) -> None:
+        """One site's part in a release, as `CanaryAudit` received it."""
+        plan = self._plan
         if site not in self._canaries:
             self._canaries[site] = GradientCanaries.of_site(self._config, self._model.trained_initial, site)
             if self._config.server_steps and self._config.audit.records:
                 self._records[site] = canary_records(self._config, self._model, site)
-        plan = self._plan
         seen = released * (plan.denominator / plan.clip)  # scaled so that a canary that was drawn adds 1
         scores = self._canaries[site].scores(seen)
         self._add(_GRADIENT, site, step_likelihood(scores, plan.sampling_rate, plan.noise_multiplier))
@@ -230,7 +235,8 @@ def conclude(
         "delta": config.privacy.delta,
         # a coin that is not shown as it was committed cannot be guessed: those canaries count for nothing
         "excluded": sorted(state.commitments.keys() - seeds.keys()),
-        "noise": not config.audit.control,
+        "noise": config.private and not config.audit.control,
+        "kind": config.canary_kind,
         **{kind: {**found, "scope": SCOPES[kind]} for kind, found in kinds.items() if found},
     }
 
@@ -253,12 +259,14 @@ def _guess(
 
 
 def _loss_scores(config: RunConfig, model: FineTuneModel, state: Checkpoint, sites: list[str]) -> dict[str, np.ndarray]:
-    """How much the loss of each canary record fell from the initial to the final model: black box."""
+    """How much the loss of each canary record (of its secret) fell from the initial to the final model: black box."""
     scores: dict[str, np.ndarray] = {}
     start = initial_adapter(config, model)
     for site in sites:
         records = canary_records(config, model, site)
         if len(records):
+            if config.canary_kind != "words":
+                records = secrets_alone(config, model, site)
             everything = np.arange(len(records))
             before = record_losses(model, start, records, everything)
             fell = before - record_losses(model, state.adapter, records, everything)

@@ -36,10 +36,14 @@ class AuditSection(Section, frozen=True):
     """gradient canaries among all sites' records, each in with probability ½, added after the clip and scored on the
     released updates: they test sampling, noise and composition"""
     records: Annotated[int, Field(ge=0)] = 0
-    """canary records of random words and a random class, each in with probability ½, that pass through the clip like
-    any record: scored on the released updates (with local_steps = 1) and on the final model. Costs the server a
+    """canary records, each in with probability ½, that pass through the clip like any record: scored on the released
+    updates (with local_steps = 1) and on the final model; in mode none on the final model alone. Costs the server a
     forward and a backward pass of each canary record in every round, in batches of training.batch_tokens, and 256
     MiB; and `confide audit canary` at the end nine sums of gradients over at most 256 records"""
+    kind: Literal["words", "random", "in-distribution"] | None = None
+    """what canary records are: random words and a random class; or, of `causal-lm`, what a model can memorise: a short
+    prompt with a sequence of rare tokens, or a record of the test set with a random number at its end, of which the
+    final model's loss is scored on these alone. Omitted: `random` for `causal-lm`, `words` for the other tasks"""
     guesses: Positive | None = None
     """r: how many are guessed to be in; omitted: 5 % of the canaries"""
     control: bool = False

@@ -75,6 +75,11 @@ class RunConfig(Section, frozen=True):
         return mode_of(self).BY_STEP and self.training.local_steps == 1 and averages
 
     @property
+    def canary_kind(self) -> str:
+        """`audit.kind`, with its default."""
+        return self.audit.kind or ("random" if self.model.task == "causal-lm" else "words")
+
+    @property
     def output(self) -> Path:
         return self.run.folder
 

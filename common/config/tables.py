@@ -73,7 +73,8 @@ class LoraSection(Section, frozen=True):
 
 class ModelSection(Section, frozen=True):
     backbone: str
-    """hub id, or a local folder; demo:vit for a small vision transformer without weights"""
+    """hub id, or a local folder; demo:vit for a small vision transformer without weights; demo:gemma for Gemma 3
+    270M as confide[llm] carries it"""
     image_backbone: str | None = None
     """`image-text-classification`: the tower that reads images, named likewise"""
     task: str = DEFAULT_TASK
@@ -156,8 +157,8 @@ class DataSection(Section, frozen=True):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "default"
     """the data set's name at the sites: whose budget the run is charged to"""
     train: str | None = None
-    """csv, jsonl or parquet file, hub id, SQL url#table-or-query, or demo:train. Simulations only: a real site names
-    its data in its own site.toml"""
+    """csv, jsonl or parquet file, hub id, SQL url#table-or-query, demo:train, or demo:facts/train. Simulations
+    only: a real site names its data in its own site.toml"""
     validation: str | None = None
     """public, at the server: accuracy per round; omitted: the test set"""
     test: str

@@ -125,7 +125,7 @@ _CLOSINGS = [
     "",
     "",
 ]
-_FIRST = [
+FIRST = [
     "Amina",
     "Bruno",
     "Chiara",
@@ -144,7 +144,7 @@ _FIRST = [
     "Petra",
     "Rosa",
 ]
-_LAST = [
+LAST = [
     "Abel",
     "Brandt",
     "Costa",
@@ -221,7 +221,7 @@ def _message(rng: np.random.Generator, label: str) -> str:
 
 
 def _closing(rng: np.random.Generator) -> str:
-    first, last = _pick(rng, _FIRST), _pick(rng, _LAST)
+    first, last = _pick(rng, FIRST), _pick(rng, LAST)
     return _pick(rng, _CLOSINGS).format(
         phone=f"07700 900{rng.integers(0, 1000):03d}",
         mail=f"{first}.{last}@example.com".lower(),

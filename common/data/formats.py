@@ -30,6 +30,7 @@ import pyarrow.parquet
 from ..errors import DataError
 from . import demo
 from .csv_records import records
+from .demo_facts import facts
 from .demo_images import digits
 from .sql import URL, query, shown
 
@@ -122,7 +123,8 @@ def load(source: str, wanted: Collection[str] | None = None) -> Table:
     """
     if source.startswith(DEMO):
         spec = source.removeprefix(DEMO)
-        return _from_arrow(source, digits(spec) if "digits" in spec else demo.table(spec), wanted)
+        made = digits if "digits" in spec else facts if spec.startswith("facts") else demo.table
+        return _from_arrow(source, made(spec), wanted)
     if URL.match(source):
         return _from_sql(source, wanted)
     path = Path(source)

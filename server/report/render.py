@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from ...common.config.run import RunConfig
 from ...common.errors import ConfigError
+from ...common.privacy.audit import CANARY_KINDS
 from ...common.privacy.mechanism import PrivacyPlan
 from ..checkpoint import Checkpoint
 from . import plots
@@ -99,6 +100,7 @@ def render_html(report: Report) -> str:
         report=report,
         measured={when: figures(report[when]) for when in ("before", "after")},
         audit_kinds=plots.AUDIT_KINDS,
+        canary_kinds=CANARY_KINDS,
         attacks=plots.ATTACKS,
         shade=_shade,
         configuration=tomli_w.dumps(report["config"]),

@@ -53,7 +53,7 @@ class Writes(Model, Protocol):
     def prompt(self, turns: Conversation) -> list[int]: ...
 
     def write(
-        self, ids: Any, tokens: int, temperature: float = 0.0, told: Callable[[str], None] | None = None
+        self, prompt: list[int], tokens: int, temperature: float = 0.0, told: Callable[[str], None] | None = None
     ) -> Any: ...
 
 

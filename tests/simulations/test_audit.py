@@ -157,7 +157,7 @@ def test_the_coins_are_committed_before_training_and_bind(make_config, local, mo
 
 def test_audits_that_would_say_nothing_are_refused(make_config, local) -> None:
     with pytest.raises(ConfigError, match="claims nothing that could be audited"):
-        with_canaries(make_config(), 100, 0, None)
+        with_canaries(make_config(), 100, 100, None)
     with pytest.raises(ConfigError, match=r"training\.local_steps: 3"):
         with_canaries(make_config(privacy=local, training={"local_steps": 3}), 100, 0, None)
     with pytest.raises(ConfigError, match=r"audit\.guesses: 200 received"):

@@ -45,6 +45,14 @@ AUDIT = (
         example=(*private("local"), "training.augmentation=0.1", "audit.records=90"),
     ),
     Rule(
+        key="audit.kind",
+        when="another task than 'causal-lm'",
+        refused=lambda c: c.model.task != "causal-lm" and c.audit.kind not in (None, "words"),
+        reason="no secret can be read out of what the model learns",
+        remedy="allowed: words",
+        example=("audit.kind=random",),
+    ),
+    Rule(
         key="audit.control",
         when="engine.ledger",
         refused=lambda c: c.audit.control and c.engine.ledger is not None,

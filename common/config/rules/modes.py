@@ -116,9 +116,9 @@ NONE = (
     Rule(
         key="audit",
         when="mode 'none'",
-        refused=lambda c: c.privacy.mode == "none" and bool(c.audit.planted or c.audit.control),
-        reason="the mode claims nothing that could be audited",
-        remedy="set privacy.mode, or remove the audit",
+        refused=lambda c: c.privacy.mode == "none" and bool(c.audit.canaries or c.audit.control),
+        reason="the mode claims nothing that could be audited, and is its own control",
+        remedy="set privacy.mode, or use audit.records alone, which are scored on the final model",
         example=("audit.canaries=90",),
     ),
 )
