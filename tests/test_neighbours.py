@@ -5,6 +5,7 @@ record that was drawn moves a step's sum by at most C, one that was not drawn or
 the replies are the same. `tests/neighbours` has the rows, the site and the cases.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -97,6 +98,8 @@ FAST: list[tuple[Case, str]] = [
     (Case("gpt2", "preference", mode="distributed", form="jsonl"), "no chosen, longest"),
     (Case("llama", PROMPTED, dtype="bfloat16", turn=2), "no response, over-long"),
     (Case("bert", "token-classification", dtype="bfloat16", rate=1.0), "longest, unknown tag"),
+    (Case("qwen2", "causal-lm", weights="nf4", again=True, turn=6), "blank, over-long"),
+    (Case("bert", mode="distributed", dtype="bfloat16", weights="int8"), "unknown class, no tokens"),
 ]
 
 
@@ -136,7 +139,18 @@ def in_bfloat16() -> list[Case]:
     return [*tasks, *(replace(case, batch_rows=64, rate=1.0, turn=7) for case in tasks)]
 
 
-COMBINATIONS = [*every_combination(), *in_bfloat16()]
+def in_few_bits() -> list[Case]:
+    """Of the same, every way to hold weights, with activations that are kept and that are computed again."""
+    tasks = [case for case in in_bfloat16() if case.weights == "full" and not case.again and case.batch_rows < 64]
+    ways = itertools.cycle([("int8", False), ("nf4", True), ("full", True), ("nf4", False), ("int8", True)])
+    return [
+        replace(case, dtype=dtype, weights=weights, again=again)
+        for case in tasks
+        for dtype, (weights, again) in zip(("float32", "bfloat16"), ways, strict=False)
+    ]
+
+
+COMBINATIONS = [*every_combination(), *in_bfloat16(), *in_few_bits()]
 
 
 @slow

@@ -54,6 +54,9 @@ class Case:
     """of the rows, see `table_of`"""
     max_length: int = 24
     dtype: str = "float32"
+    weights: str = "full"
+    again: bool = False
+    """whether activations are computed again"""
 
     def __str__(self) -> str:
         default = Case(self.architecture)
@@ -76,6 +79,8 @@ _SHOWN = (
     "turn",
     "max_length",
     "dtype",
+    "weights",
+    "again",
 )
 
 
@@ -93,6 +98,8 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
         "train": case.train,
         "pooling": case.pooling,
         "dtype": case.dtype,
+        "weights": case.weights,
+        "checkpointing": case.again,
         "lora": {"rank": 2, "alpha": 4},
     }
     if case.targets is not None:

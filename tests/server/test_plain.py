@@ -93,7 +93,7 @@ def test_a_language_model_loads_alone(piped, written, train: str, tmp_path: Path
     }
     finished = FinishedRun(run, "causal-lm")
     model, wanted = AutoModelForCausalLM.from_pretrained(out), finished.classifier()
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
     assert tied == (train == "lora") == model.config.tie_word_embeddings
     ids, mask = (torch.from_numpy(one) for one in padded(AutoTokenizer.from_pretrained(out)(TEXTS)["input_ids"], 0))
     with torch.no_grad():
