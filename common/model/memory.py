@@ -100,7 +100,8 @@ class Plan:
         if fit < 1:
             raise ModelError(
                 f"memory: a step on one record of {self.length} tokens takes {gib(self.peak(1))}, and "
-                f"{gib(usable)} may be used; lower model.max_length or engine.workers, or choose a smaller backbone"
+                f"{gib(usable)} may be used; lower model.max_length or engine.workers, set model.weights = "
+                "'nf4', or choose a smaller backbone"
             )
         return 2 ** int(math.log2(max(1, min(fit, most, MOST_RECORDS))))
 
@@ -158,6 +159,7 @@ def plan_of(config: RunConfig, model: FineTuneModel, sites: int) -> Plan:
     kept, largest = two.total - one.total, max(two.largest - one.largest, two.largest // 2)
     weights, by_layers = held_bytes(model.module)
     by_layers *= max(1, length)
+    layers = len(recomputable(model.module))
     trained, _ = model.count()
     clipped = config.private and config.privacy.mode != "client"
     logits = 0
@@ -173,7 +175,7 @@ def plan_of(config: RunConfig, model: FineTuneModel, sites: int) -> Plan:
         trained=_OF_TRAINED * trained,
         length=length or model.max_length,
         sites=sites,
-        recomputed=two.recomputed - one.recomputed + by_layers if recomputable(model.module) else None,
+        recomputed=two.recomputed - one.recomputed + by_layers // layers if layers else None,
     )
 
 
