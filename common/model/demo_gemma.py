@@ -40,7 +40,11 @@ def demo_gemma() -> str:
             raise ModelError(f"model.backbone: 'demo:gemma' has SHA-256 {found}, published is {_SHA256}")
         made = Path(scratch) / "made"
         _convert(packed, made)
-        made.rename(folder)  # whole or not at all
+        try:
+            made.rename(folder)  # whole or not at all
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was quicker
+                raise
     return str(folder)
 
 
