@@ -1,6 +1,6 @@
 """Secure sums: exactness over random schedules of dropouts, cost, growth, and what they add to a round.
 
-    python -m benchmarks.secagg [exact] [privacy] [cost] [rounds] [audit]      (default: all)
+    python -m benchmarks.secagg [exact] [privacy] [cost] [large] [rounds] [audit]      (default: all)
 
 The last two need SST-2 as csv files: ../shared/data, or the folder in CONFIDE_DATA.
 
@@ -10,6 +10,7 @@ Writes its part of RESULTS.md.
 
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -22,9 +23,11 @@ from scipy.optimize import brentq
 from benchmarks.run import DATA, Table, python, write_part
 from confide.common.errors import SecureSumError
 from confide.common.ledger.chain import SiteKey
-from confide.common.privacy.mechanism import noise_multiplier
+from confide.common.privacy.mechanism import PoissonMechanism, PrivacyPlan, noise_multiplier
+from confide.common.privacy.noise import secure_generator
 from confide.common.secagg import facts
 from confide.common.secagg.keys import Session
+from confide.common.secagg.masks import bits_needed
 from confide.common.secagg.params import Parameters
 from confide.common.secagg.protocol import Answer, Roster, SecureSite, Sum
 from confide.simulations.recipes import find_recipe
@@ -168,6 +171,49 @@ def cost(scratch: Path) -> Table:
     return rows
 
 
+class _Noise(dict[str, np.ndarray]):
+    """What a site sends that draws nothing: its share of the noise, drawn when it is asked for."""
+
+    def __init__(self, plan: PrivacyPlan, cast: Cast) -> None:
+        self._plan, self._cast, self.total = plan, cast, np.zeros(plan.coordinates, dtype=np.int64)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        mechanism = PoissonMechanism(self._plan, secure_generator())
+        mechanism.draw(0)
+        zeros = np.zeros(self._plan.coordinates)
+        started = time.perf_counter()
+        share = mechanism.share(zeros, self._plan.clip)
+        self._cast._took("noise and grid, client", started)
+        self.total += share
+        return share
+
+
+def large(scratch: Path) -> Table:
+    """5 sites that all answer, as LoRA on every linear layer of a model of 0.5 and of 8 billion weights (rank 16)."""
+    rows: Table = []
+    for size in (5_000_000, 42_000_000):
+        plan = PrivacyPlan(0.05, 0.586, 1, 1.0, 1e-5, size, 1.0, shares=3, most_shares=4)
+        noise = (5 * plan.variance / plan.shares) ** 0.5
+        cast = Cast(Parameters(5, 4, 1), size, bits_needed(8000, 0.05, plan.grid + 1, noise, size))
+        values = _Noise(plan, cast)
+        found = cast.play(1, values, set(), set())
+        assert np.array_equal(found, values.total)
+        million, peak = size / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        drawn, masked = cast.seconds["noise and grid, client"], cast.seconds["round, client"]
+        rows += [
+            (f"{million:.0f} million: noise and grid, a client", f"{drawn:.1f} s, {drawn / million:.3f} a million", ""),
+            ("… mask and pack, a client", f"{masked:.1f} s, {masked / million:.3f} a million", ""),
+            (
+                "… open the sum, the server",
+                f"{cast.seconds['server']:.1f} s, {cast.seconds['server'] / million:.3f}",
+                "",
+            ),
+            ("… up a client", f"{cast.up['round'] / 1e6:.0f} MB, {cast.session.bits} bits a number", ""),
+            ("… peak of all parties in one process", f"{peak:.1f} GiB", ""),
+        ]
+    return rows
+
+
 def rounds(scratch: Path) -> Table:
     """SST-2, 8 sites, in process: a round of mode `distributed` with secure sums, and of mode `local` without."""
     if not (DATA / "sst2").is_dir():
@@ -243,7 +289,7 @@ def _prv(noise: float, rate: float, steps: int) -> float:
     return account.get_epsilon(1e-5, eps_error=0.002) - 0.002
 
 
-PARTS = {"exact": exact, "privacy": privacy, "cost": cost, "rounds": rounds, "audit": audit}
+PARTS = {"exact": exact, "privacy": privacy, "cost": cost, "large": large, "rounds": rounds, "audit": audit}
 
 
 def main() -> None:
