@@ -225,7 +225,7 @@ def test_teachers_of_every_kind(sites: Sites, watch: Observer, train: str, views
 def whole_site(sites: Sites, watch: Observer, case: Case, table: Table) -> Told:
     config = run_of(sites, case, 1)
     host = host_of(sites, case, table)
-    peer = sites.host(table_of(case.task), site="site-2")
+    peer = host_of(sites, case, table_of(case.task), "site-2")
     (told,) = ask(watch, host, config, adapter_of(host, config), [everybody], peer)
     return told
 

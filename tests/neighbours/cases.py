@@ -133,8 +133,8 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
     return RunConfig.parse(merged(content, VIEWS[case.views]), "test")
 
 
-def host_of(sites: Sites, case: Case, table: Table) -> DeployedHost:
-    return sites.host(table, case.form, **_columns(case))
+def host_of(sites: Sites, case: Case, table: Table, site: str = "site-1") -> DeployedHost:
+    return sites.host(table, case.form, site, **_columns(case))
 
 
 def _columns(case: Case) -> dict[str, str]:
@@ -185,7 +185,7 @@ def check(
     config = run_of(sites, case, 3 * len(table.rows))
     host = host_of(sites, case, table)
     adapter = adapter_of(host, config)
-    peer = sites.host(table_of(case.task), site="site-2") if config.secure else None
+    peer = host_of(sites, case, table_of(case.task), "site-2") if config.secure else None
     (told,) = ask(watch, host, config, adapter, [everybody], peer)
     assert not told.gave_up, "the site gives up, and answers with noise alone"
     assert told.kept != config.secure
@@ -274,7 +274,7 @@ def check_distillation(sites: Sites, watch: Observer, case: Case, names: Iterabl
     """One teacher's votes change, no other's, and the sum by at most C."""
     table, config = table_of(case.task, case.turn), distillation(sites, case)
     host = host_of(sites, case, table)
-    peer = sites.host(table_of(case.task), site="site-2") if config.secure else None
+    peer = host_of(sites, case, table_of(case.task), "site-2") if config.secure else None
     (whole,) = ask(watch, host, config, adapter_of(host, config), [everybody], peer)
     assert not whole.gave_up
     assert len(whole.sums) == 1, whole.reply
