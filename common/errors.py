@@ -108,3 +108,8 @@ def contain(error: BaseException) -> None:
     """
     if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
         raise error
+
+
+def harmless(text: str) -> str:
+    """Without characters that a terminal obeys."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

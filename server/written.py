@@ -57,10 +57,13 @@ class Questions:
         return found
 
     def _likeliest(self) -> np.ndarray:
-        """(N,) the number of the answer whose tokens are the likeliest together."""
+        """(N,) the number of the answer whose tokens are the likeliest together; −1 where no single one is: the
+        tokenizer reads two alike, or the model has no numbers."""
         size, everyone = max(1, TOKENS // self.model.max_length), np.arange(len(self.right))
         losses = [self.model.scores(records, everyone, size)["token_loss"] for records in self.answers]
-        return np.stack(losses).argmin(0)
+        found = np.where(np.isfinite(losses), losses, np.inf)  # (A, N)
+        single = np.isfinite(found.min(0)) & ((found == found.min(0)).sum(0) == 1)
+        return np.where(single, found.argmin(0), -1)
 
 
 def read_questions(config: RunConfig, model: FineTuneModel) -> Questions | None:

@@ -23,7 +23,7 @@ class EvaluationSection(Section, frozen=True):
     prompts at a time"""
     new_tokens: Positive = 64
     """of an answer at most; fewer where the backbone has positions for fewer than twice as many"""
-    temperature: PositiveFloat | None = None
+    temperature: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """tokens are drawn at it, by `run.seed`; omitted: the likeliest token each time"""
     answers: Annotated[tuple[str, ...], AfterValidator(_different)] = ()
     """classification by likelihood: every response of `data.test` begins with one of these, such as ["yes", "no",

@@ -83,17 +83,13 @@ class Generator:
         for row, prompt in zip(ids, prompts, strict=True):
             row[longest - len(prompt) :] = prompt
         mask = np.arange(longest)[None, :] >= longest - np.array([[len(prompt)] for prompt in prompts])
-        choice: dict[str, Any] = {"do_sample": False}
-        if self.temperature is not None:
-            choice = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         written = self.module.generate(
             input_ids=torch.from_numpy(ids).to(self.module.device),
             attention_mask=torch.from_numpy(mask.astype(np.int64)).to(self.module.device),
             max_new_tokens=self.tokens,
             eos_token_id=self.ends or None,
             pad_token_id=pad_of(self.tokenizer),
-            repetition_penalty=1.0,
-            **choice,
+            **choice(self.temperature),
         )
         return [self._text(row) for row in written[:, longest:].cpu().numpy()]
 
@@ -101,6 +97,13 @@ class Generator:
         ended = np.isin(ids, self.ends)
         kept = ids[: ended.argmax()] if ended.any() else ids
         return str(self.tokenizer.decode(kept, skip_special_tokens=True))
+
+
+def choice(temperature: float | None) -> dict[str, Any]:
+    """How `generate` chooses a token, whatever the backbone's own settings are: the likeliest one, or one drawn of the
+    whole distribution at a temperature."""
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "remove_invalid_values": True}
+    return {**(drawn if temperature else {"do_sample": False}), "repetition_penalty": 1.0}
 
 
 @contextmanager

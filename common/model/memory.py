@@ -132,7 +132,7 @@ def with_plan(config: RunConfig, folders: Folders = ()) -> RunConfig:
         except Exception:  # of architectures that no one here knows
             plan = _followed_with_numbers(config, folders)
         usable = usable_memory(config)
-        chosen = plan.within(usable, model.checkpointing)
+        chosen = plan.within(usable, training.adversarial is None and model.checkpointing)
         model = model.model_copy(update={"checkpointing": model.checkpointing is True or chosen is not plan})
         training = training.model_copy(update={"batch_tokens": batch_tokens(chosen, usable)})
     elif model.checkpointing == "auto":

@@ -32,6 +32,8 @@ _FIELDS = ("model", "messages", "max_tokens", "temperature", "stream")
 _ROLES = ("system", "user", "assistant")
 _TOKENS = 256
 """of a completion for which nothing is said"""
+_LOOKED = 0.5
+"""seconds between looks at whether a client is still there"""
 _KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
@@ -69,14 +71,31 @@ class Completions:
         room = self._room(len(prompt), asked.tokens)
         if self._waiting >= self._bounds.writing:
             raise RefusedError(503, "too many completions are waiting; come back in a moment")
+        writing = _Writing()
 
-        def write(told: Callable[[str], None] | None) -> Any:
-            return self._writer.write(prompt, room, asked.temperature, told)
+        def write() -> Any:
+            return self._writer.write(prompt, room, asked.temperature, writing.told)
 
+        task = asyncio.create_task(self._in_turn(write, writing))
+        self._waiting += 1
+        task.add_done_callback(self._ended)
         facts = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._name}
         if asked.stream:
-            return StreamingResponse(self._events(write, facts), media_type="text/event-stream")
-        return JSONResponse(await self._whole(write, facts))
+            return StreamingResponse(_events(task, writing, facts), media_type="text/event-stream")
+        return JSONResponse(await _whole(task, writing, facts, request))
+
+    async def _in_turn(self, write: Callable[[], Any], writing: "_Writing") -> Any:
+        """One is written at a time, however fast its reader reads, and whether there still is one."""
+        try:
+            async with self._turn:
+                writing.told("")
+                return await asyncio.to_thread(write)
+        finally:
+            writing.parts.put_nowait(None)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._waiting -= 1
+        task.exception()  # looked at here, since nobody may wait for it any more
 
     def _room(self, prompt: int, tokens: int | None) -> int:
         """Tokens that may be written. Raises RefusedError."""
@@ -93,55 +112,58 @@ class Completions:
             )
         return tokens or int(min(most, _TOKENS))
 
-    async def _whole(self, write: Callable[..., Any], facts: dict[str, Any]) -> dict[str, Any]:
-        self._waiting += 1
-        try:
-            async with self._turn:
-                written = await asyncio.to_thread(write, None)
-        except Exception as error:
-            raise RefusedError(500, f"the model failed: {type(error).__name__}") from None
-        finally:
-            self._waiting -= 1
-        message = {"role": "assistant", "content": written.text}
-        choice = {"index": 0, "message": message, "finish_reason": _reason(written)}
-        total = written.prompt_tokens + written.tokens
-        usage = {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens, "total_tokens": total}
-        return {**facts, "object": "chat.completion", "choices": [choice], "usage": usage}
 
-    async def _events(self, write: Callable[..., Any], facts: dict[str, Any]) -> AsyncIterator[str]:
-        """Server-sent events; when nobody reads them any more, writing ends with the next token."""
+async def _whole(
+    task: asyncio.Task[Any], writing: "_Writing", facts: dict[str, Any], request: Request
+) -> dict[str, Any]:
+    while not task.done():
+        await asyncio.wait({task}, timeout=_LOOKED)
+        if not task.done() and await request.is_disconnected():
+            writing.gone.set()
+    try:
+        written = task.result()
+    except Exception as error:
+        raise RefusedError(500, f"the model failed: {type(error).__name__}") from None
+    message = {"role": "assistant", "content": written.text}
+    choice = {"index": 0, "message": message, "finish_reason": _reason(written)}
+    total = written.prompt_tokens + written.tokens
+    usage = {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens, "total_tokens": total}
+    return {**facts, "object": "chat.completion", "choices": [choice], "usage": usage}
 
-        def event(delta: dict[str, str], reason: str | None = None) -> str:
-            choice = {"index": 0, "delta": delta, "finish_reason": reason}
-            return _event({**facts, "object": "chat.completion.chunk", "choices": [choice]})
 
-        parts: asyncio.Queue[str | None] = asyncio.Queue()
-        loop, gone = asyncio.get_running_loop(), threading.Event()
+async def _events(task: asyncio.Task[Any], writing: "_Writing", facts: dict[str, Any]) -> AsyncIterator[str]:
+    """Server-sent events; when nobody reads them any more, writing ends with the next token."""
 
-        def told(part: str) -> None:
-            if gone.is_set():
-                raise _GoneError
-            loop.call_soon_threadsafe(parts.put_nowait, part)
+    def event(delta: dict[str, str], reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return _event({**facts, "object": "chat.completion.chunk", "choices": [choice]})
 
-        def ended(task: asyncio.Task[Any]) -> None:
-            task.exception()  # looked at here, since nobody may wait for it any more
-            parts.put_nowait(None)
+    try:
+        yield event({"role": "assistant", "content": ""})
+        while (part := await writing.parts.get()) is not None:
+            yield event({"content": part})
+        yield event({}, _reason(await task))
+    except Exception as error:
+        yield _event(_content(RefusedError(500, f"the model failed: {type(error).__name__}")))
+    finally:
+        writing.gone.set()
+    yield "data: [DONE]\n\n"
 
-        self._waiting += 1
-        try:
-            yield event({"role": "assistant", "content": ""})
-            async with self._turn:
-                task = asyncio.create_task(asyncio.to_thread(write, told))
-                task.add_done_callback(ended)
-                while (part := await parts.get()) is not None:
-                    yield event({"content": part})
-                yield event({}, _reason(await task))
-        except Exception as error:
-            yield _event(_content(RefusedError(500, f"the model failed: {type(error).__name__}")))
-        finally:
-            gone.set()
-            self._waiting -= 1
-        yield "data: [DONE]\n\n"
+
+class _Writing:
+    """What comes from the thread that writes, and what it is told."""
+
+    def __init__(self) -> None:
+        self.parts: asyncio.Queue[str | None] = asyncio.Queue()
+        self.gone = threading.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def told(self, part: str) -> None:
+        """With every token, be it nothing. Raises _GoneError when nobody reads any more."""
+        if self.gone.is_set():
+            raise _GoneError
+        if part:
+            self._loop.call_soon_threadsafe(self.parts.put_nowait, part)
 
 
 def refusal(refused: RefusedError) -> JSONResponse:
@@ -166,18 +188,20 @@ def _checked(content: dict[str, Any], name: str, bounds: Bounds) -> _Asked:
     """Raises RefusedError."""
     for key in content:
         if key not in _FIELDS:
-            raise RefusedError(400, f"received '{key[:40]}'; allowed: {', '.join(_FIELDS)}", key=key[:40])
+            shown = key[:40].encode("utf-8", "replace").decode()
+            raise RefusedError(400, f"received '{shown}'; allowed: {', '.join(_FIELDS)}", key=shown)
     if content.get("model") != name:
         raise RefusedError(404, f"no such model here; allowed: '{name}'", key="model", code="model_not_found")
-    tokens, temperature = content.get("max_tokens"), content.get("temperature", 0)
+    tokens, temperature, stream = content.get("max_tokens"), content.get("temperature"), content.get("stream")
+    temperature = 0 if temperature is None else temperature
     if tokens is not None and not (type(tokens) is int and 1 <= tokens <= bounds.tokens):
         raise RefusedError(400, f"expected a whole number from 1 to {bounds.tokens}", key="max_tokens")
-    if type(temperature) not in (int, float) or not 0 <= temperature <= 2:
-        raise RefusedError(400, "expected a number from 0 to 2", key="temperature")
-    if type(content.get("stream", False)) is not bool:
+    if type(temperature) not in (int, float) or not (temperature == 0 or 0.01 <= temperature <= 2):
+        raise RefusedError(400, "expected 0, or a number from 0.01 to 2", key="temperature")
+    if type(stream) not in (bool, type(None)):
         raise RefusedError(400, "expected true or false", key="stream")
     turns = _turns(content.get("messages"), bounds)
-    return _Asked(turns, tokens, float(temperature), content.get("stream", False))
+    return _Asked(turns, tokens, float(temperature), bool(stream))
 
 
 def _turns(messages: object, bounds: Bounds) -> Conversation:

@@ -33,6 +33,7 @@ from .runtime import padded
 
 PARITY = 1e-5
 """largest difference of a logit, relative to the largest one, between the run's model and the folder's"""
+_OF_DRAWING = ("temperature", "top_k", "top_p")
 _AUTO: dict[str | None, Any] = {
     "fill-mask": AutoModelForMaskedLM,
     "image-classification": AutoModelForImageClassification,
@@ -149,6 +150,8 @@ def _describe(model: PreTrainedModel, run: FinishedRun) -> None:
         generator = Generator.of(model, run.tokenizer, run.config.data, run.config.model.max_length, 1)
         if generator.chat is not None:
             model.generation_config.eos_token_id = generator.ends
+        for name, value in {"do_sample": False, "repetition_penalty": 1.0, **dict.fromkeys(_OF_DRAWING)}.items():
+            setattr(model.generation_config, name, value)  # as `confide predict` writes
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TextIO, runtime_checkable
 import numpy as np
 
 from ...common.data.images import ImageForm, read_image
-from ...common.errors import ConfigError, DataError
+from ...common.errors import ConfigError, DataError, harmless
 from ...common.types import Conversation, Reads, Rows
 from .runtime import FACTS, VARIANTS, OnnxModel
 
@@ -141,7 +141,7 @@ def _tell(model: Writes, texts: Iterable[str], out: TextIO) -> int:
     """Shows each text with its continuation as it is written; returns how many."""
 
     def told(part: str) -> None:
-        out.write(part)
+        out.write(harmless(part))
         out.flush()
 
     done = 0

@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ...common.data.chat_template import ChatTemplate
 from ...common.errors import DataError
-from ...common.model.generation import Generator, in_one_piece
+from ...common.model.generation import Generator, choice, in_one_piece
 from ...common.types import Conversation, Reads, Rows
 from .finished import FinishedRun, NextLogits
 
@@ -72,7 +72,7 @@ class Writer:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=tokens,
-                **({"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}),
+                **choice(temperature),
                 eos_token_id=ends or None,
                 pad_token_id=self.pad,
                 streamer=None if told is None else _Telling(self.tokenizer, told),
@@ -127,13 +127,13 @@ class _Telling(BaseStreamer):
             return
         self._tokens += value.tolist()
         text = str(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
-        if not text.endswith("\ufffd"):
-            self._tell(text)
+        self._tell(self._said if text.endswith("\ufffd") else text)
 
     def end(self) -> None:
         self._tell(str(self._tokenizer.decode(self._tokens or [], skip_special_tokens=True)))
 
     def _tell(self, text: str) -> None:
-        if len(text) > len(self._said) and text.startswith(self._said):
-            self._told(text[len(self._said) :])
-            self._said = text
+        """Something with every token, be it nothing: whoever listens may want no more."""
+        more = text[len(self._said) :] if text.startswith(self._said) else ""
+        self._told(more)
+        self._said += more

@@ -13,7 +13,7 @@ from confide.common.model import weights
 from confide.common.model.apart import dummy_records
 from confide.common.model.checkpointing import recomputing
 from confide.common.model.loading import FineTuneModel, load_model
-from confide.common.model.per_sample import hooked, record_gradients
+from confide.common.model.per_sample import forget, hooked, record_gradients
 from confide.common.model.proof import prove
 from confide.common.model.shapes import Shapes
 from confide.tests.architectures import save_architecture
@@ -58,6 +58,42 @@ def test_a_gradient_is_one_records_in_few_bits_and_computed_again(tmp_path: Path
     assert float(error.max()) < FURTHEST[held]
     assert held == "full" or float(error.max()) > 1e-4  # it was done
     assert all(rows > 1 for rows in prove(again, Shapes(24, 16, 30.0)).found.values())
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("kind", [("gemma3", "preference"), ("albert", "sequence-classification")], ids=str)
+def test_a_backward_pass_that_ends_in_an_error_leaves_nothing(tmp_path: Path, kind: tuple, again: bool) -> None:
+    """Of layers that are called twice Opacus holds what came back from the first of them: the next batch's gradients
+    were added to it, and a record that failed moved the sum by 0.38 C."""
+    targets = ("query", "value") if kind[0] == "albert" else None
+    if kind[0] == "albert" and again:
+        pytest.skip("it names no layers that could be computed again")
+    model = load(tmp_path, (*kind, "mean", targets), checkpointing=again)
+    clean = gradients(model)
+    layers = [layer for name, layer in model.module.named_modules() if name.endswith("lora_B.default")]
+    failed = 0
+    for place in range(12):
+        passed = []
+
+        def fail(*_: object, place: int = place, passed: list = passed) -> None:
+            passed.append(place)
+            if len(passed) == place + 1:
+                raise RuntimeError("out of memory")
+
+        hooks = [layer.register_full_backward_hook(fail) for layer in layers]
+        with hooked(model):
+            records = dummy_records(model, [9, 12], 8)
+            try:
+                record_gradients(model, model.losses(records, np.arange(2), 25))
+            except RuntimeError:
+                failed += 1
+                forget(model)
+            for hook in hooks:
+                hook.remove()
+            records = dummy_records(model, [20, 18, 24, 17], 5)
+            found = torch.cat(record_gradients(model, model.losses(records, np.arange(4), 25)), 1)
+        torch.testing.assert_close(found, clean, rtol=0, atol=0)
+    assert failed >= 4
 
 
 @pytest.mark.parametrize("held", ["int8", "nf4"])

@@ -142,6 +142,14 @@ def test_what_is_planned_stands_in_the_run(tmp_path: Path, monkeypatch: pytest.M
     assert with_plan(run_of(tmp_path, "llama", "causal-lm", training={"batch_tokens": 64})).model.checkpointing is False
 
 
+def test_on_the_way_up_everything_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adversarial training asks for a gradient that layers which are computed again do not give."""
+    plan = planned(run_of(tmp_path, "llama", "causal-lm"))
+    monkeypatch.setattr(memory, "usable_memory", lambda _: plan.peak(0) + 3 * plan.sites * plan.row)
+    config = run_of(tmp_path, "llama", "causal-lm", training={"adversarial": 0.1})
+    assert with_plan(config).model.checkpointing is False
+
+
 @pytest.mark.parametrize("weights", ["int8", "nf4"])
 def test_few_bits_are_planned_as_they_are_held(tmp_path: Path, weights: str) -> None:
     """Of the linear layers; the real model's own count is the reference."""

@@ -139,8 +139,10 @@ def test_a_stream_ends_with_done(client) -> None:
             "messages",
             "2 tokens and 39 to be written are more than the model takes (40 together",
         ),
-        ({"temperature": 2.5}, 400, "temperature", "from 0 to 2"),
-        ({"temperature": float("nan")}, 400, "temperature", "from 0 to 2"),
+        ({"temperature": 2.5}, 400, "temperature", "from 0.01 to 2"),
+        ({"temperature": float("nan")}, 400, "temperature", "from 0.01 to 2"),
+        ({"temperature": 1e-40}, 400, "temperature", "from 0.01 to 2"),
+        ({"\ud800": 1}, 400, "?", "received '?'"),
         ({"stream": 1}, 400, "stream", "true or false"),
     ],
 )
@@ -187,11 +189,25 @@ def _request(content: dict[str, object]) -> Request:
 def test_whoever_leaves_ends_the_writing_and_few_may_wait(model: Repeating, monkeypatch) -> None:
     async def play() -> None:
         chat = Completions(model, "name", Bounds(writing=1))
+        quickly, written, most = model._said, [0], [0]
+
+        def waiting(words: list[str], tell) -> None:
+            written[0] += 1
+            most[0] = max(most[0], written[0])
+            time.sleep(0.2)
+            written[0] -= 1
+            quickly(words, tell)
+
+        monkeypatch.setattr(model, "_said", waiting)
         reply: Any = await chat.complete(_request(asking("a " * 30, stream=True)))
+        with pytest.raises(RefusedError, match="too many completions are waiting"):  # before anybody has read
+            await chat.complete(_request(asking()))
         assert "assistant" in await anext(reply.body_iterator)
         with pytest.raises(RefusedError, match="too many completions are waiting"):
             await chat.complete(_request(asking()))
         await reply.body_iterator.aclose()
+        await asyncio.sleep(0.5)
+        monkeypatch.setattr(model, "_said", quickly)
         assert (await chat.complete(_request(asking()))).status_code == 200
         later: Any = await chat.complete(_request(asking("slow " * 30, stream=True)))
         told: list[str] = []
@@ -208,6 +224,15 @@ def test_whoever_leaves_ends_the_writing_and_few_may_wait(model: Repeating, monk
         await later.body_iterator.aclose()
         await asyncio.sleep(0.3)
         assert 0 < len(told) < 30
+        monkeypatch.setattr(model, "_said", waiting)
+        many = Completions(model, "name", Bounds(writing=8))
+        replies: list[Any] = [await many.complete(_request(asking("a b", stream=True))) for _ in range(4)]
+        for left in replies[:3]:  # they go, or read nothing: the last one is answered all the same
+            await anext(left.body_iterator)
+        await replies[0].body_iterator.aclose()
+        parts = [part async for part in replies[3].body_iterator]
+        assert parts[-1] == "data: [DONE]\n\n"
+        assert most == [1]
 
     asyncio.run(play())
 
@@ -223,3 +248,6 @@ def test_a_terminal_sees_texts_while_they_are_written(model: Repeating, tmp_path
     screen.seek(0)
     assert predict_file(model, str(tmp_path / "in.txt"), None, "text", columns=Columns()) == 2
     assert screen.getvalue() == "good film\ngood film \n\nbad\nbad \n\n"
+    (tmp_path / "in.txt").write_text("a\x1b]0;owned\x07b\n")
+    predict_file(model, str(tmp_path / "in.txt"), None, "text", columns=Columns())
+    assert "\x1b" not in screen.getvalue()

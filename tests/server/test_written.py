@@ -1,6 +1,7 @@
 """What a language model writes and holds likely: against sacrebleu, rouge-score and logits by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,28 @@ def test_the_likeliest_answer_is_that_of_the_logits(asking) -> None:
     result = found.asked(found.model.initial)["answers"]
     right = int((np.array(wanted * 8) == found.right).sum())
     assert result == share_of(right, 40)
+
+
+def test_where_no_single_answer_is_the_likeliest_none_is_right(asking) -> None:
+    """Two that the tokenizer reads alike; and a model without numbers, to which the first answer was the likeliest."""
+    found = questions(asking(evaluation={"answers": ["happy", "sad", "sad story", "happy and warm"]}))
+    nothing = {name: np.full_like(array, np.nan) for name, array in found.model.initial.items()}
+    result = found.asked(nothing)
+    assert result["answers"]["accuracy"] == 0
+    found.generator.drawing(1.0, 3).written(found.prompts)  # draws something, and does not fail
+    alike = replace(found, answers=[found.answers[0]] * 2, right=np.zeros(40, dtype=int))
+    assert set(alike._likeliest()) == {-1}
+
+
+def test_tokens_are_chosen_whatever_the_backbones_settings_are(asking) -> None:
+    found = questions(asking())
+    settings = found.generator.module.generation_config
+    plain = found.generator.written(found.prompts)
+    settings.repetition_penalty, settings.top_k, settings.do_sample = 5.0, 1, True
+    try:
+        assert found.generator.written(found.prompts) == plain
+    finally:
+        settings.repetition_penalty, settings.top_k, settings.do_sample = 1.0, 50, False
 
 
 def test_a_response_that_is_no_answer_is_refused_before_a_run(asking) -> None:

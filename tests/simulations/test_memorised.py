@@ -159,3 +159,10 @@ def test_secrets_that_could_not_be_seen_are_refused(talking, gpt2: Path) -> None
     unread = resolve(talking(model={"backbone": str(gpt2)}, audit={"kind": "in-distribution"}))
     with pytest.raises(ConfigError, match="the tokenizer reads all secrets alike"):
         secrets_alone(unread, model_of(unread), "site-1")
+
+
+def test_secrets_that_do_not_fit_are_refused_before_anything_runs(talking, tmp_path: Path) -> None:
+    config = talking(model={"max_length": 6}, audit={"kind": "in-distribution"}, run={"output": str(tmp_path / "out")})
+    with pytest.raises(ConfigError, match=r"model.max_length: 6 received .* would fit into a record; raise it"):
+        audit_canaries(config)
+    assert not (tmp_path / "out").exists()

@@ -76,6 +76,14 @@ TASK = (
         example=("model.train=full", 'model.lora.modules_to_save=["image_encoder"]'),
     ),
     Rule(
+        key="model.checkpointing",
+        when="training.adversarial",
+        refused=lambda c: c.model.checkpointing is True and c.training.adversarial is not None,
+        reason="the worst change of the embeddings is found by a gradient that needs what a pass keeps",
+        remedy="allowed: auto, false (with training.adversarial, auto is false)",
+        example=("model.checkpointing=true", "training.adversarial=0.1"),
+    ),
+    Rule(
         key="training.adversarial",
         when="model.train 'head'",
         refused=lambda c: c.model.train == "head" and c.training.adversarial is not None,
