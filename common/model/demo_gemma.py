@@ -52,7 +52,9 @@ def _convert(packed: Path, folder: Path) -> None:
     """A GGUF file as transformers saves models, in float32: in bfloat16 it would leave the weights packed."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
 
+    hf_logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.float32)
     del model.config.quantization_config  # of the file, which the folder has not
     model.hf_quantizer = None

@@ -50,7 +50,7 @@ class _Attached:
             p.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]  # Opacus' attributes
             p._forward_counter = 0  # pyright: ignore[reportAttributeAccessIssue]
             # of a backward pass that ended among several calls of a layer: the next would be added to it
-            p.__dict__.pop("_current_grad_sample", None)
+            vars(p).pop("_current_grad_sample", None)
 
 
 _attached: WeakKeyDictionary[FineTuneModel, _Attached] = WeakKeyDictionary()

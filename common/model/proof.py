@@ -239,6 +239,8 @@ def _together(
             return [part.detach().clone() for part in record_gradients(model, losses, len(which))]
     except PrivacyError as error:
         raise ModelError(f"{error}; {_advice(model)}") from None
+    except ModelError:
+        raise
     except Exception as error:  # of dummy records: whatever Opacus or the model cannot do
         where = _layer_of(model, error)
         raise ModelError(
