@@ -94,3 +94,53 @@ def _marked(text: str, learned: bool, terminal: bool) -> str:
     if not learned:
         return text
     return typer.style(text, bold=True, underline=True) if terminal else f"⟦{text}⟧"
+
+
+@label_app.command("suggest")
+def label_suggest(
+    pool: Annotated[str, typer.Argument(help="The unlabelled rows: csv, jsonl, parquet or SQL url#table.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The adapter folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="The csv for the annotators.")] = Path("to-label.csv"),
+    count: Annotated[int, typer.Option(min=1, help="How many rows.")] = 50,
+    strategy: Annotated[str, typer.Option(help="random, entropy, margin, bald, coreset or badge.")] = "margin",
+    labelled: Annotated[str | None, typer.Option(help="Rows that have labels already (coreset keeps away).")] = None,
+    text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    site: Annotated[Path | None, typer.Option(metavar="DIR", help="The site's folder, for backbones it names.")] = None,
+) -> None:
+    """Choose the rows of a pool whose labels would teach the current global model most; nothing leaves the site."""
+    from typing import cast
+
+    from ..client.labelling import suggest
+    from ..common.data.active import SCORED, STRATEGIES, Strategy
+    from ..common.errors import ConfigError
+
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"--strategy: received '{strategy}'; allowed: {', '.join(STRATEGIES)}")
+    chosen = suggest(
+        pool, adapter, out, strategy=cast(Strategy, strategy), count=count, labelled=labelled, text=text, site=site
+    )
+    typer.echo(f"{chosen} rows to label: {out}; it quotes records and stays here")
+    if strategy not in SCORED:
+        typer.echo(
+            f"'{strategy}': one row of the pool may decide on many others; what a private run spends on the rows "
+            f"chosen says nothing about the pool's; strategies with a bound: {', '.join(SCORED)}",
+            err=True,
+        )
+    typer.echo(f"then: confide label import {out} --pool {pool} --adapter {adapter} --out NEXT")
+
+
+@label_app.command("import")
+def label_import(
+    answers: Annotated[Path, typer.Argument(help="The csv that suggest wrote, its column label filled.")],
+    pool: Annotated[str, typer.Option(help="The pool that suggest read.")],
+    out: Annotated[Path, typer.Option(help="New folder: train.csv and the smaller pool.csv.")],
+    train: Annotated[str | None, typer.Option(help="Rows that were labelled before.")] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="ADAPTER", help="The run whose classes are allowed.")] = None,
+    text: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    label: Annotated[str, typer.Option(help="Column of the classes.")] = "label",
+) -> None:
+    """Put labels that came back to the rows they were asked for; existing files stay as they are."""
+    from ..client.labelling import POOL, TRAIN, import_labels
+
+    found = import_labels(answers, pool, out, train=train, adapter=adapter, text=text, label=label)
+    typer.echo(f"{found.added} labels added: {out / TRAIN}; {found.left} rows are left: {out / POOL}")
