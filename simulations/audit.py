@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ..client.train import Work, _drawn_sum
-from ..common.config.resolve import resolve
 from ..common.config.run import RunConfig, load
 from ..common.data.augmentation import encode_with_copies
 from ..common.data.partition import site_name
@@ -57,10 +56,6 @@ def audit_canaries(config: RunConfig, *, control: bool = True, overwrite: bool =
     The control's model is thrown away: it is as private as no privacy. A run of mode `none` is its own control.
     Returns the facts of the audit.
     """
-    if config.audit.records:  # of public rows: said before anything runs
-        run = resolve(config)
-        for number in range(run.clients):
-            canary_rows_of(run, model_of(run), site_name(number, run.clients))
     folder = simulate(config, overwrite=overwrite)
     found = read_report(folder)["audit"]
     if config.private and found.get("records"):

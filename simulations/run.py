@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from ..client.worker import Worker
 from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig, load
+from ..common.data.partition import site_name
 from ..common.errors import ConfigError
 from ..common.model.loading import model_of
 from ..common.model.memory import sites_at_once, with_plan
@@ -25,6 +26,7 @@ from ..server.start import initial_adapter
 from ..server.written import read_questions
 from .app import client, play
 from .attacks.byzantine import ByzantineGrid
+from .canaries import canary_rows_of
 from .local import LocalGrid
 from .sites import make_ledgers, worker_for
 
@@ -39,6 +41,8 @@ def prepare(config: RunConfig, strategy: Strategy | None = None) -> tuple[RunCon
     for source in public_sources(resolved):
         read_public(resolved, model, source)
     read_questions(resolved, model)
+    for number in range(resolved.clients if resolved.audit.records else 0):
+        canary_rows_of(resolved, model, site_name(number, resolved.clients))
     make_strategy(resolved, model.trained_initial, given=strategy)
     initial_adapter(resolved, model)
     if mode_of(resolved).TEACHERS:

@@ -67,7 +67,7 @@ class Generator:
         order = sorted((i for i, ids in enumerate(asked) if len(ids)), key=lambda i: len(asked[i]))
         found = [""] * len(asked)
         device = self.module.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), in_one_piece(self.module):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             while order:
                 rows = max(1, TOKENS // (len(asked[order[-1]]) + self.tokens))
@@ -83,15 +83,24 @@ class Generator:
         for row, prompt in zip(ids, prompts, strict=True):
             row[longest - len(prompt) :] = prompt
         mask = np.arange(longest)[None, :] >= longest - np.array([[len(prompt)] for prompt in prompts])
-        written = self.module.generate(
-            input_ids=torch.from_numpy(ids).to(self.module.device),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(self.module.device),
-            max_new_tokens=self.tokens,
-            eos_token_id=self.ends or None,
-            pad_token_id=pad_of(self.tokenizer),
-            **choice(self.temperature),
-        )
-        return [self._text(row) for row in written[:, longest:].cpu().numpy()]
+        return [self._text(row) for row in self.tokens_after(ids, mask, self.tokens, self.temperature)]
+
+    @torch.no_grad()
+    def tokens_after(
+        self, ids: np.ndarray, mask: np.ndarray, tokens: int, temperature: float | None, streamer: Any = None
+    ) -> np.ndarray:
+        """(B, ≤ tokens) that follow prompts (B, T), padded in front. streamer: of transformers, of one prompt."""
+        with _in_one_piece(self.module):
+            written = self.module.generate(
+                input_ids=torch.from_numpy(ids).to(self.module.device),
+                attention_mask=torch.from_numpy(mask.astype(np.int64)).to(self.module.device),
+                max_new_tokens=tokens,
+                eos_token_id=self.ends or None,
+                pad_token_id=pad_of(self.tokenizer),
+                streamer=streamer,
+                **choice(temperature),
+            )
+        return written[:, ids.shape[1] :].cpu().numpy()
 
     def _text(self, ids: np.ndarray) -> str:
         ended = np.isin(ids, self.ends)
@@ -107,7 +116,7 @@ def choice(temperature: float | None) -> dict[str, Any]:
 
 
 @contextmanager
-def in_one_piece(module: Any) -> Iterator[None]:
+def _in_one_piece(module: Any) -> Iterator[None]:
     """Within, the output layer reads the last positions as an array of their own: for a slice of all positions torch
     copies a frozen layer's weights once for every row, which took Gemma's 262,144 words 2.6 s a row."""
     end = module.get_output_embeddings()

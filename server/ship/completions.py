@@ -95,7 +95,8 @@ class Completions:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._waiting -= 1
-        task.exception()  # looked at here, since nobody may wait for it any more
+        if not task.cancelled():
+            task.exception()  # looked at here, since nobody may wait for it any more
 
     def _room(self, prompt: int, tokens: int | None) -> int:
         """Tokens that may be written. Raises RefusedError."""

@@ -25,7 +25,7 @@ from transformers import (
 
 from ...common.data.images import ImageForm
 from ...common.errors import ConfigError, ModelError
-from ...common.model.generation import Generator
+from ...common.model.generation import Generator, choice
 from ...common.tasks import task_names
 from .card import card, copy_adapter, new_folder, written
 from .finished import FinishedRun
@@ -150,7 +150,7 @@ def _describe(model: PreTrainedModel, run: FinishedRun) -> None:
         generator = Generator.of(model, run.tokenizer, run.config.data, run.config.model.max_length, 1)
         if generator.chat is not None:
             model.generation_config.eos_token_id = generator.ends
-        for name, value in {"do_sample": False, "repetition_penalty": 1.0, **dict.fromkeys(_OF_DRAWING)}.items():
+        for name, value in {**choice(None), **dict.fromkeys(_OF_DRAWING)}.items():
             setattr(model.generation_config, name, value)  # as `confide predict` writes
 
 

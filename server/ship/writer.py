@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ...common.data.chat_template import ChatTemplate
 from ...common.errors import DataError
-from ...common.model.generation import Generator, choice, in_one_piece
+from ...common.model.generation import Generator
 from ...common.types import Conversation, Reads, Rows
 from .finished import FinishedRun, NextLogits
 
@@ -38,16 +39,15 @@ class Writer:
     form = None
     reads = Reads(label=None)
 
-    def __init__(self, run: FinishedRun, tokens: int = 64, module: nn.Module | None = None) -> None:
-        """module: the run's merged model, where it was made already."""
+    def __init__(self, run: FinishedRun, tokens: int = 64) -> None:
         self.task = run.config.model.task
         self.labels: list[str] = []
         self.scale: tuple[float, float] | None = None
-        self._model: Any = run.classifier() if module is None else module
-        self.module: nn.Module = NextLogits(self._model)
+        model = run.classifier()
+        self.module: nn.Module = NextLogits(model)
         self.tokenizer, self.pad = run.tokenizer, run.model.pad
         read = run.config.model.max_length
-        self.generator = Generator.of(self._model, run.tokenizer, run.config.data, read, tokens)
+        self.generator = Generator.of(model, run.tokenizer, run.config.data, read, tokens)
         self.tokens = self.generator.tokens
         self.positions: int | None = run.model.positions
         """tokens of a prompt and its continuation together; None: no bound is stated"""
@@ -62,22 +62,12 @@ class Writer:
         if ids:
             self.write(ids, self.tokens, told=told)
 
-    @torch.no_grad()
     def write(self, prompt: list[int], tokens: int, temperature: float = 0.0, told: Told | None = None) -> Written:
         """Continues (T,) tokens, T > 0, by at most `tokens`. temperature: 0 for the likeliest token each time, or of
         the distribution that tokens are drawn from."""
-        ids, ends = torch.tensor([prompt], device=self._model.device), self.generator.ends
-        with in_one_piece(self._model):
-            made = self._model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=tokens,
-                **choice(temperature),
-                eos_token_id=ends or None,
-                pad_token_id=self.pad,
-                streamer=None if told is None else _Telling(self.tokenizer, told),
-            )[0, len(prompt) :]
-        ended = len(made) > 0 and int(made[-1]) in ends
+        ids, streamer = np.array([prompt], dtype=np.int64), None if told is None else _Telling(self.tokenizer, told)
+        (made,) = self.generator.tokens_after(ids, np.ones_like(ids), tokens, temperature, streamer)
+        ended = len(made) > 0 and int(made[-1]) in self.generator.ends
         return Written(str(self.tokenizer.decode(made, skip_special_tokens=True)), len(prompt), len(made), ended)
 
     def prompt(self, turns: Conversation) -> list[int]:
