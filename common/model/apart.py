@@ -1,5 +1,6 @@
 """What a model makes of a record must not depend on other records: looked at with dummy records, without gradients."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,8 @@ from .shapes import Shapes
 
 _ROUTING = ("grouped_mm", "topk", "histc", "bincount", "nonzero")
 """operations by which tokens of several records are gathered, whose kernels depend on how many there are"""
+_PRODUCTS = ("mm", "mv", "dot", "linear", "conv", "gem", "einsum")
+"""in the names of operations that multiply matrices, bitsandbytes' included"""
 RECORDS, MANY, ALONE = 16, 128, 3
 """dummy records at once, over several sets, and of those the ones that are taken alone"""
 COMPARED = 50
@@ -83,6 +86,22 @@ def works_alike(*reads: Callable[[], object]) -> bool:
             read()
         seen.append(operations.seen)
     return all(one == seen[0] for one in seen) and not any(name in call for call, _ in seen[0] for name in _ROUTING)
+
+
+def has_products_of_one_vector(read: Callable[[], object], rows: int) -> bool:
+    """Whether a reading of so many rows multiplies a matrix with one vector a row (a pooled head does, a layer over
+    tokens or patches does not)."""
+    with Operations() as operations, torch.no_grad():
+        read()
+    return any(
+        any(name in call for name in _PRODUCTS) and any(_vectors(call, shape) <= rows for shape in shapes)
+        for call, shapes in operations.seen
+    )
+
+
+def _vectors(call: str, shape: tuple[int, ...]) -> int:
+    width = shape[1 if "conv" in call and len(shape) > 2 else -1] if shape else 1
+    return math.prod(shape) // max(1, width)
 
 
 def check_apart(model: FineTuneModel) -> None:

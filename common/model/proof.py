@@ -22,7 +22,17 @@ from ..config.run import RunConfig
 from ..data.augmentation import views_of
 from ..errors import ModelError, PrivacyError, first_line
 from ..types import Records
-from .apart import ALONE, COMPARED, MANY, RECORDS, check_features, check_stateless, dummy_records, works_alike
+from .apart import (
+    ALONE,
+    COMPARED,
+    MANY,
+    RECORDS,
+    check_features,
+    check_stateless,
+    dummy_records,
+    has_products_of_one_vector,
+    works_alike,
+)
 from .loading import FineTuneModel
 from .per_sample import hooked, plain_name, record_gradients
 from .shapes import MOST_RECORDS, Shapes, filled
@@ -36,7 +46,7 @@ _SHORT = 16
 _REACHING = 4
 """dummy records whose loss must reach what is trained"""
 _CHUNK = 2**16
-"""numbers of each row that are held as whole numbers at once"""
+"""times eight bytes of each row that are multiplied at once"""
 
 _proved: WeakKeyDictionary[nn.Module, dict[tuple[Shapes, tuple[int, ...], int], Shapes]] = WeakKeyDictionary()
 _proving = threading.Lock()
@@ -149,12 +159,17 @@ class _Proof:
 
     def _rows_alike(self, shapes: Shapes, rows: int) -> bool:
         """Over many records, at the shortest length: a product of one vector a record has few numbers, of which perhaps
-        one in twenty rounds otherwise at the next position, so few records could look alike by chance."""
+        one in twenty rounds otherwise at the next position, so few records could look alike by chance. Where a layer
+        multiplies a vector a token, no record could."""
         if rows not in self._small:
             shortest = shapes.all_lengths[0]
-            sets = -(-MANY // min(rows, RECORDS))
+            sets = -(-MANY // min(rows, RECORDS)) if self._has_products_of_one_vector(shortest) else 0
             self._small[rows] = all(self._bits_stay(shortest, rows, seed) for seed in range(1, 1 + sets))
         return self._small[rows]
+
+    def _has_products_of_one_vector(self, length: int) -> bool:
+        records = self._records(length, 0)
+        return has_products_of_one_vector(partial(self.model.losses, records, np.arange(RECORDS), length), RECORDS)
 
     def _records(self, length: int, seed: int) -> Records:
         """Every other one as long as its shape takes, the others shorter."""
@@ -217,12 +232,13 @@ class _Layers:
 
 
 def _checksums(values: torch.Tensor) -> torch.Tensor:
-    """(n, …) floating point → (n,) int64 of the bits of each row, each times an odd number of its own, modulo 2⁶⁴."""
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    bits = values.contiguous().view(whole).flatten(1)
-    found = bits.new_zeros(len(bits), dtype=torch.long)
+    """(n, …) floating point → (n,) int64 of the bits of each row: eight bytes at a time, each times an odd number of
+    its own, modulo 2⁶⁴, so that no single change is lost."""
+    flat = values.contiguous().flatten(1)
+    bits = nn.functional.pad(flat, (0, -flat.shape[1] % (8 // flat.element_size()))).view(torch.int64)
+    found = bits.new_zeros(len(bits))
     for start in range(0, bits.shape[1], _CHUNK):
-        part = bits[:, start : start + _CHUNK].long()
+        part = bits[:, start : start + _CHUNK]
         place = torch.arange(start, start + part.shape[1], device=bits.device) * 0x1E3779B97F4A7C15
         found += (part * (place ^ (place >> 29) | 1)).sum(1)
     return found

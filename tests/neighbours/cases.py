@@ -84,6 +84,10 @@ _SHOWN = (
 )
 
 
+_ROUNDS = 64
+"""of runs a multiple: the same for most, which are then accounted for once"""
+
+
 def named(case: Case) -> Case:
     """With LoRA on named layers."""
     return replace(case, targets=TARGETS[case.architecture])
@@ -182,7 +186,7 @@ def check(
     table = table or table_of(case.task, case.turn)
     if not whole:
         table = table.shorter(set(names or ()))
-    config = run_of(sites, case, 3 * len(table.rows))
+    config = run_of(sites, case, -(-3 * len(table.rows) // _ROUNDS) * _ROUNDS)
     host = host_of(sites, case, table)
     adapter = adapter_of(host, config)
     peer = host_of(sites, case, table_of(case.task), "site-2") if config.secure else None
