@@ -1,7 +1,9 @@
 """The `confide` command. torch and its friends are imported inside commands: `confide --help` is immediate."""
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -243,6 +245,16 @@ def demo_data(
     typer.echo(f"wrote {', '.join(f'{name}.csv' for name in sorted(tables))} to {folder}")
 
 
+def _quiet_libraries() -> None:
+    """Before they are loaded, since some set up logging in their own way."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLEPROGRESS_BARS", "1")
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -254,6 +266,7 @@ def main() -> None:
     """Entry point: an error that is meant for the user is one line on standard error."""
     from ..common.errors import ConfideError
 
+    _quiet_libraries()
     try:
         app()
     except ConfideError as error:

@@ -1,11 +1,8 @@
 """What a person sees while a run goes on, and the table at its end; read from the run folder, whatever engine runs."""
 
 import json
-import logging
-import os
 import threading
 import tomllib
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,11 +22,8 @@ _INTERVAL = 0.2
 
 @contextmanager
 def watch(folder: Path, title: str = "") -> Iterator[None]:
-    """Shows the progress of the run in `folder`, the title before it: bars on a terminal, elsewhere a line a round.
-
-    Quiets the libraries meanwhile.
-    """
-    _quiet_libraries()
+    """Shows the progress of the run in `folder`, the title before it: bars on a terminal, elsewhere a line a stage and
+    a round."""
     with _progress() as progress:
         end = threading.Event()
         shown = partial(_tell, {*_rounds_done(folder)}) if progress.disable else partial(_follow, progress)
@@ -45,7 +39,6 @@ def watch(folder: Path, title: str = "") -> Iterator[None]:
 @contextmanager
 def bar() -> Iterator[Callable[[str, int, int], None]]:
     """One bar for work in this process: called with stage, done, and of how many."""
-    _quiet_libraries()
     with _progress() as shown:
         task = shown.add_task("loading", total=None)
 
@@ -73,28 +66,43 @@ def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) 
     rounds = progress.add_task(f"{before}loading model and data", total=None)
     sites = progress.add_task("sites", total=None, visible=False)
     while not end.wait(_INTERVAL):
-        try:
-            state = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue  # not there yet
+        state = _state(folder)
+        if state is None:
+            continue
         text = "rounds" if state["stage"] == "training" else state["stage"]
         if "accuracy" in state:
             text += f", accuracy {state['accuracy']:.3f}"
-        under_way = state["done"] < state["asked"]
+        training = state["stage"] == "training"
+        under_way = training and state["done"] < state["asked"]
         progress.update(rounds, description=before + text, total=state["rounds"], completed=state["round"] - under_way)
-        if state["asked"]:
-            progress.update(sites, total=state["asked"], completed=state["done"], visible=True)
+        what = "sites" if training else "parts"
+        progress.update(
+            sites, description=what, total=state["asked"], completed=state["done"], visible=state["asked"] > 0
+        )
 
 
 def _tell(known: set[str], folder: Path, title: str, end: threading.Event) -> None:
     """known: rounds that were done before, of this run or of one that it replaces."""
-    over = False
+    before, over, stage = f"{title}: " if title else "", False, "loading model and data"
+    typer.echo(f"{before}{stage}", err=True)
     while not over:
         over = end.wait(_INTERVAL)
+        state = _state(folder)
+        if state is not None and state["stage"] != stage and not over:
+            stage = state["stage"]
+            typer.echo(f"{before}{stage}", err=True)
         for line in _rounds_done(folder):
             if line not in known:
                 known.add(line)
                 typer.echo(_in_words(json.loads(line), folder, title), err=True)
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    """What is going on; None before anything is."""
+    try:
+        return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
 
 
 def _rounds_done(folder: Path) -> list[str]:
@@ -113,14 +121,6 @@ def _in_words(row: dict[str, Any], folder: Path, title: str) -> str:
         figures.append(f"{len(row['failed'])} failed")
     before = f"{title}: " if title else ""
     return f"{before}round {row['round']} of {rounds}: {', '.join([*figures, format(row['seconds'], '.1f')])} s"
-
-
-def _quiet_libraries() -> None:
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLEPROGRESS_BARS", "1")
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")
-    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing", category=FutureWarning)
 
 
 def print_summary(folder: Path) -> None:

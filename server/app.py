@@ -31,7 +31,7 @@ from .callbacks import Callback, EarlyStopping, RunState, Tracking
 from .checkpoint import Checkpoint
 from .deploy.deployment import FAILURE, HOME, ServerFile, registered
 from .distillation import Distillation
-from .evaluation import Evaluation, evaluate, read_public, say_cut, subset
+from .evaluation import Evaluation, asked_of, evaluate, read_public, say_cut, subset
 from .grids import QuickGrid
 from .handshake import handshake, query
 from .ledger_heads import Heads
@@ -97,18 +97,25 @@ def run_server(
         if source is not None:
             say_cut(records, source, model.max_length)
     questions = read_questions(config, model)
-    everything = np.arange(len(test))
+    tested = asked_of(test, config)
     state = _start_or_continue(
         folder, config, initial_adapter(config, model) if distillation is None else distillation.nothing()
     )
     plan = privacy_plan(config, model.count()[0])
     recorder = Recorder(folder, config.run.rounds, state.history)
+
+    def measured(adapter: Adapter, when: str, number: int) -> dict[str, Any]:
+        evaluating, writing = (
+            partial(recorder.progress, f"{what} {when}", number) for what in ("evaluating", "writing")
+        )
+        evaluating()
+        found = _as_json(evaluate(model, adapter, test, tested, evaluating))
+        return found if questions is None else found | questions.asked(adapter, writing)
+
     try:
         if not state.before:
-            recorder.progress("evaluating before")
             start = state.adapter if distillation is None else distillation.student(state.adapter)
-            state.before = _as_json(evaluate(model, start, test, everything))
-            state.before |= {} if questions is None else questions.asked(start)
+            state.before = measured(start, "before", 0)
         recorder.progress("waiting for sites")
         sites = handshake(grid, config, heads)
         run = RunState(config, folder, model, plan, state, partial(query, grid, sites))
@@ -129,15 +136,13 @@ def run_server(
             queries=distillation.queries if distillation else (),
             strategy=strategy,
         )
-        recorder.progress("evaluating after", config.run.rounds)
         if state.best:
             state.adapter = state.best
         found: dict[str, Any] = {}
         if distillation is not None:
             found["distillation"] = distillation.facts(state.adapter, plan)
             state.adapter = distillation.student(state.adapter)
-        after = _as_json(evaluate(model, state.adapter, test, everything))
-        after |= {} if questions is None else questions.asked(state.adapter)
+        after = measured(state.adapter, "after", config.run.rounds)
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
         write_report(folder, config, model.count(), plan, state, after, found | told.finished(run))
     finally:

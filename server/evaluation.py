@@ -1,7 +1,7 @@
 """The global model on public data, at the server."""
 
 import logging
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,32 +43,46 @@ def subset(records: Sized, limit: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng([seed, 0xE7A]).permutation(len(records))[:limit])
 
 
+def asked_of(records: Sized, config: RunConfig) -> np.ndarray:
+    """Of the test set, what before and after are measured on."""
+    limit = config.evaluation.limit
+    return np.arange(len(records)) if limit is None else subset(records, limit, config.run.seed)
+
+
 def evaluate(
-    model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray, batch: int = 64
+    model: FineTuneModel,
+    adapter: Adapter,
+    records: Records,
+    indices: np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Metrics of `adapter` on the named records, which are batched by length."""
-    metrics, confusion = model.task.metrics(_scores(model, adapter, records, indices, batch), model.classes)
+    """Metrics of `adapter` on the named records, which are batched by length. progress: told done, of how much."""
+    metrics, confusion = model.task.metrics(_scores(model, adapter, records, indices, progress), model.classes)
     return Evaluation(metrics, confusion)
 
 
 def record_losses(model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray) -> np.ndarray:
     """(len(indices),) losses under `adapter`."""
-    return _scores(model, adapter, records, indices, 64)["loss"]
+    return _scores(model, adapter, records, indices)["loss"]
 
 
 def predictions(model: FineTuneModel, adapter: Adapter, records: Records) -> np.ndarray:
     """(N,) predicted classes."""
-    return _scores(model, adapter, records, np.arange(len(records)), 64)["predicted"]
+    return _scores(model, adapter, records, np.arange(len(records)))["predicted"]
 
 
 def probabilities(model: FineTuneModel, adapter: Adapter, records: Records) -> np.ndarray:
     """(N, K) of the classes."""
-    return _scores(model, adapter, records, np.arange(len(records)), 64)["probabilities"]
+    return _scores(model, adapter, records, np.arange(len(records)))["probabilities"]
 
 
 def _scores(
-    model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray, batch: int
+    model: FineTuneModel,
+    adapter: Adapter,
+    records: Records,
+    indices: np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """What the task scores, one entry a record in the order of `indices`."""
     model.set(adapter)
-    return model.scores(records, indices, batch)
+    return model.scores(records, indices, progress=progress)

@@ -8,7 +8,7 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from ..common.errors import DataError
 from ..common.model.generation import TOKENS, Generator
 from ..common.model.loading import FineTuneModel
 from ..common.types import IGNORED, Adapter, Conversation, Metrics, Records, Rows
-from .evaluation import subset
+from .evaluation import asked_of, subset
 
 _PROMPTS, _SHOWN = 64, 10
 """answered where nobody says how many; of them side by side in the report"""
@@ -42,33 +42,34 @@ class Questions:
     right: np.ndarray
     """(N,) the number of the right answer"""
 
-    def asked(self, adapter: Adapter) -> dict[str, Any]:
-        """Parts of an evaluation: `generation`, `answers`, and the `texts` that are shown."""
+    def asked(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """Parts of an evaluation: `generation`, `answers`, and the `texts` that are shown. progress: called with done,
+        of how many, of each."""
         self.model.set(adapter)
         found: dict[str, Any] = {}
         if self.prompts:
-            written = self.generator.written(self.prompts)
+            written = self.generator.written(self.prompts, progress)
             found["generation"] = {**text_metrics(written, self.references), "records": len(written)}
             rows = zip(self.shown, self.references, written, strict=True)
             texts = [{"prompt": prompt, "reference": wanted[0], "text": text} for prompt, wanted, text in rows]
             found["texts"] = texts[:_SHOWN]
         if self.answers:
-            found["answers"] = share_of(int((self._likeliest() == self.right).sum()), len(self.right))
+            found["answers"] = share_of(int((self._likeliest(progress) == self.right).sum()), len(self.right))
         return found
 
-    def _likeliest(self) -> np.ndarray:
+    def _likeliest(self, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
         """(N,) the number of the answer whose tokens are the likeliest together; −1 where no single one is: the
         tokenizer reads two alike, or the model has no numbers."""
         size, everyone = max(1, TOKENS // self.model.max_length), np.arange(len(self.right))
-        losses = [self.model.scores(records, everyone, size)["token_loss"] for records in self.answers]
+        losses = [self.model.scores(records, everyone, size, progress)["token_loss"] for records in self.answers]
         found = np.where(np.isfinite(losses), losses, np.inf)  # (A, N)
         single = np.isfinite(found.min(0)) & ((found == found.min(0)).sum(0) == 1)
         return np.where(single, found.argmin(0), -1)
 
 
 def read_questions(config: RunConfig, model: FineTuneModel) -> Questions | None:
-    """Of the public test set; None where nothing is asked. Raises DataError, also for a response that begins with none
-    of `evaluation.answers`."""
+    """Of the public test set; None where nothing is asked. Raises DataError, also for a response that is asked for and
+    begins with none of `evaluation.answers`."""
     asked = config.evaluation
     limit = _PROMPTS if asked.generate is None else asked.generate
     if not config.responds or not (limit or asked.answers):
@@ -82,14 +83,15 @@ def read_questions(config: RunConfig, model: FineTuneModel) -> Questions | None:
     chosen = [groups[i] for i in subset(groups, limit, config.run.seed)]
     base, data = model.module.get_base_model(), config.data
     generator = Generator.of(base, model.tokenizer, data, model.max_length, asked.new_tokens)
-    right = [_answer(asked.answers, response, rows.where(place)) for place, (_, response) in enumerate(pairs)]
+    classified = asked_of(rows, config).tolist() if asked.answers else []
+    right = [_answer(asked.answers, pairs[place][1], rows.where(place)) for place in classified]
     return Questions(
         model,
         generator.drawing(asked.temperature, config.run.seed),
         [prompt for prompt, _ in chosen],
         _before_answers(model, rows, [places[0] for _, places in chosen]),
         [[pairs[place][1] for place in places] for _, places in chosen],
-        [_only_last(model.tokenised(_with(rows, answer)), generator.ends) for answer in asked.answers],
+        [_only_last(model.tokenised(_with(rows.take(np.array(classified)), a)), generator.ends) for a in asked.answers],
         np.array(right),
     )
 

@@ -14,9 +14,13 @@ def _different(answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class EvaluationSection(Section, frozen=True):
-    """`causal-lm` with responses or conversations: what the model writes after public prompts, those of `data.test`,
-    before and after. Of a conversation the assistant's last turn is what should be written."""
+    """What is asked of the model on public data, before and after. All but `limit` are for `causal-lm` with responses
+    or conversations: what the model writes after prompts of `data.test`. Of a conversation the assistant's last turn is
+    what should be written."""
 
+    limit: Positive | None = None
+    """rows of `data.test` that before and after are measured on, the same ones both times, drawn by `run.seed`;
+    omitted: all. A language model on a CPU reads a few short rows a second"""
     generate: Annotated[int, Field(ge=0)] | None = None
     """different prompts that are answered, drawn by `run.seed`; rows with the same prompt are one prompt with several
     references; 0: none; omitted: 64. Costs, before and after, `new_tokens` passes of the model for some 30 short
@@ -26,7 +30,7 @@ class EvaluationSection(Section, frozen=True):
     temperature: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """tokens are drawn at it, by `run.seed`; omitted: the likeliest token each time"""
     answers: Annotated[tuple[str, ...], AfterValidator(_different)] = ()
-    """classification by likelihood: every response of `data.test` begins with one of these, such as ["yes", "no",
+    """classification by likelihood, of `limit` rows: every response begins with one of these, such as ["yes", "no",
     "maybe"], and the model's choice is the one whose tokens are the likeliest after the prompt, their
     log-probabilities added up"""
 

@@ -320,7 +320,8 @@ class ServerSection(Section, frozen=True):
     upload_dtype: Literal["float32", "float16"] = "float32"
     """type in which an update is uploaded; rounded after the noise"""
     evaluation_limit: Positive = 512
-    """rows of the validation set behind the accuracy per round; before and after use the whole test set"""
+    """rows of the validation set behind the accuracy per round; those of the test set before and after:
+    evaluation.limit"""
     patience: Positive | None = None
     """rounds without a better accuracy on `data.validation` after which a run ends; its best round's model is kept.
     The set is public, so the choice costs no ε; what sites have reserved for later rounds stays reserved"""

@@ -1,7 +1,7 @@
 """What a language model writes after prompts: in batches, padded in front, with the keys and values of earlier tokens
 kept (transformers' `generate`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -60,9 +60,11 @@ class Generator:
         return sorted({one for one in found if one is not None})
 
     @torch.no_grad()
-    def written(self, prompts: Sequence[Sequence[int] | np.ndarray]) -> list[str]:
+    def written(
+        self, prompts: Sequence[Sequence[int] | np.ndarray], progress: Callable[[int, int], None] | None = None
+    ) -> list[str]:
         """What follows each prompt of tokens, in their order; nothing after an empty one. Greedily the same in any
-        company, but for what rounding decides."""
+        company, but for what rounding decides. progress: called with done, of how many."""
         asked = [np.asarray(prompt[-self.longest :], dtype=np.int64) for prompt in prompts]
         order = sorted((i for i, ids in enumerate(asked) if len(ids)), key=lambda i: len(asked[i]))
         found = [""] * len(asked)
@@ -74,6 +76,8 @@ class Generator:
                 part, order = order[-rows:], order[:-rows]
                 for i, text in zip(part, self._after([asked[i] for i in part]), strict=True):
                     found[i] = text
+                if progress is not None:
+                    progress(len(asked) - len(order), len(asked))
         return found
 
     def _after(self, prompts: list[np.ndarray]) -> list[str]:

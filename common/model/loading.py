@@ -6,7 +6,7 @@ exported folder loads with `peft.PeftModel.from_pretrained`.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from weakref import WeakKeyDictionary
@@ -245,10 +245,21 @@ class FineTuneModel:
         return self.task.record_losses(self.module, self.batch(records, batch, length))
 
     @torch.no_grad()
-    def scores(self, records: Records, indices: np.ndarray, size: int = 64) -> dict[str, np.ndarray]:
-        """What the task scores of the named records, one entry each, in their order; batches of `size` by length."""
+    def scores(
+        self,
+        records: Records,
+        indices: np.ndarray,
+        size: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """What the task scores of the named records, one entry each, in their order; batches of `size` by length.
+        progress: called with done, of how many."""
         parts, back = records.by_length(indices, size)
-        scores = [self.task.score(self.module, self.batch(records, part)) for part in parts]
+        scores: list[dict[str, np.ndarray]] = []
+        for part in parts:
+            scores.append(self.task.score(self.module, self.batch(records, part)))
+            if progress is not None:
+                progress(len(scores), len(parts))
         return {key: np.concatenate([score[key] for score in scores])[back] for key in scores[0]}
 
     def count(self) -> tuple[int, int]:
