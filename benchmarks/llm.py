@@ -1,0 +1,212 @@
+"""A language model, Gemma 3 270M of confide[llm], on the CPU: speed and memory of a step, and what training is worth.
+
+    python -m benchmarks.llm step              seconds and memory of a step of 64 E2E records
+    python -m benchmarks.llm e2e [SECONDS]     E2E before and after, by ε; finished runs are kept in llm.json
+
+Needs E2E as csv files: ../shared/data, or the folder in CONFIDE_DATA.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.run import DATA, HERE, Table, play, python, write_part
+from confide.common.config.resolve import resolve
+from confide.common.config.run import RunConfig, load
+from confide.common.model.loading import FineTuneModel, model_of
+from confide.common.model.per_sample import clipped_sum, hooked
+from confide.common.privacy.mechanism import PoissonMechanism, plan_for
+from confide.common.privacy.noise import secure_generator
+from confide.common.types import Records
+from confide.simulations.recipes import find_recipe
+
+RECORDS, REPEATS = 64, 3
+KEPT = HERE / "llm.json"
+MARK = "# A language model: E2E"
+SEEDS = (7, 8, 9)
+ROUNDS, PERSONS = 10, 547
+RUNS: dict[str, dict[str, object]] = {
+    "none": {"privacy.mode": "none", "training.batch_size": 17},  # as many a step as q·N
+    "8": {"privacy.epsilon": 8.0},
+    "3": {"privacy.epsilon": 3.0},
+    "person 8": {"privacy.epsilon": 8.0, "data.person": "facts"},
+}
+
+
+def config_of(**settings: object) -> RunConfig:
+    changes = {
+        "data.train": DATA / "e2e" / "train.csv",
+        "data.test": DATA / "e2e" / "test.csv",
+        **{key.replace("__", "."): value for key, value in settings.items()},
+    }
+    return resolve(load(find_recipe("e2e"), [f"{key}={value}" for key, value in changes.items()]))
+
+
+def measured(model: FineTuneModel, records: Records, rows: int, *, private: bool) -> dict[str, float]:
+    """Seconds of a step over all records in batches of so many, the median of `REPEATS` less one, and the peak."""
+    parts, _ = records.by_length(np.arange(len(records)), rows)
+    plan = plan_for(
+        epsilon=8,
+        delta=1e-5,
+        sampling_rate=0.03,
+        steps=100,
+        clip=1.0,
+        coordinates=model.count()[0],
+        declared_units=4672,
+    )
+    mechanism = PoissonMechanism(plan, secure_generator())
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        if private:
+            mechanism.draw(0)
+            mechanism.release(np.sum([_clipped(model, records, part) for part in parts], axis=0))
+        else:
+            for part in parts:
+                torch.autograd.grad(model.losses(records, part).mean(), list(model.trained.values()))
+        seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": float(np.median(seconds[1:])), "peak": peak, "tokens": float(np.diff(records.offsets).mean())}
+
+
+def _clipped(model: FineTuneModel, records: Records, part: np.ndarray) -> np.ndarray:
+    with hooked(model):
+        total, _ = clipped_sum(model, model.losses(records, part), 1.0)
+    return total.double().numpy()
+
+
+def one_step(dtype: str, rows: str, kind: str, result: str) -> None:
+    """In a process of its own."""
+    model = model_of(config_of(model__dtype=dtype))
+    texts = model.rows(str(DATA / "e2e" / "train.csv"), config_of().data)
+    found = model.encode(texts.take(np.random.default_rng(7).choice(len(texts), RECORDS, replace=False)))
+    Path(result).write_text(json.dumps(measured(model, found, int(rows), private=kind == "private")))
+
+
+def step(scratch: Path) -> Table:
+    table: Table = []
+    for dtype, rows in (("float32", 4), ("float32", 32), ("bfloat16", 32)):
+        kinds = {}
+        for kind in ("plain", "private"):
+            python("-W", "ignore", "-m", "benchmarks.llm", "one-step", dtype, rows, kind, scratch / "one.json")
+            kinds[kind] = json.loads((scratch / "one.json").read_text())
+        for kind, one in kinds.items():
+            each = RECORDS / one["seconds"]
+            table.append(
+                (
+                    f"{dtype}, batches of {rows}, {kind}",
+                    f"{each:.1f} records a second of {one['tokens']:.0f} tokens, peak {one['peak']:.1f} GiB",
+                    "≤ 4 GiB" if kind == "private" else "",
+                )
+            )
+        slower = kinds["private"]["seconds"] / kinds["plain"]["seconds"]
+        table.append((f"{dtype}, batches of {rows}, with / without privacy", f"{slower:.2f}×", "≤ 1.15×"))
+    return table
+
+
+def run(name: str, seed: int) -> dict[str, Any]:
+    """Before and after of one run of the recipe, shortened."""
+    with tempfile.TemporaryDirectory(prefix="confide-llm-") as scratch:
+        recipe, output = Path(scratch) / "recipe.toml", Path(scratch) / "run"
+        settings: dict[str, object] = {
+            "run.seed": seed,
+            "run.rounds": ROUNDS,
+            "run.output": output,
+            "data.train": DATA / "e2e" / "train.csv",
+            "data.test": DATA / "e2e" / "test.csv",
+            "server.evaluation_limit": 16,
+            "evaluation.limit": 64,
+            "evaluation.generate": 32,
+            **RUNS[name],
+        }
+        if "data.person" in settings:
+            settings |= {"privacy.declared_persons": PERSONS, "privacy.declared_examples": ""}
+        config = load(find_recipe("e2e"), [f"{key}={value}" for key, value in settings.items()])
+        recipe.write_text(config.to_toml(), encoding="utf-8")
+        started = time.perf_counter()
+        python("-W", "ignore", "-m", "confide.cli.main", "simulate", recipe)
+        report = json.loads((output / "report.json").read_text())
+        kept = {key: _figures(report[key]) for key in ("before", "after")}
+        noise = report["privacy"]["noise_multiplier"]
+        return {
+            **kept,
+            "noise_multiplier": 0.0 if noise is None else noise,
+            "seconds": time.perf_counter() - started,
+            "round": float(np.median([row["seconds"] for row in report["rounds"][1:]])),
+        }
+
+
+def _figures(measured: dict[str, Any]) -> dict[str, float]:
+    return {"loss": measured["loss"], **{key: measured["generation"][key] for key in ("bleu", "rouge_l")}}
+
+
+def e2e(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    found: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    for seed in SEEDS:
+        for name in RUNS:
+            if f"{name}/{seed}" not in found:
+                if time.monotonic() > until:
+                    break
+                found[f"{name}/{seed}"] = run(name, seed)
+                KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                print(name, seed, found[f"{name}/{seed}"], flush=True)
+    rows = []
+    for name in RUNS:
+        if own := [one for seed in SEEDS if (one := found.get(f"{name}/{seed}"))]:
+            rows.append(
+                f"| {_in_words(name)} | {_column(own, 'loss')} | {_column(own, 'bleu')} | "
+                f"{_column(own, 'rouge_l')} | {np.mean([one['noise_multiplier'] for one in own]):.2f} | {len(own)} |"
+            )
+    write_part(
+        MARK,
+        [
+            f"`python -m benchmarks.llm e2e`: recipe `e2e` with T = {ROUNDS}: Gemma 3 270M, LoRA of rank 8 in q and v, "
+            "4,672 texts at 8 sites, q = 0.03 (140 texts a round), Adam 0.003, mode distributed, δ = 1e-5; before → "
+            "after on 64 rows of the test set (loss) and for 32 of its prompts with all their references (BLEU, "
+            "ROUGE-L). Mean of the seeds.",
+            "",
+            "| ε | loss | BLEU | ROUGE-L | noise multiplier | seeds |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ],
+    )
+
+
+def _in_words(name: str) -> str:
+    return {"none": "∞ (mode none)", "person 8": "8 for a person (all texts of one set of facts)"}.get(name, name)
+
+
+def _column(runs: list[dict[str, Any]], key: str) -> str:
+    before, after = (np.mean([one[when][key] for one in runs]) for when in ("before", "after"))
+    return f"{before:.2f} → {after:.2f}"
+
+
+PARTS = {"step": step}
+
+
+def _how(part: str) -> str:
+    return (
+        f"`python -m benchmarks.llm {part}`, cpu, {torch.get_num_threads()} threads, torch {torch.__version__}: Gemma "
+        f"3 270M, LoRA of rank 8 in q and v, a step of {RECORDS} texts of E2E, batches by length; median of "
+        f"{REPEATS - 1}. Private: gradients of each record, clipped, and noise."
+    )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    wanted, *others = sys.argv[1:]
+    if wanted == "one-step":
+        one_step(*others)
+    elif wanted == "e2e":
+        e2e(float(others[0]) if others else float("inf"))
+    else:
+        play("A language model", PARTS, [wanted], _how)
