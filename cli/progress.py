@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from rich.table import Table
 from ..common.run_folder import CONFIG, METRICS, PROGRESS
 from ..server.report import figures, read_report
 
-_INTERVAL = 0.2
+_INTERVAL, _SILENCE = 0.2, 3.0
+"""seconds: between looks; until a run that has said nothing is said to be loading"""
 
 
 @contextmanager
@@ -83,18 +85,19 @@ def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) 
 
 def _tell(known: set[str], folder: Path, title: str, end: threading.Event) -> None:
     """known: rounds that were done before, of this run or of one that it replaces."""
-    before, over, stage = f"{title}: " if title else "", False, "loading model and data"
-    typer.echo(f"{before}{stage}", err=True)
+    before, over, stage, started = f"{title}: " if title else "", False, "", time.monotonic()
     while not over:
         over = end.wait(_INTERVAL)
-        state = _state(folder)
-        if state is not None and state["stage"] != stage and not over:
-            stage = state["stage"]
-            typer.echo(f"{before}{stage}", err=True)
         for line in _rounds_done(folder):
             if line not in known:
                 known.add(line)
                 typer.echo(_in_words(json.loads(line), folder, title), err=True)
+        now = (_state(folder) or {}).get("stage", stage)
+        if not now and time.monotonic() - started > _SILENCE:
+            now = "loading model and data"
+        if now != stage and not over:
+            stage = now
+            typer.echo(f"{before}{stage}", err=True)
 
 
 def _state(folder: Path) -> dict[str, Any] | None:

@@ -2,11 +2,14 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 
 from confide import __version__
+from confide.cli.progress import watch
+from confide.server.record import Recorder
 
 
 @pytest.fixture
@@ -14,6 +17,9 @@ def toml(make_config, tmp_path: Path) -> Path:
     path = tmp_path / "run.toml"
     path.write_text(make_config(run={"rounds": 1}).to_toml())
     return path
+
+
+STAGES = ["evaluating before", "waiting for sites", "training", "evaluating after"]
 
 
 def test_a_run_ends_in_a_table_that_says_where_the_report_is(confide, toml: Path, tmp_path: Path) -> None:
@@ -27,12 +33,32 @@ def test_a_run_ends_in_a_table_that_says_where_the_report_is(confide, toml: Path
 
 
 def test_without_a_terminal_each_round_is_a_line(confide, toml: Path, tmp_path: Path) -> None:
-    asked = "simulate", toml, "--out", tmp_path / "out", "--set", "run.rounds=2"
-    lines = confide(*asked)[2].splitlines()
+    def told(*arguments: object) -> list[str]:
+        lines = confide("simulate", *arguments)[2].splitlines()
+        assert {line for line in lines if ":" not in line} <= {"loading model and data", *STAGES}
+        return [line for line in lines if ":" in line]
+
+    asked = toml, "--out", tmp_path / "out", "--set", "run.rounds=2"
+    lines = told(*asked)
     assert [line.split(":")[0] for line in lines] == ["round 1 of 2", "round 2 of 2"]
     assert re.fullmatch(r"round 1 of 2: accuracy \d\.\d{3}, loss \d+\.\d{3}, \d+\.\d s", lines[0])
-    assert confide("simulate", "--resume", tmp_path / "out")[2] == ""  # nothing is left to play, and nothing told again
-    assert len(confide(*asked, "--overwrite")[2].splitlines()) == 2
+    assert told("--resume", tmp_path / "out") == []  # nothing is left to play, and nothing told again
+    assert len(told(*asked, "--overwrite")) == 2
+
+
+def test_without_a_terminal_each_stage_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confide.cli.progress._SILENCE", 0.1)
+    recorder = Recorder(tmp_path, 2, [])
+    with watch(tmp_path, "mine"):
+        time.sleep(0.5)
+        for stage in STAGES:
+            for done in range(3):
+                recorder.progress(stage, 0, done, 3)
+                time.sleep(0.25)
+    recorder.close()
+    assert capsys.readouterr().err.splitlines() == [f"mine: {stage}" for stage in ["loading model and data", *STAGES]]
 
 
 def test_a_private_run_says_against_whom(confide, toml: Path, tmp_path: Path, local) -> None:

@@ -17,6 +17,7 @@ from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
 from confide.common.errors import ConfigError, DataError
 from confide.common.model.loading import model_of
+from confide.server.evaluation import asked_of, evaluate, read_public
 from confide.server.report import read_report
 from confide.server.report.facts import figures
 from confide.server.written import Questions, read_questions, share_of, text_metrics
@@ -100,6 +101,24 @@ def test_prompts_are_drawn_by_the_seed(asking) -> None:
     assert all(len(shown) == 2 for shown in drawn.values())
     assert len({tuple(shown) for shown in drawn.values()}) > 1
     assert questions(asking(evaluation={"generate": 2}, run={"seed": 3})).shown == drawn[3]
+
+
+def test_before_and_after_stand_on_as_many_rows_as_asked_for(asking, make_config) -> None:
+    """The same rows both times, drawn by the seed; of answers only these are looked at."""
+    few = asking(evaluation={"limit": 7, "answers": ["happy", "sad"]})
+    found = read_report(simulate(few))
+    assert [found[when]["answers"]["records"] for when in ("before", "after")] == [7, 7]
+    rows = asked_of(np.arange(40), few)
+    assert len(set(rows)) == 7
+    everything = questions(asking(evaluation={"answers": ["happy", "sad"]})).right
+    np.testing.assert_array_equal(questions(few).right, everything[rows])
+    test, model = read_public(few, model_of(few), few.data.test), model_of(few)
+    assert found["before"]["loss"] == pytest.approx(
+        evaluate(model, model.initial, test, rows).metrics["loss"], abs=1e-6
+    )
+    classes = make_config(evaluation={"limit": 7}, run={"output": str(few.output.with_name("classes"))})
+    matrices = read_report(simulate(classes))["confusion"]
+    assert [np.sum(matrices[when]) for when in ("before", "after")] == [7, 7]
 
 
 def test_nothing_is_asked_of_others(asking, make_config, gpt2: Path) -> None:
