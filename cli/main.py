@@ -163,6 +163,25 @@ def evaluate_robustness_(
     typer.echo(f"report: {run / 'report.html'}")
 
 
+@evaluate_app.command("lm")
+def evaluate_lm_(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run of a language model.")],
+    tasks: Annotated[str, typer.Option(help="Names of lm-eval's tasks, with commas between.")],
+    include: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Task files (YAML) of your own; they may run code.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of a task; otherwise all.")] = None,
+) -> None:
+    """Tasks of the LM Evaluation Harness (lm-eval), before and after."""
+    from ..server.harness import evaluate_lm
+    from .printing import print_harness
+    from .progress import bar
+
+    with bar() as progress:
+        found = evaluate_lm(run, [name for name in tasks.split(",") if name], include, limit, progress)
+    print_harness(found)
+
+
 @app.command("pretrain")
 def pretrain_(
     sources: Annotated[

@@ -309,6 +309,15 @@ def _coloured(head: str, found: dict[str, Any]) -> Text:
     return text
 
 
+def print_harness(found: dict[str, Any]) -> None:
+    """Metrics of lm-eval's tasks, before and after."""
+    table = _table("lm-eval", "task", "metric", ">before", ">after")
+    for task, metrics in found["after"].items():
+        for name, value in metrics.items():
+            table.add_row(task, name, f"{found['before'][task][name]:.4f}", f"{value:.4f}")
+    _print(table)
+
+
 def print_robustness(facts: dict[str, Any]) -> None:
     """Accuracy under noise by strength, then checks and attacks."""
     strengths = sorted({row["strength"] for row in facts["perturbations"]})
