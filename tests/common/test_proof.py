@@ -13,7 +13,7 @@ from confide.client.worker import Worker
 from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ModelError, PrivacyError
 from confide.common.model import per_sample, proof
-from confide.common.model.apart import check_apart, dummy_records
+from confide.common.model.apart import check_apart, dummy_records, has_products_of_one_vector
 from confide.common.model.limits import check_length
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.model.per_sample import clipped_sum, hooked
@@ -47,6 +47,50 @@ def test_a_record_has_the_same_bits_in_every_place_and_company(bert: Path) -> No
         mates = rng.integers(0, 32, count)
         mates[place] = 3
         assert torch.equal(part_of(mates, place), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "expected"),
+    [
+        ("bert", {}, True),
+        ("distilbert", {"pooling": "mean", "targets": ("q_lin",)}, True),
+        ("vit", {"task": "image-classification", "targets": ("q_proj",)}, True),
+        ("mistral", {"pooling": "last", "dtype": "bfloat16"}, True),
+        ("roberta", {"task": "regression"}, True),
+        ("bert", {"task": "token-classification"}, False),
+        ("llama", {"task": "causal-lm"}, False),
+        ("llama", {"task": "causal-lm", "weights": "nf4"}, False),
+    ],
+)
+def test_where_a_product_takes_one_vector_of_each_record_many_records_are_compared(
+    tmp_path: Path, name: str, section: dict[str, Any], expected: bool
+) -> None:
+    model = load(tmp_path, name, **section)
+    length = 0 if name == "vit" else 16
+    records = dummy_records(model, [max(1, length - 1)] * 16)
+    assert has_products_of_one_vector(lambda: model.losses(records, np.arange(16), length), 16) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 5), (4, 7, 9), (2, 1), (3, 70_001)])
+def test_checksums_see_every_single_bit(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Of one number of a row, whichever; and that two numbers changed places."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    before, width = proof._checksums(values), values[0].numel()
+    assert len(set(before.tolist())) == len(values)
+    rng = np.random.default_rng(2)
+    for place in {0, width - 1, *rng.integers(0, width, 20).tolist()}:
+        changed = values.clone()
+        bit = int(rng.integers(8 * dtype.itemsize - 1))
+        changed.view(whole).flatten(1)[1, place] ^= 1 << bit
+        after = proof._checksums(changed)
+        assert after[1] != before[1]
+        assert torch.equal(after[[0]], before[[0]])
+    if width > 1:
+        turned = values.flatten(1).clone()
+        turned[0, [0, width - 1]] = turned[0, [width - 1, 0]]
+        assert proof._checksums(turned)[0] != before[0]
 
 
 def test_a_table_that_passes_through_a_trained_layer_is_refused(tmp_path: Path) -> None:
