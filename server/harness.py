@@ -8,11 +8,15 @@ Tasks are public: the server's own files, or data sets of a hub. A folder of tas
 import importlib
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..common.data.demo_facts import facts
 from ..common.errors import ConfigError, DataError, first_line
 from ..common.model.adapter import plain
 from ..common.types import Adapter
@@ -20,8 +24,21 @@ from .ship.finished import FinishedRun, writers
 
 RESULTS = "lm_eval.json"
 """in the run's folder"""
+DEMO = "demo_facts"
+"""a task that comes with confide: which of four sentences says the facts, of `demo:facts/test`"""
 _TOKENS = 4096
 """of a batch, as for generation"""
+_DEMO_TASK = """task: demo_facts
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{facts}}}}"
+target_delimiter: ""
+doc_to_choice: "{{{{sentences}}}}"
+doc_to_target: right
+metric_list: [{{metric: acc}}]
+"""
 
 
 def evaluate_lm(
@@ -37,30 +54,49 @@ def evaluate_lm(
     Raises ConfigError: not a finished run of a language model; lm-eval is not installed; no such task. DataError: a
     task failed, as one does whose data cannot be had.
     """
-    manager = _manager(tasks, include)
+    if include is not None and not include.is_dir():
+        raise ConfigError(f"--include: no folder '{include}'; give one with task files (YAML) of lm-eval")
     run = FinishedRun(folder, *writers())
-    found: dict[str, Any] = {"lm_eval": version("lm-eval"), "tasks": list(tasks), "limit": limit}
-    for number, (when, adapter) in enumerate((("before", run.model.initial), ("after", run.adapter))):
-        progress(f"lm-eval, {when}", number, 2)
-        found[when] = _scores(run, adapter, tasks, manager, limit)
+    found: dict[str, Any] = {"tasks": list(tasks), "limit": limit}
+    with tempfile.TemporaryDirectory(prefix="confide-tasks-") as scratch:
+        own = [] if include is None else [str(include)]
+        manager = _manager(tasks, [*own, *([_write_demo(Path(scratch))] if DEMO in tasks else [])])
+        found["lm_eval"] = version("lm-eval")
+        for number, (when, adapter) in enumerate((("before", run.model.initial), ("after", run.adapter))):
+            progress(f"lm-eval, {when}", number, 2)
+            found[when] = _scores(run, adapter, tasks, manager, limit)
     (folder / RESULTS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 
-def _manager(tasks: Sequence[str], include: Path | None) -> Any:
-    """What knows the tasks: those of the folder alone where it has all of them, since lm-eval's own are thousands."""
+def _write_demo(folder: Path) -> str:
+    rows = facts("facts/test").to_pylist()
+    told = [
+        {"facts": row["facts"], "sentences": _four(rows, place), "right": place % 4} for place, row in enumerate(rows)
+    ]
+    data = folder / "facts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in told), encoding="utf-8")
+    (folder / "demo_facts.yaml").write_text(_DEMO_TASK.format(data=data), encoding="utf-8")
+    return str(folder)
+
+
+def _four(rows: list[dict[str, str]], place: int) -> list[str]:
+    """Of the row and of three others; the right one in the place that its number says."""
+    return [rows[(place + other) % len(rows)]["text"] for other in np.roll(np.arange(4), place % 4)]
+
+
+def _manager(tasks: Sequence[str], folders: list[str]) -> Any:
+    """What knows the tasks: those of the folders alone where they have all, since lm-eval's own are thousands."""
     try:
         manager_of = importlib.import_module("lm_eval.tasks").TaskManager
     except ImportError:
         raise ConfigError("evaluate lm: lm-eval is not installed; pip install 'confide[lm-eval]'") from None
-    if include is not None and not include.is_dir():
-        raise ConfigError(f"--include: no folder '{include}'; give one with task files (YAML) of lm-eval")
-    managers = [manager_of(include_path=str(include), include_defaults=False)] if include is not None else []
-    if managers and set(tasks) <= set(managers[0].all_tasks):
-        return managers[0]
-    manager = manager_of(include_path=None if include is None else str(include))
+    own = manager_of(include_path=folders, include_defaults=False) if folders else None
+    if own is not None and set(tasks) <= set(own.all_tasks):
+        return own
+    manager = manager_of(include_path=folders or None)
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
-        own = f"; in {include}: {', '.join(managers[0].all_tasks) or 'none'}" if managers else ""
+        own = f"; in {' and '.join(folders)}: {', '.join(own.all_tasks) or 'none'}" if own is not None else ""
         raise ConfigError(
             f"--tasks: lm-eval knows no task '{unknown[0]}'{own}; give names of its tasks, with commas between"
         )

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from confide.common.config.resolve import resolve
+from confide.common.data.demo_facts import facts
 from confide.common.errors import ConfigError, DataError
-from confide.server.harness import RESULTS, evaluate_lm
+from confide.server.harness import RESULTS, _four, evaluate_lm
 from confide.server.ship.finished import FinishedRun
 from confide.simulations.run import simulate
 from confide.tests.tiny import merged, write_csv
@@ -88,3 +89,12 @@ def test_what_cannot_be_asked_is_one_line(confide, finished: Path, tasks: Path, 
     code, out, err = confide("evaluate", "lm", finished, "--tasks", "moods", "--include", tasks)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("confide: lm-eval: ")
+
+
+def test_the_task_that_comes_with_confide(finished: Path) -> None:
+    found = evaluate_lm(finished, ["demo_facts"], limit=8)
+    assert 0 <= found["after"]["demo_facts"]["acc"] <= 1
+    rows = facts("facts/test").to_pylist()
+    for place in (0, 1, 6, 47):
+        assert _four(rows, place)[place % 4] == rows[place]["text"]
+        assert len(set(_four(rows, place))) == 4
