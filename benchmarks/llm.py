@@ -1,6 +1,7 @@
 """A language model, Gemma 3 270M of confide[llm], on the CPU: speed and memory of a step, and what training is worth.
 
     python -m benchmarks.llm step              seconds and memory of a step of 64 E2E records
+    python -m benchmarks.llm weights           memory and gradients of a 0.5B shape in float32, int8 and nf4
     python -m benchmarks.llm e2e [SECONDS]     E2E before and after, by ε; finished runs are kept in llm.json
 
 Needs E2E as csv files: ../shared/data, or the folder in CONFIDE_DATA.
@@ -11,9 +12,10 @@ import os
 import resource
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,8 +23,10 @@ import torch
 from benchmarks.run import DATA, HERE, Table, play, python, write_part
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig, load
-from confide.common.model.loading import FineTuneModel, model_of
-from confide.common.model.per_sample import clipped_sum, hooked
+from confide.common.config.tables import LoraSection, ModelSection
+from confide.common.model.apart import dummy_records
+from confide.common.model.loading import FineTuneModel, load_model, model_of
+from confide.common.model.per_sample import clipped_sum, hooked, record_gradients
 from confide.common.privacy.mechanism import PoissonMechanism, plan_for
 from confide.common.privacy.noise import secure_generator
 from confide.common.types import Records
@@ -32,7 +36,7 @@ RECORDS, REPEATS = 64, 3
 KEPT = HERE / "llm.json"
 MARK = "# A language model: E2E"
 SEEDS = (7, 8, 9)
-ROUNDS, PERSONS = 6, 547
+ROUNDS, PERSONS, VOCABULARY = 6, 547, 151_936
 RUNS: dict[str, dict[str, object]] = {
     "none": {"privacy.mode": "none", "training.batch_size": 17},  # as many a step as q·N
     "8": {"privacy.epsilon": 8.0},
@@ -185,10 +189,90 @@ def _column(runs: list[dict[str, Any]], key: str) -> str:
     return f"{before:.2f} → {after:.2f}"
 
 
-PARTS = {"step": step}
+def save_shape(folder: Path) -> None:
+    """Random weights in the shape of Qwen2 0.5B, and a tokenizer of numbers."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=896,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        intermediate_size=4864,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
+    words = [*special.values(), *map(str, range(3, VOCABULARY))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, special["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+
+
+def one_shape(folder: str, weights: str, result: str) -> None:
+    """In a process of its own: what the process holds before and at most within a step, and the records' gradients."""
+    lora = LoraSection(rank=8, alpha=16, targets=("q_proj", "v_proj"))
+    section = ModelSection(
+        backbone=folder, task="causal-lm", max_length=64, lora=lora, dtype="float32", weights=cast(Any, weights)
+    )
+    before = _held()
+    model = load_model(section, 0, 0)
+    rng = np.random.default_rng(5)  # B of LoRA is not zero in the middle of a run
+    model.set({name: a + 0.02 * rng.normal(size=a.shape).astype(np.float32) for name, a in model.initial.items()})
+    records = dummy_records(model, [63] * 4)
+    resting, peak, over = _held(), 0, threading.Event()
+
+    def look() -> None:
+        nonlocal peak
+        while not over.wait(0.002):
+            peak = max(peak, _held())
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    with hooked(model):
+        gradients = torch.cat(record_gradients(model, model.losses(records, np.arange(4), 64), 4), 1)  # (4, d)
+    over.set()
+    watching.join()
+    np.save(f"{result}.npy", gradients.numpy())
+    Path(result).write_text(json.dumps({"resting": resting - before, "peak": peak - before}))
+
+
+def _held() -> int:
+    """Bytes of memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def weights(scratch: Path) -> Table:
+    save_shape(scratch / "shape")
+    table: Table = []
+    found: dict[str, dict[str, float]] = {}
+    for kind, target in (("full", ""), ("int8", "≤ 0.5×"), ("nf4", "≤ 0.4×")):
+        result = scratch / f"{kind}.json"
+        python("-W", "ignore", "-m", "benchmarks.llm", "one-shape", scratch / "shape", kind, result)
+        found[kind] = json.loads(result.read_text())
+        one, full = (np.load(scratch / f"{name}.json.npy") for name in (kind, "full"))
+        apart = np.linalg.norm(one - full, axis=1) / np.linalg.norm(full, axis=1)
+        share = found[kind]["peak"] / found["full"]["peak"]
+        table.append((f"{kind}: weights", f"{found[kind]['resting'] / 2**30:.2f} GiB", ""))
+        peak = f"{found[kind]['peak'] / 2**30:.2f} GiB, {share:.2f}×"
+        table.append((f"{kind}: peak of a private step of 4 × 64 tokens", peak, target))
+        if kind != "full":
+            table.append((f"{kind}: a record's gradient differs from float32's by", f"{100 * apart.max():.0f} %", ""))
+    return table
+
+
+PARTS = {"step": step, "weights": weights}
 
 
 def _how(part: str) -> str:
+    if part == "weights":
+        return (
+            "`python -m benchmarks.llm weights`: Qwen2's 0.5B shape, random weights, float32 beside int8 and nf4 (of "
+            "linear layers; the table of 151,936 tokens stays), LoRA of rank 8 in q and v; memory beside libraries'."
+        )
     return (
         f"`python -m benchmarks.llm {part}`, cpu, {torch.get_num_threads()} threads, torch {torch.__version__}: Gemma "
         f"3 270M, LoRA of rank 8 in q and v, a step of {RECORDS} texts of E2E (64 tokens each), batches by "
@@ -201,6 +285,8 @@ if __name__ == "__main__":
     wanted, *others = sys.argv[1:]
     if wanted == "one-step":
         one_step(*others)
+    elif wanted == "one-shape":
+        one_shape(*others)
     elif wanted == "e2e":
         e2e(float(others[0]) if others else float("inf"))
     else:

@@ -178,7 +178,7 @@ def evaluate_lm_(
     from .progress import bar
 
     with bar() as progress:
-        found = evaluate_lm(run, [name for name in tasks.split(",") if name], include, limit, progress)
+        found = evaluate_lm(run, [name.strip() for name in tasks.split(",") if name.strip()], include, limit, progress)
     print_harness(found)
 
 

@@ -88,16 +88,17 @@ def _tell(known: set[str], folder: Path, title: str, end: threading.Event) -> No
     before, over, stage, started = f"{title}: " if title else "", False, "", time.monotonic()
     while not over:
         over = end.wait(_INTERVAL)
-        for line in _rounds_done(folder):
-            if line not in known:
-                known.add(line)
-                typer.echo(_in_words(json.loads(line), folder, title), err=True)
         now = (_state(folder) or {}).get("stage", stage)
-        if not now and time.monotonic() - started > _SILENCE:
+        lines = [line for line in _rounds_done(folder) if line not in known]
+        known.update(lines)
+        told = [_in_words(json.loads(line), folder, title) for line in lines]
+        if not now and not told and time.monotonic() - started > _SILENCE:
             now = "loading model and data"
-        if now != stage and not over:
+        if now != stage and not over:  # rounds come after their stage, and before what follows them
             stage = now
-            typer.echo(f"{before}{stage}", err=True)
+            told.insert(0 if now == "training" else len(told), f"{before}{now}")
+        for line in told:
+            typer.echo(line, err=True)
 
 
 def _state(folder: Path) -> dict[str, Any] | None:

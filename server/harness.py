@@ -54,6 +54,8 @@ def evaluate_lm(
     Raises ConfigError: not a finished run of a language model; lm-eval is not installed; no such task. DataError: a
     task failed, as one does whose data cannot be had.
     """
+    if not tasks:
+        raise ConfigError("--tasks: no name received; give names of lm-eval's tasks, with commas between")
     if include is not None and not include.is_dir():
         raise ConfigError(f"--include: no folder '{include}'; give one with task files (YAML) of lm-eval")
     run = FinishedRun(folder, *writers())
@@ -114,6 +116,7 @@ def _scores(
             tokenizer=run.tokenizer,
             max_length=longest,
             batch_size=max(1, _TOKENS // longest),
+            softmax_dtype="float32",
         )
         results = importlib.import_module("lm_eval").simple_evaluate(
             model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False

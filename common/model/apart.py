@@ -21,6 +21,8 @@ _ROUTING = ("grouped_mm", "topk", "histc", "bincount", "nonzero")
 """operations by which tokens of several records are gathered, whose kernels depend on how many there are"""
 _PRODUCTS = ("mm", "mv", "dot", "linear", "conv", "gem", "einsum")
 """in the names of operations that multiply matrices, bitsandbytes' included"""
+_FEW_VECTORS, _FEW_NUMBERS = 8, 4096
+"""of a record in such a product: with fewer of both, records could look alike by chance"""
 RECORDS, MANY, ALONE = 16, 128, 3
 """dummy records at once, over several sets, and of those the ones that are taken alone"""
 COMPARED = 50
@@ -88,20 +90,23 @@ def works_alike(*reads: Callable[[], object]) -> bool:
     return all(one == seen[0] for one in seen) and not any(name in call for call, _ in seen[0] for name in _ROUTING)
 
 
-def has_products_of_one_vector(read: Callable[[], object], rows: int) -> bool:
-    """Whether a reading of so many rows multiplies a matrix with one vector a row (a pooled head does, a layer over
-    tokens or patches does not)."""
+def has_small_products(read: Callable[[], object], rows: int) -> bool:
+    """Whether a reading of so many rows multiplies a matrix with few vectors of each row, and to few numbers (a head
+    over a pooled vector or over few positions does, a layer over all tokens or patches does not)."""
     with Operations() as operations, torch.no_grad():
         read()
     return any(
-        any(name in call for name in _PRODUCTS) and any(_vectors(call, shape) <= rows for shape in shapes)
+        any(name in call for name in _PRODUCTS)
+        and "attention" not in call  # takes each record by itself
+        and any(_is_small(call, shape, rows) for shape in shapes)
         for call, shapes in operations.seen
     )
 
 
-def _vectors(call: str, shape: tuple[int, ...]) -> int:
+def _is_small(call: str, shape: tuple[int, ...], rows: int) -> bool:
     width = shape[1 if "conv" in call and len(shape) > 2 else -1] if shape else 1
-    return math.prod(shape) // max(1, width)
+    numbers = math.prod(shape) / rows
+    return numbers / max(1, width) < _FEW_VECTORS and numbers < _FEW_NUMBERS
 
 
 def check_apart(model: FineTuneModel) -> None:

@@ -30,7 +30,7 @@ from .apart import (
     check_features,
     check_stateless,
     dummy_records,
-    has_products_of_one_vector,
+    has_small_products,
     works_alike,
 )
 from .loading import FineTuneModel
@@ -40,9 +40,6 @@ from .shapes import MOST_RECORDS, Shapes, filled
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 """of a record's gradient alone against the same in a batch: other kernels round otherwise (≤ 10⁻⁶ seen in float32,
 5·10⁻² in bfloat16, on a record of random tokens); that nothing of other records is in it is shown bit for bit"""
-_SHORT = 16
-"""tokens up to which every position is looked at; longer batches have more numbers in each, and cost more"""
-
 _REACHING = 4
 """dummy records whose loss must reach what is trained"""
 _CHUNK = 2**16
@@ -159,17 +156,17 @@ class _Proof:
 
     def _rows_alike(self, shapes: Shapes, rows: int) -> bool:
         """Over many records, at the shortest length: a product of one vector a record has few numbers, of which perhaps
-        one in twenty rounds otherwise at the next position, so few records could look alike by chance. Where a layer
-        multiplies a vector a token, no record could."""
+        one in twenty rounds otherwise at the next position, so few records could look alike by chance. Where every
+        product has many numbers of each record, none could."""
         if rows not in self._small:
             shortest = shapes.all_lengths[0]
-            sets = -(-MANY // min(rows, RECORDS)) if self._has_products_of_one_vector(shortest) else 0
+            sets = -(-MANY // min(rows, RECORDS)) if self._has_small_products(shortest) else 0
             self._small[rows] = all(self._bits_stay(shortest, rows, seed) for seed in range(1, 1 + sets))
         return self._small[rows]
 
-    def _has_products_of_one_vector(self, length: int) -> bool:
+    def _has_small_products(self, length: int) -> bool:
         records = self._records(length, 0)
-        return has_products_of_one_vector(partial(self.model.losses, records, np.arange(RECORDS), length), RECORDS)
+        return has_small_products(partial(self.model.losses, records, np.arange(RECORDS), length), RECORDS)
 
     def _records(self, length: int, seed: int) -> Records:
         """Every other one as long as its shape takes, the others shorter."""
@@ -187,7 +184,7 @@ class _Proof:
         longest = turned[everybody[turned] % 2 == 0]
         for views in self.views:
             together = self._bits(records, everybody, rows, views, length)
-            for where in [turned] * (length <= _SHORT or seed > 0) + [longest] * (seed == 0):
+            for where in [turned] + [longest] * (seed == 0):
                 again = self._bits(records, everybody[where], rows, views, length)
                 if len(together) != len(again):
                     return False
@@ -232,15 +229,19 @@ class _Layers:
 
 
 def _checksums(values: torch.Tensor) -> torch.Tensor:
-    """(n, …) floating point → (n,) int64 of the bits of each row: eight bytes at a time, each times an odd number of
-    its own, modulo 2⁶⁴, so that no single change is lost."""
-    flat = values.contiguous().flatten(1)
+    """(n, …) floating point → (n,) int64 of the bits of each row: eight bytes at a time, and their upper four once
+    more, each times an odd number of its own, modulo 2⁶⁴. No single change is lost, and two cancel with a chance of
+    2⁻³² or so, in the upper bits, too (the second product is for these: 2⁶³ times two odd numbers is 0)."""
+    flat = values.contiguous().view(len(values), values.shape[1:].numel())
+    if not flat.numel():
+        return torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
     bits = nn.functional.pad(flat, (0, -flat.shape[1] % (8 // flat.element_size()))).view(torch.int64)
     found = bits.new_zeros(len(bits))
     for start in range(0, bits.shape[1], _CHUNK):
         part = bits[:, start : start + _CHUNK]
-        place = torch.arange(start, start + part.shape[1], device=bits.device) * 0x1E3779B97F4A7C15
-        found += (part * (place ^ (place >> 29) | 1)).sum(1)
+        place = torch.arange(start + 1, start + 1 + part.shape[1], device=bits.device) * 0x1E3779B97F4A7C15
+        place = place ^ (place >> 29) | 1
+        found += (part * place + (part >> 32) * (place * place ^ (place >> 31) | 1)).sum(1)
     return found
 
 

@@ -13,12 +13,13 @@ from confide.client.worker import Worker
 from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ModelError, PrivacyError
 from confide.common.model import per_sample, proof
-from confide.common.model.apart import check_apart, dummy_records, has_products_of_one_vector
+from confide.common.model.apart import check_apart, dummy_records, has_small_products
 from confide.common.model.limits import check_length
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.model.per_sample import clipped_sum, hooked
 from confide.common.model.proof import check_reached, prove
 from confide.common.model.shapes import Shapes
+from confide.common.types import Records
 from confide.tests.architectures import save_architecture
 
 SHAPES = Shapes(24, 16, 30.0)
@@ -58,39 +59,70 @@ def test_a_record_has_the_same_bits_in_every_place_and_company(bert: Path) -> No
         ("mistral", {"pooling": "last", "dtype": "bfloat16"}, True),
         ("roberta", {"task": "regression"}, True),
         ("bert", {"task": "token-classification"}, False),
-        ("llama", {"task": "causal-lm"}, False),
-        ("llama", {"task": "causal-lm", "weights": "nf4"}, False),
+        ("bert", {"task": "masked-lm", "pooling": "model"}, True),  # of two positions
+        ("llama", {"task": "causal-lm"}, True),  # logits of few positions, of thirty tokens
     ],
 )
-def test_where_a_product_takes_one_vector_of_each_record_many_records_are_compared(
+def test_where_a_product_takes_few_vectors_of_each_record_many_records_are_compared(
     tmp_path: Path, name: str, section: dict[str, Any], expected: bool
 ) -> None:
     model = load(tmp_path, name, **section)
     length = 0 if name == "vit" else 16
     records = dummy_records(model, [max(1, length - 1)] * 16)
-    assert has_products_of_one_vector(lambda: model.losses(records, np.arange(16), length), 16) == expected
+    assert has_small_products(lambda: model.losses(records, np.arange(16), length), 16) == expected
+
+
+@pytest.mark.parametrize(("length", "most"), [(16, 4), (16, 2), (24, 4), (12, 16)])
+@pytest.mark.parametrize("task", ["masked-lm", "token-classification"])
+def test_records_may_change_places_at_every_length(tmp_path: Path, task: Any, length: int, most: int) -> None:
+    """Beyond sixteen tokens two rows had never changed places in the proof, and every pair came out otherwise."""
+    section = {"max_length": length, "task": task, "pooling": "model" if task == "masked-lm" else "mean"}
+    backbone = str(save_architecture("bert", tmp_path))
+    model = load_model(ModelSection(backbone=backbone, lora=LoraSection(rank=2, alpha=4), **section), 3, 0)
+    model.set({n: a + np.float32(0.05) for n, a in model.initial.items()})
+    shapes, rng = prove(model, Shapes(length, most, 10.0)), np.random.default_rng(3)
+    for padded in shapes.all_lengths:
+        rows, records = shapes.rows(padded), dummy_records(model, [padded - 1] * 40, 9)
+        for _ in range(20):
+            one, order = rng.permutation(40)[:rows], rng.permutation(rows)
+            first, again = (_gradients(model, records, which, padded) for which in (one, one[order]))
+            assert torch.equal(first[order], again), (padded, rows)
+
+
+def _gradients(model: FineTuneModel, records: Records, which: np.ndarray, length: int) -> torch.Tensor:
+    with hooked(model):
+        return torch.cat(per_sample.record_gradients(model, model.losses(records, which, length)), 1).clone()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("shape", [(3, 5), (4, 7, 9), (2, 1), (3, 70_001)])
-def test_checksums_see_every_single_bit(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Of one number of a row, whichever; and that two numbers changed places."""
+@pytest.mark.parametrize("shape", [(3, 5), (4, 7, 9), (2, 1), (3, 70_001), (4, 16)])
+def test_checksums_see_bits_that_change(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Of one number of a row, or the same bit of several, the sign among them; and that two numbers changed places."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     before, width = proof._checksums(values), values[0].numel()
     assert len(set(before.tolist())) == len(values)
     rng = np.random.default_rng(2)
-    for place in {0, width - 1, *rng.integers(0, width, 20).tolist()}:
-        changed = values.clone()
-        bit = int(rng.integers(8 * dtype.itemsize - 1))
-        changed.view(whole).flatten(1)[1, place] ^= 1 << bit
-        after = proof._checksums(changed)
-        assert after[1] != before[1]
-        assert torch.equal(after[[0]], before[[0]])
+    for number in range(200):
+        places = rng.choice(width, min(width, 1 + number % 4), replace=False) if number % 5 else np.arange(1, width, 2)
+        if len(places):
+            changed, bit = values.clone(), number % (8 * dtype.itemsize)
+            changed.view(whole).flatten(1)[1, places] ^= torch.tensor(1, dtype=whole) << bit
+            after = proof._checksums(changed)
+            assert after[1] != before[1], (places, bit)
+            assert torch.equal(after[[0]], before[[0]])
+    assert not torch.equal(proof._checksums(-values), before)
     if width > 1:
         turned = values.flatten(1).clone()
         turned[0, [0, width - 1]] = turned[0, [width - 1, 0]]
         assert proof._checksums(turned)[0] != before[0]
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 0), (4, 3, 0), (0, 4), (4, 3, 0, 2)])
+def test_checksums_of_every_shape(shape: tuple[int, ...]) -> None:
+    found = proof._checksums(torch.randn(shape))
+    assert found.shape == shape[:1]
+    assert len(set(found.tolist())) == (4 if shape == (4,) else min(1, shape[0]))
 
 
 def test_a_table_that_passes_through_a_trained_layer_is_refused(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def test_its_figures_are_those_of_the_likelihoods(finished: Path, tasks: Path) -
 def test_what_cannot_be_asked_is_one_line(confide, finished: Path, tasks: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"knows no task 'nosuch'; in .*tasks: moods; give names"):
         evaluate_lm(finished, ["nosuch"], tasks)
+    with pytest.raises(ConfigError, match="--tasks: no name received"):
+        evaluate_lm(finished, [], tasks)
     with pytest.raises(ConfigError, match="--include: no folder"):
         evaluate_lm(finished, ["moods"], tmp_path / "nowhere")
     (tasks / "moods.jsonl").unlink()
