@@ -21,14 +21,13 @@ import numpy as np
 import torch
 
 from benchmarks.run import DATA, HERE, Table, play, python, write_part
+from benchmarks.step import mechanism_of
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig, load
 from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.model.apart import dummy_records
 from confide.common.model.loading import FineTuneModel, load_model, model_of
 from confide.common.model.per_sample import clipped_sum, hooked, record_gradients
-from confide.common.privacy.mechanism import PoissonMechanism, plan_for
-from confide.common.privacy.noise import secure_generator
 from confide.common.types import Records
 from confide.simulations.recipes import find_recipe
 
@@ -45,28 +44,16 @@ RUNS: dict[str, dict[str, object]] = {
 }
 
 
-def config_of(**settings: object) -> RunConfig:
-    changes = {
-        "data.train": DATA / "e2e" / "train.csv",
-        "data.test": DATA / "e2e" / "test.csv",
-        **{key.replace("__", "."): value for key, value in settings.items()},
-    }
-    return resolve(load(find_recipe("e2e"), [f"{key}={value}" for key, value in changes.items()]))
+def config_of(settings: dict[str, object]) -> RunConfig:
+    """The recipe on E2E's files, with other settings."""
+    files = {f"data.{split}": DATA / "e2e" / f"{split}.csv" for split in ("train", "test")}
+    return load(find_recipe("e2e"), [f"{key}={value}" for key, value in (files | settings).items()])
 
 
 def measured(model: FineTuneModel, records: Records, rows: int) -> dict[str, float]:
     """Seconds of a step over all records in batches of so many, with privacy and without, turn by turn; the peak."""
     parts, _ = records.by_length(np.arange(len(records)), rows)
-    plan = plan_for(
-        epsilon=8,
-        delta=1e-5,
-        sampling_rate=0.03,
-        steps=100,
-        clip=1.0,
-        coordinates=model.count()[0],
-        declared_units=4672,
-    )
-    mechanism = PoissonMechanism(plan, secure_generator())
+    mechanism = mechanism_of(model, rate=0.03, steps=100, units=4672)
     seconds: dict[str, list[float]] = {"plain": [], "private": []}
     for _ in range(REPEATS):
         for kind, found in seconds.items():
@@ -91,8 +78,9 @@ def _clipped(model: FineTuneModel, records: Records, part: np.ndarray) -> np.nda
 
 def one_step(dtype: str, rows: str, result: str) -> None:
     """In a process of its own."""
-    model = model_of(config_of(model__dtype=dtype))
-    texts = model.rows(str(DATA / "e2e" / "train.csv"), config_of().data)
+    config = resolve(config_of({"model.dtype": dtype}))
+    model = model_of(config)
+    texts = model.rows(str(config.data.train), config.data)
     found = model.encode(texts.take(np.random.default_rng(7).choice(len(texts), RECORDS, replace=False)))
     Path(result).write_text(json.dumps(measured(model, found, int(rows))))
 
@@ -119,8 +107,6 @@ def run(name: str, seed: int) -> dict[str, Any]:
             "run.seed": seed,
             "run.rounds": ROUNDS,
             "run.output": output,
-            "data.train": DATA / "e2e" / "train.csv",
-            "data.test": DATA / "e2e" / "test.csv",
             "server.evaluation_limit": 16,
             "evaluation.limit": 64,
             "evaluation.generate": 32,
@@ -128,8 +114,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
         }
         if "data.person" in settings:
             settings |= {"privacy.declared_persons": PERSONS, "privacy.declared_examples": ""}
-        config = load(find_recipe("e2e"), [f"{key}={value}" for key, value in settings.items()])
-        recipe.write_text(config.to_toml(), encoding="utf-8")
+        recipe.write_text(config_of(settings).to_toml(), encoding="utf-8")
         started = time.perf_counter()
         python("-W", "ignore", "-m", "confide.cli.main", "simulate", recipe)
         report = json.loads((output / "report.json").read_text())

@@ -39,6 +39,20 @@ def private_step(
     return torch.from_numpy(mechanism.release(total.double().cpu().numpy())).float()
 
 
+def mechanism_of(model: FineTuneModel, *, rate: float, steps: int, units: int) -> PoissonMechanism:
+    """For ε = 8 at δ = 1e-5 and C = 1."""
+    plan = plan_for(
+        epsilon=8,
+        delta=1e-5,
+        sampling_rate=rate,
+        steps=steps,
+        clip=1.0,
+        coordinates=model.count()[0],
+        declared_units=units,
+    )
+    return PoissonMechanism(plan, secure_generator())
+
+
 def measured(kind: str, count: int, tokens: int) -> float:
     """Seconds of a step over `count` records of `tokens` tokens, the median of `REPEATS` less three."""
     lora = LoraSection(rank=8, alpha=16, targets=("query", "value"))
@@ -46,16 +60,7 @@ def measured(kind: str, count: int, tokens: int) -> float:
     rng = np.random.default_rng(0)
     records = ragged([rng.integers(1000, 20000, tokens).tolist() for _ in range(count)], rng.integers(0, 2, count))
     indices = np.arange(count)
-    plan = plan_for(
-        epsilon=8,
-        delta=1e-5,
-        sampling_rate=0.05,
-        steps=1000,
-        clip=1.0,
-        coordinates=model.count()[0],
-        declared_units=1280,
-    )
-    mechanism = PoissonMechanism(plan, secure_generator())
+    mechanism = mechanism_of(model, rate=0.05, steps=1000, units=1280)
     seconds = []
     for _ in range(REPEATS):
         started = time.perf_counter()

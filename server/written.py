@@ -83,15 +83,16 @@ def read_questions(config: RunConfig, model: FineTuneModel) -> Questions | None:
     chosen = [groups[i] for i in subset(groups, limit, config.run.seed)]
     base, data = model.module.get_base_model(), config.data
     generator = Generator.of(base, model.tokenizer, data, model.max_length, asked.new_tokens)
-    classified = asked_of(rows, config).tolist() if asked.answers else []
-    right = [_answer(asked.answers, pairs[place][1], rows.where(place)) for place in classified]
+    classified = asked_of(rows, config) if asked.answers else np.arange(0)
+    right = [_answer(asked.answers, pairs[place][1], rows.where(place)) for place in classified.tolist()]
+    read = rows.take(classified)
     return Questions(
         model,
         generator.drawing(asked.temperature, config.run.seed),
         [prompt for prompt, _ in chosen],
         _before_answers(model, rows, [places[0] for _, places in chosen]),
         [[pairs[place][1] for place in places] for _, places in chosen],
-        [_only_last(model.tokenised(_with(rows.take(np.array(classified)), a)), generator.ends) for a in asked.answers],
+        [_only_last(model.tokenised(_with(read, answer)), generator.ends) for answer in asked.answers],
         np.array(right),
     )
 

@@ -11,7 +11,7 @@ import threading
 import traceback
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -113,8 +113,8 @@ def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -
     if key not in done:
         check_stateless(model, shapes)
         with _filled_in(model):
-            proof = _Proof(model, views)
-            found = {length: proof.rows_for(shapes, length) for length in shapes.all_lengths}
+            proof = _Proof(model, shapes, views)
+            found = {length: proof.rows_for(length) for length in shapes.all_lengths}
         if model.head_only:
             check_features(model)
         done[key] = replace(shapes, found=found)
@@ -124,18 +124,19 @@ def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -
 class _Proof:
     """One model's, with other weights than zero."""
 
-    def __init__(self, model: FineTuneModel, views: tuple[int, ...]) -> None:
-        self.model, self.views = model, views
+    def __init__(self, model: FineTuneModel, shapes: Shapes, views: tuple[int, ...]) -> None:
+        self.model, self.shapes, self.views = model, shapes, views
+        self._shortest = shapes.all_lengths[0]
         self._small: dict[int, bool] = {}
         """rows → whether products of one vector a record are the same in every row"""
 
-    def rows_for(self, shapes: Shapes, length: int) -> int:
-        compared = length <= COMPARED or length == shapes.all_lengths[0]
-        for rows in shapes.candidates(length):
+    def rows_for(self, length: int) -> int:
+        compared = length <= COMPARED or length == self._shortest
+        for rows in self.shapes.candidates(length):
             if compared:
                 self._compare(length, rows)
             if rows == 1 or (
-                self._rows_alike(shapes, rows) and self._same_work(length, rows) and self._bits_stay(length, rows, 0)
+                self._rows_alike(rows) and self._same_work(length, rows) and self._bits_stay(length, rows, 0)
             ):
                 return rows
         return 1
@@ -154,19 +155,19 @@ class _Proof:
             *(partial(self.model.losses, self._records(length, seed), which, length) for seed in range(2))
         )
 
-    def _rows_alike(self, shapes: Shapes, rows: int) -> bool:
+    def _rows_alike(self, rows: int) -> bool:
         """Over many records, at the shortest length: a product of one vector a record has few numbers, of which perhaps
         one in twenty rounds otherwise at the next position, so few records could look alike by chance. Where every
         product has many numbers of each record, none could."""
         if rows not in self._small:
-            shortest = shapes.all_lengths[0]
-            sets = -(-MANY // min(rows, RECORDS)) if self._has_small_products(shortest) else 0
-            self._small[rows] = all(self._bits_stay(shortest, rows, seed) for seed in range(1, 1 + sets))
+            sets = -(-MANY // min(rows, RECORDS)) if self._has_small_products else 0
+            self._small[rows] = all(self._bits_stay(self._shortest, rows, seed) for seed in range(1, 1 + sets))
         return self._small[rows]
 
-    def _has_small_products(self, length: int) -> bool:
-        records = self._records(length, 0)
-        return has_small_products(partial(self.model.losses, records, np.arange(RECORDS), length), RECORDS)
+    @cached_property
+    def _has_small_products(self) -> bool:
+        records = self._records(self._shortest, 0)
+        return has_small_products(partial(self.model.losses, records, np.arange(RECORDS), self._shortest), RECORDS)
 
     def _records(self, length: int, seed: int) -> Records:
         """Every other one as long as its shape takes, the others shorter."""

@@ -13,7 +13,7 @@ from confide.common.errors import ConfigError, DataError
 from confide.server.harness import RESULTS, _four, evaluate_lm
 from confide.server.ship.finished import FinishedRun
 from confide.simulations.run import simulate
-from confide.tests.tiny import merged, write_csv
+from confide.tests.tiny import write_csv
 
 pytest.importorskip("lm_eval")
 ROWS = [("the film was good", "happy"), ("the film was bad", "sad"), ("this story was gloomy", "sad")]
@@ -40,7 +40,7 @@ def finished(make_config, gpt2: Path, tmp_path: Path) -> Path:
         "training": {"learning_rate": 0.05},
         "evaluation": {"generate": 0},
     }
-    return simulate(resolve(make_config(**merged(changes, {}))))
+    return simulate(resolve(make_config(**changes)))
 
 
 @pytest.fixture
