@@ -225,18 +225,33 @@ def _epsilon_prv(items: Items, delta: float) -> float | None:
             return None
 
 
-@lru_cache(maxsize=4096)
-def step_rdp(step: Step) -> np.ndarray:
-    """ε(α) of one step at ORDERS (Mironov, Talwar, Zhang 2019), by Opacus."""
+@lru_cache(maxsize=65536)
+def _step_rdp(step: Step, order: float) -> float:
+    """ε(α) of one step (Mironov, Talwar, Zhang 2019), by Opacus."""
     from opacus.accountants.analysis.rdp import compute_rdp  # loads torch: only where it is needed
 
     q, z = rates(step)
-    return np.asarray(compute_rdp(q=q, noise_multiplier=z, steps=1, orders=ORDERS.tolist()))
+    return float(compute_rdp(q=q, noise_multiplier=z, steps=1, orders=float(order)))
 
 
-def rdp_curve(history: History) -> np.ndarray:
-    """Σ ε(α) at ORDERS over a history that is private."""
-    return np.sum([count * step_rdp(step) for step, count in history.items()], axis=0)
+def rdp_at(history: History, order: float) -> float:
+    """ρ = Σ ε(α) over a history that is private, at one of ORDERS."""
+    return sum(count * _step_rdp(step, order) for step, count in history.items())
+
+
+def _best_order(history: History, cost: Callable[[float, float], float]) -> tuple[float, float]:
+    """The order at which cost(α, ρ(α)) is least, and that cost. The cost must not fall as ρ grows.
+
+    Fractional orders are dear (a series each, up to some 10 ms) and ρ grows with α, so one is computed only where the
+    ρ of the whole order below it would already beat the best.
+    """
+    whole = ORDERS[np.floor(ORDERS) == ORDERS]
+    below = {float(order): rdp_at(history, float(order)) for order in whole}
+    costs = {order: cost(order, rho) for order, rho in below.items()}
+    for order in sorted(set(ORDERS.tolist()) - set(below)):
+        if cost(order, below.get(math.floor(order), 0.0)) < min(costs.values()):
+            costs[order] = cost(order, rdp_at(history, order))
+    return min(costs.items(), key=lambda item: (item[1], item[0]))
 
 
 def epsilon_rdp(history: History, delta: float) -> float:
@@ -245,10 +260,13 @@ def epsilon_rdp(history: History, delta: float) -> float:
         return 0.0
     if not is_private(history):
         return math.inf
-    orders, curve = ORDERS.tolist(), rdp_curve(history).tolist()
+
+    def at_best(at: float) -> float:
+        return _best_order(history, lambda order, rho: float(compute_epsilon([order], [rho], at)[0]))[1]
+
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Optimal order is the")  # still a bound, only not the tightest
-        return with_slack(lambda at: float(compute_epsilon(orders, curve, at)[0]), history, delta)
+        warnings.filterwarnings("ignore", message="Optimal order is the")  # of the one that is given
+        return with_slack(at_best, history, delta)
 
 
 def conversion(order: float, delta: float) -> float:
@@ -264,8 +282,12 @@ def filter_order(first: History, limit: float, delta: float) -> float:
 
     It depends on declared numbers only, so it is fixed before anything is released.
     """
-    bounds = np.array([limit - conversion(order, delta * (1 - SLACK)) for order in ORDERS])
-    return float(ORDERS[np.argmax(np.where(bounds > 0, bounds / rdp_curve(first), -math.inf))])
+
+    def share(order: float, rho: float) -> float:
+        left = limit - conversion(order, delta * (1 - SLACK))
+        return rho / left if left > 0 else math.inf
+
+    return _best_order(first, share)[0]
 
 
 def filter_epsilon(history: History, order: float, delta: float, limit: float | None = None) -> float:
@@ -278,10 +300,9 @@ def filter_epsilon(history: History, order: float, delta: float, limit: float | 
         return 0.0
     if not is_private(history):
         return math.inf
-    at = np.flatnonzero(np.isclose(ORDERS, order))
-    if not len(at):
+    if not np.isclose(ORDERS, order).any():
         raise PrivacyError(f"order {order}: not among the orders of this version; a filter's order cannot change")
-    epsilon = float(rdp_curve(history)[at[0]] + conversion(order, delta * (1 - SLACK)))
+    epsilon = rdp_at(history, nearest_order(order)) + conversion(order, delta * (1 - SLACK))
     return epsilon + added(history, max(epsilon, limit or 0.0), delta)
 
 

@@ -23,6 +23,7 @@ from confide.common.errors import PrivacyError
 from confide.common.privacy import accounting
 from confide.common.privacy.accounting import (
     ORDERS,
+    SLACK,
     added,
     conversion,
     delta_pld,
@@ -34,7 +35,8 @@ from confide.common.privacy.accounting import (
     filter_order,
     nearest_order,
     ratio,
-    rdp_curve,
+    rdp_at,
+    with_slack,
 )
 from confide.common.privacy.events import (
     DiscreteGaussianDpEvent,
@@ -239,13 +241,27 @@ def test_the_filter_adds_up_at_its_one_order_and_is_never_below_the_best() -> No
     first, second = history_of([steps(0.03, 0.9, 20)]), history_of([steps(0.1, 1.5, 10)])
     order = filter_order(first, 8.0, 1e-5)
     both = filter_epsilon(first + second, order, 1e-5)
-    curve = rdp_curve(first + second)
-    assert both == pytest.approx(float(curve[ORDERS.tolist().index(order)]) + conversion(order, 1e-5), rel=1e-3)
+    assert both == pytest.approx(rdp_at(first + second, order) + conversion(order, 1e-5), rel=1e-3)
     assert both >= epsilon_rdp(first + second, 1e-5)
     # repetitions of the first request exhaust the limit later at this order than at any other
     many = Counter({step: 10 * count for step, count in first.items()})
     fits = [filter_epsilon(many, other, 1e-5) for other in ORDERS.tolist()]
     assert filter_epsilon(many, filter_order(first, min(fits), 1e-5), 1e-5) == pytest.approx(min(fits), rel=1e-3)
+
+
+@pytest.mark.parametrize("limit", [0.5, 8.0, 40.0])
+@pytest.mark.parametrize(
+    ("q", "z", "count"), [(0.5, 1.1, 40), (0.03, 0.9, 20), (0.2, 30.0, 3), (1.0, 4.0, 5), (0.01, 0.4, 9)]
+)
+def test_the_best_order_is_that_of_the_whole_curve(q: float, z: float, count: int, limit: float) -> None:
+    """Where not every order is computed."""
+    history, at = history_of([steps(q, z, count)]), 1e-5 * (1 - SLACK)
+    curve = np.array([rdp_at(history, order) for order in ORDERS.tolist()])
+    left = np.array([limit - conversion(order, at) for order in ORDERS.tolist()])
+    expected = np.where(left > 0, curve / np.where(left > 0, left, 1), np.inf)
+    assert filter_order(history, limit, 1e-5) == ORDERS[np.argmin(expected)]
+    best, _ = compute_epsilon(ORDERS.tolist(), curve.tolist(), at)
+    assert epsilon_rdp(history, 1e-5) == with_slack(lambda _: best, history, 1e-5)
 
 
 def test_the_filter_agrees_with_dp_accounting_at_one_order() -> None:
