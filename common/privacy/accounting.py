@@ -231,7 +231,7 @@ def _step_rdp(step: Step, order: float) -> float:
     from opacus.accountants.analysis.rdp import compute_rdp  # loads torch: only where it is needed
 
     q, z = rates(step)
-    return float(compute_rdp(q=q, noise_multiplier=z, steps=1, orders=float(order)))
+    return float(np.asarray(compute_rdp(q=q, noise_multiplier=z, steps=1, orders=[order]))[0])
 
 
 def rdp_at(history: History, order: float) -> float:
