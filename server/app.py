@@ -213,7 +213,8 @@ class _Keeper:
 
     def charged(self) -> None:
         state, folder = self.run.state, self.run.folder / "checkpoints"
-        checkpoint.save_asked(folder, state.asked)
+        if self.run.plan is not None:  # without privacy nothing is charged, and the round is played again
+            checkpoint.save_asked(folder, state.asked)
         if state.secure is not None and state.secure["roster"] != self.saved:
             checkpoint.save_secure(folder, state.secure)
             self.saved = state.secure["roster"]

@@ -16,6 +16,7 @@ from confide.common.errors import ConfigError, DataError, PrivacyError, RoundErr
 from confide.server import rounds
 from confide.simulations.run import resume, simulate
 from confide.simulations.sites import forget_sites
+from confide.tests.faults import dies_in
 
 
 def report_of(folder: Path) -> dict:
@@ -131,6 +132,23 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     first, second = report_of(whole), report_of(cut)
     assert first["after"] == second["after"]
     assert [row["accuracy"] for row in first["rounds"]] == [row["accuracy"] for row in second["rounds"]]
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_a_run_that_is_cut_inside_a_round_equals_the_uninterrupted_one_bit_for_bit(
+    make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    whole = simulate(make_config(run={"rounds": 4, "output": str(tmp_path / "whole")}))
+    with monkeypatch.context() as patched:
+        dies_in(patched, number)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(make_config(run={"rounds": 4}))
+    forget_sites()
+    cut = resume(tmp_path / "run")
+    a, b = adapter_of(whole), adapter_of(cut)
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert report_of(whole)["after"] == report_of(cut)["after"]
+    assert not any(row["failed"] for row in report_of(cut)["rounds"])
 
 
 def test_a_resumed_private_run_goes_on_with_what_was_charged(
