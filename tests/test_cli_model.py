@@ -9,6 +9,7 @@ from confide.simulations.run import simulate
 from confide.tests.tiny import sentences, write_csv
 
 
+@pytest.mark.slow
 def test_from_a_run_to_answers(confide, make_config, tmp_path: Path) -> None:
     run = simulate(make_config())
     public = write_csv(tmp_path / "public.csv", sentences(150, 55))

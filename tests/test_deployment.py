@@ -43,6 +43,19 @@ def wait_for_rounds(federation: Federation, run: str, count: int, seconds: float
         time.sleep(0.2)
 
 
+def test_a_run_is_trained_and_charged(federation: Federation) -> None:
+    content = run_content(1, SITES)
+    content["run"]["name"] = "short"
+    finished = federation.command("run", str(write_run(federation.folder, content)), "--server", str(federation.server))
+    assert finished.returncode == 0, finished.stderr + federation.log("site-1")
+    report = federation.report("short")
+    assert [len(row["sites"]) for row in report["rounds"]] == [SITES]
+    assert {name: run["used"] for name, run in federation.spent().items()} == dict.fromkeys(federation.names, 1)
+    assert report["privacy"]["epsilon_spent"] == pytest.approx(8.0, abs=0.01)
+    assert (federation.server / "runs" / "short" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
 def test_a_run_survives_the_death_of_its_server_and_charges_each_round_once(federation: Federation) -> None:
     run = write_run(federation.folder, run_content(ROUNDS, SITES))
     submitted = federation.command("run", str(run), "--server", str(federation.server), "--detach")
@@ -252,6 +265,7 @@ def test_logs_hold_no_record_and_no_secret(federation: Federation) -> None:
     check_logs(federation)
 
 
+@pytest.mark.slow
 def test_a_site_stops_cleanly(federation: Federation) -> None:
     """The federation is one site short afterwards."""
     until = time.monotonic() + 180.0

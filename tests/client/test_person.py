@@ -386,7 +386,7 @@ def test_what_does_not_go_with_persons_is_refused(of_persons, changes: dict, tex
         of_persons(**changes)
 
 
-@pytest.mark.parametrize("mode", ["local", "distributed"])
+@pytest.mark.parametrize("mode", [pytest.param("local", marks=pytest.mark.slow), "distributed"])
 def test_canary_persons_are_audited(of_persons, mode: str) -> None:
     """Several rows a canary, in or out together; one person more moves the sum by at most C."""
     run = of_persons(privacy={"mode": mode, "sampling_rate": 0.5}, run={"rounds": 3, "id": None})

@@ -497,6 +497,7 @@ def test_entries_hold_what_the_privacy_page_names(ledger: Ledger, tmp_path: Path
     }
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_ledger_that_holds() -> None:
     assert stress.crash(4, seed=1) > 0
 

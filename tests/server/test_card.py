@@ -68,6 +68,7 @@ def test_a_card_of_a_run_without_privacy_warns(make_config) -> None:
     assert yaml.safe_load(text.split("---\n")[1])["tags"] == ["federated-learning", "lora"]
 
 
+@pytest.mark.slow
 def test_the_folder_loads_in_another_process(folder: Path, elsewhere: Elsewhere, tmp_path: Path) -> None:
     """By PEFT with the backbone at hand, and by onnxruntime without the run, the backbone or torch."""
     run = Path(shutil.copytree(folder, tmp_path / "run"))

@@ -77,6 +77,7 @@ def test_its_figures_are_those_of_the_likelihoods(finished: Path, tasks: Path) -
     assert evaluate_lm(finished, ["moods"], tasks, limit=1)["after"]["moods"].keys() == {"acc", "brier_score"}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_asked_is_one_line(confide, finished: Path, tasks: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"knows no task 'nosuch'; in .*tasks: moods; give names"):
         evaluate_lm(finished, ["nosuch"], tasks)

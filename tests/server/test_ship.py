@@ -92,6 +92,7 @@ def test_variants_answer_as_the_model_and_need_no_torch(copy: Path) -> None:
     assert done.stdout.split() == [str(small.shape[1] - 1), "False"]  # positive is the second of two
 
 
+@pytest.mark.slow
 def test_misspelled_words_are_read_alike_by_every_form_of_a_model(make_config, bert: Path, tmp_path: Path) -> None:
     """Torch, variants, a student's own tokenizer, maps and the card; without torch as well."""
     folder = simulate(
@@ -132,6 +133,7 @@ def test_a_changed_model_file_is_refused(copy: Path) -> None:
         OnnxModel(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_processes")
 def test_measuring_names_every_variant_and_becomes_a_page(copy: Path) -> None:
     with pytest.raises(ConfigError, match="no variants there"):
@@ -230,6 +232,7 @@ def test_factors_are_the_best_of_their_rank_for_what_a_layer_is_given() -> None:
     assert lost < by_plain
 
 
+@pytest.mark.slow
 def test_factors_of_a_model(run: FinishedRun, copy: Path) -> None:
     whole, model = run.merged(), run.merged()
     factorise(model, PUBLIC[:64], 0.9)
@@ -270,6 +273,7 @@ def test_a_student_learns_its_teachers_answers(run: FinishedRun) -> None:
     assert len(layers_of(teacher.module)) == 2
 
 
+@pytest.mark.slow
 def test_students_on_other_backbones(copy: Path, bert: Path, tmp_path: Path) -> None:
     names = make_student(copy, str(bert), PUBLIC, DistillationConfig(steps=5, batch=16))
     assert names == [f"student-{bert.name}-onnx", f"student-{bert.name}-int8"]

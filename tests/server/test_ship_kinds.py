@@ -85,7 +85,7 @@ def by_the_task(run: FinishedRun) -> dict[str, float]:
     return evaluate(run.model, run.adapter, records, np.arange(len(records))).metrics
 
 
-@pytest.mark.parametrize("task", [IMAGES, BOTH, NUMBERS])
+@pytest.mark.parametrize("task", [IMAGES, pytest.param(BOTH, marks=pytest.mark.slow), NUMBERS])
 def test_variants_answer_a_file_as_the_run_does(finished, task: str) -> None:
     folder = finished(task)
     assert make_variants(folder) == ["onnx", "int8"]

@@ -116,6 +116,7 @@ def test_what_nobody_needs_is_cut_first_and_changes_nothing(runs, task: str) -> 
     assert answer_rows(useless, texts)[0].shape == answer_rows(runs[task].merged(), texts)[0].shape
 
 
+@pytest.mark.slow
 def test_variants_of_students_and_pruned_models(runs, bert: Path, confide, tmp_path: Path) -> None:
     folder = runs[TAGS].folder
     settings = DistillationConfig(steps=5, batch=16)

@@ -118,6 +118,7 @@ def test_canary_records_without_noise_reach_the_ceiling(audited, spread: Path) -
     assert found["records"]["correct"] < 40  # black box: hardly anything
 
 
+@pytest.mark.slow
 def test_without_a_fault_nothing_is_seen(audited, make_config, local, spread: Path) -> None:
     found = audited(spread)
     assert found["gradient"]["epsilon_steinke"] <= 1
@@ -126,6 +127,7 @@ def test_without_a_fault_nothing_is_seen(audited, make_config, local, spread: Pa
     assert sensitivity(make_config(privacy=local, model={"backbone": str(spread)}, **AUGMENTED)) <= 1
 
 
+@pytest.mark.slow
 def test_a_clip_that_does_not_clip(audited, make_config, local, spread: Path, monkeypatch) -> None:
     """Gradients of 600 C: 48 right guesses of 50 have a probability of 3·10⁻⁵ where ε = 1 is true."""
     no_clip(monkeypatch)

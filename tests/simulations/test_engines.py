@@ -20,6 +20,7 @@ from confide.simulations.local import LocalGrid
 from confide.simulations.run import simulate
 
 
+@pytest.mark.slow
 def test_both_engines_give_the_same_adapter(make_config, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     adapters = []

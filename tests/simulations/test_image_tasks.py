@@ -26,6 +26,9 @@ from confide.simulations.run import simulate
 from confide.tests.tiny import merged, sentences, write_csv
 
 MODES = ["none", "local", "distributed"]
+# whole runs of images take seconds: of some tests the fast ones train in one mode
+FIRST = [MODES[0], *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES[1:])]
+LAST = [*(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES[:-1]), MODES[-1]]
 
 
 def write_images(folder: Path, count: int, seed: int) -> Path:
@@ -73,7 +76,7 @@ def test_images_are_learned_in_every_mode(images, mode: str) -> None:
     check(simulate(images(mode)), mode)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", LAST)
 def test_images_with_texts_are_learned_in_every_mode(images, bert: Path, mode: str) -> None:
     """LoRA in the text tower, the new image tower whole."""
     model = {"backbone": str(bert), "image_backbone": DEMO_VIT, "task": "image-text-classification", "train": "lora"}
@@ -81,7 +84,13 @@ def test_images_with_texts_are_learned_in_every_mode(images, bert: Path, mode: s
     check(simulate(images(mode, model=model, training={"local_steps": 30 if mode == "none" else 1})), mode)
 
 
-@pytest.mark.parametrize("task", ["image-classification", "image-text-classification", "regression"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "image-classification",
+        *(pytest.param(task, marks=pytest.mark.slow) for task in ("image-text-classification", "regression")),
+    ],
+)
 def test_canary_records_are_of_the_tasks_own_kind(images, bert: Path, tmp_path: Path, task: str) -> None:
     """They are planted, trained on as records are, and guessed on the final model."""
     both = {"backbone": str(bert), "image_backbone": DEMO_VIT}
@@ -104,6 +113,7 @@ def test_canary_records_are_of_the_tasks_own_kind(images, bert: Path, tmp_path: 
     assert len({*map(str, records.targets)}) > 1
 
 
+@pytest.mark.slow
 def test_lora_goes_into_both_towers(images, bert: Path, tmp_path: Path) -> None:
     config = ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=2
@@ -118,7 +128,7 @@ def test_lora_goes_into_both_towers(images, bert: Path, tmp_path: Path) -> None:
     assert read_report(simulate(run))["rounds"][0]["failed"] == []
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FIRST)
 def test_numbers_are_learned_in_every_mode(make_config, local, tmp_path: Path, mode: str) -> None:
     """A score that grows with good words; measured by the public test set."""
     paths = {}
@@ -206,7 +216,7 @@ def test_perturbed_images_keep_shape_and_range() -> None:
     assert perturbed(images, True, 2, 0.1, rng).shape == images.shape
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FIRST)
 def test_copies_of_images_are_trained_on_in_every_mode(images, mode: str) -> None:
     """Views of a record: the charge is that of a run without them."""
     training = {"views": 3, "local_steps": 20 if mode == "none" else 1}

@@ -93,7 +93,9 @@ def seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Site, "coin_seed", lambda self, run: self.name.encode().ljust(32))
 
 
-@pytest.mark.parametrize(("kind", "rounds"), [("random", 12), ("in-distribution", 25)])
+@pytest.mark.parametrize(
+    ("kind", "rounds"), [("random", 12), pytest.param("in-distribution", 25, marks=pytest.mark.slow)]
+)
 def test_the_final_model_tells_what_it_memorised(talking, seeded, kind: str, rounds: int) -> None:
     config = talking(run={"rounds": rounds}, audit={"kind": kind})
     found = audit_canaries(config)

@@ -47,7 +47,7 @@ def preferring(make_config, gpt2: Path, tmp_path: Path):
     return make
 
 
-@pytest.mark.parametrize("mode", ["none", "local", "distributed", "client"])
+@pytest.mark.parametrize("mode", ["none", pytest.param("local", marks=pytest.mark.slow), "distributed", "client"])
 def test_the_chosen_answers_become_likelier(preferring, local, mode: str) -> None:
     privacy = {**local, "mode": mode, "epsilon": 300.0}
     if mode == "client":
@@ -62,6 +62,7 @@ def test_the_chosen_answers_become_likelier(preferring, local, mode: str) -> Non
     assert report["after"]["loss"] < report["before"]["loss"]
 
 
+@pytest.mark.slow
 def test_a_person_has_many_pairs_and_an_adapter_may_have_frozen_factors(preferring, local, tmp_path: Path) -> None:
     rows = [(*row, f"p{number % 60}") for number, row in enumerate(pairs(240, 1))]
     train = str(write_csv(tmp_path / "persons.csv", rows, (*HEADER, "who")))

@@ -348,7 +348,10 @@ def test_a_natural_partition_names_its_clients(make_config, tmp_path: Path) -> N
     assert len(report["privacy"]["sites"]) == 3
 
 
-@pytest.mark.parametrize(("backbone", "mode"), [("gpt2", "local"), ("llama", "local"), ("gpt2", "distributed")])
+@pytest.mark.parametrize(
+    ("backbone", "mode"),
+    [("gpt2", "local"), pytest.param("llama", "local", marks=pytest.mark.slow), ("gpt2", "distributed")],
+)
 def test_language_models_train_under_privacy(
     request: pytest.FixtureRequest, make_config, local, backbone: str, mode: str
 ) -> None:
