@@ -78,6 +78,7 @@ def test_nonsense_on_the_socket_does_not_end_it(worker: WorkerProcess, content: 
     assert not ask(str(worker.socket), a_message(), {}, 60.0, 2**20).has_error()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_gone_is_reported_and_started_again(worker: WorkerProcess) -> None:
     process = worker._process
     assert process is not None

@@ -113,6 +113,7 @@ def test_taking_squares_by_score_lowers_the_answer_sooner_than_at_random() -> No
     assert curves["insertion"].mean() > curves["insertion_random"].mean()
 
 
+@pytest.mark.slow
 def test_nearest_images_are_of_the_class(folder: Path) -> None:
     run = FinishedRun(folder, TASK)
     assert run.report["after"]["accuracy"] > 0.95

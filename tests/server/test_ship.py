@@ -286,6 +286,7 @@ def test_students_on_other_backbones(copy: Path, bert: Path, tmp_path: Path) -> 
         make_student(copy, "9", PUBLIC, DistillationConfig())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compressed_says_why(make_config, gpt2: Path, copy: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name it with --public"):
         make_variants(copy, layers=1)

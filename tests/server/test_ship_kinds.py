@@ -110,6 +110,7 @@ def test_variants_answer_a_file_as_the_run_does(finished, task: str) -> None:
         assert all(0.5 <= float(row["probability"]) <= 1 for row in whole)
 
 
+@pytest.mark.slow
 def test_every_word_gets_a_tag(finished, tmp_path: Path) -> None:
     folder = finished(TAGS)
     make_variants(folder)

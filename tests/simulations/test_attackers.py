@@ -114,6 +114,7 @@ def test_a_run_under_each_attack(make_config, kind: str) -> None:
     assert all("void" not in row for row in report["rounds"])
 
 
+@pytest.mark.slow
 def test_a_defence_keeps_what_the_mean_loses(make_config, tmp_path) -> None:
     found = {}
     for name in ("fedavg", "trimmedmean"):

@@ -110,6 +110,7 @@ def sensitivity(config: RunConfig) -> float:
         return neighbour_sensitivity(config, model, model.initial, rows, range(0, 24, 3))
 
 
+@pytest.mark.slow
 def test_canary_records_without_noise_reach_the_ceiling(audited, spread: Path) -> None:
     """The control, scored on updates: the canary is seen among the others although all gradients are alike."""
     found = audited(spread, canaries=0, control=True)
@@ -166,6 +167,7 @@ def test_updates_of_several_local_steps_are_no_gradients_to_be_scored(make_confi
     assert "clipped_records" not in found
 
 
+@pytest.mark.slow
 def test_sums_over_sites_are_scored_too(make_config, local, spread: Path, seeded) -> None:
     """Mode `distributed`, without noise: one sum, in which the canaries of both sites are."""
     config = make_config(

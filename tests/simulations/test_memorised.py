@@ -107,6 +107,7 @@ def test_the_final_model_tells_what_it_memorised(talking, seeded, kind: str, rou
     assert read_report(config.output)["after"]["accuracy"] > 0.9  # the others are learned as well
 
 
+@pytest.mark.slow
 def test_under_privacy_nothing_is_seen(talking, seeded, local: dict) -> None:
     privacy = {**local, "epsilon": 1.0, "declared_examples": 120}
     config = talking(run={"rounds": 2}, privacy=privacy, training={"local_steps": 1})

@@ -47,7 +47,9 @@ def preferring(make_config, gpt2: Path, tmp_path: Path):
     return make
 
 
-@pytest.mark.parametrize("mode", ["none", pytest.param("local", marks=pytest.mark.slow), "distributed", "client"])
+@pytest.mark.parametrize(
+    "mode", ["none", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("local", "distributed")), "client"]
+)
 def test_the_chosen_answers_become_likelier(preferring, local, mode: str) -> None:
     privacy = {**local, "mode": mode, "epsilon": 300.0}
     if mode == "client":

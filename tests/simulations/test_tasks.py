@@ -73,7 +73,9 @@ def test_canary_records_of_entities_have_a_random_tag_for_each_word(tagging, loc
     assert {*tags} == {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("mode", ["none", "local", pytest.param("distributed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mode", ["none", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("local", "distributed"))]
+)
 def test_hidden_words_are_guessed_in_every_mode(tagging, local, mode: str) -> None:
     """The words are random and the backbone is, too: what can be learned is how often each occurs."""
     run = {"rounds": 40 if mode == "none" else 3}
