@@ -28,8 +28,7 @@ def canary(
     from .progress import print_summary, watch
 
     config = with_canaries(load_recipe(recipe, sets, out, ledger), canaries, records, guesses)
-    with watch(config.output):
-        audit_canaries(config, control=control, overwrite=overwrite)
+    audit_canaries(config, control=control, overwrite=overwrite, watch=watch)
     print_summary(config.output)
     print_audit(config.output)
 

@@ -20,6 +20,7 @@ from ..server.report import figures, read_report
 
 _INTERVAL, _SILENCE = 0.2, 3.0
 """seconds: between looks; until a run that has said nothing is said to be loading"""
+_LOADING = "loading and checking the model"
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def _progress() -> Progress:
 
 def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) -> None:
     before = f"{title}: " if title else ""
-    rounds = progress.add_task(f"{before}loading model and data", total=None)
+    rounds = progress.add_task(f"{before}{_LOADING}", total=None)
     sites = progress.add_task("sites", total=None, visible=False)
     while not end.wait(_INTERVAL):
         state = _state(folder)
@@ -93,7 +94,7 @@ def _tell(known: set[str], folder: Path, title: str, end: threading.Event) -> No
         known.update(lines)
         told = [_in_words(json.loads(line), folder, title) for line in lines]
         if not now and not told and time.monotonic() - started > _SILENCE:
-            now = "loading model and data"
+            now = _LOADING
         if now != stage and not over:  # rounds come after their stage, and before what follows them
             stage = now
             told.insert(0 if now == "training" else len(told), f"{before}{now}")

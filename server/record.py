@@ -41,10 +41,15 @@ class Recorder:
         state = {"stage": stage, "round": number, "rounds": self._rounds, "done": done, "asked": asked}
         if accuracy is not None:
             state["accuracy"] = accuracy
-        partial = self._folder / f"{PROGRESS}.partial"
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        partial.replace(self._folder / PROGRESS)
+        write_progress(self._folder, state)
 
     def close(self) -> None:
         self._scalars.close()
         (self._folder / PROGRESS).unlink(missing_ok=True)
+
+
+def write_progress(folder: Path, state: dict[str, Any]) -> None:
+    """state: stage, round, rounds; of what the round, or the stage, asks for, how much is done."""
+    partial = folder / f"{PROGRESS}.partial"
+    partial.write_text(json.dumps(state), encoding="utf-8")
+    partial.replace(folder / PROGRESS)

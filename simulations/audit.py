@@ -4,7 +4,8 @@ Beside them, what no canary sees: the sum of one site's records with and without
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,24 @@ from ..common.privacy.audit import SCOPES, rows_each
 from ..common.privacy.mechanism import NoiselessControl
 from ..common.privacy.noise import secure_generator
 from ..common.privacy.plan import privacy_plan
-from ..common.run_folder import CONFIG
+from ..common.run_folder import CONFIG, PROGRESS
 from ..common.types import Adapter, RoundTask, Rows
+from ..server.record import write_progress
 from ..server.report import amend_report, read_report
 from ..server.start import initial_adapter
 from .canaries import canary_rows_of
 from .run import simulate
+from .studies.runner import RoundCallback
 
 CONTROL = "control"
 _NEIGHBOURS, _AMONG = 8, 256
-"""canary records that are taken out, one at a time, and records that they are among"""
+"""canary records that are taken out, one at a time, and records that they are among, at most"""
+_FEWEST, _OPERATIONS = 32, 2e12
+"""records, however large the model is; and floating-point operations of one sum: a minute on two cores"""
+
+
+def _unwatched(folder: Path, title: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def with_canaries(config: RunConfig, canaries: int, records: int, guesses: int | None) -> RunConfig:
@@ -50,20 +59,24 @@ def with_canaries(config: RunConfig, canaries: int, records: int, guesses: int |
     return audited
 
 
-def audit_canaries(config: RunConfig, *, control: bool = True, overwrite: bool = False) -> dict[str, Any]:
+def audit_canaries(
+    config: RunConfig, *, control: bool = True, overwrite: bool = False, watch: RoundCallback = _unwatched
+) -> dict[str, Any]:
     """Runs, then runs again without noise in a scratch folder and in ledgers in memory, and completes the report.
 
     The control's model is thrown away: it is as private as no privacy. A run of mode `none` is its own control.
-    Returns the facts of the audit.
+    watch: called with the folder of each run and a title, and entered while it goes on. Returns the facts of the audit.
     """
-    folder = simulate(config, overwrite=overwrite)
-    found = read_report(folder)["audit"]
-    if config.private and found.get("records"):
-        found["sensitivity"] = _sensitivity_facts(load(folder / CONFIG, []))
+    with watch(config.output, ""):
+        folder = simulate(config, overwrite=overwrite)
+        found = read_report(folder)["audit"]
+        if config.private and found.get("records"):
+            found["sensitivity"] = _sensitivity_facts(load(folder / CONFIG, []), folder)
     if control and config.private:
         with tempfile.TemporaryDirectory(prefix="confide-control-") as scratch:
             plain = _control_of(config, Path(scratch) / CONTROL)
-            found[CONTROL] = read_report(simulate(plain))["audit"]
+            with watch(plain.output, "control without noise"):
+                found[CONTROL] = read_report(simulate(plain))["audit"]
     amend_report(folder, "audit", found)
     return found
 
@@ -77,13 +90,19 @@ def _control_of(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def neighbour_sensitivity(
-    config: RunConfig, model: FineTuneModel, adapter: Adapter, rows: Rows, removed: Sequence[int]
+    config: RunConfig,
+    model: FineTuneModel,
+    adapter: Adapter,
+    rows: Rows,
+    removed: Sequence[int],
+    progress: Callable[[int], None] = lambda done: None,
 ) -> float:
     """max over r in `removed` of ‖S(D) − S(D − r)‖/C, which must be at most 1.
 
     S: the clipped sum of a site that holds `rows`, by the code of training: rows are read into records (with their
     copies, where the run augments), all are drawn, and no noise is added. D − r is read anew, without row r, or, where
     the unit is the person, without all rows of whom r is; all rows of a person are read then.
+    progress: told how many of the sums are done.
     Raises PrivacyError for a run that does not clip records.
     """
     plan = privacy_plan(config, model.count()[0])
@@ -105,20 +124,33 @@ def neighbour_sensitivity(
 
     whole = clipped_sum(rows)
     unit = np.arange(len(rows)) if rows.person is None else rows.person
-    without = (rows.take(np.flatnonzero(unit != unit[r])) for r in removed)
-    return max(float(np.linalg.norm(whole - clipped_sum(less))) for less in without) / plan.clip
+    apart = []
+    for done, r in enumerate(removed, 1):
+        progress(done)
+        apart.append(np.linalg.norm(whole - clipped_sum(rows.take(np.flatnonzero(unit != unit[r])))))
+    return float(np.max(apart)) / plan.clip  # NaN, if one of them is, which then does not hold
 
 
-def _sensitivity_facts(config: RunConfig) -> dict[str, Any]:
-    """Of a site that holds a few canary records, and behind them the first of the run's rows. config: resolved."""
+def _sensitivity_facts(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Of a site that holds a few canary records, and behind them the first of the run's rows. config: resolved. folder:
+    where its progress is told."""
     model = model_of(config)
     canaries = canary_rows_of(config, model, site_name(0, config.clients))
     each = rows_each(config)
     canaries = canaries.take(np.arange(min(_NEIGHBOURS * each, len(canaries))))
     rows = training_rows(model.rows(config.data.training, config.data, whose=True), config.data, config.run.seed)
-    rows = _joined(canaries, rows.take(np.arange(min(max(_AMONG - len(canaries), 1), len(rows)))))
+    rows = _joined(canaries, rows.take(np.arange(min(max(_among(model) - len(canaries), 1), len(rows)))))
     removed = range(0, len(canaries), each)
-    largest = neighbour_sensitivity(config, model, initial_adapter(config, model), rows, removed)
+
+    def progress(done: int) -> None:
+        state = {"stage": f"sums with and without a canary, of {len(rows)} records", "rounds": config.run.rounds}
+        write_progress(folder, {**state, "round": config.run.rounds, "done": done, "asked": len(removed) + 1})
+
+    progress(0)
+    try:
+        largest = neighbour_sensitivity(config, model, initial_adapter(config, model), rows, removed, progress)
+    finally:
+        (folder / PROGRESS).unlink(missing_ok=True)
     return {
         "largest": largest,
         "holds": largest <= 1,
@@ -126,6 +158,12 @@ def _sensitivity_facts(config: RunConfig) -> dict[str, Any]:
         "records": len(rows),
         "scope": SCOPES["sensitivity"],
     }
+
+
+def _among(model: FineTuneModel) -> int:
+    """Records of a sum that is taken once for each canary: of a large model fewer."""
+    each = 6.0 * model.count()[1] * model.max_length  # 2 forward and 4 backward for each number and token
+    return int(np.clip(_OPERATIONS / each, _FEWEST, _AMONG))
 
 
 def _joined(first: Rows, second: Rows) -> Rows:

@@ -142,7 +142,7 @@ def save_architecture(name: str, folder: Path) -> Path:
     model = (ALL | WIDE)[name]()
     spread_out(model)
     model.save_pretrained(str(folder))
-    _save_tokenizer(folder, ends=name in ENCODERS and name != "electra")
+    save_tokenizer(folder, ends=name in ENCODERS and name != "electra")
     return folder
 
 
@@ -153,7 +153,7 @@ def spread_out(model: nn.Module) -> None:
                 p.normal_(0, 0.15 if "embed" in key else 0.2)
 
 
-def _save_tokenizer(folder: Path, ends: bool) -> None:
+def save_tokenizer(folder: Path, ends: bool) -> None:
     """Words of the vocabulary; ends: [CLS] and [SEP] around each text."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Replace(NOTHING, "")  # pyright: ignore[reportAttributeAccessIssue]

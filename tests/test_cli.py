@@ -35,7 +35,7 @@ def test_a_run_ends_in_a_table_that_says_where_the_report_is(confide, toml: Path
 def test_without_a_terminal_each_round_is_a_line(confide, toml: Path, tmp_path: Path) -> None:
     def told(*arguments: object) -> list[str]:
         lines = confide("simulate", *arguments)[2].splitlines()
-        assert {line for line in lines if ":" not in line} <= {"loading model and data", *STAGES}
+        assert {line for line in lines if ":" not in line} <= {"loading and checking the model", *STAGES}
         return [line for line in lines if ":" in line]
 
     asked = toml, "--out", tmp_path / "out", "--set", "run.rounds=2"
@@ -58,7 +58,9 @@ def test_without_a_terminal_each_stage_is_a_line(
                 recorder.progress(stage, 0, done, 3)
                 time.sleep(0.25)
     recorder.close()
-    assert capsys.readouterr().err.splitlines() == [f"mine: {stage}" for stage in ["loading model and data", *STAGES]]
+    assert capsys.readouterr().err.splitlines() == [
+        f"mine: {stage}" for stage in ["loading and checking the model", *STAGES]
+    ]
 
 
 def test_a_private_run_says_against_whom(confide, toml: Path, tmp_path: Path, local) -> None:

@@ -1,7 +1,7 @@
 """What a model makes of a record must not depend on other records: looked at with dummy records, without gradients."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import ModelError
 from ..tasks import ragged
 from ..types import IGNORED, Records
+from .elementwise import Elementwise
 from .loading import FineTuneModel
 from .per_sample import plain_name
 from .shapes import Shapes
@@ -23,6 +24,9 @@ _PRODUCTS = ("mm", "mv", "dot", "linear", "conv", "gem", "einsum")
 """in the names of operations that multiply matrices, bitsandbytes' included"""
 _FEW_VECTORS, _FEW_NUMBERS = 8, 4096
 """of a record in such a product: with fewer of both, records could look alike by chance"""
+_NARROW, _TOGETHER = 8, 16
+"""numbers of a vector in a product below which kernels take so many vectors together, or fewer: widths 1 to 3 by fours
+were seen"""
 RECORDS, MANY, ALONE = 16, 128, 3
 """dummy records at once, over several sets, and of those the ones that are taken alone"""
 COMPARED = 50
@@ -65,17 +69,20 @@ def _other_answers(lists: list[np.ndarray]) -> list[np.ndarray]:
 
 
 class Operations(TorchDispatchMode):
-    """Notes what is computed, and the shapes that come of it."""
+    """Notes what is computed, the shapes that come of it, and those that it reads."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, tuple]] = []
+        self.seen: list[tuple[str, tuple, tuple]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        results = result if isinstance(result, tuple | list) else [result]
-        self.seen.append((str(func), tuple(tuple(x.shape) for x in results if isinstance(x, torch.Tensor))))
+        self.seen.append((str(func), _shapes(result if isinstance(result, tuple | list) else [result]), _shapes(args)))
         return result
+
+
+def _shapes(values: Iterable[object]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(x.shape) for x in values if isinstance(x, torch.Tensor))
 
 
 def works_alike(*reads: Callable[[], object]) -> bool:
@@ -87,26 +94,29 @@ def works_alike(*reads: Callable[[], object]) -> bool:
         with Operations() as operations, torch.no_grad():
             read()
         seen.append(operations.seen)
-    return all(one == seen[0] for one in seen) and not any(name in call for call, _ in seen[0] for name in _ROUTING)
+    return all(one == seen[0] for one in seen) and not any(name in call for call, *_ in seen[0] for name in _ROUTING)
 
 
-def has_small_products(read: Callable[[], object], rows: int) -> bool:
-    """Whether a reading of so many rows multiplies a matrix with few vectors of each row, and to few numbers (a head
-    over a pooled vector or over few positions does, a layer over all tokens or patches does not)."""
-    with Operations() as operations, torch.no_grad():
-        read()
-    return any(
-        any(name in call for name in _PRODUCTS)
+def small_products(seen: list[tuple[str, tuple, tuple]], rows: int) -> frozenset[tuple[str, tuple, tuple]]:
+    """Of what `Operations` has seen in a batch of so many rows: products of a matrix with few vectors of each row, and
+    to few numbers (a head over a pooled vector or over few positions; a layer over all tokens or patches is none), and
+    products to very few numbers a vector whose vectors leave a rest: kernels take the last ones of the batch otherwise,
+    however many there are."""
+    return frozenset(
+        (call, results, read)
+        for call, results, read in seen
+        if any(name in call for name in _PRODUCTS)
         and "attention" not in call  # takes each record by itself
-        and any(_is_small(call, shape, rows) for shape in shapes)
-        for call, shapes in operations.seen
+        and not ("bmm" in call and results and results[0][0] % rows == 0)  # so does this
+        and any(_is_small(call, shape, rows) for shape in results)
     )
 
 
 def _is_small(call: str, shape: tuple[int, ...], rows: int) -> bool:
     width = shape[1 if "conv" in call and len(shape) > 2 else -1] if shape else 1
-    numbers = math.prod(shape) / rows
-    return numbers / max(1, width) < _FEW_VECTORS and numbers < _FEW_NUMBERS
+    numbers, vectors = math.prod(shape), math.prod(shape) // max(1, width)
+    few = vectors < _FEW_VECTORS * rows and numbers < _FEW_NUMBERS * rows
+    return few or (width < _NARROW and vectors % _TOGETHER != 0)
 
 
 def check_apart(model: FineTuneModel) -> None:
@@ -175,10 +185,13 @@ def check_features(model: FineTuneModel) -> None:
         own = np.resize([longest, max(1, longest * 2 // 3), longest], RECORDS) if length else np.zeros(RECORDS, int)
         one, other = (replace(dummy_records(model, own.tolist(), seed), features=None) for seed in range(2))
         alike = works_alike(*(partial(model.features, records, np.arange(RECORDS)) for records in (one, other)))
-        if not (alike and _same_features(model, one, thorough=length <= COMPARED)):
+        with Elementwise() as elementwise:
+            model.features(one, np.arange(RECORDS))
+        if not (alike and elementwise.alike() and _same_features(model, one, thorough=length <= COMPARED)):
             raise ModelError(
                 "model.train: what this backbone makes of a record changes with the records beside it, on this "
-                "machine; under privacy it must not; choose another backbone, or model.train = 'lora'"
+                f"machine with {torch.get_num_threads()} threads; under privacy it must not; choose another backbone, "
+                "another number of threads (OMP_NUM_THREADS: a power of two), or model.train = 'lora'"
             )
 
 

@@ -11,7 +11,7 @@ import threading
 import traceback
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,12 +27,14 @@ from .apart import (
     COMPARED,
     MANY,
     RECORDS,
+    Operations,
     check_features,
     check_stateless,
     dummy_records,
-    has_small_products,
+    small_products,
     works_alike,
 )
+from .elementwise import Elementwise
 from .loading import FineTuneModel
 from .per_sample import hooked, plain_name, record_gradients
 from .shapes import MOST_RECORDS, Shapes, filled
@@ -127,17 +129,15 @@ class _Proof:
     def __init__(self, model: FineTuneModel, shapes: Shapes, views: tuple[int, ...]) -> None:
         self.model, self.shapes, self.views = model, shapes, views
         self._shortest = shapes.all_lengths[0]
-        self._small: dict[int, bool] = {}
-        """rows → whether products of one vector a record are the same in every row"""
+        self._small: dict[tuple[int, frozenset], bool] = {}
+        """of rows, and of products in which records could look alike by chance: whether many records do"""
 
     def rows_for(self, length: int) -> int:
         compared = length <= COMPARED or length == self._shortest
         for rows in self.shapes.candidates(length):
             if compared:
                 self._compare(length, rows)
-            if rows == 1 or (
-                self._rows_alike(rows) and self._same_work(length, rows) and self._bits_stay(length, rows, 0)
-            ):
+            if rows == 1 or (self._same_work(length, rows) and self._rows_alike(length, rows)):
                 return rows
         return 1
 
@@ -155,19 +155,29 @@ class _Proof:
             *(partial(self.model.losses, self._records(length, seed), which, length) for seed in range(2))
         )
 
-    def _rows_alike(self, rows: int) -> bool:
-        """Over many records, at the shortest length: a product of one vector a record has few numbers, of which perhaps
-        one in twenty rounds otherwise at the next position, so few records could look alike by chance. Where every
-        product has many numbers of each record, none could."""
-        if rows not in self._small:
-            sets = -(-MANY // min(rows, RECORDS)) if self._has_small_products else 0
-            self._small[rows] = all(self._bits_stay(self._shortest, rows, seed) for seed in range(1, 1 + sets))
-        return self._small[rows]
+    def _rows_alike(self, length: int, rows: int) -> bool:
+        """Many records, where a product has few numbers of each, or treats its last vectors otherwise: of those perhaps
+        one in two to twenty rounds otherwise at the next position, so few records could look alike by chance. Where
+        every product has many numbers of each record, none could. Once for lengths that have the same such products.
 
-    @cached_property
-    def _has_small_products(self) -> bool:
-        records = self._records(self._shortest, 0)
-        return has_small_products(partial(self.model.losses, records, np.arange(RECORDS), self._shortest), RECORDS)
+        Of elementwise operations the few numbers at the end of a range could look alike, too: there must be none.
+        """
+        with Operations() as operations, Elementwise() as elementwise:
+            alike = self._bits_stay(length, rows, 0)
+        if not (alike and elementwise.alike()):
+            return False
+        small = rows, small_products(operations.seen, rows)
+        if small[1] and small not in self._small:
+            cheaper = self._shortest if small[1] == self._small_products(self._shortest, rows) else length
+            sets = -(-MANY // min(rows, RECORDS))
+            self._small[small] = all(self._bits_stay(cheaper, rows, seed) for seed in range(1, 1 + sets))
+        return self._small.get(small, True)
+
+    def _small_products(self, length: int, rows: int) -> frozenset:
+        with Operations() as operations:
+            for views in self.views:
+                self._bits(self._records(length, 0), np.resize(np.arange(RECORDS), rows), rows, views, length)
+        return small_products(operations.seen, rows)
 
     def _records(self, length: int, seed: int) -> Records:
         """Every other one as long as its shape takes, the others shorter."""

@@ -1,6 +1,7 @@
 """Per-record gradients are proved before data is read: right ones pass, wrong ones are named and refused."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from confide.client.worker import Worker
 from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ModelError, PrivacyError
 from confide.common.model import per_sample, proof
-from confide.common.model.apart import check_apart, dummy_records, has_small_products
+from confide.common.model.apart import Operations, check_apart, dummy_records, small_products
+from confide.common.model.elementwise import Elementwise, leaves_rest
 from confide.common.model.limits import check_length
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.model.per_sample import clipped_sum, hooked
 from confide.common.model.proof import check_reached, prove
 from confide.common.model.shapes import Shapes
 from confide.common.types import Records
-from confide.tests.architectures import save_architecture
+from confide.tests.architectures import WORDS, save_architecture, save_tokenizer, spread_out
 
 SHAPES = Shapes(24, 16, 30.0)
 
@@ -69,7 +72,9 @@ def test_where_a_product_takes_few_vectors_of_each_record_many_records_are_compa
     model = load(tmp_path, name, **section)
     length = 0 if name == "vit" else 16
     records = dummy_records(model, [max(1, length - 1)] * 16)
-    assert has_small_products(lambda: model.losses(records, np.arange(16), length), 16) == expected
+    with Operations() as operations, torch.no_grad():
+        model.losses(records, np.arange(16), length)
+    assert bool(small_products(operations.seen, 16)) == expected
 
 
 @pytest.mark.parametrize(("length", "most"), [(16, 4), (16, 2), (24, 4), (12, 16)])
@@ -87,6 +92,91 @@ def test_records_may_change_places_at_every_length(tmp_path: Path, task: Any, le
             one, order = rng.permutation(40)[:rows], rng.permutation(rows)
             first, again = (_gradients(model, records, which, padded) for which in (one, one[order]))
             assert torch.equal(first[order], again), (padded, rows)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", ["rank 1", "number of each token"])
+def test_a_product_to_one_number_over_all_tokens_is_shown_alike_or_read_alone(
+    tmp_path: Path, kind: str, seed: int
+) -> None:
+    """Its last vectors, of 25 tokens, take another kernel: of two records accepted by few looks every pair differed."""
+    name = "bert" if kind == "rank 1" else "llama"
+    section: dict[str, Any] = {"task": "token-classification", "lora": LoraSection(rank=1, targets=("value",))}
+    if kind != "rank 1":
+        section = {"task": "regression", "pooling": "model", "train": "head"}
+    backbone = str(save_architecture(name, tmp_path))
+    model = load_model(ModelSection(backbone=backbone, max_length=24, **section), 3, seed)
+    shapes, rng = prove(model, Shapes(24, 2, 100.0)), np.random.default_rng(seed)
+    model.set({n: a + rng.normal(0, 0.1, a.shape).astype(np.float32) for n, a in model.initial.items()})
+    records = dummy_records(model, [24] * 30, 99 + seed)
+    if shapes.rows(25) == 2:
+        for _ in range(40):
+            pair = rng.choice(30, 2, replace=False)
+            first, again = (_gradients(model, records, which, 25) for which in (pair, pair[::-1].copy()))
+            assert torch.equal(first.flip(0), again)
+
+
+def test_elementwise_functions_leave_no_rest_where_it_would_be_computed_otherwise(tmp_path: Path) -> None:
+    """SiLU of 3 · 16 · 636 and of 3 · 21 · 636 numbers, in two ranges."""
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        max_position_embeddings=64,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=636,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    backbone = LlamaForCausalLM(config)
+    spread_out(backbone)
+    backbone.save_pretrained(str(tmp_path))
+    save_tokenizer(tmp_path, ends=False)
+    lora = LoraSection(rank=4, targets=("q_proj", "o_proj"))
+    model = load_model(ModelSection(backbone=str(tmp_path), task="causal-lm", max_length=20, lora=lora), 3, 0)
+    torch.set_num_threads(2)
+    try:
+        assert prove(model, Shapes(20, 3, 100.0)).found == {16: 3, 21: 1}
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "matters"),
+    [
+        (torch.nn.functional.silu, True),
+        (torch.sigmoid, True),
+        (partial(torch.nn.functional.gelu, approximate="tanh"), True),
+        (torch.nn.functional.gelu, False),
+        (torch.tanh, False),
+        (lambda x: torch.where(x > 0, x * 3.0 + x, 0.5), False),
+    ],
+)
+@pytest.mark.parametrize("count", [31, 32, 33, 64, 40_000])
+def test_which_elementwise_functions_depend_on_the_place(function: Any, matters: bool, count: int) -> None:
+    x = torch.randn(count, requires_grad=True)
+    with Elementwise() as seen:
+        function(x).sum().backward()
+    assert seen.alike() == (not matters or count % 32 == 0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "itemsize", "threads", "expected"),
+    [
+        (30_528, 4, 2, False),  # fewer than are divided
+        (40_068, 4, 2, True),
+        (64 * 49 * 1536, 4, 2, False),
+        (64 * 49 * 1536, 4, 6, False),
+        (8 * 49 * 1536, 4, 5, True),  # the second thread begins at number 120,423
+        (96, 4, 1, False),
+        (96, 2, 1, True),
+    ],
+)
+def test_where_a_threads_range_ends_without_a_whole_vector(
+    numbers: int, itemsize: int, threads: int, expected: bool
+) -> None:
+    assert leaves_rest(numbers, itemsize, threads) == expected
 
 
 def _gradients(model: FineTuneModel, records: Records, which: np.ndarray, length: int) -> torch.Tensor:
