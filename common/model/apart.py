@@ -1,7 +1,7 @@
 """What a model makes of a record must not depend on other records: looked at with dummy records, without gradients."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -97,17 +97,21 @@ def works_alike(*reads: Callable[[], object]) -> bool:
     return all(one == seen[0] for one in seen) and not any(name in call for call, *_ in seen[0] for name in _ROUTING)
 
 
-def small_products(seen: list[tuple[str, tuple, tuple]], rows: int) -> frozenset[tuple[str, tuple, tuple]]:
+def small_products(
+    seen: list[tuple[str, tuple, tuple]], rows: int, weights: Collection[tuple[int, ...]] = ()
+) -> frozenset[tuple[str, tuple, tuple]]:
     """Of what `Operations` has seen in a batch of so many rows: products of a matrix with few vectors of each row, and
     to few numbers (a head over a pooled vector or over few positions; a layer over all tokens or patches is none), and
     products to very few numbers a vector whose vectors leave a rest: kernels take the last ones of the batch otherwise,
-    however many there are."""
+    however many there are. weights: shapes of trained arrays, of whose gradients over the whole batch nothing is used.
+    """
     return frozenset(
         (call, results, read)
         for call, results, read in seen
         if any(name in call for name in _PRODUCTS)
         and "attention" not in call  # takes each record by itself
         and not ("bmm" in call and results and results[0][0] % rows == 0)  # so does this
+        and not any(shape in weights and shape[0] % rows for shape in results)
         and any(_is_small(call, shape, rows) for shape in results)
     )
 

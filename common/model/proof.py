@@ -129,6 +129,7 @@ class _Proof:
     def __init__(self, model: FineTuneModel, shapes: Shapes, views: tuple[int, ...]) -> None:
         self.model, self.shapes, self.views = model, shapes, views
         self._shortest = shapes.all_lengths[0]
+        self._weights = {shape for p in model.trained.values() for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
         self._small: dict[tuple[int, frozenset], bool] = {}
         """of rows, and of products in which records could look alike by chance: whether many records do"""
 
@@ -166,7 +167,7 @@ class _Proof:
             alike = self._bits_stay(length, rows, 0)
         if not (alike and elementwise.alike()):
             return False
-        small = rows, small_products(operations.seen, rows)
+        small = rows, small_products(operations.seen, rows, self._weights)
         if small[1] and small not in self._small:
             cheaper = self._shortest if small[1] == self._small_products(self._shortest, rows) else length
             sets = -(-MANY // min(rows, RECORDS))
@@ -177,7 +178,7 @@ class _Proof:
         with Operations() as operations:
             for views in self.views:
                 self._bits(self._records(length, 0), np.resize(np.arange(RECORDS), rows), rows, views, length)
-        return small_products(operations.seen, rows)
+        return small_products(operations.seen, rows, self._weights)
 
     def _records(self, length: int, seed: int) -> Records:
         """Every other one as long as its shape takes, the others shorter."""
