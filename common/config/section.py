@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from ..errors import ConfigError
 
@@ -35,6 +35,15 @@ _KIND = re.compile(r"(literal|constrained-|tuple)\[|constrained-")
 class Section(BaseModel, frozen=True, extra="forbid"):
     """A table of a file, or a whole file; unknown keys are errors."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """pydantic takes true for 1."""
+        field = cls.model_fields.get(info.field_name or "")
+        if isinstance(value, bool) and field is not None and not _takes_truth(field.annotation):
+            raise ValueError("neither true nor false")
+        return value
+
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
@@ -45,6 +54,10 @@ class Section(BaseModel, frozen=True, extra="forbid"):
             return cls.model_validate(content)
         except ValidationError as error:
             raise ConfigError(f"{source}: {_one_line(cls, error)}") from None
+
+
+def _takes_truth(annotation: Any) -> bool:
+    return annotation in (bool, Any) or True in get_args(annotation) or any(map(_takes_truth, get_args(annotation)))
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:

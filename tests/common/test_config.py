@@ -51,6 +51,8 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
         ("server.liars=1", ["server.liars: renamed; use server.byzantine"]),
         ("model.lora.whole=1", ["model.lora.whole: renamed; use model.lora.modules_to_save"]),
         ("run.rounds=many", ["run.rounds: received 'many'", "integer", "--set run.rounds=VALUE"]),
+        ("run.rounds=true", ["run.rounds: received True", "neither true nor false"]),
+        ("evaluation.limit=true", ["evaluation.limit: received True"]),
         ("run.rounds=0", ["run.rounds: received 0", "greater than or equal to 1"]),
         ("run.name=a/b", ["run.name: received 'a/b'"]),
         ("privacy.epsilon=nan", ["privacy.epsilon: received nan", "finite"]),
