@@ -184,9 +184,11 @@ def check_features(model: FineTuneModel) -> None:
     if not model.pools:
         return
     shapes = model.feature_shapes
-    for length in shapes.all_lengths if model.task.READS.text else [0]:
+    lengths = shapes.all_lengths if model.task.READS.text else [0]
+    for below, length in zip([0, *lengths], lengths, strict=False):
         longest = max(1, length - shapes.spare)
-        own = np.resize([longest, max(1, longest * 2 // 3), longest], RECORDS) if length else np.zeros(RECORDS, int)
+        shorter = max(longest * 2 // 3, below - shapes.spare + 1, 1)  # of the same batch
+        own = np.resize([longest, shorter, longest], RECORDS) if length else np.zeros(RECORDS, int)
         one, other = (replace(dummy_records(model, own.tolist(), seed), features=None) for seed in range(2))
         alike = works_alike(*(partial(model.features, records, np.arange(RECORDS)) for records in (one, other)))
         with Elementwise() as elementwise:
@@ -203,7 +205,7 @@ def _same_features(model: FineTuneModel, records: Records, *, thorough: bool) ->
     """Whether each record's features stay the same among other mates. thorough: also beside copies of itself alone."""
     everyone, rng = np.arange(len(records)), np.random.default_rng(0xFEA7)
     expected = model.features(records, everyone)
-    parts = [everyone[::-1], everyone[::2], everyone[1::2], everyone[-3:]]
+    parts = [everyone[::-1], everyone[::2], everyone[1::2], everyone[-3:], everyone[everyone % 3 != 1]]  # the longest
     if thorough:
         parts += [everyone[i : i + 1] for i in everyone]
         parts += [rng.choice(everyone, size, replace=False) for size in (2, 5, 7, 11, 13)]
