@@ -9,6 +9,7 @@ import numpy as np
 from ..common.config.run import RunConfig
 from ..common.data.sql import shown
 from ..common.model.loading import FineTuneModel
+from ..common.model.reading import check_known
 from ..common.types import Adapter, Metrics, Records
 
 log = logging.getLogger("confide.data")
@@ -22,8 +23,11 @@ class Evaluation:
 
 
 def read_public(config: RunConfig, model: FineTuneModel, source: str) -> Records:
-    """Tokenised rows of a public set. Raises DataError."""
-    return model.with_features(model.encode(model.rows(source, config.data)))
+    """Tokenised rows of a public set. Raises DataError, also where the tokenizer knows few of their words."""
+    records = model.encode(model.rows(source, config.data))
+    if model.task.READS.text:
+        check_known(model.tokenizer, records, shown(source))
+    return model.with_features(records)
 
 
 def say_cut(records: Records, source: str, max_length: int, rows: int | None = None) -> None:

@@ -12,6 +12,7 @@ from ...common.config.tables import DataSection
 from ...common.data.sources import read_table
 from ...common.errors import ConfigError, DataError
 from ...common.model.backbones import resolve_backbone
+from ...common.model.reading import tokenizer_of
 from ..deploy.folder import POLICY, data_section, load_site, named_dataset
 from .clean import write_clean
 from .look import Findings, StageCallback, check_rows
@@ -84,11 +85,11 @@ class Embedder:
 
     def __init__(self, backbone: str) -> None:
         """Raises ModelError."""
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         path = resolve_backbone(backbone)
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
-        self._model = AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+        self._tokenizer = tokenizer_of(path)
+        self._model = AutoModel.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
         pad = self._tokenizer.pad_token or self._tokenizer.eos_token
         self._tokenizer.pad_token = pad
 

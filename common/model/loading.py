@@ -30,7 +30,7 @@ from ..types import DEFAULT_BETA, Adapter, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .limits import SHARED, check_length, input_embeddings, positions
 from .lora import STAND_IN, train_in_float32, with_lora
-from .reading import encoded, reader_of
+from .reading import check_vocabulary, encoded, reader_of
 from .shapes import Shapes
 from .weights import is_outlined, outlined, shared_state
 
@@ -325,7 +325,10 @@ def _loaded(
     reads = None
     if not is_outlined():
         initial = {name: p.detach().cpu().numpy().astype(np.float32) for name, p in parameters.items()}
-        reads = reader_of(path, model) if task.READS.text else None
+        if task.READS.text:
+            reads = reader_of(path, model)
+            weight = input_embeddings(module).weight
+            check_vocabulary(reads.tokenizer, len(weight) if isinstance(weight, torch.Tensor) else 0)
     return FineTuneModel(
         module,
         None if reads is None else reads.tokenizer,

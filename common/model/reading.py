@@ -3,12 +3,18 @@
 import os
 from dataclasses import dataclass, replace
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..config.tables import ModelSection
 from ..data.spelling import Spelling, spelling_of
+from ..errors import DataError, ModelError, first_line
 from ..tasks import Task
 from ..types import CHARACTERS, Records, Rows
+
+_FEWEST_WORDS = 5
+_FIRST = 200
+"""records in which words are looked for that the tokenizer does not know"""
 
 
 @dataclass(frozen=True)
@@ -19,8 +25,21 @@ class Reader:
 
 
 def tokenizer_of(path: str) -> PreTrainedTokenizerBase:
+    """Raises ModelError where there is none, or one without words: of a folder without its files transformers makes an
+    empty one, to which every word is unknown."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # of tokenizers' own library, too
+        raise ModelError(
+            f"model.backbone: the tokenizer of '{path}' does not load ({first_line(error).rstrip(': ')}); put its files "
+            "into the folder"
+        ) from None
+    if len(words := _words(tokenizer)) < _FEWEST_WORDS:
+        raise ModelError(
+            f"model.backbone: the tokenizer of '{path}' knows {len(words)} tokens besides its special ones; its files "
+            "(tokenizer.json, or the vocabulary's) are probably missing: copy them there"
+        )
     tokenizer.model_max_length = 10**9  # we cut to model.max_length; silences a warning on longer texts
     return tokenizer
 
@@ -29,6 +48,36 @@ def reader_of(path: str, model: ModelSection) -> Reader:
     """path: the backbone's folder."""
     tokenizer = tokenizer_of(path)
     return Reader(tokenizer, spelling_of(model.spelling, tokenizer.get_vocab(), model.known_words))
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
+    """Raises ModelError where the tokenizer is probably another model's. embeddings: tokens that the model has."""
+    words = len(_words(tokenizer))
+    if 2 * words < embeddings:
+        raise ModelError(
+            f"model.backbone: its tokenizer knows {words:,} tokens besides its special ones, and the model has "
+            f"{embeddings:,}: it is probably another model's; put the model's own tokenizer files into the folder"
+        )
+
+
+def check_known(tokenizer: PreTrainedTokenizerBase | None, records: Records, source: str) -> None:
+    """Of a public set. Raises DataError where most of its first tokens are unknown to the tokenizer. source: as it may
+    be shown."""
+    unknown = None if tokenizer is None else tokenizer.unk_token_id
+    if tokenizer is None or unknown is None:
+        return
+    tokens = records.tokens[: records.offsets[min(_FIRST, len(records))]]
+    count = int((tokens == unknown).sum())
+    plain = int((~np.isin(tokens, tokenizer.all_special_ids)).sum())
+    if count > plain:
+        raise DataError(
+            f"{source}: {count / (count + plain):.0%} of the first tokens are unknown to the tokenizer of "
+            "model.backbone; choose a backbone that was trained on texts of this kind, or check its tokenizer files"
+        )
+
+
+def _words(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    return {*tokenizer.get_vocab().values()} - {*tokenizer.all_special_ids}
 
 
 def encoded(

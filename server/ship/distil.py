@@ -16,6 +16,7 @@ from ...common.errors import ConfigError
 from ...common.model.backbones import resolve_backbone
 from ...common.model.loading import pad_of
 from ...common.model.optimizer import warmed_up
+from ...common.model.reading import tokenizer_of
 from ...common.tasks import load_task
 from ...common.types import ProgressCallback, shuffled_batches
 from .answers import Compared, apart
@@ -47,14 +48,12 @@ def shallow(teacher: TorchModel, count: int) -> TorchModel:
 
 def other_backbone(teacher: TorchModel, backbone: str, pooling: str, seed: int) -> TorchModel:
     """A student on a backbone of its own, with a new head. Raises ModelError."""
-    from transformers import AutoTokenizer
-
     path = resolve_backbone(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         section = ModelSection.model_validate({"backbone": backbone, "pooling": pooling, "task": teacher.task})
         module = load_task(teacher.task).build(path, section, len(teacher.labels))
-    tokenizer, task = AutoTokenizer.from_pretrained(path), teacher.task
+    tokenizer, task = tokenizer_of(path), teacher.task
     asked = tokenizer, teacher.max_length, teacher.labels, pad_of(tokenizer), task
     spelling = None if teacher.spelling is None else teacher.spelling.over(tokenizer.get_vocab())
     return TorchModel(module.eval(), *asked, scale=teacher.scale, spelling=spelling)

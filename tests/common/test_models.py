@@ -6,16 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
+from confide.common.config.resolve import resolve
 from confide.common.config.tables import LoraSection, ModelSection
-from confide.common.errors import ConfigError, ModelError
+from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.model import backbones
 from confide.common.model.adapter import export_adapter, load_base, plain
 from confide.common.model.backbones import resolve_backbone
-from confide.common.model.loading import load_model
+from confide.common.model.loading import load_model, model_of
 from confide.common.model.lora import lora_pairs
 from confide.common.tasks import load_task, task_names
+from confide.server.evaluation import read_public
+from confide.tests.architectures import save_architecture
 from confide.tests.elsewhere import Elsewhere
+from confide.tests.tiny import save
 
 LORA = LoraSection(rank=2, alpha=4)
 
@@ -143,6 +148,37 @@ def test_the_packaged_backbone_counts_only_with_its_published_hash(monkeypatch: 
     monkeypatch.setattr(backbones, "_DEMO_SHA256", "0" * 64)
     with pytest.raises(ModelError, match="SHA-256"):
         backbones._packaged_demo_backbone()
+
+
+def _without_tokenizer(folder: Path, name: str = "bert") -> Path:
+    save_architecture(name, folder)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama", "xlm-r"])
+def test_a_backbone_without_its_tokenizer_is_refused(tmp_path: Path, name: str) -> None:
+    """transformers makes an empty one, with which every text says the same."""
+    with pytest.raises(ModelError, match=r"(knows 0 tokens besides its special ones|does not load).*files"):
+        load_model(section(_without_tokenizer(tmp_path, name)), 2, 0)
+
+
+def test_another_models_tokenizer_is_refused(tmp_path: Path, bert: Path) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=500, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    save(BertModel(config), tmp_path)
+    with pytest.raises(ModelError, match=r"knows \d+ tokens .* the model has 500: it is probably another model's"):
+        load_model(section(tmp_path), 2, 0)
+
+
+def test_a_public_set_of_unknown_words_is_refused(bert: Path, data: Path, make_config, tmp_path: Path) -> None:
+    rows = [f"zwölf{i} boxkämpfer{i} jagen{i},{'positive' if i % 2 else 'negative'}" for i in range(40)]
+    (tmp_path / "foreign.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    config = resolve(make_config(data={"test": str(tmp_path / "foreign.csv")}))
+    with pytest.raises(DataError, match=r"foreign\.csv: 100% of the first tokens are unknown to the tokenizer"):
+        read_public(config, model_of(config), str(tmp_path / "foreign.csv"))
+    assert len(read_public(resolve(make_config()), model_of(config), make_config().data.test))
 
 
 def test_lora_pairs(bert: Path) -> None:
