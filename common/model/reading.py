@@ -32,8 +32,8 @@ def tokenizer_of(path: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # of tokenizers' own library, too
         raise ModelError(
-            f"model.backbone: the tokenizer of '{path}' does not load ({first_line(error).rstrip(': ')}); put its files "
-            "into the folder"
+            f"model.backbone: the tokenizer of '{path}' does not load ({first_line(error).rstrip(': ')}); its files "
+            "belong into the folder"
         ) from None
     if len(words := _words(tokenizer)) < _FEWEST_WORDS:
         raise ModelError(
