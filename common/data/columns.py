@@ -102,15 +102,24 @@ def read_text(notes: Notes, column: str, place: int, value: object) -> str | Non
     return text
 
 
-def read_strings(notes: Notes, column: str) -> list[str]:
-    """(N,) texts; "" where a row has a problem."""
+def read_strings(notes: Notes, column: str, *, words: bool = False) -> list[str]:
+    """(N,) texts; "" where a row has a problem. words: also lists of words, or of their tags."""
     result = []
     for place, value in enumerate(notes.table.column(column)):
-        text = read_text(notes, column, place, value) or ""
+        text = read_text(notes, column, place, joined(value) if words else value) or ""
         if not text.strip():
             notes.add(place, column, EMPTY)
         result.append(text)
     return result
+
+
+def joined(value: object) -> object:
+    """Words of a list with blanks between; any other value, and a list of anything else, as it is."""
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(word, str) and word.split() == [word] for word in value
+    ):
+        return value
+    return " ".join(value)
 
 
 def read_turns(notes: Notes, column: str) -> list[Conversation]:
@@ -195,7 +204,7 @@ def read_numbers(notes: Notes, column: str, scale: tuple[float, float] | None) -
 def read_tags(notes: Notes, data: DataSection, labels: list[str]) -> list[np.ndarray]:
     """One (W,) array of class indices a row, a tag a word."""
     index = {name: i for i, name in enumerate(labels)}
-    texts, columns = read_strings(notes, data.text), read_strings(notes, data.label)
+    texts, columns = (read_strings(notes, column, words=True) for column in (data.text, data.label))
     result = []
     for place, (text, tags) in enumerate(zip(texts, columns, strict=True)):
         words, names = text.split(), tags.split()

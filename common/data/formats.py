@@ -20,6 +20,7 @@ computes (sql.py); a parquet column of Arrow's dictionary type that is not UTF-8
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 DEMO = "demo:"
 FILES = (".csv", ".jsonl", ".parquet", ".conll")
 EMPTY = "the field is empty; fill it or drop the row"
+_NO_TEXT: dict[str, tuple[type, ...]] = {
+    "a list": (list, tuple, set),
+    "an object": (dict,),
+    "a date or time": (date, time, timedelta),
+}
 NOT_UTF8 = "bytes that are not UTF-8; save the file as UTF-8"
 _NO_ROWS = "the file is empty; expected a header and rows"
 _DEPTH = 32
@@ -139,9 +145,9 @@ def load(source: str, wanted: Collection[str] | None = None) -> Table:
 
 
 def as_text(value: object) -> str | None:
-    """A string as it is, bytes as UTF-8, anything else by `str`; None where nothing is (null, NaN).
+    """A string as it is, bytes as UTF-8, numbers and truth values by `str`; None where nothing is (null, NaN).
 
-    Raises UnreadableError.
+    Raises UnreadableError, also for lists, objects and dates: what `str` makes of them is Python's, and no text.
     """
     if isinstance(value, str):
         text = value
@@ -149,6 +155,8 @@ def as_text(value: object) -> str | None:
         return None
     elif isinstance(value, Unread):
         raise UnreadableError("a value that cannot be read; correct the row")
+    elif kind := next((name for name, types in _NO_TEXT.items() if isinstance(value, types)), None):
+        raise UnreadableError(f"{kind} where a text or a number is expected; convert the column")
     else:
         try:
             text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

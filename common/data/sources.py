@@ -24,6 +24,7 @@ from ..errors import DataError
 from ..types import Reads, Rows
 from .columns import (
     Notes,
+    joined,
     read_images,
     read_labels,
     read_numbers,
@@ -177,7 +178,7 @@ def label_names(sources: list[str], data: DataSection, *, per_word: bool = False
     """
     names: set[str] = set()
     for source in sources:
-        found = _column(source, data.label)[1]
+        found = _column(source, data.label, words=per_word)[1]
         names.update(tag for tags in found for tag in tags.split()) if per_word else names.update(found)
     return bio_names(names, ", ".join(sources)) if per_word else _sorted(names)
 
@@ -317,7 +318,7 @@ def _read(
     if reads.turns and data.messages is not None:
         turns = read_turns(notes, data.messages)
     elif reads.text:
-        text = read_strings(notes, data.prompt or data.text)
+        text = read_strings(notes, data.prompt or data.text, words=reads.label == "tags")
     response, rejected = (None if column is None else read_strings(notes, column) for column in _answers(data, reads))
     groups = np.asarray(read_strings(notes, data.partition.column or ""), dtype=object) if group else None
     person = read_persons(notes, data.person) if data.person else None
@@ -344,11 +345,11 @@ def _of_each_person(rows: Rows) -> np.ndarray:
     return np.sort(order[np.arange(len(rows)) - starts < PERSON_MOST])
 
 
-def _column(source: str, column: str) -> tuple[Notes, list[str]]:
-    """A public source, strictly, and the texts of one column."""
+def _column(source: str, column: str, *, words: bool = False) -> tuple[Notes, list[str]]:
+    """A public source, strictly, and the texts of one column. words: as `read_strings`."""
     notes = Notes(load(source, [column]), strict=True)
     require(notes, [column])
-    return notes, read_strings(notes, column)
+    return notes, read_strings(notes, column, words=words)
 
 
 def _readable(values: Iterable[object]) -> set[str]:
@@ -356,7 +357,7 @@ def _readable(values: Iterable[object]) -> set[str]:
     found: set[str] = set()
     for value in values:
         with suppress(UnreadableError):
-            found.add(as_text(value) or "")
+            found.add(as_text(joined(value)) or "")
     return {text for text in found if text.strip()}
 
 

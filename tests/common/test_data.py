@@ -1,7 +1,9 @@
 """Sources and their errors: file, row and column are named, no content of a row is shown."""
 
+import json
 import sqlite3
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from confide.common.config.tables import DataSection, PartitionSection
 from confide.common.data import demo
+from confide.common.data.formats import Problem
 from confide.common.data.record_keys import record_keys
 from confide.common.data.sources import content_digest, examine, label_names, read_rows, shuffled_limit
 from confide.common.errors import DataError
@@ -31,8 +34,6 @@ def write_all(folder: Path) -> dict[str, str]:
     (folder / "r.csv").write_text(
         'text,label\nfirst text,yes\n"second, with comma",no\n"third\nover two lines",yes\n', encoding="utf-8"
     )
-    import json
-
     (folder / "r.jsonl").write_text("".join(json.dumps({"text": t, "label": label}) + "\n" for t, label in ROWS))
     pyarrow.parquet.write_table(table, folder / "r.parquet")
     with sqlite3.connect(folder / "r.db") as database:
@@ -145,6 +146,44 @@ def test_sql_errors_hide_passwords_and_rows(tmp_path: Path) -> None:
     assert "the query failed (DatabaseError)" in refused(source.replace("messages", "measles_table"))
     message = refused("postgresql://user:s3cret@127.0.0.1/x")
     assert "s3cret" not in message
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [
+        ("text", ["a", "good", "film"], "a list"),
+        ("text", {"body": "a good film"}, "an object"),
+        ("text", [{"role": "user", "content": "a good film"}], "a list"),
+        ("label", [0, 2], "a list"),
+        ("label", date(2024, 1, 1), "a date or time"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_row_and_not_made_one(
+    tmp_path: Path, suffix: str, column: str, value: object, kind: str
+) -> None:
+    rows: list[dict[str, object]] = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    if suffix == "parquet":  # a column has one type
+        rows[0][column] = None
+    rows[1][column] = value
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif isinstance(value, date):
+        pytest.skip("JSON has no dates")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = section()
+    problems: list[Problem] = []
+    left = read_rows(str(path), data, ["x", "y"], problems=problems)  # as at a site
+    told = f"row 2, column '{column}': {kind} where a text or a number is expected"
+    assert told in [str(problem) for problem in problems][-1]
+    assert len(left) == len(rows) - len(problems)
+    rows[0][column] = value
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(DataError, match=f"column '{column}': {kind}"):
+        read_rows(str(path), data, ["x", "y"])
 
 
 def test_natural_column_and_instructions(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """`token-classification` and `masked-lm`: alignment, spans and losses by hand, and what they refuse."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from confide.common.config.run import RunConfig
 from confide.common.config.tables import DataSection, LoraSection, ModelSection
-from confide.common.data.sources import label_names, read_rows
+from confide.common.data.sources import examine, label_names, read_rows
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.model.per_sample import clipped_sum, hooked
@@ -113,6 +116,30 @@ def test_conll_files_and_tables_hold_the_same(tmp_path: Path) -> None:
         assert found.text == ["Ann sees", "New York", "it"]
         assert [tags.tolist() for tags in found.tags or []] == [[1, 4], [0, 2], [4]]
         assert [tags.tolist() for tags in found.take(np.array([2, 0])).tags or []] == [[4], [1, 4]]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_lists_of_words_and_tags_are_read_as_the_same_words_with_blanks(tmp_path: Path, suffix: str) -> None:
+    words, tags = [["in", "New", "York"], ["hello"]], [["O", "B-LOC", "I-LOC"], ["O"]]
+    rows = [{"tokens": one, "ner_tags": other} for one, other in zip(words, tags, strict=True)]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = DataSection(train=str(path), test=str(path), text="tokens", label="ner_tags")
+    names = label_names([str(path)], data, per_word=True)
+    assert names == ["B-LOC", "I-LOC", "O"]
+    found = read_rows(str(path), data, names, reads=Reads("tags"))
+    assert found.text == ["in New York", "hello"]
+    assert found.tags is not None
+    assert [one.tolist() for one in found.tags] == [[2, 0, 1], [2]]
+    assert examine(str(path), data).classes == {"B-LOC": 1, "I-LOC": 1, "O": 2}
+    rows[1] = {"tokens": ["New York"], "ner_tags": ["B-LOC"]}  # a word with a blank would be two
+    path = tmp_path / "blank.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match="row 2, column 'tokens': a list"):
+        read_rows(str(path), data, names, reads=Reads("tags"))
 
 
 @pytest.mark.parametrize(
