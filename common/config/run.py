@@ -189,7 +189,7 @@ class DatasetSection(Section, frozen=True):
     """A data set's budget; it belongs to the name, whatever rows or runs come and go."""
 
     source: str | None = None
-    """deployment: csv, jsonl or parquet file (relative to site.toml), or SQL url#table-or-query; read-only"""
+    """deployment: csv, tsv, jsonl or parquet file (relative to site.toml), or SQL url#table-or-query; read-only"""
     text: str = "text"
     """deployment: the column of the texts; it and the next eight as in a run's [data]"""
     label: str = "label"

@@ -157,8 +157,8 @@ class DataSection(Section, frozen=True):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "default"
     """the data set's name at the sites: whose budget the run is charged to"""
     train: str | None = None
-    """csv, jsonl or parquet file, hub id, SQL url#table-or-query, demo:train, or demo:facts/train. Simulations
-    only: a real site names its data in its own site.toml"""
+    """csv, tsv, json, jsonl or parquet file, hub id, SQL url#table-or-query, demo:train, or demo:facts/train.
+    Simulations only: a real site names its data in its own site.toml"""
     validation: str | None = None
     """public, at the server: accuracy per round; omitted: the test set"""
     test: str

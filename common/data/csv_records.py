@@ -1,4 +1,4 @@
-"""The records of a csv as RFC 4180 has them, and how far a quote reaches that is not closed.
+"""The records of a csv (or tsv) as RFC 4180 has them, and how far a quote reaches that is not closed.
 
 A field that begins with a quote ends with one, which stands before a separator or the end of its line; two quotes are
 one of the text; line ends between them belong to it. On the line where a field begins, what follows its closing quote
@@ -13,13 +13,19 @@ Then the rows between belong to the field. It takes a row that no csv library wr
 import io
 import re
 from collections.abc import Iterator
+from functools import cache
 
-_QUOTED = re.compile(r'"([^"]*+(?:""[^"]*+)*+)"([^,\r\n]*+)')
-_PLAIN = re.compile(r"[^,\r\n]*+")
 _CLOSE = re.compile(r'([^"]*+(?:""[^"]*+)*+)"')
 
 
-def records(text: str) -> Iterator[tuple[list[str] | None, str]]:
+@cache
+def _fields(separator: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What a field with quotes, and one without, look like."""
+    plain = rf"[^{separator}\r\n]*+"
+    return re.compile(rf'"([^"]*+(?:""[^"]*+)*+)"({plain})'), re.compile(plain)
+
+
+def records(text: str, separator: str = ",") -> Iterator[tuple[list[str] | None, str]]:
     """The fields of each record, and its text; None, and a line, where that line opens a quote that is not closed.
     Empty lines are no records."""
     lines = list(io.StringIO(text, newline=""))  # they keep their ends
@@ -28,36 +34,37 @@ def records(text: str) -> Iterator[tuple[list[str] | None, str]]:
         closing[number] = number if _CLOSE.match(lines[number]) else closing[number + 1]
     at = 0
     while at < len(lines):
-        fields, after = _record(lines, at, closing)
+        fields, after = _record(lines, at, closing, separator)
         if fields != [""] or '"' in lines[at]:
             yield fields, "".join(lines[at:after]).rstrip("\r\n")
         at = after
 
 
-def _record(lines: list[str], at: int, closing: list[int | None]) -> tuple[list[str] | None, int]:
+def _record(lines: list[str], at: int, closing: list[int | None], separator: str) -> tuple[list[str] | None, int]:
     """The fields of the record that begins at a line, or None, and the line after it.
 
     closing: for each line, the first from there on that closes a quote that is open when it begins.
     """
     line, first, place = lines[at], at, 0
     if '"' not in line:
-        return line.rstrip("\r\n").split(","), at + 1
+        return line.rstrip("\r\n").split(separator), at + 1
+    quoted, plain = _fields(separator)
     fields: list[str] = []
     while True:
         if not line.startswith('"', place):
-            found = _PLAIN.match(line, place)
+            found = plain.match(line, place)
             value = found[0] if found else ""
-        elif found := _QUOTED.match(line, place):
+        elif found := quoted.match(line, place):
             value = found[1].replace('""', '"') + found[2]  # what follows a closed quote belongs to the value
         else:
             end = closing[at + 1]
             found = None if end is None else _CLOSE.match(lines[end])
-            if end is None or found is None or lines[end][found.end() : found.end() + 1] not in ",\r\n":
+            if end is None or found is None or lines[end][found.end() : found.end() + 1] not in f"{separator}\r\n":
                 return None, first + 1
             value = "".join([line[place + 1 :], *lines[at + 1 : end], found[1]]).replace('""', '"')
             at, line = end, lines[end]
         place = found.end() if found else place
         fields.append(value)
-        if not line.startswith(",", place):
+        if not line.startswith(separator, place):
             return fields, at + 1
         place += 1

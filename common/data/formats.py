@@ -17,8 +17,8 @@ Where a row still costs more than itself: quotes in a csv that no library wrote 
 computes (sql.py); a parquet column of Arrow's dictionary type that is not UTF-8, which pyarrow refuses whole.
 """
 
-import json
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -30,16 +30,25 @@ import pyarrow.parquet
 
 from ..errors import DataError
 from . import demo
+from .conll import sentences
 from .csv_records import records
 from .demo_facts import facts
 from .demo_images import digits
+from .json_rows import BOM, NO_OBJECT, objects, objects_a_line
 from .sql import URL, query, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 DEMO = "demo:"
-FILES = (".csv", ".jsonl", ".parquet", ".conll")
+ROW_FILES = (".csv", ".tsv", ".jsonl", ".parquet", ".conll")
+"""in which a broken row is no other row's matter"""
+FILES = (*ROW_FILES, ".json")
+_OTHER_FILES = re.compile(
+    r"\.(arrow|bz2|db|feather|gz|ndjson|ods|orc|pickle|pkl|sqlite|tar|toml|txt|xlsx?|xml|xz|ya?ml|zip|zst)",
+    re.IGNORECASE,
+)
+"""which are not read, and whose names are no hub's"""
 EMPTY = "the field is empty; fill it or drop the row"
 _NO_TEXT: dict[str, tuple[type, ...]] = {
     "a list": (list, tuple, set),
@@ -48,9 +57,6 @@ _NO_TEXT: dict[str, tuple[type, ...]] = {
 }
 NOT_UTF8 = "bytes that are not UTF-8; save the file as UTF-8"
 _NO_ROWS = "the file is empty; expected a header and rows"
-_DEPTH = 32
-"""lists within lists; deeper ones could not be read on every stack"""
-_BOM = "\ufeff"
 _UNCONVERTED = (pa.ArrowException, ValueError, OverflowError)
 
 
@@ -134,14 +140,24 @@ def load(source: str, wanted: Collection[str] | None = None) -> Table:
     if URL.match(source):
         return _from_sql(source, wanted)
     path = Path(source)
-    if path.suffix.lower() not in FILES:
+    if not is_file(source):
         return _from_arrow(source, _hub(source), wanted)
+    kinds = ", ".join(suffix[1:] for suffix in FILES)
+    if path.suffix.lower() not in FILES:
+        raise DataError(f"{path}: no kind of file that is read; allowed: {kinds}; convert it")
     if not path.is_file():
-        raise DataError(f"{path}: no such file; give the path of a csv, jsonl, parquet or conll file")
+        raise DataError(f"{path}: no such file; give the path of a file ({kinds})")
     try:
         return _from_file(path, wanted)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}); check its permissions") from None
+
+
+def is_file(source: str) -> bool:
+    """Whether a source that is no url names a file, there or not: such a name is never asked at a hub."""
+    path = Path(source)
+    known = path.suffix.lower() in FILES or _OTHER_FILES.fullmatch(path.suffix)
+    return bool(known) or path.exists() or source.startswith(("/", ".", "~"))
 
 
 def as_text(value: object) -> str | None:
@@ -189,10 +205,16 @@ def _from_file(path: Path, wanted: Collection[str] | None) -> Table:
         return _from_parquet(path, wanted)
     text = path.read_bytes().decode("utf-8", "surrogateescape")
     if suffix == ".jsonl":
-        return _from_jsonl(path, text, wanted)
+        return _of_objects(path, objects_a_line(text), wanted)
+    if suffix == ".json":
+        try:
+            return _of_objects(path, objects(text), wanted)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from None
     if suffix == ".conll":
         return _from_conll(path, text, wanted)
-    return _from_csv(path, text.removeprefix(_BOM), wanted)  # before the header, which is no record
+    # the mark stands before the header, which is no record
+    return _from_csv(path, text.removeprefix(BOM), wanted, "\t" if suffix == ".tsv" else ",")
 
 
 def _kept(source: str, names: Sequence[str], wanted: Collection[str] | None) -> dict[str, int]:
@@ -212,8 +234,8 @@ def _raw(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _from_csv(path: Path, text: str, wanted: Collection[str] | None) -> Table:
-    found = records(text)
+def _from_csv(path: Path, text: str, wanted: Collection[str] | None, separator: str) -> Table:
+    found = records(text, separator)
     names, _ = next(found, ([], ""))
     if not names:
         raise DataError(f"{path}: {_NO_ROWS if names == [] else 'row 1: a quote is not closed; correct the header'}")
@@ -235,35 +257,22 @@ def _from_csv(path: Path, text: str, wanted: Collection[str] | None) -> Table:
     return Table(str(path), names, columns, rows, lost)
 
 
-def _from_jsonl(path: Path, text: str, wanted: Collection[str] | None) -> Table:
+def _of_objects(
+    path: Path, found: Iterable[tuple[dict[str, object] | None, str]], wanted: Collection[str] | None
+) -> Table:
+    """Of each row its object, or None, and how it is written."""
     rows: list[int] = []
     values: list[dict[str, object]] = []
     lost: list[Lost] = []
-    for row, line in enumerate(filter(str.strip, text.split("\n")), start=1):
-        value = _object(line.removeprefix(_BOM))  # of any line: files are joined, and lose their first rows
+    for row, (value, written) in enumerate(found, start=1):
         if value is not None:
             rows.append(row)
             values.append(value)
         else:
-            what = "it cannot be parsed; expected one JSON object a line"
-            lost.append(Lost(Problem(row, None, what), _raw(line.strip())))
+            lost.append(Lost(Problem(row, None, NO_OBJECT), _raw(written)))
     names = list(dict.fromkeys(name for value in values for name in value))
     columns = {name: [value.get(name) for value in values] for name in names if wanted is None or name in wanted}
     return Table(str(path), names, columns, rows, lost, declared=False)
-
-
-def _object(line: str) -> dict[str, object] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
-        return None
-    deep = line.count("[") + line.count("{") > _DEPTH and not _shallow(value, _DEPTH)
-    return value if isinstance(value, dict) and not deep else None
-
-
-def _shallow(value: object, depth: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth > 0 and all(_shallow(one, depth - 1) for one in inner)
 
 
 def _from_conll(path: Path, text: str, wanted: Collection[str] | None) -> Table:
@@ -275,7 +284,7 @@ def _from_conll(path: Path, text: str, wanted: Collection[str] | None) -> Table:
     texts: list[object] = []
     labels: list[object] = []
     lost: list[Lost] = []
-    for row, sentence in enumerate(_sentences(text), start=1):
+    for row, sentence in enumerate(sentences(text), start=1):
         bare = next((number for number, parts in sentence if len(parts) == 1), None)
         if bare is None:
             rows.append(row)
@@ -287,18 +296,6 @@ def _from_conll(path: Path, text: str, wanted: Collection[str] | None) -> Table:
     columns = {"text": texts, "label": labels}
     kept = {name: values for name, values in columns.items() if wanted is None or name in wanted}
     return Table(str(path), list(columns) if text else [], kept, rows, lost, declared=False)
-
-
-def _sentences(text: str) -> Iterator[list[tuple[int, list[str]]]]:
-    """The number of each line of a sentence, and what stands in it."""
-    sentence: list[tuple[int, list[str]]] = []
-    for number, line in enumerate([*text.split("\n"), ""], start=1):
-        parts = line.strip("\ufeff\uffff\n").split()  # marks that some tools leave at the ends of a file
-        if parts and not parts[0].startswith("-DOCSTART-"):
-            sentence.append((number, parts))
-        elif not parts and sentence:
-            yield sentence
-            sentence = []
 
 
 def _from_parquet(path: Path, wanted: Collection[str] | None) -> Table:
@@ -372,7 +369,7 @@ def _hub(source: str) -> pa.Table:
         dataset = load_dataset(name, split=split or "train")
     except Exception as error:
         raise DataError(
-            f"{source}: neither a csv, jsonl or parquet file, nor a data set of the hub that can be reached or is "
+            f"{source}: no file of a known kind, nor a data set of the hub that can be reached or is "
             f"cached ({type(error).__name__}); check the name and the network"
         ) from None
     if not isinstance(dataset, Dataset):

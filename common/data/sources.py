@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +36,7 @@ from .columns import (
     require,
 )
 from .content import ROLES, digest, identity
-from .formats import DEMO, FILES, Problem, Table, UnreadableError, as_text, load
+from .formats import DEMO, Problem, Table, UnreadableError, as_text, is_file, load
 from .images import ImageForm
 from .record_keys import choices, in_order, record_keys
 from .sql import URL
@@ -168,7 +167,7 @@ def read_table(source: str, data: DataSection, problems: list[Problem] | None = 
 
 def is_hub_id(source: str) -> bool:
     """Whether a source is of the hub, or the demonstration's: the same wherever it is read."""
-    return source.startswith(DEMO) or not (URL.match(source) or Path(source).suffix.lower() in FILES)
+    return source.startswith(DEMO) or not (URL.match(source) or is_file(source))
 
 
 def label_names(sources: list[str], data: DataSection, *, per_word: bool = False) -> list[str]:

@@ -363,7 +363,7 @@ def test_digests_are_kept_private_and_tell_nobody_anything(federation: Federatio
         contents.take_digests(folder, config, host.site.ledger)
 
 
-@pytest.mark.parametrize("named", ["rows", "owner/dataset", "rows.arrow"])
+@pytest.mark.parametrize("named", ["rows", "owner/dataset", "rows.arrow", "rows.json"])
 def test_a_source_whose_values_are_not_read_one_by_one_is_refused(federation: Federation, named: str) -> None:
     """A folder was read by a loader that infers types over columns: one label of 0.5 made 0.0 and 1.0 of all others."""
     folder = federation.site(SITE)

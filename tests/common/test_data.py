@@ -85,7 +85,7 @@ def refused(source: str | Path, data: DataSection | None = None, labels: list[st
 
 def test_missing_file_and_unknown_kind(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "gone.csv")
-    assert "neither a csv, jsonl or parquet file" in refused("nobody/nothing")
+    assert "no file of a known kind" in refused("nobody/nothing")
 
 
 def test_empty_files(tmp_path: Path) -> None:
@@ -184,6 +184,43 @@ def test_what_is_no_text_is_refused_by_row_and_not_made_one(
         pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(DataError, match=f"column '{column}': {kind}"):
         read_rows(str(path), data, ["x", "y"])
+
+
+def test_what_looks_like_a_file_is_never_asked_at_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confide.common.data.formats._hub", lambda source: pytest.fail(source))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ag_news").mkdir()
+    for source in ("rows.xlsx", "rows.jsonl.gz", "rows.TXT", "./rows", "/nowhere/rows", "ag_news"):
+        assert "no kind of file that is read; allowed: csv, tsv, jsonl" in refused(source)
+    assert "no such file" in refused("rows.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.json", '\ufeff[{"text": "a, \\"b\\"", "label": "no"},\n {"text": "c\\td", "label": "yes"}]'),
+        ("lines.json", '{"text": "a, \\"b\\"", "label": "no"}\n{"text": "c\\td", "label": "yes"}\n'),
+        ("tab.tsv", 'text\tlabel\n"a, ""b"""\tno\r\n"c\td"\tyes\n'),
+    ],
+)
+def test_json_lists_and_tabs(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    found = read_rows(str(tmp_path / name), section(), LABELS)
+    assert found.text == ['a, "b"', "c\td"]
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 1]
+
+
+def test_json_that_is_no_list_of_objects(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('{"data":\n [{"text": "a", "label": "no"}]}')
+    assert "one object; expected a list of objects" in refused(str(path))
+    path.write_text('[{"text": "a", "label": "no"},')
+    assert "a list that cannot be parsed as JSON" in refused(str(path))
+    path.write_text('[{"text": "a", "label": "no"}, 3]')
+    assert "row 2" in refused(str(path))
+    path.write_text('{"text": "a", "label": "no"}')
+    assert len(read_rows(str(path), section(), LABELS)) == 1
 
 
 def test_natural_column_and_instructions(tmp_path: Path) -> None:
