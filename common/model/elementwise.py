@@ -30,7 +30,7 @@ class Elementwise(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         # a GPU computes every number by the same code
-        here = isinstance(result, torch.Tensor) and result.device.type == "cpu"
+        here = isinstance(result, torch.Tensor) and result.device.type == "cpu" and result.dim() > 0  # one has no place
         if here and result.is_floating_point() and torch.Tag.pointwise in func.tags:
             form = _form(args), _form(kwargs or {})
             self._seen.setdefault((func, form, result.dtype), set()).add(result.numel())

@@ -161,6 +161,12 @@ def test_which_elementwise_functions_depend_on_the_place(function: Any, matters:
     assert seen.alike() == (not matters or count % 32 == 0)
 
 
+def test_a_constant_has_no_place() -> None:
+    with Elementwise() as seen:
+        torch.log(torch.tensor(8.1)) * torch.sqrt(torch.tensor(48.0))
+    assert seen.alike()
+
+
 @pytest.mark.parametrize(
     ("numbers", "itemsize", "threads", "expected"),
     [
