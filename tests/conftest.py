@@ -3,6 +3,7 @@
 import inspect
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Generator, Hashable, Iterator
@@ -38,6 +39,15 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 def _one_thread() -> None:
     """Tiny matrices are slower on two."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _handlers_end_with_their_test() -> Iterator[None]:
+    """Libraries log to the standard error of the test that imports them, which is closed after it."""
+    before = logging.root.handlers[:]
+    yield
+    for handler in [one for one in logging.root.handlers if type(one) is logging.StreamHandler and one not in before]:
+        logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

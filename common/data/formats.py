@@ -20,7 +20,6 @@ computes (sql.py); a parquet column of Arrow's dictionary type that is not UTF-8
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +52,6 @@ EMPTY = "the field is empty; fill it or drop the row"
 _NO_TEXT: dict[str, tuple[type, ...]] = {
     "a list": (list, tuple, set),
     "an object": (dict,),
-    "a date or time": (date, time, timedelta),
 }
 NOT_UTF8 = "bytes that are not UTF-8; save the file as UTF-8"
 _NO_ROWS = "the file is empty; expected a header and rows"
@@ -161,9 +159,9 @@ def is_file(source: str) -> bool:
 
 
 def as_text(value: object) -> str | None:
-    """A string as it is, bytes as UTF-8, numbers and truth values by `str`; None where nothing is (null, NaN).
+    """A string as it is, bytes as UTF-8, numbers, truth values and dates by `str`; None where nothing is (null, NaN).
 
-    Raises UnreadableError, also for lists, objects and dates: what `str` makes of them is Python's, and no text.
+    Raises UnreadableError, also for lists and objects: what `str` makes of them is Python's, and no text.
     """
     if isinstance(value, str):
         text = value

@@ -1,5 +1,6 @@
 """Rows → records with a tokenizer alone: what a model's encoding begins with, and a look at data without weights."""
 
+import logging
 import os
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,8 @@ from ..data.spelling import Spelling, spelling_of
 from ..errors import DataError, ModelError, first_line
 from ..tasks import Task
 from ..types import CHARACTERS, Records, Rows
+
+log = logging.getLogger("confide.data")
 
 _FEWEST_WORDS = 5
 _FIRST = 200
@@ -61,19 +64,20 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> Non
 
 
 def check_known(tokenizer: PreTrainedTokenizerBase | None, records: Records, source: str) -> None:
-    """Of a public set. Raises DataError where most of its first tokens are unknown to the tokenizer. source: as it may
-    be shown."""
+    """Of a public set. Raises DataError where none of its first tokens is known to the tokenizer, and warns where few
+    are. source: as it may be shown."""
     unknown = None if tokenizer is None else tokenizer.unk_token_id
     if tokenizer is None or unknown is None:
         return
     tokens = records.tokens[: records.offsets[min(_FIRST, len(records))]]
     count = int((tokens == unknown).sum())
-    plain = int((~np.isin(tokens, tokenizer.all_special_ids)).sum())
-    if count > plain:
-        raise DataError(
-            f"{source}: {count / (count + plain):.0%} of the first tokens are unknown to the tokenizer of "
-            "model.backbone; choose a backbone that was trained on texts of this kind, or check its tokenizer files"
-        )
+    known = int((~np.isin(tokens, tokenizer.all_special_ids)).sum())
+    if count <= known:
+        return
+    told = f"{source}: {count / (count + known):.0%} of the first tokens are unknown to the tokenizer of model.backbone"
+    if not known:
+        raise DataError(f"{told}; choose a backbone for texts of this kind, or check its tokenizer files")
+    log.warning("%s; check that it is for texts of this kind", told)
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -3,7 +3,6 @@
 import json
 import sqlite3
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +155,6 @@ def test_sql_errors_hide_passwords_and_rows(tmp_path: Path) -> None:
         ("text", {"body": "a good film"}, "an object"),
         ("text", [{"role": "user", "content": "a good film"}], "a list"),
         ("label", [0, 2], "a list"),
-        ("label", date(2024, 1, 1), "a date or time"),
     ],
 )
 def test_what_is_no_text_is_refused_by_row_and_not_made_one(
@@ -169,8 +167,6 @@ def test_what_is_no_text_is_refused_by_row_and_not_made_one(
     path = tmp_path / f"rows.{suffix}"
     if suffix == "parquet":
         pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
-    elif isinstance(value, date):
-        pytest.skip("JSON has no dates")
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = section()
