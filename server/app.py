@@ -31,7 +31,7 @@ from .callbacks import Callback, EarlyStopping, RunState, Tracking
 from .checkpoint import Checkpoint
 from .deploy.deployment import FAILURE, HOME, ServerFile, registered
 from .distillation import Distillation
-from .evaluation import Evaluation, asked_of, evaluate, read_public, say_cut, subset
+from .evaluation import Evaluation, asked_of, evaluate, read_public, say_cut, say_unknown, subset
 from .grids import QuickGrid
 from .handshake import handshake, query
 from .ledger_heads import Heads
@@ -95,6 +95,7 @@ def run_server(
     validation = read_public(config, model, config.data.validation) if config.data.validation else test
     for source, records in {config.data.test: test, config.data.validation: validation}.items():
         if source is not None:
+            say_unknown(model, records, source)
             say_cut(records, source, model.max_length)
     questions = read_questions(config, model)
     tested = asked_of(test, config)

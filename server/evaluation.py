@@ -8,8 +8,9 @@ import numpy as np
 
 from ..common.config.run import RunConfig
 from ..common.data.sql import shown
+from ..common.errors import DataError
 from ..common.model.loading import FineTuneModel
-from ..common.model.reading import check_known
+from ..common.model.reading import unknown_share
 from ..common.types import Adapter, Metrics, Records
 
 log = logging.getLogger("confide.data")
@@ -23,11 +24,21 @@ class Evaluation:
 
 
 def read_public(config: RunConfig, model: FineTuneModel, source: str) -> Records:
-    """Tokenised rows of a public set. Raises DataError, also where the tokenizer knows few of their words."""
+    """Tokenised rows of a public set. Raises DataError, also where the tokenizer knows none of their words."""
     records = model.encode(model.rows(source, config.data))
-    if model.task.READS.text:
-        check_known(model.tokenizer, records, shown(source))
+    if model.task.READS.text and unknown_share(model.tokenizer, records) == 1:
+        raise DataError(
+            f"{shown(source)}: 100% of the first tokens are unknown to the tokenizer of model.backbone; choose a "
+            "backbone for texts of this kind, or check its tokenizer files"
+        )
     return model.with_features(records)
+
+
+def say_unknown(model: FineTuneModel, records: Records, source: str) -> None:
+    """Logs that most tokens of a public set are unknown."""
+    if model.task.READS.text and (share := unknown_share(model.tokenizer, records)) > 0.5:
+        told = f"{100 * share:.0f}% of the first tokens are unknown to the tokenizer of model.backbone"
+        log.warning("%s: %s; check that it is for texts of this kind", shown(source), told)
 
 
 def say_cut(records: Records, source: str, max_length: int, rows: int | None = None) -> None:

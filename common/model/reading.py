@@ -1,6 +1,5 @@
 """Rows → records with a tokenizer alone: what a model's encoding begins with, and a look at data without weights."""
 
-import logging
 import os
 from dataclasses import dataclass, replace
 
@@ -9,11 +8,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..config.tables import ModelSection
 from ..data.spelling import Spelling, spelling_of
-from ..errors import DataError, ModelError, first_line
+from ..errors import ModelError, first_line
 from ..tasks import Task
 from ..types import CHARACTERS, Records, Rows
-
-log = logging.getLogger("confide.data")
 
 _FEWEST_WORDS = 5
 _FIRST = 200
@@ -63,21 +60,15 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> Non
         )
 
 
-def check_known(tokenizer: PreTrainedTokenizerBase | None, records: Records, source: str) -> None:
-    """Of a public set. Raises DataError where none of its first tokens is known to the tokenizer, and warns where few
-    are. source: as it may be shown."""
+def unknown_share(tokenizer: PreTrainedTokenizerBase | None, records: Records) -> float:
+    """Of the first records' tokens, special ones aside, those that the tokenizer does not know."""
     unknown = None if tokenizer is None else tokenizer.unk_token_id
     if tokenizer is None or unknown is None:
-        return
+        return 0.0
     tokens = records.tokens[: records.offsets[min(_FIRST, len(records))]]
     count = int((tokens == unknown).sum())
     known = int((~np.isin(tokens, tokenizer.all_special_ids)).sum())
-    if count <= known:
-        return
-    told = f"{source}: {count / (count + known):.0%} of the first tokens are unknown to the tokenizer of model.backbone"
-    if not known:
-        raise DataError(f"{told}; choose a backbone for texts of this kind, or check its tokenizer files")
-    log.warning("%s; check that it is for texts of this kind", told)
+    return count / max(1, count + known)
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> set[int]:

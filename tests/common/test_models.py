@@ -150,7 +150,7 @@ def test_the_packaged_backbone_counts_only_with_its_published_hash(monkeypatch: 
         backbones._packaged_demo_backbone()
 
 
-def _without_tokenizer(folder: Path, name: str = "bert") -> Path:
+def _without_tokenizer(folder: Path, name: str) -> Path:
     save_architecture(name, folder)
     for path in folder.glob("*token*"):
         path.unlink()
