@@ -11,7 +11,7 @@ import threading
 import traceback
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -132,6 +132,8 @@ class _Proof:
         self._weights = {shape for p in model.trained.values() for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
         self._small: dict[tuple[int, frozenset], bool] = {}
         """of rows, and of products in which records could look alike by chance: whether many records do"""
+        self._done: dict[tuple[int, int], tuple[Elementwise, frozenset]] = {}
+        """of a length and rows"""
 
     def rows_for(self, length: int) -> int:
         compared = length <= COMPARED or length == self._shortest
@@ -163,22 +165,26 @@ class _Proof:
 
         Of elementwise operations the few numbers at the end of a range could look alike, too: there must be none.
         """
-        with Operations() as operations, Elementwise() as elementwise:
-            alike = self._bits_stay(length, rows, 0)
-        if not (alike and elementwise.alike()):
+        elementwise, products = self._work(length, rows)
+        if not (elementwise.alike() and self._bits_stay(length, rows, 0)):
             return False
-        small = rows, small_products(operations.seen, rows, self._weights)
-        if small[1] and small not in self._small:
-            cheaper = self._shortest if small[1] == self._small_products(self._shortest, rows) else length
+        small = rows, products
+        if products and small not in self._small:
+            cheaper = self._shortest if products == self._work(self._shortest, rows)[1] else length
             sets = -(-MANY // min(rows, RECORDS))
             self._small[small] = all(self._bits_stay(cheaper, rows, seed) for seed in range(1, 1 + sets))
         return self._small.get(small, True)
 
-    def _small_products(self, length: int, rows: int) -> frozenset:
-        with Operations() as operations:
-            for views in self.views:
-                self._bits(self._records(length, 0), np.resize(np.arange(RECORDS), rows), rows, views, length)
-        return small_products(operations.seen, rows, self._weights)
+    def _work(self, length: int, rows: int) -> tuple[Elementwise, frozenset]:
+        """What a batch's gradients take: elementwise operations, and products in which records could look alike."""
+        if (length, rows) not in self._done:
+            with Operations() as operations, Elementwise() as elementwise:
+                for views in self.views:
+                    which = np.resize(np.arange(RECORDS), rows)
+                    _together(self.model, self._records(length, 0), which, rows, views, length)
+            products = small_products(operations.seen, rows, self._weights)
+            self._done[length, rows] = elementwise, products
+        return self._done[length, rows]
 
     def _records(self, length: int, seed: int) -> Records:
         """Every other one as long as its shape takes, the others shorter."""
@@ -251,10 +257,17 @@ def _checksums(values: torch.Tensor) -> torch.Tensor:
     found = bits.new_zeros(len(bits))
     for start in range(0, bits.shape[1], _CHUNK):
         part = bits[:, start : start + _CHUNK]
-        place = torch.arange(start + 1, start + 1 + part.shape[1], device=bits.device) * 0x1E3779B97F4A7C15
-        place = place ^ (place >> 29) | 1
-        found += (part * place + (part >> 32) * (place * place ^ (place >> 31) | 1)).sum(1)
+        odd, other = _odd_numbers(start, part.shape[1], bits.device)
+        found += (part * odd).sum(1) + ((part >> 32) * other).sum(1)
     return found
+
+
+@lru_cache(maxsize=32)
+def _odd_numbers(start: int, count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two (count,) int64 of odd numbers, other ones at each place."""
+    place = torch.arange(start + 1, start + 1 + count, device=device) * 0x1E3779B97F4A7C15
+    place = place ^ (place >> 29) | 1
+    return place, place * place ^ (place >> 31) | 1
 
 
 def _together(
