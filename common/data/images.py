@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import DataError, ModelError
 
@@ -25,6 +25,10 @@ LARGEST_FILE = 64 * 2**20
 """bytes of an encoded image"""
 _BEGINNINGS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _MODES = {1: "L", 3: "RGB"}
+_DEPTHS = (8, 10, 12, 14, 16, 24, 32)
+"""bits of a number that cameras and scanners write, whatever the file's own numbers could hold"""
+_INVERTED, _PHOTOMETRIC = 0, 262
+"""a TIFF's tag, and its value where zero is white"""
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,14 @@ def _read(path: Path, where: str) -> bytes:
 
 
 def decoded(content: bytes, form: ImageForm, where: str, largest: int = LARGEST) -> np.ndarray:
-    """(C, H, W) uint8 from a file's bytes. largest: pixels. Raises DataError."""
+    """(C, H, W) uint8 from a file's bytes, upright as its camera says. largest: pixels. Raises DataError."""
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > largest:
                 raise DataError(f"{where}: an image of {image.width} × {image.height}; at most {largest:,} pixels")
-            fitted = image.convert(_MODES[form.channels])
+            if getattr(image, "n_frames", 1) > 1:
+                raise DataError(f"{where}: an image of several pages or frames; give one a row")
+            fitted = ImageOps.exif_transpose(_in_eight_bits(image, where)).convert(_MODES[form.channels])
             if fitted.size != (form.width, form.height):
                 fitted = fitted.resize((form.width, form.height), Image.Resampling.BILINEAR)
             values = np.array(fitted, dtype=np.uint8)  # its own: a view of the file would be read-only
@@ -114,6 +120,39 @@ def decoded(content: bytes, form: ImageForm, where: str, largest: int = LARGEST)
     except Exception:  # a damaged file makes a decoder raise anything, and a row that ends a run tells of itself
         raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} image; convert it") from None
     return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+
+
+def _in_eight_bits(image: Image.Image, where: str) -> Image.Image:
+    """The image with numbers from 0 to 255, of which the last is white. Raises DataError for what has no such meaning.
+
+    Numbers of more bits have the range of the least depth in `_DEPTHS` that holds the brightest pixel, since scanners
+    write 12 bits in 16; broken numbers that of 0 to 1, or of 0 to 255.
+    """
+    if image.has_transparency_data:
+        if image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+            raise DataError(f"{where}: an image with transparent pixels; lay it on a background first, white or black")
+        return _kept(image.convert("RGBA").convert("RGB"), image)
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    numbers = np.asarray(image, dtype=np.float64)
+    lowest, highest = numbers.min(), numbers.max()
+    if not (np.isfinite(numbers).all() and lowest >= 0 and (image.mode != "F" or highest <= 255)):
+        what = "0 to 1, or 0 to 255" if image.mode == "F" else "0 or more"
+        raise DataError(f"{where}: an image whose numbers are not {what}; convert it to 8 or 16 bits")
+    if image.mode == "F":
+        white = 1.0 if highest <= 1 else 255.0
+    else:
+        white = next(2.0**depth - 1 for depth in _DEPTHS if highest < 2**depth)
+    scaled = np.rint(numbers * (255 / white))
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _INVERTED:
+        scaled = 255 - scaled
+    return _kept(Image.fromarray(scaled.astype(np.uint8)), image)
+
+
+def _kept(made: Image.Image, image: Image.Image) -> Image.Image:
+    """With the orientation of the image that it was made of."""
+    made.info["exif"] = image.getexif().tobytes()
+    return made
 
 
 def as_png(values: np.ndarray) -> bytes:
