@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..config.tables import ModelSection
 from ..data.spelling import Spelling, spelling_of
 from ..errors import ModelError, first_line
-from ..tasks import Task
+from ..tasks import Task, load_task
 from ..types import CHARACTERS, Records, Rows
 
 _FEWEST_WORDS = 5
@@ -45,8 +45,13 @@ def tokenizer_of(path: str) -> PreTrainedTokenizerBase:
 
 
 def reader_of(path: str, model: ModelSection) -> Reader:
-    """path: the backbone's folder."""
+    """path: the backbone's folder. Raises ModelError."""
     tokenizer = tokenizer_of(path)
+    if load_task(model.task).READS.label == "tags" and not tokenizer.is_fast:
+        raise ModelError(
+            f"model.backbone: the tokenizer of '{path}' does not say which letters a token stands for, and tags need "
+            "that; allowed: one with a tokenizer.json"
+        )
     return Reader(tokenizer, spelling_of(model.spelling, tokenizer.get_vocab(), model.known_words))
 
 

@@ -175,6 +175,15 @@ def subword_ids(rows: Rows, tokenizer, max_length: int) -> list[list[int]]:
     return tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
 
 
+def beginnings(texts: Sequence[str], tokenizer) -> list[list[int]]:
+    """The token ids of each text as something that goes on: with what the tokenizer puts before a text, without an end
+    token or other marks that some put after it, which would stand between a prompt and its response."""
+    marks = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    after = next((number for number, mark in enumerate(reversed(marks)) if not mark), 0)
+    found = tokenizer(list(texts), truncation=False, padding=False, add_special_tokens=True)["input_ids"]
+    return [ids[: len(ids) - after] for ids in found]
+
+
 def texts(rows: Rows, tokenizer, max_length: int, targets: np.ndarray) -> Records:
     """Records of one text and one target each."""
     found = tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)

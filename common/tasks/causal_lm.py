@@ -16,7 +16,7 @@ from ..data.chat_template import Encoded, encode_conversations, shortened
 from ..model.output import base_of, compared, decoded, ends_apart, guessed, note_end
 from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, inputs_of, ragged, record_means, token_metrics, token_score
+from . import ACCURACY, Batch, beginnings, inputs_of, ragged, record_means, token_metrics, token_score
 
 HEAD: list[str] = []
 CLASSES, VARIANTS, READS = False, 1, Reads(label=None, turns=True)
@@ -52,7 +52,7 @@ def _first(found: Encoded) -> int:
 def _joined(rows: Rows, tokenizer, max_length: int) -> list[Encoded]:
     """Texts, or prompts and responses, each with an end token."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    prompts = tokenizer(rows.text, truncation=False, padding=False, add_special_tokens=True)["input_ids"]
+    prompts = beginnings(rows.text, tokenizer)
     if rows.response is None:
         return [
             Encoded(ids[:max_length], np.ones(min(len(ids), max_length), bool), len(ids) > max_length)

@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, ragged
+from . import ACCURACY, Batch, beginnings, ragged
 from .causal_lm import build, next_tokens
 
 __all__ = ["build", "encode", "metrics", "record_losses", "score", "targets"]
@@ -37,7 +37,7 @@ def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
         raise ValueError("rows without two answers cannot be compared")
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     begin = next(int(i) for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    prompts = tokenizer(rows.text, truncation=False, padding=False, add_special_tokens=True)["input_ids"]
+    prompts = beginnings(rows.text, tokenizer)
     answers = [
         tokenizer(texts, truncation=False, padding=False, add_special_tokens=False)["input_ids"]
         for texts in (rows.response, rows.rejected)

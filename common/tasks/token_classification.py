@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from ..config.tables import ModelSection
+from ..data.words import with_blanks, word_numbers
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import Batch, load_backbone, ragged, token_losses, token_targets, was_cut
 
@@ -47,12 +48,12 @@ def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     """Words are split into pieces; the first piece of each carries its tag."""
     if rows.tags is None:
         raise ValueError("rows without tags cannot be learned word by word")
-    words = [text.split() for text in rows.text]
-    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length, padding=False)
+    texts = [with_blanks(text) for text in rows.text]
+    encoded = tokenizer(texts, truncation=True, max_length=max_length, padding=False, return_offsets_mapping=True)
     targets = []
     for number, tags in enumerate(rows.tags):
         pieces, before = np.full(len(encoded["input_ids"][number]), IGNORED, dtype=np.int32), None
-        for position, word in enumerate(encoded.word_ids(number)):
+        for position, word in enumerate(word_numbers(encoded["offset_mapping"][number], texts[number])):
             if word is not None and word != before:
                 pieces[position] = tags[word]
             before = word

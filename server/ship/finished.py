@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ...common.config.run import RunConfig, load
 from ...common.data.sources import shuffled_limit
 from ...common.data.spelling import Spelling
+from ...common.data.words import with_blanks, word_numbers
 from ...common.errors import ConfigError
 from ...common.model.adapter import plain
 from ...common.model.loading import FineTuneModel, model_of
@@ -165,24 +166,19 @@ class TorchModel(Answering):
         return TorchModel(classifier, *asked)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
-        split, given = self.reads.label == "tags", self.given(texts)
-        encoded = self.tokenizer(
-            given, is_split_into_words=split, truncation=True, max_length=self.max_length, padding=False
+        tags, given = self.reads.label == "tags", self.given(texts)
+        found = self.tokenizer(
+            given, truncation=True, max_length=self.max_length, padding=False, return_offsets_mapping=tags
         )
-        ids = encoded["input_ids"]
-        return ids, [encoded.word_ids(number) for number in range(len(ids))] if split else []
+        return found["input_ids"], list(map(word_numbers, found["offset_mapping"], given)) if tags else []
 
     def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
         """Of one text as read: token ids, the number of each one's word, and its letters; see `goals.Asked`."""
-        words = self.reads.label == "tags"
-        found = self.tokenizer(
-            text.split() if words else text,
-            is_split_into_words=words,
-            truncation=True,
-            max_length=self.max_length,
-            return_offsets_mapping=True,
-        )
-        return found["input_ids"], found.word_ids(), found["offset_mapping"]
+        tags = self.reads.label == "tags"
+        text = with_blanks(text) if tags else text
+        found = self.tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
+        spans = found["offset_mapping"]
+        return found["input_ids"], word_numbers(spans, text) if tags else found.word_ids(), spans
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self.pieces(texts)[0]

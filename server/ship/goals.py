@@ -34,7 +34,7 @@ class Asked(Protocol):
 
     def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
         """Of a text as read: token ids; which word each is a piece of, None for a mark; and its letters: from, to. Of
-        tags a word is what stands between blanks, and the letters are the word's."""
+        tags a word is what stands between blanks, of which there is one between two words."""
         ...
 
 

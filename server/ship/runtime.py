@@ -16,6 +16,7 @@ import numpy as np
 
 from ...common.data.images import ImageForm
 from ...common.data.spelling import Spelling, Words, spelling_of
+from ...common.data.words import with_blanks, word_numbers
 from ...common.errors import ConfigError
 from ...common.types import DEFAULT_TASK, Reads, Rows
 
@@ -103,10 +104,10 @@ class Answering(ABC):
         """The text that is cut into tokens; its blanks are those of the text."""
         return text if self.spelling is None else self.spelling.read(text)
 
-    def given(self, texts: Sequence[str]) -> list[str] | list[list[str]]:
-        """Texts as a tokenizer takes them: as they are read; of tags the words between blanks."""
+    def given(self, texts: Sequence[str]) -> list[str]:
+        """Texts as a tokenizer takes them: as they are read; of tags the words, one blank between each."""
         read = [self.as_read(text) for text in texts]
-        return [text.split() for text in read] if self.reads.label == "tags" else read
+        return [with_blanks(text) for text in read] if self.reads.label == "tags" else read
 
     @abstractmethod
     def run(self, inputs: list[np.ndarray]) -> np.ndarray:
@@ -210,9 +211,12 @@ class OnnxModel(Answering):
         return Reads(label, text="input_ids" in inputs, images="pixel_values" in inputs)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
-        split, given = self.reads.label == "tags", self.given(texts)
-        encoded = self._tokenizer.encode_batch(given, is_pretokenized=split)
-        return [one.ids for one in encoded], [one.word_ids for one in encoded] if split else []
+        given = self.given(texts)
+        encoded = self._tokenizer.encode_batch(given)
+        ids = [one.ids for one in encoded]
+        if self.reads.label != "tags":
+            return ids, []
+        return ids, [word_numbers(one.offsets, text) for one, text in zip(encoded, given, strict=True)]
 
     def run(self, inputs: list[np.ndarray]) -> np.ndarray:
         return np.asarray(self._session.run(None, dict(zip(input_names(self.reads), inputs, strict=True)))[0])

@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from ...common.data.chat_template import ChatTemplate
 from ...common.errors import DataError
 from ...common.model.generation import Generator
+from ...common.tasks import beginnings
 from ...common.types import Conversation, Reads, Rows
 from .finished import FinishedRun, NextLogits
 
@@ -85,7 +86,7 @@ class Writer:
     def _asked(self, text: str) -> list[int]:
         """(T,) tokens of what is to be continued."""
         chat = self.generator.chat
-        return self.tokenizer(text)["input_ids"] if chat is None else self._rendered(chat, (("user", text),))
+        return beginnings([text], self.tokenizer)[0] if chat is None else self._rendered(chat, (("user", text),))
 
     def _rendered(self, chat: ChatTemplate, turns: Conversation) -> list[int]:
         header = chat.header if chat.header.strip() else ""  # a blank is a part of the first word's token
@@ -99,7 +100,8 @@ class Writer:
         """Of one text: token ids, the number of each one's word, and its letters; see `goals.Asked`."""
         found = self.tokenizer(text, return_offsets_mapping=True)
         ids, numbers, spans = found["input_ids"], found.word_ids(), found["offset_mapping"]
-        kept = slice(-self.generator.longest, None)
+        count = len(beginnings([text], self.tokenizer)[0])
+        kept = slice(max(0, count - self.generator.longest), count)
         return ids[kept], numbers[kept], spans[kept]
 
 

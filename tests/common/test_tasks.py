@@ -1,14 +1,19 @@
 """Encoding, per-record losses and metrics against hand-checked numbers and Hugging Face's own."""
 
+import copy
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.model.loading import FineTuneModel, load_model
-from confide.common.tasks import causal_lm, collate, sequence_classification
+from confide.common.tasks import causal_lm, collate, preference, sequence_classification
 from confide.common.types import Rows
 
 LORA = LoraSection(rank=2, alpha=4)
@@ -85,6 +90,22 @@ def test_instructions_learn_the_response_only(lm: FineTuneModel) -> None:
 
     assert targets[0].tolist() == [-100, -100, -100, *ids("good", "fine", "[EOS]")]
     assert targets[1].tolist() == [-100, *ids("bad", "[EOS]"), -100, -100, -100]
+
+
+def test_marks_after_a_text_do_not_stand_between_prompt_and_response(lm: FineTuneModel) -> None:
+    plain: Any = copy.deepcopy(lm.tokenizer)
+    eos, cls = ((token, plain.convert_tokens_to_ids(token)) for token in ("[EOS]", "[CLS]"))
+    ending = copy.deepcopy(plain)
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [EOS]", special_tokens=[eos, cls]
+    )
+    rows = Rows("x", ["the film was", ""], response=["very good", "bad"], rejected=["bad", "very bad"])
+    for task, given in ((causal_lm, rows), (causal_lm, replace(rows, response=None)), (preference, rows)):
+        marked, bare = task.encode(given, ending, 32), task.encode(given, plain, 32)
+        wanted = np.concatenate([np.r_[[cls[1]], bare.tokens[start:end]] for start, end in pairwise(bare.offsets)])
+        if task is preference:  # it begins an empty prompt itself
+            wanted = np.delete(wanted, marked.offsets[1] + 1)
+        assert marked.tokens.tolist() == wanted.tolist()
 
 
 def test_a_long_prompt_leaves_room_for_the_answer(lm: FineTuneModel) -> None:
