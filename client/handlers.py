@@ -135,10 +135,16 @@ def _hello(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
 
 
 def _ledger(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
-    """Shows that the ledger continues the one that the server has seen: the hash of the entry it asks about, signed."""
+    """Shows that the ledger continues the one that the server has seen: the hash of the entry it asks about, and one of
+    those of the entries that came with updates since, signed."""
     site, asked = host.site, _asked(content)
     seq, nonce = int(cast(int, asked["seq"])), str(asked["nonce"])
     facts = wire.ledger_facts(site.name, nonce, seq, site.ledger.hash_at(seq), site.ledger.head())
+    if wire.SINCE in asked:
+        since = [int(one) for one in cast(list[int], asked[wire.SINCE])]
+        if len(since) > wire.MOST_SINCE:
+            raise WireError(f"a question about {len(since)} entries of a ledger; at most {wire.MOST_SINCE}")
+        facts[wire.SINCE] = wire.digest_of(site.ledger.hashes_at(since))
     return _facts({**facts, "signature": site.ledger.key.sign("hello", facts)})
 
 

@@ -4,7 +4,7 @@ A task travels as arrays + config, an update as arrays + metrics + site. Arrays 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -20,6 +20,8 @@ ARRAYS, CONFIG, METRICS, SITE, DEALT, MASKED = "arrays", "config", "metrics", "s
 QUERIES, TEXTS = "queries", "texts"
 WEIGHT = "num-examples"  # the name that Flower's strategies look for
 PUBLIC_KEY, SEQ, HASH, COMMITMENT = "public-key", "ledger-seq", "ledger-hash", "commitment"
+SINCE, MOST_SINCE = "since", 5000
+"""heads of a site's ledger that are remembered between two checks; of more, every other one"""
 ROUND, STEPS_BEFORE, VERSION, PROXIMAL_MU = "server-round", "steps-before", "version", "proximal-mu"
 CLIP = "clip"
 
@@ -139,6 +141,11 @@ def read_head(facts: Mapping[str, object]) -> Head | None:
 def ledger_facts(site: str, nonce: str, seq: int, hash_: str | None, head: Head) -> dict[str, str | int]:
     """What a site signs to show that its ledger continues the one that was seen: the hash of entry `seq` now."""
     return {"name": site, "nonce": nonce, "seq": seq, "hash": hash_ or "none", **head_facts(head)}
+
+
+def digest_of(hashes: Sequence[str | None]) -> str:
+    """One of the hashes of several entries of a ledger."""
+    return hashlib.sha256(" ".join(one or "none" for one in hashes).encode()).hexdigest()
 
 
 def encode_update(update: Update, dtype: str) -> RecordDict:

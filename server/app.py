@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from ..common.config.run import RunConfig
-from ..common.errors import ConfideError, ConfigError
+from ..common.errors import ConfideError, ConfigError, RoundError
 from ..common.ledger.chain import write_json
 from ..common.model.adapter import export_adapter
 from ..common.model.backbones import Folders
@@ -148,6 +148,15 @@ def run_server(
         write_report(folder, config, model.count(), plan, state, after, found | told.finished(run))
     finally:
         recorder.close()
+    _require_change(state)
+
+
+def _require_change(state: Checkpoint) -> None:
+    """Raises RoundError after a run in which every round was void."""
+    if state.history and all("void" in row for row in state.history):
+        last = state.history[-1]
+        reason = next((failure["reason"] for failure in last["failed"]), last["void"])
+        raise RoundError(f"no round changed the model: {reason}; the report is written, and what was charged stays so")
 
 
 class _Seen(Callback):

@@ -38,8 +38,16 @@ class Heads:
                 ) from None
 
     def last(self, site: str) -> Head | None:
+        """The furthest head that was seen."""
+        return max(self._all(site), key=lambda head: head.seq, default=None)
+
+    def _all(self, site: str) -> list[Head]:
+        """The head at the last check, and those that came with updates since."""
         known = self._known.get(site)
-        return None if known is None else Head(int(known["seq"]), str(known["hash"]))
+        if known is None:
+            return []
+        seen = [(known["seq"], known["hash"]), *known.get(wire.SINCE, ())]
+        return [Head(int(seq), str(hash_)) for seq, hash_ in seen]
 
     def check(self, site: str, hello: Mapping[str, Any], ask: Ask) -> None:
         """Has a site show that its ledger continues the one seen last, and remembers it.
@@ -64,26 +72,36 @@ class Heads:
         if known is not None and known["public_key"] != public:
             raise LedgerError(f"{site} shows another key than before; its ledger was replaced")
         last = self.last(site) or Head(0, GENESIS)
-        _challenge(site, public, last, ask)
+        _challenge(site, public, last, [head for head in self._all(site) if head != last], ask)
         if head.seq < last.seq:
             raise LedgerError(f"{site}: its ledger ends at entry {head.seq}, {last.seq} was seen: rolled back")
         self._known[site] = {"public_key": public, "seq": head.seq, "hash": head.hash}
         self.save()
 
     def saw(self, site: str, head: Head | None) -> None:
-        """A head that came with an update; older ones are ignored."""
+        """A head that came with an update. All are remembered until the next check, at which the ledger must hold each:
+        one that is rolled back in the middle of a run may have passed the last of them by then."""
         known = self._known.get(site)
-        if head is not None and known is not None and head.seq > int(known["seq"]):
-            known |= {"seq": head.seq, "hash": head.hash}
+        if head is None or known is None:
+            return
+        since, entry = known.setdefault(wire.SINCE, []), [head.seq, head.hash]
+        if entry == (since[-1] if since else [known["seq"], known["hash"]]):
+            return
+        since.append(entry)
+        if len(since) >= wire.MOST_SINCE:
+            del since[::2]
 
     def save(self) -> None:
         if self._path is not None:
             write_json(self._path, {"sites": self._known})
 
 
-def _challenge(site: str, public: str, last: Head, ask: Ask) -> None:
+def _challenge(site: str, public: str, last: Head, since: list[Head], ask: Ask) -> None:
     nonce = secrets.token_hex(16)
-    answer = dict(ask({"seq": last.seq, "nonce": nonce}))
+    question: dict[str, Any] = {"seq": last.seq, "nonce": nonce}
+    if since:
+        question[wire.SINCE] = [head.seq for head in since]
+    answer = dict(ask(question))
     signature = str(answer.pop("signature", ""))
     if (answer.get("name"), answer.get("nonce"), answer.get("seq")) != (site, nonce, last.seq):
         raise LedgerError(f"{site}: answered another question than was asked")
@@ -91,3 +109,7 @@ def _challenge(site: str, public: str, last: Head, ask: Ask) -> None:
         raise LedgerError(f"{site}: the signature on its ledger's head does not hold")
     if answer.get("hash") != last.hash:
         raise LedgerError(f"{site}: its ledger does not hold entry {last.seq} as it was seen: rolled back, or a fork")
+    if since and answer.get(wire.SINCE) != wire.digest_of([head.hash for head in since]):
+        raise LedgerError(
+            f"{site}: its ledger does not hold every entry that came with an update: rolled back, or a fork"
+        )

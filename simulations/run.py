@@ -1,5 +1,6 @@
 """`confide simulate`: checks everything, writes the run folder, hands over to an engine."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from ..client.worker import Worker
 from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig, load
 from ..common.data.partition import site_name
+from ..common.data.sources import content_digest
 from ..common.errors import ConfigError
 from ..common.model.loading import model_of
 from ..common.model.memory import sites_at_once, with_plan
@@ -29,6 +31,8 @@ from .attacks.byzantine import ByzantineGrid
 from .canaries import canary_rows_of
 from .local import LocalGrid
 from .sites import make_ledgers, worker_for
+
+_CONTENTS = "data.json"
 
 
 def prepare(config: RunConfig, strategy: Strategy | None = None) -> tuple[RunConfig, Worker]:
@@ -71,6 +75,7 @@ def simulate(
     make_room(folder)
     (folder / CONFIG).write_text(resolved.to_toml(), encoding="utf-8")
     (folder / "partition.json").write_text(json.dumps(_partition_facts(resolved, worker)), encoding="utf-8")
+    (folder / _CONTENTS).write_text(json.dumps(_contents(resolved, worker), indent=2), encoding="utf-8")
     _start(resolved, callbacks, strategy)
     return folder
 
@@ -78,13 +83,27 @@ def simulate(
 def resume(folder: Path, *, callbacks: Sequence[Callback] = (), strategy: Strategy | None = None) -> Path:
     """Continues an interrupted simulation after its last checkpoint; in mode `none` the result is the same bits.
 
-    Raises ConfigError when the folder holds no run.
+    Raises ConfigError when the folder holds no run, or the data are no longer those that it began with.
     """
     config = load(require_run(folder), [f"run.output={json.dumps(str(folder.resolve()))}"])
     _require_in_process(config, callbacks, strategy)
-    resolved, _ = prepare(config, strategy)
+    resolved, worker = prepare(config, strategy)
+    file, now = folder / _CONTENTS, _contents(resolved, worker)
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if changed := [source for source, digest in now.items() if before.get(source) != digest]:
+        raise ConfigError(
+            f"{folder}: the rows of {changed[0]} are not those that the run began with; put them back, or start a new "
+            "run in another folder"
+        )
     _start(resolved, callbacks, strategy)
     return folder
+
+
+def _contents(config: RunConfig, worker: Worker) -> dict[str, str]:
+    """Of each source that a run reads, a digest of what it holds."""
+    sites = hashlib.sha256(b"".join(worker.data.contents)).hexdigest()
+    public = {source: content_digest(source, config.data).hex() for source in public_sources(config)}
+    return {config.data.training: sites} | public
 
 
 def _require_in_process(config: RunConfig, callbacks: Sequence[Callback], strategy: Strategy | None) -> None:

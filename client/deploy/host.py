@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from ...common.config.run import RunConfig
 from ...common.config.tables import DataSection
 from ...common.data.augmentation import encode_with_copies, encodings
-from ...common.data.sources import read_checked
+from ...common.data.sources import of_persons, read_checked
 from ...common.errors import DataError, PolicyError, contain
 from ...common.ledger.ledger import Ledger
 from ...common.model.backbones import DEMO_VIT, Folders, on_this_machine
@@ -115,7 +116,9 @@ class DeployedHost:
         if checked.problems:
             count = len(checked.problems)
             log.warning("data set '%s': %d rows contribute nothing; see confide site check", data.name, count)
-        records = readable(config, model, checked.rows, self._ledger.key.derive("records", b""))
+        # site.toml may name persons, and the run's unit be the record all the same
+        rows = replace(checked.rows, person=None) if config.data.person is None else of_persons(checked.rows)
+        records = readable(config, model, rows, self._ledger.key.derive("records", b""))
         return SiteData(records, [np.arange(len(records) // encodings(config, model))], None, [content])
 
     def _admitted_folders(self, site: Site, run: RunConfig) -> Folders:

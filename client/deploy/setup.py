@@ -5,6 +5,7 @@ import shutil
 import socket
 import ssl
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -241,18 +242,24 @@ def _persons(person: np.ndarray | None) -> str:
     """How many rows persons have, for the operator alone: it says what data.person_rows of a run would leave out."""
     if person is None or not len(person):
         return ""
-    counts = np.unique(person.astype(str), return_counts=True)[1]
+    counts = np.unique(person, return_counts=True)[1]
     edges = [1, 2, 3, 5, 9, 17, 33, 65]
     found = np.histogram(counts, [*edges, np.inf])[0]
     names = ["1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65 and more"]
     shown = ", ".join(f"{name}: {many:,}" for name, many in zip(names, found, strict=True) if many)
-    ids = set(person.astype(str))
-    alike = len(ids) - len({"".join(one.split()).casefold().lstrip("0") for one in ids})
+    ids = set(person.tolist())
+    alike = len(ids) - len({_bare(one) for one in ids})
     told = (
-        f"; {alike:,} differ from another by case, blanks or leading zeros alone: correct them if they are one"
+        f"; {alike:,} differ from another by case, blanks, marks or leading zeros alone: correct them if they are one"
         * bool(alike)
     )
     return f"{len(counts):,} persons (rows a person: {shown}{told})"
+
+
+def _bare(person: str) -> str:
+    """Its letters and digits, as simple as Unicode has them."""
+    plain = unicodedata.normalize("NFKC", person).casefold()
+    return "".join(letter for letter in plain if letter.isalnum()).lstrip("0")
 
 
 def _classes(counts: dict[str, int]) -> str:

@@ -32,7 +32,7 @@ def encode_with_copies(config: RunConfig, model: FineTuneModel, rows: Rows, secr
     """
     keys, person = record_keys(rows, secret), None
     if rows.person is not None:
-        person = np.unique(rows.person.astype(str), return_inverse=True)[1].astype(np.int64)
+        person = np.unique(rows.person, return_inverse=True)[1].astype(np.int64)
     rows = rows.within(CHARACTERS * model.max_length)
     records = model.tokenised(rows)
     for variant in range(1, model.task.VARIANTS):

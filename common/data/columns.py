@@ -13,13 +13,15 @@ from ..errors import DataError
 from ..types import Conversation, Reads
 from .content import mark
 from .conversations import conversation
-from .formats import EMPTY, Problem, Table, UnreadableError, as_text
+from .formats import EMPTY, EXACT, Problem, Table, UnreadableError, as_text
 from .images import ImageForm, decoded, image_file
 
 LONGEST = 2**22
 """characters of a text or label: what one row may cost in memory is bounded, whatever is in it"""
 _WHERE = "image"
 _WHOLE = re.compile(r"-?\d+\.0+")
+_ROUNDED = re.compile(r"[-+]?(\d+\.\d+[eE][-+]?\d+|\d+[eE][-+]\d+|\d{16,}\.\d*)")
+_UNSEEN = "\u00ad\u200b\u200c\u200d\u2060\ufeff\0"
 _NOBODY = {
     "",
     "nan",
@@ -37,6 +39,10 @@ _NOBODY = {
     "?",
     "unknown",
     "missing",
+    "undefined",
+    "anonymous",
+    "#value!",
+    "#ref!",
 }
 """what files hold where a value is missing"""
 
@@ -158,11 +164,13 @@ def read_labels(notes: Notes, data: DataSection, labels: list[str] | None, reads
 
 
 def _otherwise(value: object) -> str:
-    """A whole number as a file writes it whose column has the other type: one row with 0.5, or with nothing, makes some
-    writers store 1 as 1.0 in every row."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(float(value)) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53 else ""
+    """A whole number as another column has it: one row with 0.5, or with nothing, makes some writers store 1 as 1.0 in
+    every row."""
+    if isinstance(value, str):
+        return value.partition(".")[0] if _WHOLE.fullmatch(value) else ""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= EXACT:
+        return ""
+    return str(float(value))
 
 
 def read_persons(notes: Notes, column: str) -> np.ndarray:
@@ -174,7 +182,10 @@ def read_persons(notes: Notes, column: str) -> np.ndarray:
     result = []
     for place, value in enumerate(notes.table.column(column)):
         person = _canonical(read_text(notes, column, place, value) or "")
-        if person.casefold() in _NOBODY:
+        if (isinstance(value, float) and abs(value) >= EXACT) or _ROUNDED.fullmatch(person):
+            what = "a rounded number, which may stand for several persons; write such numbers as text"
+            notes.add(place, column, what)
+        elif not person.strip(_UNSEEN) or person.casefold() in _NOBODY:
             notes.add(place, column, "no person is named; say whose the row is, or drop it")
         result.append(person)
     return np.asarray(result, dtype=object)
@@ -182,7 +193,7 @@ def read_persons(notes: Notes, column: str) -> np.ndarray:
 
 def _canonical(person: str) -> str:
     person = unicodedata.normalize("NFC", person).strip()
-    return person.partition(".")[0] if _WHOLE.fullmatch(person) else person
+    return person.partition(".")[0] if _WHOLE.fullmatch(person) and len(person) < 18 else person
 
 
 def read_numbers(notes: Notes, column: str, scale: tuple[float, float] | None) -> np.ndarray:

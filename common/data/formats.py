@@ -53,6 +53,8 @@ _NO_TEXT: dict[str, tuple[type, ...]] = {
     "a list": (list, tuple, set),
     "an object": (dict,),
 }
+EXACT = 2**53
+"""from which on a float does not tell whole numbers apart"""
 NOT_UTF8 = "bytes that are not UTF-8; save the file as UTF-8"
 _NO_ROWS = "the file is empty; expected a header and rows"
 _UNCONVERTED = (pa.ArrowException, ValueError, OverflowError)
@@ -161,7 +163,9 @@ def is_file(source: str) -> bool:
 def as_text(value: object) -> str | None:
     """A string as it is, bytes as UTF-8, numbers, truth values and dates by `str`; None where nothing is (null, NaN).
 
-    Raises UnreadableError, also for lists and objects: what `str` makes of them is Python's, and no text.
+    Whole numbers are written alike in columns of whole and of broken numbers, since one row with a gap makes some
+    writers store all of a column as the latter. Raises UnreadableError, also for lists and objects: what `str` makes of
+    them is Python's, and no text.
     """
     if isinstance(value, str):
         text = value
@@ -173,7 +177,7 @@ def as_text(value: object) -> str | None:
         raise UnreadableError(f"{kind} where a text or a number is expected; convert the column")
     else:
         try:
-            text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+            text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(_whole(value))
         except ValueError:  # a number of thousands of digits
             raise UnreadableError("a value that has no text; correct the row") from None
     if not text.isascii():
@@ -185,6 +189,12 @@ def as_text(value: object) -> str | None:
     return text
 
 
+def _whole(value: object) -> object:
+    """A whole number as such. Beyond 2⁵³ a broken number stands for several, and stays what it is."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < EXACT
+    return int(value) if whole else value  # pyright: ignore[reportArgumentType]  # a float
+
+
 def as_bytes(value: object) -> bytes:
     """Of any value but None: the same bytes for the same text, whatever the source; different ones otherwise."""
     if isinstance(value, bytes):
@@ -192,7 +202,7 @@ def as_bytes(value: object) -> bytes:
     if isinstance(value, Unread):
         return value.raw
     try:
-        return str(value).encode("utf-8", "surrogatepass")
+        return str(_whole(value)).encode("utf-8", "surrogatepass")
     except ValueError:
         return type(value).__name__.encode()
 

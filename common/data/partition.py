@@ -52,7 +52,7 @@ def _of_persons(
     section: PartitionSection, labels: np.ndarray | None, group: np.ndarray | None, seed: int, person: np.ndarray
 ) -> list[np.ndarray]:
     """Persons are dealt out as records are. Raises DataError as `partition`, and for one whom a column splits."""
-    persons, first, owner = np.unique(person.astype(str), return_index=True, return_inverse=True)
+    persons, first, owner = np.unique(person, return_index=True, return_inverse=True)
     if group is not None and (group != group[first][owner]).any():
         raise DataError(
             f"data.partition.column: column '{section.column}' sends rows of one person to several sites, and ε is for "

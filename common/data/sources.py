@@ -46,7 +46,7 @@ _SMALLEST = ImageForm(1, 1, 1)
 """for images that are decoded to see whether they can be"""
 _BIO = re.compile(r"^(O|[BI]-.+)$")
 PERSON_MOST = 256
-"""rows of one person that a run reads at all"""
+"""rows of one person that a run reads at all whose unit is the person"""
 
 
 @dataclass(frozen=True)
@@ -330,18 +330,21 @@ def _read(
     if notes.found:
         rows = rows.take(np.array([place for place in range(len(text)) if place not in notes.found], dtype=np.int64))
     rows = replace(rows, images=images)
-    return (rows if rows.person is None else rows.take(_of_each_person(rows))), marks
+    return rows, marks
 
 
-def _of_each_person(rows: Rows) -> np.ndarray:
-    """The numbers of the rows that are kept: of each person the first `PERSON_MOST` in an order of their own. What a
-    person costs a site in time and memory must not grow with their rows, or one person could end its rounds."""
-    owner = np.unique(np.asarray(rows.person).astype(str), return_inverse=True)[1]
+def of_persons(rows: Rows) -> Rows:
+    """The rows that a run reads whose unit is the person: of each person the first `PERSON_MOST` in an order of their
+    own. What a person costs a site in time and memory must not grow with their rows, or one person could end its
+    rounds. For no other run: without one row another would come in, and the two would be a group."""
+    if rows.person is None:
+        return rows
+    owner = np.unique(rows.person, return_inverse=True)[1]
     if np.bincount(owner, minlength=1).max() <= PERSON_MOST:
-        return np.arange(len(rows))
+        return rows
     order = np.lexsort((record_keys(rows, b"data.person"), owner))
     starts = np.searchsorted(owner[order], owner[order])
-    return np.sort(order[np.arange(len(rows)) - starts < PERSON_MOST])
+    return rows.take(np.sort(order[np.arange(len(rows)) - starts < PERSON_MOST]))
 
 
 def _column(source: str, column: str, *, words: bool = False) -> tuple[Notes, list[str]]:

@@ -19,7 +19,7 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,12 +132,17 @@ class Ledger:
 
     def hash_at(self, seq: int) -> str | None:
         """The hash of entry `seq`; None when there is no such entry."""
-        if seq == 0:
-            return GENESIS
+        return self.hashes_at([seq])[0]
+
+    def hashes_at(self, seqs: Sequence[int]) -> list[str | None]:
+        """The hash of each of the entries; None where there is none."""
+        found: dict[int, str] = {0: GENESIS}
         with self._exclusive() as database:
             self._catch_up(database)
-            row = database.execute("SELECT hash FROM entries WHERE seq = ?", (seq,)).fetchone()
-        return None if row is None else str(row[0])
+            for seq in {*seqs} - {0}:
+                if row := database.execute("SELECT hash FROM entries WHERE seq = ?", (seq,)).fetchone():
+                    found[seq] = str(row[0])
+        return [found.get(seq) for seq in seqs]
 
     def reserve(self, request: Request, limit: Limit, same: Collection[str] = ()) -> "Reservation":
         """Charges all steps of a run, or finds what the run reserved before.

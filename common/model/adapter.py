@@ -7,6 +7,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as read_drawn
+from safetensors.torch import save_file
 from torch import nn
 
 from ..config.tables import ModelSection
@@ -18,8 +20,9 @@ from .backbones import resolve_backbone
 from .loading import FineTuneModel, build
 from .lora import STAND_IN
 from .reading import reader_of
+from .weights import drawn_arrays
 
-CARD = "confide.json"
+CARD, DRAWN = "confide.json", "drawn.safetensors"
 
 
 def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str], folder: Path) -> None:
@@ -29,6 +32,8 @@ def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str
         warnings.filterwarnings("ignore", message=".*Could not find a config file.*")  # offline: the vocabulary check
         warnings.filterwarnings("ignore", message=".*Unable to fetch remote file.*")
         model.module.save_pretrained(str(folder), save_embedding_layers=False)
+    if drawn := drawn_arrays(model.module.get_base_model()):
+        save_file({name: array.cpu().contiguous().clone() for name, array in drawn.items()}, folder / DRAWN)
     if model.reader is not None:
         model.reader.save_pretrained(str(folder))
     card = {"model": section.model_dump(mode="json"), "labels": labels}
@@ -59,7 +64,8 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 logits = model(**tokenizer("a text", return_tensors="pt")).logits
 ```
 
-`confide.json` names backbone, pooling and classes; `load_base` builds the base model from it.
+`confide.json` names backbone, pooling and classes; `load_base` builds the base model from it. Where there is a
+`drawn.safetensors`, it holds layers that the backbone's file lacks: they were drawn when the run began.
 """
 
 
@@ -74,7 +80,10 @@ def load_base(folder: str | Path) -> nn.Module:
     Raises ModelError when the folder holds no `confide.json` or the backbone cannot be found.
     """
     section, labels = _card_of(Path(folder))
-    return build(load_task(section.task), resolve_backbone(section.backbone), section, len(labels)).eval()
+    base = build(load_task(section.task), resolve_backbone(section.backbone), section, len(labels))
+    if (file := Path(folder) / DRAWN).is_file():
+        base.load_state_dict(read_drawn(file), strict=False)
+    return base.eval()
 
 
 def load_spelling(folder: str | Path) -> Spelling | None:

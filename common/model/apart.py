@@ -29,6 +29,8 @@ _NARROW, _TOGETHER = 8, 16
 were seen"""
 RECORDS, MANY, ALONE = 16, 128, 3
 """dummy records at once, over several sets, and of those the ones that are taken alone"""
+_SEEN = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
+"""of what changed tokens change at their own places: more before them is not rounding"""
 COMPARED = 50
 """tokens up to which gradients are also compared with those taken alone; longer shapes run through the same layers"""
 
@@ -133,6 +135,20 @@ def check_apart(model: FineTuneModel) -> None:
     check_stateless(model, shapes)
     if model.head_only:
         check_features(model)
+
+
+def check_past(model: FineTuneModel) -> None:
+    """Raises ModelError for a model that is to guess the next token and sees it: an encoder, such as BERT."""
+    allowed = np.setdiff1d(np.arange(model.vocabulary), [model.pad])
+    ids = torch.as_tensor(np.random.default_rng(0xD077).choice(allowed, (2, 6)), device=model.device)
+    ids[1, :3] = ids[0, :3]
+    with torch.no_grad():
+        apart = model.module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().diff(dim=0)[0].abs()
+    if not apart[:3].max() <= _SEEN[model.dtype] * apart[3:].max():
+        raise ModelError(
+            "model.backbone: its guess of a token changes with the tokens after it, so it would learn to copy; give a "
+            "decoder, such as GPT-2 or Llama, or set model.task = 'masked-lm'"
+        )
 
 
 def check_stateless(model: FineTuneModel, shapes: Shapes) -> None:

@@ -35,12 +35,18 @@ def linear_layers(base: nn.Module, task: Task, but: list[str]) -> list[str]:
         for name, layer in base.named_modules()
         if isinstance(layer, nn.Linear | Conv1D)
         and id(layer) not in skipped
-        and name.split(".")[0] not in but
+        and not _under(name, but)
         and (task.READS.images or not _OTHER_INPUTS.search(name))
     ]
     if not found:
         raise ModelError(f"model.lora.targets: '{ALL_LINEAR}' received; this model has no linear layer; name modules")
     return found
+
+
+def _under(name: str, whole: list[str]) -> bool:
+    """Whether a layer is in a part that PEFT trains whole: it compares the ends of names."""
+    parts = name.split(".")
+    return any(".".join(parts[: i + 1]).endswith(tuple(whole)) for i in range(len(parts)))
 
 
 def with_lora(base: nn.Module, task: Task, model: ModelSection) -> PeftModel:

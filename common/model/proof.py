@@ -29,6 +29,7 @@ from .apart import (
     RECORDS,
     Operations,
     check_features,
+    check_past,
     check_stateless,
     dummy_records,
     small_products,
@@ -76,6 +77,8 @@ def check_reached(model: FineTuneModel) -> None:
             "model.backbone: the gradients of random records are zero or not finite in every trained array, so nothing "
             f"could be trained; choose another backbone; or {_advice(model)}"
         )
+    if model.task.EXPORT == "text":
+        check_past(model)
     try:
         with torch.no_grad():
             model.losses(dummy_records(model, [model.max_length]), np.array([0]))
@@ -344,14 +347,17 @@ def _layer(name: str) -> str:
 @contextmanager
 def _filled_in(model: FineTuneModel):
     """Within, the weights are such as training leaves: LoRA's B is not zero, which would hide errors in A, and what a
-    head says is of the order of 1. Beside logits near zero every gradient of a class is one half, whatever was lost."""
+    head says is of the order of 1. Beside logits near zero every gradient of a class is one half, whatever was lost.
+    No array keeps its numbers: those of a model in bfloat16 have few bits, and products of such add up without
+    rounding, whatever the kernel."""
     before = model.get()
     rng = np.random.default_rng(0xF111)
 
     def filled_in(name: str, array: np.ndarray) -> np.ndarray:
         if array.ndim == 2 and ".lora_" not in name and set(name.split(".")) & set(model.task.HEAD):
             return array + rng.normal(0, array.shape[1] ** -0.5, array.shape).astype(array.dtype)
-        return array if array.any() else rng.normal(0, 0.02, array.shape).astype(array.dtype)
+        size = 0.1 * float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) or 0.02
+        return array + rng.normal(0, size, array.shape).astype(array.dtype)
 
     model.set({name: filled_in(name, array) for name, array in before.items()})
     try:

@@ -34,6 +34,8 @@ _FASTER = 1.5
 _SIDE, _TRIES = 1024, 3
 """of the square matrices that are multiplied to see"""
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_MISSING = 0.01
+"""share of a backbone's numbers that its file may lack"""
 _HELD_BITS = {"int8": 8.1, "nf4": 4.5}
 """of a number: with one of 32 bits for each row of some hundreds, and for each block of 64"""
 _HEADS = ["head", "classifier", "score"]
@@ -59,11 +61,16 @@ def is_outlined() -> bool:
 
 def read_weights(kind: Any, path: str, model: ModelSection, **more: Any) -> Any:
     """A model by one of transformers' auto classes. more: for its configuration. Raises ModelError where
-    `model.weights` needs what is not installed."""
+    `model.weights` needs what is not installed, or the file holds too little of the model.
+
+    transformers draws arrays that the file does not hold, and goes on. A head, and a pooler before it, are drawn by the
+    run's seed, noted in `drawn`, and travel with an adapter; layers of the backbone, or the last layer of a language
+    model, would be noise that nothing trains.
+    """
     model = with_type(model, path)
     options = _loading_options(model)
     if model.weights == "full" and not _outlined.get():
-        return kind.from_pretrained(path, **options, **more)
+        return _noted(kind.from_pretrained(path, output_loading_info=True, **options, **more), path)
     with torch.device("meta"):
         shape = kind.from_config(AutoConfig.from_pretrained(path, **more), **options)
     whole = [*get_keys_to_not_convert(shape), *_HEADS]
@@ -72,13 +79,53 @@ def read_weights(kind: Any, path: str, model: ModelSection, **more: Any) -> Any:
             if model.weights != "full" and isinstance(layer, nn.Linear | Conv1D) and should_convert_module(name, whole):
                 layer.held_bits = _HELD_BITS[model.weights]  # pyright: ignore[reportArgumentType]  # a note on it
         return shape
-    read = kind.from_pretrained(path, quantization_config=_bits(model, whole), **options, **more)
+    options |= {"quantization_config": _bits(model, whole), "output_loading_info": True}
+    read = _noted(kind.from_pretrained(path, **options, **more), path)
     for layer in read.modules():
         # of 4 bits: weights would be packed anew by a pass without gradients, for all that share them
         layer.support_avx512bf16_for_cpu = False
         if hasattr(layer, "init_8bit_state"):
             layer.init_8bit_state()  # otherwise the first pass takes them out of the array that all copies share
     return read
+
+
+def _noted(loaded: tuple[Any, dict[str, Any]], path: str) -> Any:
+    """The model. loaded: with what transformers tells of its loading. Raises ModelError."""
+    read, found = loaded
+    sizes = {name: p.numel() for name, p in read.named_parameters()}
+    drawn = sorted(name for name in found["missing_keys"] if name in sizes)
+    base = f"{read.base_model_prefix}." if hasattr(read, read.base_model_prefix) else ""
+    own = [name for name in drawn if name.startswith(base) and "pool" not in name]
+    if sum(sizes[name] for name in own) > _MISSING * sum(sizes.values()):
+        raise ModelError(
+            f"model.backbone: '{path}' holds no numbers for {len(own)} arrays of {type(read).__name__}, such as "
+            f"{own[0]}: its files are another model's than its config.json, or cut; give a whole checkpoint"
+        )
+    if type(read).__name__.endswith("CausalLM") or read.can_generate():
+        matrices = [name for name in drawn if read.get_parameter(name).dim() > 1]
+        if matrices:
+            raise ModelError(
+                f"model.backbone: '{path}' holds no numbers for {matrices[0]}, so its guesses of words would be noise; "
+                "give a checkpoint that was trained to write, with its last layer"
+            )
+    read.drawn = frozenset(drawn)
+    return read
+
+
+def drawn_arrays(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Of a model with or without PEFT's layers, the frozen arrays that its backbone's file does not hold, by name."""
+    wrapped = {"modules_to_save", "original_module"}
+    arrays = {
+        name.replace(".base_layer.", "."): p
+        for name, p in module.named_parameters()
+        if not wrapped & set(name.split(".")) and ".lora_" not in name
+    }
+    names = [
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in module.named_modules()
+        for name in sorted(getattr(part, "drawn", ()))
+    ]
+    return {name: arrays[name].detach() for name in names if name in arrays}
 
 
 def _bits(model: ModelSection, whole: list[str]) -> BitsAndBytesConfig:

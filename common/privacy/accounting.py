@@ -28,6 +28,10 @@ SLACK = 1e-3
 """the part of δ that is kept for what separates the releases from Gaussians, fixed before the first of them"""
 _RATIO = 1e-4
 """the factor e^±η that may separate the laws of all releases together, where ε is so large that τ does not fit"""
+_SPARE = 1.0
+"""by which other accountants' ε may be larger near the largest ε that has a bound"""
+_REACH = discrete_gaussian.TAIL - 0.5
+"""σ within which draws are as likely as their law says, whatever is added to them by one unit: the grid is far finer"""
 ORDERS = np.unique(
     np.concatenate(
         [np.arange(1.05, 3, 0.05), np.arange(3, 16, 0.25), np.arange(16, 65), [80, 96, 128, 192, 256, 384, 512]]
@@ -85,10 +89,12 @@ def ratio(history: History, epsilon: float, delta: float) -> float:
     that, times e^ε, is below half of the slack's part of δ.
 
     Noise beyond K·σ in any of n coordinates has probability 2n·e^(−K²/2); within, the laws of one coordinate differ by
-    a factor of e^±(K⁴/(2000·σ⁴)), for K from 8 and σ from 100 on.
+    a factor of e^±(K⁴/(2000·σ⁴)), for K from 8 and σ from 100 on. Infinite where K is beyond `_REACH`: draws end soon
+    after, and what only one of two neighbours can give has a probability that no ε covers.
     """
-    numbers = sum(count * released(step).coordinates for step, count in history.items())
-    reach = 2 * (math.log(10 * numbers) + epsilon + math.log(1 / (SLACK * delta)))  # K²
+    reach = 2 * (epsilon - _most(history, delta)) + _REACH**2  # K²
+    if reach > _REACH**2:
+        return math.inf
     total = 0.0
     for step, count in history.items():
         release = released(step)
@@ -97,23 +103,30 @@ def ratio(history: History, epsilon: float, delta: float) -> float:
     return total
 
 
-def added(history: History, epsilon: float, delta: float) -> float:
+def _most(history: History, delta: float) -> float:
+    """The ε at which K is `_REACH`: 50 or so."""
+    numbers = sum(count * released(step).coordinates for step, count in history.items())
+    return _REACH**2 / 2 - math.log(10 * numbers / (SLACK * delta))
+
+
+def added(history: History, epsilon: float, delta: float, spare: float = 0.0) -> float:
     """What the slack adds to ε beside its part of δ: 0, or twice `_RATIO`; infinite where it does not fit in.
 
     Gaussians that are (ε, δ')-private at a total variation of τ give (ε, δ' + (1 + e^ε)·τ); at a ratio of η, but for a
-    probability of κ, (ε + 2η, e^η·δ' + (1 + e^(ε+η))·κ).
+    probability of κ, (ε + 2η, e^η·δ' + (1 + e^(ε+η))·κ). spare: what ε is larger by where the latter is judged, so that
+    an accountant with a slightly larger one, which stands beside it, is not without a bound.
     """
     if math.isinf(epsilon):
         return 0.0
     if (1 + math.exp(min(epsilon, 700.0))) * distance(history) <= SLACK * delta:
         return 0.0
-    return 2 * _RATIO if ratio(history, epsilon, delta) <= _RATIO else math.inf
+    return 2 * _RATIO if ratio(history, epsilon + spare, delta) <= _RATIO else math.inf
 
 
-def with_slack(epsilon_at: Callable[[float], float], history: History, delta: float) -> float:
-    """ε at δ of the releases, from ε(δ') of Gaussians."""
+def with_slack(epsilon_at: Callable[[float], float], history: History, delta: float, spare: float = 0.0) -> float:
+    """ε at δ of the releases, from ε(δ') of Gaussians. spare: as in `added`."""
     epsilon = epsilon_at(delta * (1 - SLACK))
-    return epsilon + added(history, epsilon, delta)
+    return epsilon + added(history, epsilon, delta, spare)
 
 
 def epsilon_pld(history: History, delta: float) -> float:
@@ -145,7 +158,7 @@ def epsilon_at_scale(items: Items, delta: float, scale: float) -> float:
         return epsilon_rdp(History(dict(items)), delta)
     composed = _composed(items, scale)
     with np.errstate(over="ignore"):  # of e^ε, where ε is in the hundreds
-        found = with_slack(lambda at: float(composed.get_epsilon_for_delta(at)), History(dict(items)), delta)
+        found = with_slack(lambda at: float(composed.get_epsilon_for_delta(at)), History(dict(items)), delta, _SPARE)
     return found if math.isfinite(found) else epsilon_rdp(History(dict(items)), delta)
 
 
@@ -303,7 +316,7 @@ def filter_epsilon(history: History, order: float, delta: float, limit: float | 
     if not np.isclose(ORDERS, order).any():
         raise PrivacyError(f"order {order}: not among the orders of this version; a filter's order cannot change")
     epsilon = rdp_at(history, nearest_order(order)) + conversion(order, delta * (1 - SLACK))
-    return epsilon + added(history, max(epsilon, limit or 0.0), delta)
+    return epsilon + added(history, max(epsilon, min(limit or 0.0, _most(history, delta))), delta)
 
 
 def nearest_order(wanted: float) -> float:

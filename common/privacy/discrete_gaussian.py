@@ -25,7 +25,7 @@ WIDEST = 512
 _BITS = 128
 _FIXED = 192
 """bits after the point of weights while a table is made"""
-_TAIL = 13.5
+TAIL = 13.5
 """standard deviations: the mass beyond is below 2⁻¹³⁰"""
 _SMOOTH = 2
 """σ̃ of a convolution: the law of x + k·y is N_Z within a factor 1 ± 5·e^(−2π²σ̃²)"""
@@ -124,7 +124,7 @@ class AliasTable:
 def integer_probabilities(variance: Fraction) -> list[int]:
     """P(−R) … P(R) of N_Z(0, variance) in units of 2⁻¹²⁸, which sum to 2¹²⁸; each is off by less than one unit but
     the middle one, which takes what rounding left over."""
-    reach = math.ceil(_TAIL * math.sqrt(variance))
+    reach = math.ceil(TAIL * math.sqrt(variance))
     one = 1 << _FIXED
     ratio, shrink = _exponential(-1 / (2 * variance)), _exponential(-1 / variance)
     weights = [one]

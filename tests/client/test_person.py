@@ -274,12 +274,12 @@ def test_what_one_person_costs_is_bounded(of_persons, tmp_path: Path, monkeypatc
     monkeypatch.setattr(sources, "PERSON_MOST", 5)
     config = of_persons()
     source = Path(str(config.data.train))
-    before = read_checked(str(source), config.data, ["negative", "positive"]).rows
+    before = sources.of_persons(read_checked(str(source), config.data, ["negative", "positive"]).rows)
     counts = Counter(whose(before))
     assert max(counts.values()) == 5
     text = source.read_text()
     source.write_text(text + "".join(f"p999,the film was good {'very ' * i},positive\n" for i in range(40)))
-    after = read_checked(str(source), config.data, ["negative", "positive"]).rows
+    after = sources.of_persons(read_checked(str(source), config.data, ["negative", "positive"]).rows)
     assert Counter(whose(after)) == counts + Counter({"p999": 5})
     assert [line for line, who in zip(after.text, whose(after), strict=True) if who != "p999"] == before.text
 
@@ -318,7 +318,7 @@ def test_a_row_of_nobody_changes_no_other_rows_randomness(of_persons, tmp_path: 
 def test_the_check_shows_how_many_rows_persons_have_and_who_may_be_one(tmp_path: Path) -> None:
     people = np.array(["a", "A", "7", "007", "b", "b", "b", "c"], dtype=object)
     told = _persons(people)
-    assert told.startswith("6 persons (rows a person: 1: 5, 3-4: 1; 2 differ from another by case, blanks or leading")
+    assert told.startswith("6 persons (rows a person: 1: 5, 3-4: 1; 2 differ from another by case, blanks, marks or")
     assert not any(f" {who}" in told for who in ("007", "b ", "c "))
     assert _persons(None) == ""
 

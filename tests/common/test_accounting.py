@@ -17,10 +17,11 @@ from dp_accounting import (
 )
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
+from scipy.special import ndtr
 from scipy.stats import norm
 
 from confide.common.errors import PrivacyError
-from confide.common.privacy import accounting
+from confide.common.privacy import accounting, discrete_gaussian
 from confide.common.privacy.accounting import (
     ORDERS,
     SLACK,
@@ -48,6 +49,7 @@ from confide.common.privacy.events import (
     step_event,
     to_json,
 )
+from confide.common.privacy.mechanism import noise_multiplier
 from confide.common.privacy.noise import grid_variance
 
 
@@ -223,11 +225,34 @@ def test_the_slack_is_what_the_page_says() -> None:
 def test_a_slack_that_does_not_fit_into_delta_is_charged_to_epsilon_or_refused() -> None:
     history = history_of([steps(0.05, 0.586, 30)])
     assert added(history, 8.0, 1e-5) == 0
-    assert added(history, 60.0, 1e-5) == 2e-4
-    assert ratio(history, 60.0, 1e-5) < 1e-8
+    assert added(history, 45.0, 1e-5) == 2e-4
+    assert ratio(history, 45.0, 1e-5) < 1e-8
     narrow = history_of([steps(0.05, 0.002, 10**6, 10**6)])
     assert added(narrow, 8.0, 1e-5) == math.inf
-    assert epsilon_pld(history_of([steps(0.05, 0.1, 30)]), 1e-5) < 500
+
+
+@pytest.mark.parametrize(("z", "coordinates", "delta"), [(0.107, 10**7, 1e-5), (0.12, 10**7, 1e-13), (0.05, 10, 1e-5)])
+def test_no_epsilon_is_claimed_that_the_ends_of_the_draws_break(z: float, coordinates: int, delta: float) -> None:
+    """A draw ends at 13.5 σ. What lies from there to the end of a neighbour's, 1/z σ away, only one of two can give."""
+    only_one = ndtr(-(discrete_gaussian.TAIL - 1 / z))
+    assert only_one > delta or z > 0.107
+    history = history_of([steps(1.0, z, 1, coordinates)])
+    assert epsilon_pld(history, delta) == epsilon_rdp(history, delta) == math.inf
+
+
+@pytest.mark.parametrize("epsilon", [30.0, 60.0, 2000.0])
+def test_a_plan_for_a_huge_epsilon_spends_what_can_be_claimed(epsilon: float) -> None:
+    """… and the tails that only one of two neighbours can give are far below δ."""
+    z = noise_multiplier(epsilon, 1e-5, 1.0, 1, 10**7)
+    spent = epsilon_pld(history_of([steps(1.0, z, 1, 10**7)]), 1e-5)
+    assert spent <= min(epsilon, 60.0)
+    assert ndtr(-(discrete_gaussian.TAIL - 1 / z)) < 1e-3 * 1e-5
+
+
+def test_a_limit_beyond_what_can_be_claimed_admits_until_there() -> None:
+    history = history_of([steps(0.05, 0.586, 30)])
+    assert filter_epsilon(history, 4.0, 1e-5, 1e5) == pytest.approx(filter_epsilon(history, 4.0, 1e-5, 20.0), rel=1e-3)
+    assert filter_epsilon(Counter({step: 20 * n for step, n in history.items()}), 4.0, 1e-5, 1e5) == math.inf
 
 
 def test_the_conversion_is_that_of_dp_accounting_and_tighter_than_the_classical() -> None:
@@ -266,7 +291,7 @@ def test_the_best_order_is_that_of_the_whole_curve(q: float, z: float, count: in
 
 def test_the_filter_agrees_with_dp_accounting_at_one_order() -> None:
     history: History = history_of([steps(0.03, 0.9, 20), steps(0.1, 1.5, 10)])
-    for order in (2.5, 4.0, 12.25):
+    for order in (2.5, 4.0, 8.0):
         theirs = independently([(0.03, 0.9, 20), (0.1, 1.5, 10)], RdpAccountant([order]))
         assert filter_epsilon(history, order, 1e-5) == pytest.approx(theirs, rel=2e-3)
 

@@ -1,6 +1,7 @@
 """The server's memory of the sites' ledgers: what a site cannot see of itself."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ def answers(ledger: Ledger):
     def ask(question: dict) -> dict:
         seq = question["seq"]
         facts = wire.ledger_facts(ledger.site, question["nonce"], seq, ledger.hash_at(seq), ledger.book().head)
+        if wire.SINCE in question:
+            facts[wire.SINCE] = wire.digest_of(ledger.hashes_at(question[wire.SINCE]))
         return {**facts, "signature": ledger.key.sign("hello", facts)}
 
     return ask
@@ -41,7 +44,7 @@ def test_a_ledger_that_goes_on_is_welcome(ledger: Ledger, tmp_path: Path) -> Non
     heads.save()
     again = Heads(tmp_path / "server.json")
     assert again.last("st-mary") == ledger.book().head
-    again.saw("st-mary", Head(0, "0" * 64))  # an older one does not count
+    again.saw("st-mary", Head(0, "0" * 64))  # an older one of the same ledger does not count
     again.check("st-mary", hello(ledger), answers(ledger))
     assert again.last("st-mary") == ledger.book().head
 
@@ -58,6 +61,46 @@ def test_a_whole_folder_restored_from_a_backup_is_seen(ledger: Ledger, tmp_path:
     old.reserve(request("b"), LIMIT)  # as long again, another history
     with pytest.raises(LedgerError, match="rolled back, or a fork"):
         heads.check("st-mary", hello(old), answers(old))
+
+
+@pytest.mark.parametrize("entries", [1, 3])
+def test_a_ledger_that_is_restored_in_the_middle_of_a_run_is_seen(tmp_path: Path, entries: int) -> None:
+    """It has passed what was seen by the next check, and what came between was charged, and is forgotten."""
+    run = replace(request("a"), steps=40)
+    ledger = Ledger.create(tmp_path / "site", "st-mary")
+    heads = Heads(tmp_path / "server.json")
+    heads.check("st-mary", hello(ledger), answers(ledger))
+
+    def play(ledger: Ledger, rounds: int) -> None:
+        reservation = ledger.reserve(run, LIMIT)
+        for _ in range(rounds):
+            for _ in range(entries):  # of one round
+                with reservation.taking(1):
+                    pass
+            heads.saw("st-mary", ledger.book().head)
+        heads.save()
+
+    play(ledger, 2)
+    shutil.copytree(tmp_path / "site", tmp_path / "backup")
+    play(ledger, 1)
+    restored = Ledger.open(tmp_path / "backup")
+    play(restored, 4)
+    for memory in (heads, Heads(tmp_path / "server.json")):
+        with pytest.raises(LedgerError, match="every entry that came with an update: rolled back, or a fork"):
+            memory.check("st-mary", hello(restored), answers(restored))
+
+
+def test_what_is_remembered_of_a_long_run_is_bounded(ledger: Ledger) -> None:
+    heads = Heads(None)
+    heads.check("st-mary", hello(ledger), answers(ledger))
+    for seq in range(1, 3 * wire.MOST_SINCE):
+        heads.saw("st-mary", Head(seq, f"{seq:064x}"))
+    last = 3 * wire.MOST_SINCE - 1
+    assert heads.last("st-mary") == Head(last, f"{last:064x}")
+    asked: list[dict] = []
+    with pytest.raises(LedgerError):
+        heads.check("st-mary", hello(ledger), lambda question: asked.append(question) or answers(ledger)(question))
+    assert wire.MOST_SINCE // 3 < len(asked[0][wire.SINCE]) <= wire.MOST_SINCE
 
 
 def test_another_key_no_ledger_and_no_answer_are_refused(ledger: Ledger, tmp_path: Path) -> None:

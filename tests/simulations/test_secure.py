@@ -120,6 +120,22 @@ def test_below_the_threshold_a_round_is_void_and_charged(distributed, monkeypatc
     assert "is void" in (Path(report["config"]["run"]["output"]) / "report.html").read_text()
 
 
+def test_a_run_in_which_every_round_is_void_fails_and_leaves_its_report(distributed, monkeypatch) -> None:
+    fails(monkeypatch, "train", {1: {0, 3}, 2: {0, 3}})
+    config = distributed(run={"rounds": 2})
+    with pytest.raises(RoundError, match=r"no round changed the model: .*; the report is written"):
+        simulate(config)
+    report = json.loads((config.output / "report.json").read_text())
+    assert all("void" in row for row in report["rounds"])
+    assert max(site["steps"] for site in report["privacy"]["sites"]) == 2
+
+
+def test_a_run_without_privacy_whose_updates_are_zero_fails(make_config) -> None:
+    config = make_config(training={"optimizer": "sgd", "learning_rate": 1e-60})
+    with pytest.raises(RoundError, match=r"no round changed the model: .* moved no trained array"):
+        simulate(config)
+
+
 def test_a_run_that_has_lost_its_sites_stops_charging(distributed, monkeypatch) -> None:
     """Two of four sites are gone for good: one round is void; the next set-up stops the run."""
     from flwr.app import Error, Message

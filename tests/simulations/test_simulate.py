@@ -42,6 +42,7 @@ def test_a_run_learns_and_leaves_what_the_design_names(make_config) -> None:
         "config.toml",
         "checkpoints",
         "partition.json",
+        "data.json",
     }
     report = report_of(folder)
     assert report["after"]["accuracy"] > 0.8 > report["before"]["accuracy"] + 0.2
@@ -182,6 +183,26 @@ def test_a_crash_inside_a_round_leaves_it_charged(make_config, local, tmp_path: 
     assert "spent 4 steps, asked 1, limit 4, remaining 0" in report["rounds"][3]["failed"][0]["reason"]
     assert report["privacy"]["epsilon_spent"] <= 8
     assert [site["steps"] for site in report["privacy"]["sites"]] == [4] * 4
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_a_run_is_not_resumed_with_other_rows(
+    make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    config = make_config(run={"rounds": 3})
+    with monkeypatch.context() as patched:
+        _stop_after(patched, 1)
+        with pytest.raises(CutError):
+            simulate(config)
+    forget_sites()
+    file = Path(getattr(config.data, which))
+    before = file.read_text()
+    file.write_text(before.replace("film", "story", 1))
+    with pytest.raises(ConfigError, match=f"the rows of .*{file.name} are not those that the run began with"):
+        resume(config.output)
+    forget_sites()
+    file.write_text(before)
+    assert len(report_of(resume(config.output))["rounds"]) == 3
 
 
 def test_resuming_needs_a_run(tmp_path: Path) -> None:
