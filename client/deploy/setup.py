@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +160,13 @@ def check_site(folder: Path, run: Path | None = None) -> Iterator[Check]:
     yield _checked("node key", lambda: _node_key(folder, section.name))
     yield _checked("ledger", lambda: _ledger(folder, section.name))
     yield _checked("CA certificate", lambda: _certificate(folder / CA))
+    people: dict[str, set[str]] = {}
     for name, dataset in config.datasets.items():
-        yield _checked(f"data set {name}", lambda name=name, dataset=dataset: _data(folder, name, dataset))
+        yield _checked(f"data set {name}", lambda name=name, dataset=dataset: _data(folder, name, dataset, people))
         budget = config.budget(name)
         yield _checked(f"budget of {name}", lambda budget=budget: _budget(folder, *budget))
+    if len(people) > 1:
+        yield _checked("persons", lambda: _in_several(config, people))
     if run is not None:
         yield _checked(f"as {run} reads it", lambda: _as_read(folder, config, run))
     yield _checked("contents", lambda: _contents(folder, config))
@@ -209,11 +213,14 @@ def _certificate(path: Path) -> str:
     return f"valid until {end:%Y-%m-%d}"
 
 
-def _data(folder: Path, name: str, dataset: Any) -> str:
+def _data(folder: Path, name: str, dataset: Any, people: dict[str, set[str]]) -> str:
+    """people: gets the persons of a data set that names some."""
     data = data_section(folder, dataset, DataSection(name=name, test=""))
     found = examine(data.training, data)
     if not len(found.rows):
         raise DataError(f"{found.rows.source}: {_left_out(found) or 'there are no rows; expected at least one'}")
+    if found.rows.person is not None:
+        people[name] = set(found.rows.person.tolist())
     parts = (
         f"{len(found.rows):,} rows",
         _messages(found.rows.turns),
@@ -254,6 +261,18 @@ def _persons(person: np.ndarray | None) -> str:
         * bool(alike)
     )
     return f"{len(counts):,} persons (rows a person: {shown}{told})"
+
+
+def _in_several(config: SiteConfig, people: dict[str, set[str]]) -> str:
+    """How many persons have rows in two data sets that have budgets of their own, for the operator alone."""
+    told = [
+        f"{len(people[one] & people[two]):,} persons of '{one}' are in '{two}', too"
+        for one, two in combinations(people, 2)
+        if people[one] & people[two] and config.budget(one)[0] != config.budget(two)[0]
+    ]
+    if not told:
+        return "none has rows in two data sets with budgets of their own"
+    return f"{'; '.join(told)}: what both spend adds up for them, and no budget says so; name one as same_as the other"
 
 
 def _bare(person: str) -> str:

@@ -15,7 +15,7 @@ from ..errors import BudgetError, PrivacyError
 from .accounting import epsilon_at_scale, epsilon_pld, items_of
 from .discrete_gaussian import words_of
 from .events import DiscreteGaussianDpEvent, History, Step, history_of, repeated, step_event
-from .noise import from_grid, grid_steps, grid_variance, require_wide, to_grid
+from .noise import from_grid, grid_steps, grid_variance, l2_sensitivity, require_wide, to_grid
 from .pieces import Pieces
 
 _LEAST_DELTA = 1e-13
@@ -54,14 +54,18 @@ class PrivacyPlan:
 
     @property
     def variance(self) -> float:
-        """σ² in grid steps², of the whole noise in one coordinate: (z·Δ₂)² + 1/12, or with z_Δ beside a count.
+        """σ² in grid steps², of the whole noise in one coordinate: (z·Δ₂)² + 1/12, or more beside a count.
 
-        z_Δ = (z⁻² − (2σ_b)⁻²)^(−½) (Andrew et al. 2021, Theorem 1): update and count together are a release of z.
+        Update and count together are a release of z (Andrew et al. 2021, Theorem 1, where nothing is rounded): the
+        count adds half of σ/σ_b to what one site moves, and less than one step, to which it is rounded. So
+        σ²/z² = Δ₂² + (σ/2σ_b + 1)².
         """
-        z = self.noise_multiplier
-        if self.count_noise is not None:
-            z = (z**-2 - (2 * self.count_noise) ** -2) ** -0.5
-        return grid_variance(z, self.coordinates)
+        z, noise = self.noise_multiplier, self.count_noise
+        if noise is None:
+            return grid_variance(z, self.coordinates)
+        a = z**-2 - (2 * noise) ** -2
+        s = (1 / (2 * noise) + math.sqrt((2 * noise) ** -2 + a * (l2_sensitivity(self.coordinates) ** 2 + 1))) / a
+        return s**2 + 1 / 12
 
     @property
     def grid(self) -> int:

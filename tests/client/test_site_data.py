@@ -83,3 +83,23 @@ def test_images_are_looked_at(tmp_path: Path) -> None:
         "2 rows, 2 classes: a (1), b (1), 1 of 3 rows contributes nothing: row 2 (column 'im"
     )
     assert "measles" not in found.detail
+
+
+def test_persons_of_two_data_sets_are_counted(tmp_path: Path) -> None:
+    """Each has a budget of its own, and nobody adds them up for a person who is in both."""
+    for name, people in (("a", "p1 p2 p3"), ("b", "p3 p2 p9")):
+        rows = [f"{who},text {who} {name},yes" for who in people.split()]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["who,text,label", *rows]) + "\n")
+    make_ca(tmp_path)
+    site = tmp_path / "site"
+    init_site(site, "a", "127.0.0.1:9", tmp_path / "ca.crt", "default", "../a.csv", 8.0)
+    text = (site / "site.toml").read_text().replace('source = "../a.csv"', 'source = "../a.csv"\nperson = "who"')
+    other = '\n[datasets.other]\nsource = "../b.csv"\nperson = "who"\nepsilon = 8.0\ndelta = 1e-5\n'
+    (site / "site.toml").write_text(text + other)
+    found = next(check for check in check_site(site) if check.what == "persons")
+    assert found.passed
+    assert found.detail.startswith("2 persons of 'default' are in 'other', too: what both spend adds up for them")
+    assert not any(who in found.detail for who in ("p2", "p3"))
+    (tmp_path / "b.csv").write_text("who,text,label\np9,text,yes\n")
+    found = next(check for check in check_site(site) if check.what == "persons")
+    assert found.detail == "none has rows in two data sets with budgets of their own"

@@ -163,7 +163,7 @@ def test_which_elementwise_functions_depend_on_the_place(function: Any, matters:
 
 def test_a_constant_has_no_place() -> None:
     with Elementwise() as seen:
-        torch.log(torch.tensor(8.1)) * torch.sqrt(torch.tensor(48.0))
+        _ = torch.log(torch.tensor(8.1)) * torch.sqrt(torch.tensor(48.0))
     assert seen.alike()
 
 
