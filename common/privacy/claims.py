@@ -26,8 +26,8 @@ def limits(config: RunConfig) -> str:
     if mode.summed(config):
         several = "one noise covers all copies, and the sites' ledgers do not add up to their ε"
     return (
-        f"This holds where {subject} at one site{place} (at several, {several}); it does not hide that {hidden}, and it "
-        f"says nothing about what the public test set or the backbone already reveal.{chosen}"
+        f"This holds where {subject} at one site{place} (at several, {several}); it does not hide that {hidden}, and "
+        f"it says nothing about what the public test set or the backbone already reveal.{chosen}"
     )
 
 
