@@ -28,6 +28,8 @@ SLACK = 1e-3
 """the part of δ that is kept for what separates the releases from Gaussians, fixed before the first of them"""
 _RATIO = 1e-4
 """the factor e^±η that may separate the laws of all releases together, where ε is so large that τ does not fit"""
+_ALWAYS = 1 - 1e-9
+"""a rate above which the library's differences of 1 and it have lost their digits"""
 _SPARE = 1.0
 """by which other accountants' ε may be larger near the largest ε that has a bound"""
 _REACH = discrete_gaussian.TAIL - 0.5
@@ -177,8 +179,10 @@ def _composed(items: Items, scale: float) -> PrivacyLossDistribution:
 
 
 def _losses(rate: float, noise: float, count: int, mesh: float) -> PrivacyLossDistribution:
-    """Of `count` equal steps; without sampling they are one of less noise."""
-    return _loss(1.0, noise / math.sqrt(count), mesh) if rate == 1 else _loss(rate, noise, mesh).self_compose(count)
+    """Of `count` equal steps; without sampling, which loses no less, they are one of less noise."""
+    return (
+        _loss(1.0, noise / math.sqrt(count), mesh) if rate > _ALWAYS else _loss(rate, noise, mesh).self_compose(count)
+    )
 
 
 @lru_cache(maxsize=16)

@@ -240,6 +240,16 @@ def test_no_epsilon_is_claimed_that_the_ends_of_the_draws_break(z: float, coordi
     assert epsilon_pld(history, delta) == epsilon_rdp(history, delta) == math.inf
 
 
+@pytest.mark.parametrize("less", [1e-16, 7e-15, 1e-12, 1e-10])
+def test_a_rate_that_is_almost_one_counts_as_one(less: float) -> None:
+    """dp-accounting raised an error of its own for some."""
+    for z, count in ((0.6, 2), (1.5, 40)):
+        almost, one = (epsilon_pld(history_of([steps(q, z, count)]), 1e-9) for q in (1 - less, 1.0))
+        assert almost == pytest.approx(one, rel=1e-4)
+        assert math.isfinite(almost)
+    epsilon_pld(history_of([steps(1 - less, 0.272, 41)]), 1e-13)
+
+
 @pytest.mark.parametrize("epsilon", [30.0, 60.0, 2000.0])
 def test_a_plan_for_a_huge_epsilon_spends_what_can_be_claimed(epsilon: float) -> None:
     """… and the tails that only one of two neighbours can give are far below δ."""
