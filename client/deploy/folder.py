@@ -22,7 +22,7 @@ from pathlib import Path
 from ...common.config.run import DatasetSection, RunConfig, SiteConfig, SiteSection
 from ...common.config.tables import DataSection
 from ...common.data.content import ROLES
-from ...common.data.formats import ROW_FILES
+from ...common.data.files import ROW_FILES, kind_of
 from ...common.data.sql import URL
 from ...common.errors import ConfigError
 from ...common.model.backbones import Folders
@@ -68,7 +68,7 @@ def data_section(folder: Path, dataset: DatasetSection, run: DataSection) -> Dat
     would not be read one by one: a reader of the hub infers types over whole columns, and a JSON list is read whole."""
     if dataset.source is None:
         raise ConfigError(f"{folder / POLICY}: [datasets.{run.name}] has no source; name a file or an SQL url")
-    if not URL.match(dataset.source) and Path(dataset.source).suffix.lower() not in ROW_FILES:
+    if not URL.match(dataset.source) and kind_of(Path(dataset.source)) not in ROW_FILES:
         raise ConfigError(
             f"{folder / POLICY}: [datasets.{run.name}] source: received '{dataset.source}'; allowed: a file "
             f"({', '.join(ROW_FILES)}) or an SQL url"

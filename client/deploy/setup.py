@@ -5,35 +5,27 @@ import shutil
 import socket
 import ssl
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import tomli_w
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ...common.config.run import RunConfig, SiteConfig
 from ...common.config.section import read_toml
-from ...common.config.tables import DataSection
 from ...common.credentials import SiteLine, expiry, fingerprint, new_node_key, parse_line
-from ...common.data.sources import CheckedRows, examine
-from ...common.errors import ConfideError, ConfigError, DataError, DeploymentError
+from ...common.errors import ConfideError, ConfigError, DeploymentError
 from ...common.ledger.ledger import Ledger
-from ...common.types import Conversation
 from .contents import take_digests
-from .folder import CA, LEDGER, NODE_KEY, POLICY, PUBLIC, approve, data_section, load_site, write_private
+from .folder import CA, LEDGER, NODE_KEY, POLICY, PUBLIC, approve, load_site, write_private
+from .own_rows import data_told, in_several
 
 _CLOCK_SECONDS = 30.0
 """further from the server's clock, its authentication refuses"""
-
-_NAMED = 5
-"""rows with a problem that a check names"""
 
 _TEMPLATE = """# Site {name}: what this site allows. The server can name nothing that stands here.
 [site]
@@ -162,11 +154,11 @@ def check_site(folder: Path, run: Path | None = None) -> Iterator[Check]:
     yield _checked("CA certificate", lambda: _certificate(folder / CA))
     people: dict[str, set[str]] = {}
     for name, dataset in config.datasets.items():
-        yield _checked(f"data set {name}", lambda name=name, dataset=dataset: _data(folder, name, dataset, people))
+        yield _checked(f"data set {name}", lambda name=name, dataset=dataset: data_told(folder, name, dataset, people))
         budget = config.budget(name)
         yield _checked(f"budget of {name}", lambda budget=budget: _budget(folder, *budget))
     if len(people) > 1:
-        yield _checked("persons", lambda: _in_several(config, people))
+        yield _checked("persons", lambda: in_several(config, people))
     if run is not None:
         yield _checked(f"as {run} reads it", lambda: _as_read(folder, config, run))
     yield _checked("contents", lambda: _contents(folder, config))
@@ -213,91 +205,10 @@ def _certificate(path: Path) -> str:
     return f"valid until {end:%Y-%m-%d}"
 
 
-def _data(folder: Path, name: str, dataset: Any, people: dict[str, set[str]]) -> str:
-    """people: gets the persons of a data set that names some."""
-    data = data_section(folder, dataset, DataSection(name=name, test=""))
-    found = examine(data.training, data)
-    if not len(found.rows):
-        raise DataError(f"{found.rows.source}: {_left_out(found) or 'there are no rows; expected at least one'}")
-    if found.rows.person is not None:
-        people[name] = set(found.rows.person.tolist())
-    parts = (
-        f"{len(found.rows):,} rows",
-        _messages(found.rows.turns),
-        _persons(found.rows.person),
-        _classes(found.classes),
-        _left_out(found),
-    )
-    return ", ".join(part for part in parts if part)
-
-
 def _as_read(folder: Path, config: SiteConfig, run: Path) -> str:
     from .as_read import as_read
 
     return as_read(folder, config, RunConfig.parse(read_toml(run, "give the run's config.toml"), str(run)))
-
-
-def _messages(turns: list[Conversation] | None) -> str:
-    """How long conversations are, for the operator alone."""
-    if not turns:
-        return ""
-    sizes = sorted(map(len, turns))
-    return f"conversations of {sizes[0]:,} to {sizes[-1]:,} messages"
-
-
-def _persons(person: np.ndarray | None) -> str:
-    """How many rows persons have, for the operator alone: it says what data.person_rows of a run would leave out."""
-    if person is None or not len(person):
-        return ""
-    counts = np.unique(person, return_counts=True)[1]
-    edges = [1, 2, 3, 5, 9, 17, 33, 65]
-    found = np.histogram(counts, [*edges, np.inf])[0]
-    names = ["1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65 and more"]
-    shown = ", ".join(f"{name}: {many:,}" for name, many in zip(names, found, strict=True) if many)
-    ids = set(person.tolist())
-    alike = len(ids) - len({_bare(one) for one in ids})
-    told = (
-        f"; {alike:,} differ from another by case, blanks, marks or leading zeros alone: correct them if they are one"
-        * bool(alike)
-    )
-    return f"{len(counts):,} persons (rows a person: {shown}{told})"
-
-
-def _in_several(config: SiteConfig, people: dict[str, set[str]]) -> str:
-    """How many persons have rows in two data sets that have budgets of their own, for the operator alone."""
-    told = [
-        f"{len(people[one] & people[two]):,} persons of '{one}' are in '{two}', too"
-        for one, two in combinations(people, 2)
-        if people[one] & people[two] and config.budget(one)[0] != config.budget(two)[0]
-    ]
-    if not told:
-        return "none has rows in two data sets with budgets of their own"
-    return f"{'; '.join(told)}: what both spend adds up for them, and no budget says so; name one as same_as the other"
-
-
-def _bare(person: str) -> str:
-    """Its letters and digits, as simple as Unicode has them."""
-    plain = unicodedata.normalize("NFKC", person).casefold()
-    return "".join(letter for letter in plain if letter.isalnum()).lstrip("0")
-
-
-def _classes(counts: dict[str, int]) -> str:
-    """The classes, the most frequent first, so that a misspelled one stands at the end."""
-    names = sorted(counts, key=lambda name: (-counts[name], name))
-    if len(names) > max(20, sum(counts.values()) / 5):
-        return f"{len(names):,} different labels"
-    shown = [f"{' '.join(name.split())[:40]} ({counts[name]:,})" for name in names]
-    if len(shown) > 12:
-        shown = [*shown[:6], "…", *shown[-5:]]
-    return f"{len(names)} classes: {', '.join(shown)}" if names else ""
-
-
-def _left_out(found: CheckedRows) -> str:
-    """How many rows a run would train nothing on, and which ones, without anything that they hold."""
-    count, everyone = len(found.problems), len(found.rows) + len(found.problems)
-    first = ", ".join(f"row {one.row} ({one.brief})" for one in found.problems[:_NAMED])
-    more = ", …" if count > _NAMED else ""
-    return f"{count:,} of {everyone:,} rows contribute{'s' * (count == 1)} nothing: {first}{more}" if count else ""
 
 
 def _contents(folder: Path, config: SiteConfig) -> str:

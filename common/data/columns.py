@@ -83,7 +83,7 @@ def require(notes: Notes, columns: Iterable[str]) -> None:
     for column in columns:
         if column not in table.names and (notes.strict or table.declared):
             # at a site the message is logged, and the first line of a csv without a header is a record
-            if not notes.strict and table.source.lower().endswith((".csv", ".tsv")):
+            if not notes.strict and table.source.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
                 raise DataError(
                     f"{table.source}: column '{column}' is missing; none of the {len(table.names)} fields of the first "
                     "line is called so; set the name in [datasets], or give the file a header line"

@@ -17,7 +17,6 @@ Where a row still costs more than itself: quotes in a csv that no library wrote 
 computes (sql.py); a parquet column of Arrow's dictionary type that is not UTF-8, which pyarrow refuses whole.
 """
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -33,6 +32,7 @@ from .conll import sentences
 from .csv_records import records
 from .demo_facts import facts
 from .demo_images import digits
+from .files import FILES, bytes_of, is_file, kind_of
 from .json_rows import BOM, NO_OBJECT, objects, objects_a_line
 from .sql import URL, query, shown
 
@@ -40,14 +40,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DEMO = "demo:"
-ROW_FILES = (".csv", ".tsv", ".jsonl", ".parquet", ".conll")
-"""in which a broken row is no other row's matter"""
-FILES = (*ROW_FILES, ".json")
-_OTHER_FILES = re.compile(
-    r"\.(arrow|bz2|db|feather|gz|ndjson|ods|orc|pickle|pkl|sqlite|tar|toml|txt|xlsx?|xml|xz|ya?ml|zip|zst)",
-    re.IGNORECASE,
-)
-"""which are not read, and whose names are no hub's"""
 EMPTY = "the field is empty; fill it or drop the row"
 _NO_TEXT: dict[str, tuple[type, ...]] = {
     "a list": (list, tuple, set),
@@ -55,6 +47,7 @@ _NO_TEXT: dict[str, tuple[type, ...]] = {
 }
 EXACT = 2**53
 """from which on a float does not tell whole numbers apart"""
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
 NOT_UTF8 = "bytes that are not UTF-8; save the file as UTF-8"
 _NO_ROWS = "the file is empty; expected a header and rows"
 _UNCONVERTED = (pa.ArrowException, ValueError, OverflowError)
@@ -143,7 +136,7 @@ def load(source: str, wanted: Collection[str] | None = None) -> Table:
     if not is_file(source):
         return _from_arrow(source, _hub(source), wanted)
     kinds = ", ".join(suffix[1:] for suffix in FILES)
-    if path.suffix.lower() not in FILES:
+    if kind_of(path) not in FILES:
         raise DataError(f"{path}: no kind of file that is read; allowed: {kinds}; convert it")
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the path of a file ({kinds})")
@@ -151,13 +144,6 @@ def load(source: str, wanted: Collection[str] | None = None) -> Table:
         return _from_file(path, wanted)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}); check its permissions") from None
-
-
-def is_file(source: str) -> bool:
-    """Whether a source that is no url names a file, there or not: such a name is never asked at a hub."""
-    path = Path(source)
-    known = path.suffix.lower() in FILES or _OTHER_FILES.fullmatch(path.suffix)
-    return bool(known) or path.exists() or source.startswith(("/", ".", "~"))
 
 
 def as_text(value: object) -> str | None:
@@ -208,10 +194,10 @@ def as_bytes(value: object) -> bytes:
 
 
 def _from_file(path: Path, wanted: Collection[str] | None) -> Table:
-    suffix = path.suffix.lower()
+    suffix = kind_of(path)
     if suffix == ".parquet":
         return _from_parquet(path, wanted)
-    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    text = bytes_of(path).decode("utf-8", "surrogateescape")
     if suffix == ".jsonl":
         return _of_objects(path, objects_a_line(text), wanted)
     if suffix == ".json":
@@ -247,6 +233,9 @@ def _from_csv(path: Path, text: str, wanted: Collection[str] | None, separator: 
     names, _ = next(found, ([], ""))
     if not names:
         raise DataError(f"{path}: {_NO_ROWS if names == [] else 'row 1: a quote is not closed; correct the header'}")
+    other = next((name for mark, name in _SEPARATORS.items() if mark in names[0]), None)
+    if other is not None and len(names) == 1 and wanted and separator == "," and names[0] not in wanted:
+        raise DataError(f"{path}: the first line has no comma, but {other}; save it with commas, or with tabs as .tsv")
     try:
         kept = _kept(str(path), [as_text(name) or "" for name in names], wanted)
     except UnreadableError as error:

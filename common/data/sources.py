@@ -36,7 +36,8 @@ from .columns import (
     require,
 )
 from .content import ROLES, digest, identity
-from .formats import DEMO, Problem, Table, UnreadableError, as_text, is_file, load
+from .files import is_file
+from .formats import DEMO, Problem, Table, UnreadableError, as_text, load
 from .images import ImageForm
 from .record_keys import choices, in_order, record_keys
 from .sql import URL

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from confide.client import train
-from confide.client.deploy.setup import _persons
+from confide.client.deploy.own_rows import persons_told
 from confide.client.site import Site
 from confide.client.train import Work
 from confide.common.config.resolve import resolve
@@ -317,10 +317,10 @@ def test_a_row_of_nobody_changes_no_other_rows_randomness(of_persons, tmp_path: 
 
 def test_the_check_shows_how_many_rows_persons_have_and_who_may_be_one(tmp_path: Path) -> None:
     people = np.array(["a", "A", "7", "007", "b", "b", "b", "c"], dtype=object)
-    told = _persons(people)
+    told = persons_told(people)
     assert told.startswith("6 persons (rows a person: 1: 5, 3-4: 1; 2 differ from another by case, blanks, marks or")
     assert not any(f" {who}" in told for who in ("007", "b ", "c "))
-    assert _persons(None) == ""
+    assert persons_told(None) == ""
 
 
 def site(**changes) -> Site:

@@ -1,5 +1,6 @@
 """Sources and their errors: file, row and column are named, no content of a row is shown."""
 
+import gzip
 import json
 import sqlite3
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 
 from confide.common.config.tables import DataSection, PartitionSection
 from confide.common.data import demo
-from confide.common.data.formats import Problem
+from confide.common.data.formats import Problem, load
 from confide.common.data.record_keys import record_keys
 from confide.common.data.sources import content_digest, examine, label_names, read_rows, shuffled_limit
 from confide.common.errors import DataError
@@ -186,7 +187,7 @@ def test_what_looks_like_a_file_is_never_asked_at_a_hub(tmp_path: Path, monkeypa
     monkeypatch.setattr("confide.common.data.formats._hub", lambda source: pytest.fail(source))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ag_news").mkdir()
-    for source in ("rows.xlsx", "rows.jsonl.gz", "rows.TXT", "./rows", "/nowhere/rows", "ag_news"):
+    for source in ("rows.xlsx", "rows.parquet.gz", "rows.gz", "rows.TXT", "./rows", "/nowhere/rows", "ag_news"):
         assert "no kind of file that is read; allowed: csv, tsv, jsonl" in refused(source)
     assert "no such file" in refused("rows.json")
 
@@ -297,3 +298,34 @@ def test_pairs_are_read_as_two_answers_and_examined(tmp_path: Path) -> None:
     # a pair's own key covers both answers
     other = replace(rows, rejected=["those"])
     assert record_keys(rows, b"")[0] != record_keys(other, b"")[0]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "conll"])
+def test_packed_files_are_read(tmp_path: Path, kind: str) -> None:
+    mark = "\t" if kind == "tsv" else ","
+    written = {
+        "csv": f"text{mark}label\ngood film{mark}a\nbad film{mark}b\n",
+        "jsonl": '{"text": "good film", "label": "a"}\n{"text": "bad film", "label": "b"}\n',
+        "json": '[{"text": "good film", "label": "a"}, {"text": "bad film", "label": "b"}]',
+        "conll": "good a\nfilm a\n\nbad b\nfilm b\n",
+    }
+    content = written["csv" if kind == "tsv" else kind].encode()
+    plain, packed = tmp_path / f"rows.{kind}", tmp_path / f"rows.{kind}.gz"
+    plain.write_bytes(content)
+    packed.write_bytes(gzip.compress(content))
+    assert load(str(packed), ["text", "label"]).columns == load(str(plain), ["text", "label"]).columns
+    packed.write_bytes(gzip.compress(content)[:-9])
+    with pytest.raises(DataError, match="not a readable gzip file, or cut"):
+        load(str(packed))
+    packed.write_bytes(content)
+    with pytest.raises(DataError, match="not a readable gzip file, or cut"):
+        load(str(packed))
+
+
+@pytest.mark.parametrize(("mark", "name"), [("\t", "tabs"), (";", "semicolons"), ("|", "bars")])
+def test_another_separator_is_named(tmp_path: Path, mark: str, name: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"text{mark}label\ngood film{mark}a\n")
+    with pytest.raises(DataError, match=f"the first line has no comma, but {name}; save it with commas"):
+        load(str(path), ["text", "label"])
+    assert load(str(path), [f"text{mark}label"]).names == [f"text{mark}label"]
