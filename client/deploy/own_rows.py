@@ -1,4 +1,4 @@
-"""What `confide site check` tells of the site's own rows, for its operator alone: every number here is one of theirs."""
+"""What `confide site check` tells of the site's own rows, for its operator alone: every number is one of theirs."""
 
 import unicodedata
 from itertools import combinations
