@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -172,7 +172,12 @@ def token_metrics(scores: dict[str, np.ndarray]) -> Metrics:
 
 def subword_ids(rows: Rows, tokenizer, max_length: int) -> list[list[int]]:
     """The token ids of each text, cut to `max_length`."""
-    return tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)["input_ids"]
+    return read_by(tokenizer, rows.text, truncation=True, max_length=max_length)["input_ids"]
+
+
+def read_by(tokenizer, texts: Sequence[str], **options: Any) -> BatchEncoding:
+    """Texts, of which there may be none: tokenizers raise an error for that."""
+    return tokenizer(list(texts), padding=False, **options) if texts else BatchEncoding({"input_ids": []})
 
 
 def beginnings(texts: Sequence[str], tokenizer) -> list[list[int]]:
@@ -180,13 +185,13 @@ def beginnings(texts: Sequence[str], tokenizer) -> list[list[int]]:
     token or other marks that some put after it, which would stand between a prompt and its response."""
     marks = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     after = next((number for number, mark in enumerate(reversed(marks)) if not mark), 0)
-    found = tokenizer(list(texts), truncation=False, padding=False, add_special_tokens=True)["input_ids"]
+    found = read_by(tokenizer, texts, truncation=False, add_special_tokens=True)["input_ids"]
     return [ids[: len(ids) - after] for ids in found]
 
 
 def texts(rows: Rows, tokenizer, max_length: int, targets: np.ndarray) -> Records:
     """Records of one text and one target each."""
-    found = tokenizer(rows.text, truncation=True, max_length=max_length, padding=False)
+    found = read_by(tokenizer, rows.text, truncation=True, max_length=max_length)
     return replace(ragged(found["input_ids"], targets), cut=was_cut(found))
 
 

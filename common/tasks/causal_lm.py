@@ -16,7 +16,7 @@ from ..data.chat_template import Encoded, encode_conversations, shortened
 from ..model.output import base_of, compared, decoded, ends_apart, guessed, note_end
 from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, beginnings, inputs_of, ragged, record_means, token_metrics, token_score
+from . import ACCURACY, Batch, beginnings, inputs_of, ragged, read_by, record_means, token_metrics, token_score
 
 HEAD: list[str] = []
 CLASSES, VARIANTS, READS = False, 1, Reads(label=None, turns=True)
@@ -58,7 +58,7 @@ def _joined(rows: Rows, tokenizer, max_length: int) -> list[Encoded]:
             Encoded(ids[:max_length], np.ones(min(len(ids), max_length), bool), len(ids) > max_length)
             for ids in (prompt + end for prompt in prompts)
         ]
-    answers = tokenizer(rows.response, truncation=False, padding=False, add_special_tokens=False)["input_ids"]
+    answers = read_by(tokenizer, rows.response, truncation=False, add_special_tokens=False)["input_ids"]
     return [
         shortened(prompt + answer + end, np.arange(len(prompt + answer + end)) >= len(prompt), max_length)
         for prompt, answer in zip(prompts, answers, strict=True)

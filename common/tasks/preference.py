@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, beginnings, ragged
+from . import ACCURACY, Batch, beginnings, ragged, read_by
 from .causal_lm import build, next_tokens
 
 __all__ = ["build", "encode", "metrics", "record_losses", "score", "targets"]
@@ -39,7 +39,7 @@ def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     begin = next(int(i) for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if i is not None)
     prompts = beginnings(rows.text, tokenizer)
     answers = [
-        tokenizer(texts, truncation=False, padding=False, add_special_tokens=False)["input_ids"]
+        read_by(tokenizer, texts, truncation=False, add_special_tokens=False)["input_ids"]
         for texts in (rows.response, rows.rejected)
     ]
     lists, starts, wanted = [], np.empty(len(prompts), dtype=np.int64), []

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from ..config.tables import ModelSection
 from ..data.words import with_blanks, word_numbers
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import Batch, load_backbone, ragged, token_losses, token_targets, was_cut
+from . import Batch, load_backbone, ragged, read_by, token_losses, token_targets, was_cut
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(label="tags")
@@ -49,7 +49,7 @@ def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
     if rows.tags is None:
         raise ValueError("rows without tags cannot be learned word by word")
     texts = [with_blanks(text) for text in rows.text]
-    encoded = tokenizer(texts, truncation=True, max_length=max_length, padding=False, return_offsets_mapping=True)
+    encoded = read_by(tokenizer, texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
     targets = []
     for number, tags in enumerate(rows.tags):
         pieces, before = np.full(len(encoded["input_ids"][number]), IGNORED, dtype=np.int32), None

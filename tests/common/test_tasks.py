@@ -1,6 +1,7 @@
 """Encoding, per-record losses and metrics against hand-checked numbers and Hugging Face's own."""
 
 import copy
+import importlib
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -136,3 +137,13 @@ def test_language_model_metrics(lm: FineTuneModel) -> None:
     with torch.no_grad():
         found = lm.task.score(lm.module, collate(lm.task, records, np.arange(2), lm.pad, lm.device))
     assert found["tokens"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["sequence_classification", "regression", "token_classification", "causal_lm", "preference"]
+)
+def test_no_rows_are_no_records(lm: FineTuneModel, name: str) -> None:
+    """As at a site none of whose rows can be used; a tokenizer raises an error for no text."""
+    task = importlib.import_module(f"confide.common.tasks.{name}")
+    rows = Rows("x", [], response=[], labels=np.zeros(0, dtype=np.int64), tags=[], rejected=[])
+    assert len(task.encode(rows, lm.tokenizer, 8)) == 0
