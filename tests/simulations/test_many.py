@@ -73,7 +73,7 @@ def test_under_privacy_every_run_is_charged_and_the_pool_counts_twice(recipe: di
         ({"active": {"rounds": 0}}, "active: rounds: received 0"),
         ({"active": {"strategies": ["best"]}}, "active: strategies.0: received 'best'"),
         ({"data": {"partition": {"kind": "natural", "column": "label"}}}, "deals rows out itself"),
-        ({"model": {"task": "causal-lm", "train": "lora"}}, "labels are asked for one class a text"),
+        ({"model": {"task": "masked-lm", "train": "lora"}}, "labels are asked for one class a text"),
         ({"engine": {"ledger": "there"}}, "ledgers of their own"),
     ],
 )
