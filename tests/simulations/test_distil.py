@@ -29,6 +29,7 @@ from confide.server.report.render import read_report
 from confide.simulations.local import LocalGrid
 from confide.simulations.run import resume, simulate
 from confide.simulations.sites import SimulatedSites, simulated_worker
+from confide.tests.faults import no_noise
 from confide.tests.tiny import save_bert, sentences, write_csv
 
 _Z = 5.5  # false alarm below 4e-8
@@ -55,7 +56,8 @@ def distil(make_config, public: Path):
     "privacy",
     [{"mode": "none"}, {"mode": "local", "epsilon": 1000.0}, {"mode": "distributed", "epsilon": 200.0}],  # 12 teachers
 )
-def test_the_student_learns_what_the_teachers_know(distil, privacy: dict) -> None:
+def test_the_student_learns_what_the_teachers_know(distil, privacy: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_noise(monkeypatch)
     config = distil(privacy=privacy, distill={"train": "lora", "steps": 100}, training={"local_steps": 40})
     report = read_report(simulate(config))
     assert report["before"]["accuracy"] < 0.7
