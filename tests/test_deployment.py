@@ -84,14 +84,14 @@ def test_a_site_killed_in_a_round_comes_back_for_the_next(federation: Federation
     content = run_content(ROUNDS, SITES)
     content["run"]["name"] = "local"
     content["privacy"]["mode"] = "local"
-    content["server"]["deadline"] = 30.0  # how long a round waits for what was killed in it
+    content["server"]["deadline"] = 60.0  # how long a round waits for what was killed in it
     run = write_run(federation.folder, content)
     federation.command("run", str(run), "--server", str(federation.server), "--detach")
     wait_for_rounds(federation, "local", 1)
     federation.kill("site-2")
     federation.start("site-2")
     folder = federation.server / "runs" / "local"
-    until = time.monotonic() + 180
+    until = time.monotonic() + 300
     while not (folder / "report.json").is_file():
         assert time.monotonic() < until, federation.log("server")
         time.sleep(0.5)
