@@ -139,12 +139,13 @@ def _ledger(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
     those of the entries that came with updates since, signed."""
     site, asked = host.site, _asked(content)
     seq, nonce = int(cast(int, asked["seq"])), str(asked["nonce"])
-    facts = wire.ledger_facts(site.name, nonce, seq, site.ledger.hash_at(seq), site.ledger.head())
-    if wire.SINCE in asked:
-        since = [int(one) for one in cast(list[int], asked[wire.SINCE])]
-        if len(since) > wire.MOST_SINCE:
-            raise WireError(f"a question about {len(since)} entries of a ledger; at most {wire.MOST_SINCE}")
-        facts[wire.SINCE] = wire.digest_of(site.ledger.hashes_at(since))
+    since = [int(one) for one in cast(list[int], asked.get(wire.SINCE, []))]
+    if len(since) > wire.MOST_SINCE:
+        raise WireError(f"a question about {len(since)} entries of a ledger; at most {wire.MOST_SINCE}")
+    last, *others = site.ledger.hashes_at([seq, *since])
+    facts = wire.ledger_facts(site.name, nonce, seq, last, site.ledger.head())
+    if since:
+        facts[wire.SINCE] = wire.digest_of(others)
     return _facts({**facts, "signature": site.ledger.key.sign("hello", facts)})
 
 

@@ -17,7 +17,7 @@ from ..common.config.run import RunConfig, load
 from ..common.data.augmentation import encode_with_copies
 from ..common.data.partition import site_name
 from ..common.data.record_keys import simulated_secret
-from ..common.data.sources import of_persons, training_rows
+from ..common.data.sources import training_rows
 from ..common.errors import ConfigError, PrivacyError
 from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.per_sample import hooked
@@ -138,9 +138,7 @@ def _sensitivity_facts(config: RunConfig, folder: Path) -> dict[str, Any]:
     canaries = canary_rows_of(config, model, site_name(0, config.clients))
     each = rows_each(config)
     canaries = canaries.take(np.arange(min(_NEIGHBOURS * each, len(canaries))))
-    rows = training_rows(
-        of_persons(model.rows(config.data.training, config.data, whose=True)), config.data, config.run.seed
-    )
+    rows = training_rows(model.rows(config.data.training, config.data, whose=True), config.data, config.run.seed)
     rows = _joined(canaries, rows.take(np.arange(min(max(_among(model) - len(canaries), 1), len(rows)))))
     removed = range(0, len(canaries), each)
 

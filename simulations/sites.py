@@ -19,7 +19,7 @@ from ..common.config.run import DatasetSection, PolicySection, RunConfig, SiteCo
 from ..common.data.augmentation import encode_with_copies
 from ..common.data.partition import partition, site_name
 from ..common.data.record_keys import rows_digest, simulated_secret
-from ..common.data.sources import label_names, of_persons, training_rows
+from ..common.data.sources import label_names, training_rows
 from ..common.ledger.chain import SiteKey
 from ..common.ledger.ledger import Ledger
 from ..common.model.loading import FineTuneModel
@@ -110,7 +110,7 @@ def simulated_data(config: RunConfig, model: FineTuneModel) -> SiteData:
     labels = list(data.labels) if data.labels else None
     if labels is None and data.partition.kind in ("dirichlet", "shards"):
         labels = label_names([data.training], data)  # a task without classes, dealt out by the values of a column
-    rows = of_persons(model.rows(data.training, data, labels=labels, whose=True))
+    rows = model.rows(data.training, data, labels=labels, whose=True)
     rows = training_rows(rows, data, config.run.seed)
     parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed, rows.person)
     rows = poisoned(rows, parts, config)

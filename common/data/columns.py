@@ -13,13 +13,14 @@ from ..errors import DataError
 from ..types import Conversation, Reads
 from .content import mark
 from .conversations import conversation
+from .files import kind_of
 from .formats import EMPTY, EXACT, Problem, Table, UnreadableError, as_text
 from .images import ImageForm, decoded, image_file
 
 LONGEST = 2**22
 """characters of a text or label: what one row may cost in memory is bounded, whatever is in it"""
 _WHERE = "image"
-_WHOLE = re.compile(r"-?\d+\.0+")
+_WHOLE = re.compile(r"-?\d{1,15}\.0+")
 _ROUNDED = re.compile(r"[-+]?(\d+\.\d+[eE][-+]?\d+|\d+[eE][-+]\d+|\d{16,}\.\d*)")
 _UNSEEN = "\u00ad\u200b\u200c\u200d\u2060\ufeff\0"
 _NOBODY = {
@@ -83,7 +84,7 @@ def require(notes: Notes, columns: Iterable[str]) -> None:
     for column in columns:
         if column not in table.names and (notes.strict or table.declared):
             # at a site the message is logged, and the first line of a csv without a header is a record
-            if not notes.strict and table.source.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
+            if not notes.strict and kind_of(Path(table.source)) in (".csv", ".tsv"):
                 raise DataError(
                     f"{table.source}: column '{column}' is missing; none of the {len(table.names)} fields of the first "
                     "line is called so; set the name in [datasets], or give the file a header line"
@@ -193,7 +194,7 @@ def read_persons(notes: Notes, column: str) -> np.ndarray:
 
 def _canonical(person: str) -> str:
     person = unicodedata.normalize("NFC", person).strip()
-    return person.partition(".")[0] if _WHOLE.fullmatch(person) and len(person) < 18 else person
+    return person.partition(".")[0] if _WHOLE.fullmatch(person) else person
 
 
 def read_numbers(notes: Notes, column: str, scale: tuple[float, float] | None) -> np.ndarray:

@@ -129,9 +129,10 @@ def _in_eight_bits(image: Image.Image, where: str) -> Image.Image:
     write 12 bits in 16; broken numbers that of 0 to 1, or of 0 to 255.
     """
     if image.has_transparency_data:
-        if image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+        layered = image.convert("RGBA")
+        if layered.getchannel("A").getextrema()[0] != 255:
             raise DataError(f"{where}: an image with transparent pixels; lay it on a background first, white or black")
-        return _kept(image.convert("RGBA").convert("RGB"), image)
+        return _kept(layered.convert("RGB"), image)
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     numbers = np.asarray(image, dtype=np.float64)

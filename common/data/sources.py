@@ -225,7 +225,8 @@ def _ordered(rows: Rows, seed: int) -> np.ndarray:
 
 
 def training_rows(rows: Rows, data: DataSection, seed: int) -> Rows:
-    """What a run trains on: `limit` rows, or the draw of them that `data.reference` names."""
+    """What a run trains on: `limit` rows, or the draw of them that `data.reference` names; of those of `of_persons`."""
+    rows = of_persons(rows)
     if data.reference is None or data.limit is None:
         return shuffled_limit(rows, data.limit, seed)
     pool, drawn = reference_draw(rows, data, seed)

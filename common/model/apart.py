@@ -41,8 +41,7 @@ def dummy_records(model: FineTuneModel, lengths: list[int], seed: int = 0) -> Re
     lists: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * count
     wanted = None
     if reads.text:
-        allowed = np.setdiff1d(np.arange(model.vocabulary), [model.pad])
-        lists = [rng.choice(allowed, length).astype(np.int32) for length in lengths]
+        lists = [rng.choice(_words(model), length).astype(np.int32) for length in lengths]
     if reads.label == "tags":
         wanted = [rng.integers(0, model.classes, length).astype(np.int32) for length in lengths]
     elif reads.pairs:
@@ -59,6 +58,11 @@ def dummy_records(model: FineTuneModel, lengths: list[int], seed: int = 0) -> Re
         pixels = rng.integers(0, 256, (count, form.channels, form.height, form.width), dtype=np.uint8)
         records = Records(records.tokens, records.offsets, records.targets, records.wanted, pixels)
     return model.with_features(records)
+
+
+def _words(model: FineTuneModel) -> np.ndarray:
+    """The tokens that a dummy may hold: all but padding."""
+    return np.setdiff1d(np.arange(model.vocabulary), [model.pad])
 
 
 def _other_answers(lists: list[np.ndarray]) -> list[np.ndarray]:
@@ -139,8 +143,7 @@ def check_apart(model: FineTuneModel) -> None:
 
 def check_past(model: FineTuneModel) -> None:
     """Raises ModelError for a model that is to guess the next token and sees it: an encoder, such as BERT."""
-    allowed = np.setdiff1d(np.arange(model.vocabulary), [model.pad])
-    ids = torch.as_tensor(np.random.default_rng(0xD077).choice(allowed, (2, 6)), device=model.device)
+    ids = torch.as_tensor(np.random.default_rng(0xD077).choice(_words(model), (2, 6)), device=model.device)
     ids[1, :3] = ids[0, :3]
     with torch.no_grad():
         apart = model.module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().diff(dim=0)[0].abs()

@@ -101,7 +101,7 @@ def _noted(loaded: tuple[Any, dict[str, Any]], path: str) -> Any:
             f"model.backbone: '{path}' holds no numbers for {len(own)} arrays of {type(read).__name__}, such as "
             f"{own[0]}: its files are another model's than its config.json, or cut; give a whole checkpoint"
         )
-    if type(read).__name__.endswith("CausalLM") or read.can_generate():
+    if read.can_generate():
         matrices = [name for name in drawn if read.get_parameter(name).dim() > 1]
         if matrices:
             raise ModelError(

@@ -180,11 +180,16 @@ def read_by(tokenizer, texts: Sequence[str], **options: Any) -> BatchEncoding:
     return tokenizer(list(texts), padding=False, **options) if texts else BatchEncoding({"input_ids": []})
 
 
+def marks_after(tokenizer) -> int:
+    """How many marks, such as an end token, a tokenizer puts after a text."""
+    marks = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return next((number for number, mark in enumerate(reversed(marks)) if not mark), 0)
+
+
 def beginnings(texts: Sequence[str], tokenizer) -> list[list[int]]:
     """The token ids of each text as something that goes on: with what the tokenizer puts before a text, without an end
     token or other marks that some put after it, which would stand between a prompt and its response."""
-    marks = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-    after = next((number for number, mark in enumerate(reversed(marks)) if not mark), 0)
+    after = marks_after(tokenizer)
     found = read_by(tokenizer, texts, truncation=False, add_special_tokens=True)["input_ids"]
     return [ids[: len(ids) - after] for ids in found]
 

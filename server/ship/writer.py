@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from ...common.data.chat_template import ChatTemplate
 from ...common.errors import DataError
 from ...common.model.generation import Generator
-from ...common.tasks import beginnings
+from ...common.tasks import beginnings, marks_after
 from ...common.types import Conversation, Reads, Rows
 from .finished import FinishedRun, NextLogits
 
@@ -100,7 +100,7 @@ class Writer:
         """Of one text: token ids, the number of each one's word, and its letters; see `goals.Asked`."""
         found = self.tokenizer(text, return_offsets_mapping=True)
         ids, numbers, spans = found["input_ids"], found.word_ids(), found["offset_mapping"]
-        count = len(beginnings([text], self.tokenizer)[0])
+        count = len(ids) - marks_after(self.tokenizer)
         kept = slice(max(0, count - self.generator.longest), count)
         return ids[kept], numbers[kept], spans[kept]
 

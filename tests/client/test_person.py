@@ -286,7 +286,15 @@ def test_what_one_person_costs_is_bounded(of_persons, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("first", "second", "persons"),
-    [(7, 7.0, 1), ("7", "7.0", 1), ("José", "Jose\u0301", 1), ("p1 ", " p1", 1), ("p1", "P1", 2), ("7", "007", 2)],
+    [
+        (7, 7.0, 1),
+        ("7", "7.0", 1),
+        ("7", f"7.{20 * '0'}", 1),
+        ("José", "Jose\u0301", 1),
+        ("p1 ", " p1", 1),
+        ("p1", "P1", 2),
+        ("7", "007", 2),
+    ],
 )
 def test_one_person_written_two_ways_is_one_unit(of_persons, tmp_path: Path, first, second, persons: int) -> None:
     """Or whoever is written both ways could move the sum by 2C."""
