@@ -32,8 +32,19 @@ def data_check(
         str, typer.Option(help="Hub id or folder: embeddings help to judge labels and find outliers; empty: without.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     drop_labels: Annotated[
-        bool, typer.Option("--drop-labels", help="Leave out rows with doubtful labels, too.")
+        bool,
+        typer.Option(
+            "--drop-labels", help="Leave out rows whose label looks wrong, too; not where labels cannot be judged."
+        ),
     ] = False,
+    label_cut: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="COUNT",
+            help="How many labels are named as wrong: the first of labels.csv. Omitted: the estimated number.",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Empty rows, copies, leaks, doubtful labels, outliers, personal details: a page and a cleaned copy, both local."""
@@ -43,7 +54,7 @@ def data_check(
         from ..client.check.run import check_source
     except ModuleNotFoundError as error:
         raise ConfigError(f"data check needs {error.name}; pip install 'confide[data]'") from None
-    from ..client.check.page import cards
+    from ..client.check.page import cards, verdict
     from .progress import bar
 
     with bar() as progress:
@@ -56,12 +67,15 @@ def data_check(
             dataset=dataset,
             backbone=backbone or None,
             drop_labels=drop_labels,
+            label_cut=label_cut,
             overwrite=overwrite,
             progress=lambda stage: progress(stage, 0, 1),
         )
     typer.echo(f"{len(outcome.checked.texts):,} rows in {outcome.seconds:.0f} s")
     for name, count in cards(outcome.checked):
         typer.echo(f"{count:>9,}  {name}")
+    if told := verdict(outcome.checked):
+        typer.echo(told)
     typer.echo(f"left out of {out / 'cleaned.csv'}: {len(outcome.left_out):,} rows (dropped.csv says why)")
     typer.echo(f"page: {outcome.page}; it quotes records and stays here")
 

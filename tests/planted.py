@@ -18,6 +18,21 @@ class Planted:
     """rows that were added: an earlier row of eight words and more with one letter changed"""
 
 
+def replaced(path: Path, limit: int, share: float, seed: int) -> tuple[list[tuple[str, str]], set[int]]:
+    """`limit` rows of a csv file, a share of the labels replaced by any other class, all alike; and which."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [(row["text"], row["label"]) for row in csv.DictReader(file)]
+    rng = np.random.default_rng(seed)
+    rows = [rows[i] for i in rng.permutation(len(rows))[:limit]]
+    names = sorted({label for _, label in rows})
+    wrong = {int(i) for i in rng.permutation(limit)[: round(share * limit)]}
+    other = rng.integers(1, len(names), limit)
+    return [
+        (text, names[(names.index(label) + int(other[i])) % len(names)] if i in wrong else label)
+        for i, (text, label) in enumerate(rows)
+    ], wrong
+
+
 def planted(path: Path, limit: int | None, seed: int) -> Planted:
     """10 % of the labels flipped, and 5 % more rows that are near copies, at the end."""
     with path.open(newline="", encoding="utf-8") as file:

@@ -11,11 +11,14 @@ import pyarrow.csv
 from ..deploy.folder import write_private
 from .look import Findings
 
-CLEANED, DROPPED, DOUBTFUL = "cleaned.csv", "dropped.csv", "doubtful.csv"
+CLEANED, DROPPED, LABELS = "cleaned.csv", "dropped.csv", "labels.csv"
 
 
 def reasons(checked: Findings, *, drop_labels: bool) -> dict[int, str]:
-    """Row → why it is left out; the first reason that holds."""
+    """Row → why it is left out; the first reason that holds.
+
+    drop_labels: also for its label; where labels cannot be judged, only what contradicts a copy.
+    """
     found: dict[int, str] = {}
     for row in checked.empty:
         found.setdefault(int(row), "empty")
@@ -28,13 +31,13 @@ def reasons(checked: Findings, *, drop_labels: bool) -> dict[int, str]:
     if drop_labels:
         for row in checked.conflicts:
             found.setdefault(int(row), "another label than a copy of it")
-        for row, rather in zip(checked.wrong, checked.rather, strict=True):
+        for row, rather in zip(checked.wrong, checked.rather, strict=True) if checked.judged else ():
             found.setdefault(int(row), f"label looks wrong, rather {rather}")
     return dict(sorted(found.items()))
 
 
 def write_clean(folder: Path, table: pa.Table, checked: Findings, *, drop_labels: bool) -> dict[int, str]:
-    """cleaned.csv, dropped.csv (row, reason) and doubtful.csv (row, label, rather, doubt), mode 0600.
+    """cleaned.csv, dropped.csv (row, reason) and labels.csv (all that were ranked), mode 0600.
 
     Rows are counted from 1, without a header. Returns what was left out. Raises OSError.
     """
@@ -45,12 +48,14 @@ def write_clean(folder: Path, table: pa.Table, checked: Findings, *, drop_labels
     pyarrow.csv.write_csv(table.filter(pa.array(keep)), content)
     write_private(folder / CLEANED, content.getvalue())
     _write(folder / DROPPED, ["row", "reason"], [[row + 1, reason] for row, reason in left_out.items()])
-    if checked.names is not None and checked.doubt is not None:
-        doubtful = [
-            [row + 1, checked.names[row], rather, f"{checked.doubt[row]:.4f}"]
-            for row, rather in zip(checked.wrong, checked.rather, strict=True)
+    if checked.names is not None and (judgement := checked.judgement) is not None:
+        ranking = [
+            [place, row + 1, checked.names[row], likely, f"{score:.4f}", "yes" if place <= checked.cut else "no"]
+            for place, (row, likely, score) in enumerate(
+                zip(judgement.rows, judgement.likely, judgement.score, strict=True), start=1
+            )
         ]
-        _write(folder / DOUBTFUL, ["row", "label", "rather", "doubt"], doubtful)
+        _write(folder / LABELS, ["rank", "row", "label", "likely", "score", "named"], ranking)
     return left_out
 
 

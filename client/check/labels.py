@@ -1,66 +1,100 @@
-"""Labels that look wrong: confident learning (Northcutt et al. 2021) on probabilities of models without the row.
+"""Labels ranked by how little a model that has not seen the row believes them: confident learning.
 
-Two linear models vote: one on the words and their neighbours, one on the embeddings, where they are given.
+Northcutt et al. 2021, as cleanlab has it: the score of a label is its probability out of fold ("self-confidence"), and
+as many are named as the confident joint counts (its filter `low_self_confidence`). Two logistic regressions vote: one
+on the words and their neighbours, one on the embeddings, where they are given. Whether the ranking can be believed is
+tried out (`trial.py`).
 """
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
-from cleanlab.filter import find_label_issues
+from cleanlab.count import num_label_issues
 from cleanlab.rank import get_label_quality_scores
+from scipy.sparse import csr_matrix
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.preprocessing import normalize
 
 FOLDS = 5
-_SURE = 0.7
-"""doubt from which a label is named: the models give the other classes more than twice its weight"""
+_INVERSE_PENALTY = 10.0
+"""C of both models: weaker penalties learn the wrong labels by heart"""
 
 
-def suspects(
-    texts: list[str], labels: np.ndarray, groups: np.ndarray, embeddings: np.ndarray | None, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows whose label looks wrong, most doubtful first; what each would rather be; and the doubt of every row.
+Features = list[np.ndarray | csr_matrix]
+"""(N, d) each, rows of length 1; each is given to a model of its own"""
 
-    labels: (N,) class indices. groups: (N,) the same number for rows that say the same, which stay in one fold: a copy
-    in the training part would vouch for its twin's label. Returns (S,), (S,) and (N,) in [0, 1], 1 the worst.
-    Classes with fewer rows than folds are not judged: no model could learn them.
+
+@dataclass(frozen=True)
+class Ranking:
+    """Labels, the most doubtful first."""
+
+    order: np.ndarray
+    """(N,) rows"""
+    likely: np.ndarray
+    """(N,) … the class that the model finds most likely in each, which may be the given one"""
+    score: np.ndarray
+    """(N,) … the probability of the label as given, ascending"""
+    estimated: int
+    """how many of them are estimated to be wrong"""
+
+
+def judged_rows(labels: np.ndarray) -> np.ndarray:
+    """Rows whose class has as many rows as there are folds; none where fewer than two classes have."""
+    rows = np.flatnonzero(np.bincount(labels, minlength=1)[labels] >= FOLDS)
+    return rows if len(np.unique(labels[rows])) > 1 else rows[:0]
+
+
+def features_of(texts: list[str], embeddings: np.ndarray | None) -> Features:
+    """Sparse counts of words and pairs of neighbours, where there are words; the embeddings, where they are given."""
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(texts) > 1000 else 1)
+    found: Features = [] if embeddings is None else [np.asarray(normalize(embeddings))]
+    try:
+        return [words.fit_transform(texts), *found]  # word counts know no labels
+    except ValueError:  # the vocabulary is empty
+        return found
+
+
+def ranked(features: Features, labels: np.ndarray, groups: np.ndarray, seed: int) -> Ranking:
+    """features: at least one. labels: (N,) class indices 0 … K − 1.
+
+    groups: (N,) the same number for rows that say the same, which stay in one fold: a copy in the training part would
+    vouch for its twin's label.
     """
-    counts = np.bincount(labels)
-    judged = np.flatnonzero(counts[labels] >= FOLDS)
-    doubt = np.zeros(len(labels))
-    kinds, own = np.unique(labels[judged], return_inverse=True)
-    if len(kinds) < 2:
-        return np.zeros(0, dtype=int), np.zeros(0, dtype=int), doubt
-    probabilities = out_of_fold([texts[i] for i in judged], own, groups[judged], _take(embeddings, judged), seed)
+    probabilities = out_of_fold(features, labels, groups, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that are rare
-        found = find_label_issues(own, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
-        doubt[judged] = 1 - get_label_quality_scores(own, probabilities)
-    found = found[doubt[judged[found]] > _SURE]
-    return judged[found], kinds[probabilities[found].argmax(1)], doubt
+        score = get_label_quality_scores(labels, probabilities, method="self_confidence")
+        estimated = int(num_label_issues(labels, probabilities))
+    order = np.argsort(score, kind="stable")
+    return Ranking(order, probabilities[order].argmax(1), score[order], estimated)
 
 
-def out_of_fold(
-    texts: list[str], labels: np.ndarray, groups: np.ndarray, embeddings: np.ndarray | None, seed: int
-) -> np.ndarray:
-    """(N, K) probabilities, each by models fitted to the other folds. labels: (N,), every class in 0 … K − 1 there."""
+def out_of_fold(features: Features, labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+    """(N, K) probabilities, each by models fitted to the other folds."""
     fold = folds(labels, groups, seed)
-    classes = int(labels.max()) + 1
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(texts) > 1000 else 1)
-    features = words.fit_transform(texts)  # word counts know no labels
-    result = np.zeros((len(labels), classes))
+    result = np.full((len(labels), int(labels.max()) + 1), 1e-6)  # of a class that is in no other fold
     for number in range(FOLDS):
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        if not len(outside):
+        known = np.unique(labels[inside])
+        if not len(outside) or len(known) < 2:
             continue
-        by_words = SGDClassifier(loss="log_loss", alpha=2e-6, max_iter=30, tol=1e-3, average=True, random_state=seed)
-        votes = [_vote(by_words, features, labels, inside, outside, classes)]
-        if embeddings is not None:
-            by_meaning = LogisticRegression(C=1.0, max_iter=60)
-            votes.append(_vote(by_meaning, embeddings, labels, inside, outside, classes))
-        result[outside] = np.mean(votes, axis=0)
-    return result
+        for one in features:
+            model = _model(one, len(inside), seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                model.fit(one[inside], labels[inside])
+            result[np.ix_(outside, known)] += model.predict_proba(one[outside])
+    return result / result.sum(1, keepdims=True)
+
+
+def _model(features: np.ndarray | csr_matrix, rows: int, seed: int) -> LogisticRegression | SGDClassifier:
+    if isinstance(features, np.ndarray):
+        return LogisticRegression(C=_INVERSE_PENALTY, max_iter=200)
+    penalty = 1 / (_INVERSE_PENALTY * rows)  # as scikit-learn's two names for it go together
+    return SGDClassifier(loss="log_loss", alpha=penalty, max_iter=50, tol=1e-3, average=True, random_state=seed)
 
 
 def folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
@@ -73,18 +107,3 @@ def folds(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
         members = rng.permutation(np.flatnonzero(kind == one))
         of_group[members] = (np.arange(len(members)) + rng.integers(FOLDS)) % FOLDS
     return of_group[inverse]
-
-
-def _vote(model, features, labels: np.ndarray, inside: np.ndarray, outside: np.ndarray, classes: int) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        if len(np.unique(labels[inside])) < 2:
-            return np.full((len(outside), classes), 1 / classes)
-        model.fit(features[inside], labels[inside])
-    result = np.full((len(outside), classes), 1e-6)
-    result[:, model.classes_] += model.predict_proba(features[outside])
-    return result / result.sum(1, keepdims=True)
-
-
-def _take(embeddings: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
-    return None if embeddings is None else embeddings[rows]

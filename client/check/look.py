@@ -8,15 +8,31 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from ...common.errors import DataError
+from ...common.errors import ConfigError, DataError
 from . import duplicates, labels
 from . import identifiers as personal
+from .trial import Trial, tried
 
 _NEIGHBOURS, _REFERENCE = 10, 5000
 _FAR = 3.5
 """modified z-score above which a row lies far from all others (Iglewicz and Hoaglin 1993)"""
 _MOJIBAKE = re.compile(r"Ã[\x80-\xbf©®¼½¾¡-¿]|â€|\ufffd|Â[\xa0-\xbf]")
 StageCallback = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All labels that could be ranked, the most doubtful first."""
+
+    rows: np.ndarray
+    likely: list[str]
+    """… the class that each most likely has, which may be the given one"""
+    score: np.ndarray
+    """… the probability of the given one"""
+    estimated: int
+    """how many are estimated to be wrong"""
+    trial: Trial
+    """whether the ranking can be believed"""
 
 
 @dataclass
@@ -38,12 +54,10 @@ class Findings:
     """rows that say the same as another and have another label"""
     leaked: np.ndarray
     """rows that (nearly) stand in the test set"""
-    wrong: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
-    """rows whose label looks wrong, the most doubtful first"""
-    rather: list[str] = field(default_factory=list)
-    """… and what each would rather be"""
-    doubt: np.ndarray | None = None
-    """(N,) how doubtful each label is; None: labels were not judged"""
+    judgement: Judgement | None = None
+    """None: there are no labels, or too few of a class"""
+    cut: int = 0
+    """how many of the ranking are named as wrong"""
     far: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     """rows unlike all others, the farthest first"""
     details: dict[str, np.ndarray] = field(default_factory=dict)
@@ -51,8 +65,19 @@ class Findings:
     classes: dict[str, int] = field(default_factory=dict)
 
     @property
+    def wrong(self) -> np.ndarray:
+        """Rows whose label looks wrong, the most doubtful first."""
+        return np.zeros(0, dtype=int) if self.judgement is None else self.judgement.rows[: self.cut]
+
+    @property
+    def rather(self) -> list[str]:
+        """… and what each would rather be."""
+        return [] if self.judgement is None else self.judgement.likely[: self.cut]
+
+    @property
     def judged(self) -> bool:
-        return self.doubt is not None
+        """Whether labels were ranked, and the trial says that the ranking can be believed."""
+        return self.judgement is not None and self.judgement.trial.passed
 
 
 def check_rows(
@@ -63,10 +88,13 @@ def check_rows(
     embed: Callable[[list[str]], np.ndarray] | None,
     seed: int,
     progress: StageCallback,
+    label_cut: int | None = None,
 ) -> Findings:
     """text, label: columns; label None: there are no classes. test: rows that must not be among the others.
 
-    embed: texts → (N, h). Raises DataError for a missing column, or no rows.
+    embed: texts → (N, h). label_cut: how many labels are named as wrong; None: as many as are estimated to be, and none
+    where labels cannot be judged. Raises DataError for a missing column, or no rows; ConfigError for a cut beyond the
+    ranking.
     """
     texts, names = _column(table, text), None if label is None else _column(table, label)
     progress("empty rows and encodings")
@@ -98,8 +126,8 @@ def check_rows(
         vectors = np.zeros((len(texts), once.shape[1]), dtype=np.float32)
         vectors[there] = once[place[first[there]]]
     if names is not None:
-        progress("labels")
-        _judge(checked, there, vectors, seed)
+        checked.judgement = _judgement(checked, there, vectors, seed, progress)
+    checked.cut = _cut(checked, label_cut)
     if vectors is not None:
         progress("outliers")
         checked.far = there[_far(vectors[there], seed)]
@@ -155,19 +183,36 @@ def _count(names: list[str] | None, there: np.ndarray) -> dict[str, int]:
     return {str(name): int(count) for name, count in zip(found, counts, strict=True)}
 
 
-def _judge(checked: Findings, there: np.ndarray, vectors: np.ndarray | None, seed: int) -> None:
+def _judgement(
+    checked: Findings, there: np.ndarray, vectors: np.ndarray | None, seed: int, progress: StageCallback
+) -> Judgement | None:
     kinds, own = np.unique([checked.names[i] for i in there] if checked.names else [], return_inverse=True)
-    if len(kinds) < 2:
-        return
+    judged = labels.judged_rows(own)
+    if not len(judged):
+        return None
+    progress("labels")
     same = np.arange(len(checked.texts))
     for row, other in sorted({**checked.copies, **checked.near}.items()):
         same[row] = same[other]  # the earlier row's group is known by now
-    wrong, rather, doubt = labels.suspects(
-        [checked.texts[i] for i in there], own, same[there], None if vectors is None else vectors[there], seed
-    )
-    checked.wrong, checked.rather = there[wrong], [str(kinds[k]) for k in rather]
-    checked.doubt = np.zeros(len(checked.texts))
-    checked.doubt[there] = doubt
+    rows = there[judged]
+    features = labels.features_of([checked.texts[i] for i in rows], None if vectors is None else vectors[rows])
+    if not features:
+        return None
+    classes, own = np.unique(own[judged], return_inverse=True)
+    ranking = labels.ranked(features, own, same[rows], seed)
+    progress("labels: trial")
+    trial = tried(features, own, same[rows], seed)
+    likely = [str(kinds[classes[k]]) for k in ranking.likely]
+    return Judgement(rows[ranking.order], likely, ranking.score, ranking.estimated, trial)
+
+
+def _cut(checked: Findings, chosen: int | None) -> int:
+    ranked = 0 if checked.judgement is None else len(checked.judgement.rows)
+    if chosen is not None and chosen > ranked:
+        raise ConfigError(f"--label-cut: received {chosen}; {ranked} labels were ranked; give at most that, or omit it")
+    if chosen is not None:
+        return chosen
+    return checked.judgement.estimated if checked.judgement is not None and checked.judged else 0
 
 
 def _far(vectors: np.ndarray, seed: int) -> np.ndarray:

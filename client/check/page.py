@@ -11,9 +11,12 @@ from matplotlib.figure import Figure
 from ..deploy.folder import write_private
 from .identifiers import masked
 from .look import Findings
+from .trial import NEEDED
 
 PAGE = "check.html"
 _EXAMPLES, _LETTERS, _BARS = 12, 160, 40
+_BEFORE = 4
+"""of the labels around the cut: how many stand before it"""
 
 
 def write_page(folder: Path, source: str, checked: Findings, left_out: dict[int, str], seconds: float) -> Path:
@@ -27,6 +30,7 @@ def write_page(folder: Path, source: str, checked: Findings, left_out: dict[int,
         sections=_sections(checked),
         classes=_bars(checked.classes),
         left_out=len(left_out),
+        verdict=verdict(checked),
         judged=checked.judged,
     )
     path = folder / PAGE
@@ -50,12 +54,38 @@ def cards(checked: Findings) -> list[tuple[str, int]]:
     return found
 
 
+def verdict(checked: Findings) -> str:
+    """What a trial says of the labels' ranking, and which cut holds; empty: there are no labels."""
+    if checked.names is None:
+        return ""
+    if (judgement := checked.judgement) is None:
+        return "Labels were not judged: fewer than two classes have five rows, or the texts have no words."
+    trial = judgement.trial
+    told = (
+        f"as a trial, {trial.replaced:,} labels were replaced by other classes; of as many first places of the ranking "
+        f"{trial.found:.0%} were these, labels not counted that are wrong already ({NEEDED:.0%} are needed)"
+    )
+    if not trial.passed:
+        return (
+            f"Labels cannot be judged here: {told}. No row is left out because a model doubts its label; the ranking "
+            "is in labels.csv."
+        )
+    return (
+        f"Labels can be judged: {told}. {judgement.estimated:,} are estimated to be wrong, {checked.cut:,} are named; "
+        "the ranking is in labels.csv."
+    )
+
+
 def _sections(checked: Findings) -> list[dict[str, Any]]:
     """Title, explanation, and examples as (row, text, remark)."""
     names = checked.names or [""] * len(checked.texts)
+    start = max(0, checked.cut - _BEFORE)
     parts = [
-        ("Labels that look wrong", "Most doubtful first. Models that had not seen the row disagree with its label.",
-         [(row, f"{names[row]} → {rather}") for row, rather in zip(checked.wrong, checked.rather, strict=True)]),
+        ("Labels that look wrong", "Most doubtful first: given label → most likely label, and how probable the given "
+         "one is to models that had not seen the row.", _ranked(checked, 0, checked.cut)),
+        ("Labels around the cut",
+         f"From place {start + 1:,} of the ranking on; the first {checked.cut:,} are named as wrong.",
+         _ranked(checked, start, start + _EXAMPLES)),
         ("Copies with other labels", "At least one of the labels is wrong.",
          [(row, names[row]) for row in checked.conflicts]),
         ("In the test set, too", "Trained on, they make the test say too much.",
@@ -78,6 +108,16 @@ def _sections(checked: Findings) -> list[dict[str, Any]]:
         }
         for title, what, found in parts
         if found
+    ]
+
+
+def _ranked(checked: Findings, start: int, stop: int) -> list[tuple[int, str]]:
+    """Places start … stop − 1 of the labels' ranking, with a remark."""
+    if checked.names is None or (judgement := checked.judgement) is None:
+        return []
+    return [
+        (row, f"{checked.names[row]} → {judgement.likely[place]}, {judgement.score[place]:.3f}")
+        for place, row in enumerate(judgement.rows[start:stop], start=start)
     ]
 
 

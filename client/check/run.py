@@ -40,6 +40,7 @@ def check_source(
     dataset: str = "default",
     backbone: str | None = None,
     drop_labels: bool = False,
+    label_cut: int | None = None,
     overwrite: bool = False,
     seed: int = 0,
     progress: StageCallback = lambda _: None,
@@ -61,7 +62,7 @@ def check_source(
     table, tests = read_table(data.test, data), read_table(test, data) if test else None
     embed = None if backbone is None else Embedder(backbone)
     try:
-        checked = check_rows(table, text, label, tests, embed, seed, progress)
+        checked = check_rows(table, text, label, tests, embed, seed, progress, label_cut)
     except DataError as error:
         raise DataError(f"{data.test}: {error}") from None
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
