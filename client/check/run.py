@@ -97,16 +97,18 @@ class Embedder:
     @torch.inference_mode()
     def __call__(self, texts: list[str]) -> np.ndarray:
         """(N, h) float32, batched by length."""
+        if not texts:
+            return np.zeros((0, 1), dtype=np.float32)
         ids = self._tokenizer(texts, truncation=True, max_length=_LENGTH, padding=False)["input_ids"]
         order = np.argsort([len(one) for one in ids], kind="stable")
-        result: np.ndarray | None = None
+        result = np.empty((0, 0), dtype=np.float32)
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
             batch = self._tokenizer.pad({"input_ids": [ids[i] for i in part]}, return_tensors="pt")
             hidden = self._model(**batch).last_hidden_state
             weights = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
             pooled = ((hidden * weights).sum(1) / weights.sum(1).clamp(min=1)).numpy()
-            if result is None:
+            if not len(result):
                 result = np.empty((len(texts), pooled.shape[1]), dtype=np.float32)
             result[part] = pooled
-        return np.zeros((0, 1), dtype=np.float32) if result is None else result
+        return result

@@ -147,6 +147,13 @@ def test_the_command_writes_a_local_folder(bert: Path, tmp_path: Path, monkeypat
     assert command(monkeypatch, str(source), *options, "--overwrite") == 0
 
 
+def test_rows_that_are_all_empty_are_no_fault(bert: Path, tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "a.csv", [("", "positive"), ("a film", "")])
+    outcome = check_source(str(source), tmp_path / "out", backbone=str(bert))
+    assert set(outcome.left_out.values()) == {"empty"}
+    assert "Labels were not judged" in outcome.page.read_text()
+
+
 def test_a_site_is_looked_at_by_its_folder(tmp_path: Path) -> None:
     federation = Federation(tmp_path / "federation", 1)
     federation.make()
