@@ -171,24 +171,38 @@ def export(
 @app.command("predict")
 def predict_(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or a variant's folder.")],
-    source: Annotated[str, typer.Argument(help="A csv, jsonl or txt file; - is standard input.")] = "-",
-    out: Annotated[Path | None, typer.Option(help="Where the answers go; otherwise standard output.")] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="csv, jsonl or text; otherwise by name.")] = None,
-    text: Column = "text",
-    image: Annotated[str, typer.Option(help="Column, or key, of the paths of images.")] = "image",
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Rows, from whatever a run reads: csv, tsv, json, jsonl, parquet, txt …; - is standard input."
+        ),
+    ] = "-",
+    out: Annotated[
+        Path | None, typer.Option(help="Where the answers go (csv, tsv or jsonl); otherwise standard output.")
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="Of the rows: csv, tsv, json, jsonl, conll, parquet or text; otherwise by name."),
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Column, or key, of the texts; otherwise as in the run.")] = None,
+    pair: Annotated[
+        str | None, typer.Option("--text-pair", help="Of the second texts; otherwise as in the run.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Of the images, or their paths; otherwise as in the run.")] = None,
     variant: Annotated[str | None, typer.Option(help="torch, or a variant; otherwise the recommended one.")] = None,
 ) -> None:
-    """Answer the rows of a file, one by one, as they come; a terminal shows texts while they are written."""
+    """Answer rows, which are read and refused as in a run; a terminal shows texts while they are written."""
     from contextlib import nullcontext
 
-    from ..server.ship.predict import Columns, format_of, load, predict_file, tells
+    from ..server.ship.predict import Columns, columns_of, format_of, load, predict_file, tells
     from .progress import bar
 
     name = format_of(source, format_)
     with bar():
         model, _ = load(run, variant)
     with nullcontext(lambda *_: None) if tells(model, out) else bar() as progress:
-        columns = Columns(text, image)
+        usual = columns_of(run)
+        columns = Columns(text or usual.text, pair or usual.pair, image or usual.image)
         done = predict_file(
             model, source, out, name, columns=columns, progress=lambda count: progress(f"{count:,} rows", count, count)
         )

@@ -90,6 +90,11 @@ class Site:
                 f"site {self.name}: data set '{dataset}' names no column of persons, and the run's unit is the person; "
                 f'set person = "…" in [datasets.{dataset}] of site.toml'
             )
+        if run.data.text_pair is not None and table.source is not None and table.text_pair is None:
+            raise PolicyError(
+                f"site {self.name}: data set '{dataset}' names no column of second texts, and the run reads two a "
+                f'record; set text_pair = "…" in [datasets.{dataset}] of site.toml'
+            )
         self._admit_conversations(run, table)
         self._require(policy.canaries or not run.audit.planted, "audit canaries", run.audit.planted, "none")
         if run.secure:

@@ -59,14 +59,20 @@ DEFAULT_BETA = 0.1
 class Reads:
     """What a task reads of a row."""
 
-    label: Literal["class", "tags", "number"] | None = "class"
-    """one class a row, one a word, a number, or nothing"""
+    label: Literal["class", "classes", "tags", "number"] | None = "class"
+    """one class a row, any number of them, one a word, a number, or nothing"""
     text: bool = True
     images: bool = False
     turns: bool = False
     """conversations instead of texts, where `data.messages` names their column"""
     pairs: bool = False
     """two answers to each text, the first of which is preferred"""
+
+    @property
+    def two_texts(self) -> bool:
+        """Whether a record may have a second text, where `data.text_pair` names its column: tasks that give one answer
+        for a text."""
+        return self.text and not self.images and self.label in ("class", "classes", "number")
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class Rows:
     response: list[str] | None = None
     """the answer of an instruction (`causal-lm`), or the chosen one of two (`preference`)"""
     labels: np.ndarray | None = None
-    """(N,) int64 class indices; `regression`: float64, in standard deviations from the public sets' mean"""
+    """(N,) int64 class indices; of several classes a row (N, K) uint8, 1 for those it has; `regression`: float64, in
+    standard deviations from the public sets' mean"""
     tags: list[np.ndarray] | None = None
     """one class index a word of the text (`token-classification`)"""
     group: np.ndarray | None = None
@@ -97,6 +104,8 @@ class Rows:
     """(N,) int64: the number of each row in its source, as messages count it"""
     rejected: list[str] | None = None
     """the other answer (`preference`)"""
+    pair: list[str] | None = None
+    """the second text of each record"""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -109,7 +118,8 @@ class Rows:
         """The rows with texts of so many characters at most; of a prompt the end stays, as it does of its tokens.
         Conversations stay as they are: which of their turns are left out is for `chat_template` to say."""
         if self.response is None:
-            return replace(self, text=[text[:characters] for text in self.text])
+            pair = None if self.pair is None else [text[:characters] for text in self.pair]
+            return replace(self, text=[text[:characters] for text in self.text], pair=pair)
         return replace(
             self,
             text=[text[-characters:] for text in self.text],
@@ -132,6 +142,7 @@ class Rows:
             self.template,
             None if self.numbers is None else self.numbers[keep],
             None if self.rejected is None else [self.rejected[i] for i in keep],
+            None if self.pair is None else [self.pair[i] for i in keep],
         )
 
 
@@ -145,7 +156,7 @@ class Records:
     """(N + 1,) int64"""
     targets: np.ndarray
     """(N,) int64: the class index, the first position that counts in the loss (`preference`, and `causal-lm` without
-    `wanted`), or 0; `regression`: float64"""
+    `wanted`), or 0; several classes: (N, K) uint8; `regression`: float64"""
     wanted: np.ndarray | None = None
     """(Σ T_i,) int32, where every token has a target: `IGNORED` where it does not count; `preference`: the tokens of
     the rejected answer in their places"""
@@ -160,6 +171,8 @@ class Records:
     cut: np.ndarray | None = None
     """(N,) bool: whether a record is shorter than its row, which `max_length` is too short for. Of private rows it must
     not leave their site"""
+    segments: np.ndarray | None = None
+    """(Σ T_i,) int8: which of a record's two texts a token is of, where the tokenizer says that (`token_type_ids`)"""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -176,6 +189,7 @@ class Records:
             _both(self.keys, other.keys),
             _both(self.person, other.person),
             _both(self.cut, other.cut),
+            _both(self.segments, other.segments),
         )
 
     def digest(self, indices: np.ndarray) -> bytes:
@@ -188,6 +202,8 @@ class Records:
             total.update(self.targets[index : index + 1].tobytes())
             if self.wanted is not None:
                 total.update(self.wanted[part].tobytes())
+            if self.segments is not None:
+                total.update(self.segments[part].tobytes())
             if self.images is not None:
                 total.update(self.images[index].tobytes())
         return total.digest()

@@ -68,17 +68,28 @@ class Run:
 
         return load_model(self.folder)[0]
 
-    def predict(self, texts: Sequence[str] = (), images: Sequence[str | Path | bytes] = ()) -> list[dict[str, Any]]:
+    def predict(
+        self,
+        texts: Sequence[str] = (),
+        images: Sequence[str | Path | bytes] = (),
+        *,
+        text_pairs: Sequence[str] = (),
+    ) -> list[dict[str, Any]]:
         """An answer for each row, as `confide predict` gives it.
 
-        texts, images (paths, or the bytes of files): those of the two that the task reads, one each a row.
+        texts, images (paths, or the bytes of files), text_pairs (the second texts): those that the run reads, one each
+        a row.
         Raises ConfigError for others, and DataError for an image that cannot be read.
         """
         from ..common.data.images import read_image
         from ..common.types import Rows
 
         reads, form = self._model.reads, self._model.form
-        given = {"texts": (reads.text, texts), "images": (reads.images, images)}
+        given = {
+            "texts": (reads.text, texts),
+            "images": (reads.images, images),
+            "text_pairs": (self._model.two_texts, text_pairs),
+        }
         for name, (wanted, values) in given.items():
             if bool(len(values)) != wanted:
                 raise ConfigError(
@@ -86,13 +97,15 @@ class Run:
                     f"{' and '.join(key for key, (reads_it, _) in given.items() if reads_it)}"
                 )
         count = len(texts) or len(images)
-        if reads.text and reads.images and len(texts) != len(images):
-            raise ConfigError(f"images: {len(images)} received for {len(texts)} texts; give one each")
+        for name, other in (("images", images), ("text_pairs", text_pairs)):
+            if texts and other and len(texts) != len(other):
+                raise ConfigError(f"{name}: {len(other)} received for {len(texts)} texts; give one each")
         pixels = None
         if form is not None and images:
             files = [image if isinstance(image, bytes) else str(image) for image in images]
             pixels = np.stack([read_image(one, Path(), form, f"image {n}") for n, one in enumerate(files, 1)])
-        return self._model.answers(Rows("rows", list(texts) or [""] * count, images=pixels))
+        pair = list(text_pairs) if self._model.two_texts else None
+        return self._model.answers(Rows("rows", list(texts) or [""] * count, images=pixels, pair=pair))
 
 
 def load(folder: str | Path) -> Run:
@@ -256,7 +269,7 @@ def _frame(key: str, rows: "Rows") -> "pandas.DataFrame":
     import datasets
     import pandas
 
-    from ..common.data.formats import with_class_names
+    from ..common.data.hub import with_class_names
 
     if isinstance(rows, datasets.Dataset):
         frame = with_class_names(rows).to_pandas()

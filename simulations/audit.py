@@ -183,4 +183,5 @@ def _joined(first: Rows, second: Rows) -> Rows:
         turns=None if first.turns is None or second.turns is None else first.turns + second.turns,
         template=second.template,
         rejected=None if first.rejected is None or second.rejected is None else first.rejected + second.rejected,
+        pair=None if first.pair is None or second.pair is None else first.pair + second.pair,
     )

@@ -127,6 +127,7 @@ def canary_rows_of(config: RunConfig, model: FineTuneModel, site: str) -> Rows:
         classes=model.classes if model.task.CLASSES else 0,
         numbers=reads.label == "number",
         tags=reads.label == "tags",
+        several=reads.label == "classes",
         image=None if form is None else (form.channels, form.height, form.width),
     )
 

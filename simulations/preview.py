@@ -42,10 +42,10 @@ def previews(config: RunConfig, name: str | None, count: int) -> list[Preview]:
     name: one of `SOURCES`; None: train, where the run names it, or else test. Raises ConfigError, DataError,
     ModelError.
     """
-    task = load_task(config.model.task)
-    if not task.READS.text:
+    if not load_task(config.model.task).READS.text:
         raise ConfigError(f"model.task: '{config.model.task}' received, which reads no text; there is nothing to show")
     config = resolve(config)
+    task = load_task(config.model.task)
     source = _source(config, name)
     reader = reader_of(resolve_backbone(config.model.backbone), config.model)
     rows = read_rows(source, config.data, list(config.data.labels or []) if task.CLASSES else None, reads=task.READS)
@@ -86,6 +86,9 @@ def _answer(config: RunConfig, records: Records, place: int) -> str | None:
     label, names = load_task(config.model.task).READS.label, list(config.data.labels or [])
     if label == "class":
         return f"class: {names[int(records.targets[place])]}"
+    if label == "classes":
+        own = [name for name, there in zip(names, records.targets[place], strict=True) if there]
+        return f"classes: {', '.join(own) or 'none'}"
     if label == "number":
         mean, deviation = config.data.scale or (0.0, 1.0)
         return f"number: {records.targets[place] * deviation + mean:g}"

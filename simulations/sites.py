@@ -17,9 +17,10 @@ from ..client.site import Site, released_mode, run_id, trusts_server
 from ..client.worker import SiteData, Worker
 from ..common.config.run import DatasetSection, PolicySection, RunConfig, SiteConfig
 from ..common.data.augmentation import encode_with_copies
+from ..common.data.classes import label_names
 from ..common.data.partition import partition, site_name
 from ..common.data.record_keys import rows_digest, simulated_secret
-from ..common.data.sources import label_names, training_rows
+from ..common.data.sources import training_rows
 from ..common.ledger.chain import SiteKey
 from ..common.ledger.ledger import Ledger
 from ..common.model.loading import FineTuneModel
@@ -114,7 +115,7 @@ def simulated_data(config: RunConfig, model: FineTuneModel) -> SiteData:
     rows = training_rows(rows, data, config.run.seed)
     parts = partition(data.partition, len(rows), rows.labels, rows.group, config.run.seed, rows.person)
     rows = poisoned(rows, parts, config)
-    classes = None if model.task.READS.label == "number" else rows.labels
+    classes = None if model.task.READS.label in ("classes", "number") else rows.labels
     contents = [rows_digest(rows.take(part)) for part in parts]
     records = encode_with_copies(config, model, rows, simulated_secret(config))
     say_cut(records, data.training, model.max_length, len(rows))

@@ -33,7 +33,7 @@ from confide.tests.neighbours.cases import (
     run_of,
 )
 from confide.tests.neighbours.page import PAGE, cell_of, parse, render, short
-from confide.tests.neighbours.rows import PROMPTED, TALKED, Row, Table, table_of, words
+from confide.tests.neighbours.rows import PROMPTED, TALKED, TWO, Row, Table, table_of, words
 from confide.tests.neighbours.site import Observer, Sites, Told, ask, everybody
 
 slow = pytest.mark.slow
@@ -44,6 +44,8 @@ pytestmark = [
 ]
 _TASKS = (
     "sequence-classification",
+    TWO,
+    "multi-label-classification",
     "token-classification",
     "regression",
     "causal-lm",
@@ -92,6 +94,8 @@ FAST: list[tuple[Case, str]] = [
     (Case("clip-vision", "image-classification", train="head", form="jsonl"), "short, no image"),
     (Case("bert", "image-text-classification", images="vit", train="full"), "folder, empty text"),
     (Case("bert", "masked-lm", form="jsonl"), "shortest, no tokens"),
+    (Case("electra", TWO, mode="distributed", turn=2), "no second, over-long, no tokens"),
+    (named(Case("distilbert", "multi-label-classification", form="jsonl", views="words")), "a number, no class, twin"),
     (Case("llama", "preference", turn=3), "no rejected, shortest, over-long"),
     (Case("bert", "token-classification", dtype="bfloat16", rate=1.0), "longest, unknown tag"),
     (Case("qwen2", "causal-lm", weights="nf4", again=True, turn=6), "blank, over-long"),

@@ -102,10 +102,17 @@ def save_wordpiece(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
     ends = [("[CLS]", PIECES.index("[CLS]")), ("[SEP]", PIECES.index("[SEP]"))]
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single="[CLS] $A [SEP]", special_tokens=ends
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
     special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return folder
+
+
+def with_types(folder: Path) -> Path:
+    """The same, its tokenizer saying which of two texts a token is of, as BERT's does."""
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    PreTrainedTokenizerFast.from_pretrained(folder, model_input_names=names).save_pretrained(folder)
     return folder
 
 

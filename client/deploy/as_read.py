@@ -1,5 +1,6 @@
 """What a run's model would get of a site's rows: for its operator alone, since every number here is one of records."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def as_read(folder: Path, config: SiteConfig, run: RunConfig) -> str:
 
 def _one(task: Task, row: Rows, reader: Reader, run: RunConfig) -> Records | None:
     try:
+        row = row if run.data.text_pair is not None else replace(row, pair=None)
         return encoded(task, row, reader.tokenizer, reader.spelling, run.model.max_length)
     except DataError:
         return None

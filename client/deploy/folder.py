@@ -75,7 +75,7 @@ def data_section(folder: Path, dataset: DatasetSection, run: DataSection) -> Dat
         )
     source = local_path(folder, dataset.source)
     columns = dataset.model_dump(include=set(ROLES))
-    told = {"labels": run.labels, "scale": run.scale, "template": run.template}
+    told = {"labels": run.labels, "scale": run.scale, "template": run.template, "numbered_tags": run.numbered_tags}
     return DataSection(name=run.name, train=source, test=source, **told, **columns)
 
 

@@ -118,6 +118,7 @@ class DeployedHost:
             log.warning("data set '%s': %d rows contribute nothing; see confide site check", data.name, count)
         # site.toml may name persons, and the run's unit be the record all the same
         rows = replace(checked.rows, person=None) if config.data.person is None else of_persons(checked.rows)
+        rows = rows if model.two_texts else replace(rows, pair=None)
         records = readable(config, model, rows, self._ledger.key.derive("records", b""))
         return SiteData(records, [np.arange(len(records) // encodings(config, model))], None, [content])
 

@@ -38,9 +38,10 @@ server = "{server}"            # host:port, the only connection this site makes
 
 # One table a data set; runs name it by data.name, and its budget belongs to the name.
 [datasets.{dataset}]
-source = "{source}"            # csv, jsonl, parquet, or an SQL url: sqlite:///clinic.db#messages
+source = "{source}"            # csv, tsv, jsonl, parquet, conll, txt, or an SQL url: sqlite:///clinic.db#messages
 text = "text"
 label = "label"
+# text_pair = "second"         # a second text of each row, for runs with data.text_pair
 # messages = "messages"        # conversations, for runs with data.messages
 epsilon = {epsilon}                # over all runs together
 delta = 1e-5

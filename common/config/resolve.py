@@ -3,7 +3,8 @@
 import uuid
 from pathlib import Path
 
-from ..data.sources import bio_names, label_names, number_scale, read_table
+from ..data.classes import bio_names, has_lists, label_names, number_scale
+from ..data.sources import read_table
 from ..errors import ModelError
 from ..model.backbones import Folders, resolve_backbone
 from ..model.weights import with_type
@@ -23,15 +24,17 @@ def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
 
     folders: where backbones are that the caller keeps. Raises ConfigError, DataError.
     """
+    config = _with_several(config)
     task = load_task(config.model.task)
     data = config.data
     changes: dict = {
         key: _absolute(source) for key in ("train", "validation", "test") if (source := getattr(data, key)) is not None
     }
     if task.CLASSES and data.labels is None:
-        changes["labels"] = label_names(public_sources(config), data, per_word=task.READS.label == "tags")
+        changes["labels"] = label_names(public_sources(config), data, task.READS.label)
     elif task.READS.label == "tags" and data.labels is not None:
         changes["labels"] = bio_names(data.labels, "data.labels")
+        changes["numbered_tags"] = data.numbered_tags or data.labels
     if task.READS.label == "number" and data.scale is None:
         changes["scale"] = number_scale(public_sources(config), data)
     if data.partition.kind == "natural" and data.partition.clients is None:
@@ -63,6 +66,14 @@ def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
         }
     )
     return RunConfig.parse(resolved.model_dump(), "configuration")
+
+
+def _with_several(config: RunConfig) -> RunConfig:
+    """With the task for several classes a record, where the public sets have lists of them."""
+    other = getattr(load_task(config.model.task), "SEVERAL", None)
+    if other is None or not has_lists(public_sources(config), config.data):
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"task": other})})
 
 
 def _typed(model: ModelSection, folders: Folders) -> ModelSection:

@@ -194,6 +194,8 @@ class DatasetSection(Section, frozen=True):
     """deployment: the column of the texts; it and the next eight as in a run's [data]"""
     label: str = "label"
     """deployment: the column of the labels"""
+    text_pair: str | None = None
+    """deployment: the column of the second texts; runs on two texts a record are refused without it"""
     image: str = "image"
     """deployment: the column of the images"""
     prompt: str | None = None

@@ -165,6 +165,9 @@ class DataSection(Section, frozen=True):
     """public, at the server: the before / after comparison"""
     text: str = "text"
     """the column of the texts"""
+    text_pair: str | None = None
+    """tasks with classes or a number for a text: the column of a record's second text (inference, paraphrase, question
+    and answer); the tokenizer joins the two, and the longer one is cut first"""
     label: str = "label"
     """the column of the classes, tags or numbers; `causal-lm` reads it only to partition by dirichlet or shards"""
     image: str = "image"
@@ -190,6 +193,9 @@ class DataSection(Section, frozen=True):
     clipped once"""
     labels: list[str] | None = None
     """class names in order; omitted: those of the public test and validation sets, sorted"""
+    numbered_tags: list[str] | None = None
+    """`token-classification`: what numbers in the column of the tags mean, from 0 on; omitted: data.labels as they
+    stand"""
     scale: tuple[float, PositiveFloat] | None = None
     """`regression`: mean and standard deviation that labels are measured by; omitted: those of the public sets"""
     limit: Positive | None = None

@@ -1,5 +1,6 @@
 """A table's columns → what is read of the rows, and what is wrong with each row."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ LONGEST = 2**22
 _WHERE = "image"
 _WHOLE = re.compile(r"-?\d{1,15}\.0+")
 _ROUNDED = re.compile(r"[-+]?(\d+\.\d+[eE][-+]?\d+|\d+[eE][-+]\d+|\d{16,}\.\d*)")
+_SCHEMES = {"S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}
+"""how words of an entity are marked elsewhere: a single one, the last one, one in the middle"""
 _UNSEEN = "\u00ad\u200b\u200c\u200d\u2060\ufeff\0"
 _NOBODY = {
     "",
@@ -121,12 +124,24 @@ def read_strings(notes: Notes, column: str, *, words: bool = False) -> list[str]
 
 
 def joined(value: object) -> object:
-    """Words of a list with blanks between; any other value, and a list of anything else, as it is."""
-    if not isinstance(value, list | tuple) or not all(
-        isinstance(word, str) and word.split() == [word] for word in value
-    ):
+    """Words of a list, or numbers of tags, with blanks between; any other value, and a list of anything else, as it
+    is."""
+    if not isinstance(value, list | tuple) or not all(map(_is_word, value)):
         return value
-    return " ".join(value)
+    return " ".join(map(str, value))
+
+
+def _is_word(value: object) -> bool:
+    return value.split() == [value] if isinstance(value, str) else type(value) is int
+
+
+def as_bio(tag: str, numbered: list[str] | None) -> str:
+    """A tag in the names that are learned: those of other schemes (BIOES, BILOU, BMES) say where an entity ends, too.
+    numbered: what numbers mean."""
+    if numbered is not None and tag.isdecimal() and len(tag) < 9 and int(tag) < len(numbered):
+        tag = numbered[int(tag)]
+    mark, dash, kind = tag.partition("-")
+    return f"{_SCHEMES[mark]}-{kind}" if dash and mark in _SCHEMES else tag
 
 
 def read_turns(notes: Notes, column: str) -> list[Conversation]:
@@ -145,12 +160,14 @@ def read_turns(notes: Notes, column: str) -> list[Conversation]:
 
 
 def read_labels(notes: Notes, data: DataSection, labels: list[str] | None, reads: Reads) -> np.ndarray | None:
-    """(N,) class indices, or numbers measured by `data.scale`."""
+    """(N,) class indices, numbers measured by `data.scale`, or, of several classes a row, (N, K) uint8."""
     if reads.label == "number":
         return read_numbers(notes, data.label, data.scale)
     if labels is None or reads.label == "tags":
         return None
     index = {name: i for i, name in enumerate(labels)}
+    if reads.label == "classes":
+        return _read_several(notes, data.label, index)
     classes = np.zeros(len(notes.table.rows), dtype=np.int64)
     values = notes.table.column(data.label)
     for place, name in enumerate(read_strings(notes, data.label)):
@@ -162,6 +179,44 @@ def read_labels(notes: Notes, data: DataSection, labels: list[str] | None, reads
         else:
             notes.add(place, data.label, f"a label that is not one of {_allowed(labels)}")
     return classes
+
+
+def _read_several(notes: Notes, column: str, index: dict[str, int]) -> np.ndarray:
+    """(N, K) uint8: 1 for the classes of a row, of which there may be none."""
+    classes = np.zeros((len(notes.table.rows), len(index)), dtype=np.uint8)
+    for place, value in enumerate(notes.table.column(column)):
+        for one in several(value):
+            name = read_text(notes, column, place, one)
+            found = index.get(name or "", index.get(_otherwise(one)))
+            if found is not None:
+                classes[place, found] = 1
+            elif not (name or "").strip():
+                notes.add(place, column, EMPTY)
+            else:
+                notes.add(place, column, f"a label that is not one of {_allowed([*index])}")
+    return classes
+
+
+def several(value: object) -> list[object]:
+    """The classes of a row: of a list, or of one as JSON text, as a csv has it; anything else is one class."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return [value]
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def read_label_names(notes: Notes, column: str) -> list[str]:
+    """All classes of all rows that have several."""
+    found = []
+    for place, value in enumerate(notes.table.column(column)):
+        for one in several(value):
+            name = read_text(notes, column, place, one) or ""
+            if not name.strip():
+                notes.add(place, column, EMPTY)
+            found.append(name)
+    return found
 
 
 def _otherwise(value: object) -> str:
@@ -219,7 +274,7 @@ def read_tags(notes: Notes, data: DataSection, labels: list[str]) -> list[np.nda
     texts, columns = (read_strings(notes, column, words=True) for column in (data.text, data.label))
     result = []
     for place, (text, tags) in enumerate(zip(texts, columns, strict=True)):
-        words, names = text.split(), tags.split()
+        words, names = text.split(), [as_bio(tag, data.numbered_tags) for tag in tags.split()]
         if len(words) != len(names):
             what = f"{len(names)} tags for {len(words)} words; each word needs one, separated by spaces"
             notes.add(place, data.label, what)

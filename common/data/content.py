@@ -15,7 +15,7 @@ from .images import image_file
 from .record_keys import plain
 
 _NOTHING = (b"", b"nan", b"none", b"null")
-ROLES = ("text", "label", "image", "prompt", "response", "person", "messages", "chosen", "rejected")
+ROLES = ("text", "label", "image", "prompt", "response", "person", "messages", "chosen", "rejected", "text_pair")
 """the columns that a digest covers, by their keys in [data]"""
 
 

@@ -9,6 +9,7 @@ its own, no type is inferred over a column, and what cannot be read costs its ro
 | jsonl | a line that is not blank; values by `str` | no JSON object |
 | parquet | a row; the file's own schema gives the types | a value that Python has no type for |
 | conll | a sentence | a word without a tag |
+| txt | a line that is not blank | nothing |
 | SQL | a row of the answer, as the driver gives it; nothing is kept on disk | nothing here |
 
 Values that are not UTF-8 stay in the table as lone surrogates; they cost their row where they are read: `as_text`.
@@ -17,11 +18,11 @@ Where a row still costs more than itself: quotes in a csv that no library wrote 
 computes (sql.py); a parquet column of Arrow's dictionary type that is not UTF-8, which pyarrow refuses whole.
 """
 
+import io
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -33,11 +34,9 @@ from .csv_records import records
 from .demo_facts import facts
 from .demo_images import digits
 from .files import FILES, bytes_of, is_file, kind_of
+from .hub import rows_of
 from .json_rows import BOM, NO_OBJECT, objects, objects_a_line
 from .sql import URL, query, shown
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 DEMO = "demo:"
 EMPTY = "the field is empty; fill it or drop the row"
@@ -47,7 +46,7 @@ _NO_TEXT: dict[str, tuple[type, ...]] = {
 }
 EXACT = 2**53
 """from which on a float does not tell whole numbers apart"""
-_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
+_SEPARATORS = ",;\t|"
 NOT_UTF8 = "bytes that are not UTF-8; save the file as UTF-8"
 _NO_ROWS = "the file is empty; expected a header and rows"
 _UNCONVERTED = (pa.ArrowException, ValueError, OverflowError)
@@ -134,7 +133,7 @@ def load(source: str, wanted: Collection[str] | None = None) -> Table:
         return _from_sql(source, wanted)
     path = Path(source)
     if not is_file(source):
-        return _from_arrow(source, _hub(source), wanted)
+        return _from_arrow(source, rows_of(source), wanted)
     kinds = ", ".join(suffix[1:] for suffix in FILES)
     if kind_of(path) not in FILES:
         raise DataError(f"{path}: no kind of file that is read; allowed: {kinds}; convert it")
@@ -194,21 +193,27 @@ def as_bytes(value: object) -> bytes:
 
 
 def _from_file(path: Path, wanted: Collection[str] | None) -> Table:
-    suffix = kind_of(path)
-    if suffix == ".parquet":
-        return _from_parquet(path, wanted)
-    text = bytes_of(path).decode("utf-8", "surrogateescape")
-    if suffix == ".jsonl":
+    kind = kind_of(path)
+    return _from_parquet(path, wanted) if kind == ".parquet" else parsed(path, kind, bytes_of(path), wanted)
+
+
+def parsed(path: Path, kind: str, content: bytes, wanted: Collection[str] | None = None) -> Table:
+    """A file of text. path: for messages, and what paths in it are relative to. kind: its suffix. Raises DataError as
+    `load`."""
+    text = content.decode("utf-8", "surrogateescape")
+    if kind == ".jsonl":
         return _of_objects(path, objects_a_line(text), wanted)
-    if suffix == ".json":
+    if kind == ".json":
         try:
             return _of_objects(path, objects(text), wanted)
         except ValueError as error:
             raise DataError(f"{path}: {error}") from None
-    if suffix == ".conll":
+    if kind == ".conll":
         return _from_conll(path, text, wanted)
+    if kind == ".txt":
+        return _from_lines(path, text.removeprefix(BOM), wanted)
     # the mark stands before the header, which is no record
-    return _from_csv(path, text.removeprefix(BOM), wanted, "\t" if suffix == ".tsv" else ",")
+    return _from_csv(path, text.removeprefix(BOM), wanted, kind)
 
 
 def _kept(source: str, names: Sequence[str], wanted: Collection[str] | None) -> dict[str, int]:
@@ -228,14 +233,20 @@ def _raw(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _from_csv(path: Path, text: str, wanted: Collection[str] | None, separator: str) -> Table:
-    found = records(text, separator)
+def _separator(text: str, kind: str) -> str:
+    """What stands between the fields: of a tsv a tab, otherwise the first of `_SEPARATORS` by which the header, which
+    is no record, has more than one."""
+    if kind == ".tsv":
+        return "\t"
+    header = next(filter(str.strip, io.StringIO(text, newline="")), "")
+    return next((mark for mark in _SEPARATORS if len(next(records(header, mark), ([], ""))[0] or []) > 1), ",")
+
+
+def _from_csv(path: Path, text: str, wanted: Collection[str] | None, kind: str) -> Table:
+    found = records(text, _separator(text, kind))
     names, _ = next(found, ([], ""))
     if not names:
         raise DataError(f"{path}: {_NO_ROWS if names == [] else 'row 1: a quote is not closed; correct the header'}")
-    other = next((name for mark, name in _SEPARATORS.items() if mark in names[0]), None)
-    if other is not None and len(names) == 1 and wanted and separator == "," and names[0] not in wanted:
-        raise DataError(f"{path}: the first line has no comma, but {other}; save it with commas, or with tabs as .tsv")
     try:
         kept = _kept(str(path), [as_text(name) or "" for name in names], wanted)
     except UnreadableError as error:
@@ -293,6 +304,13 @@ def _from_conll(path: Path, text: str, wanted: Collection[str] | None) -> Table:
     columns = {"text": texts, "label": labels}
     kept = {name: values for name, values in columns.items() if wanted is None or name in wanted}
     return Table(str(path), list(columns) if text else [], kept, rows, lost, declared=False)
+
+
+def _from_lines(path: Path, text: str, wanted: Collection[str] | None) -> Table:
+    """Column text: the lines that are not blank."""
+    lines: list[object] = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    columns = {"text": lines} if wanted is None or "text" in wanted else {}
+    return Table(str(path), ["text"] if lines else [], columns, range(1, len(lines) + 1), declared=False)
 
 
 def _from_parquet(path: Path, wanted: Collection[str] | None) -> Table:
@@ -355,29 +373,3 @@ def _from_sql(source: str, wanted: Collection[str] | None) -> Table:
     kept = _kept(shown(source), names, wanted)
     columns = {name: [row[place] for row in answer] for name, place in kept.items()}
     return Table(shown(source), names, columns, range(1, len(answer) + 1))
-
-
-def _hub(source: str) -> pa.Table:
-    """`NAME[:SPLIT]` on the Hugging Face hub, or from its cache; the split is `train` unless given."""
-    from datasets import Dataset, load_dataset
-
-    name, _, split = source.partition(":")
-    try:
-        dataset = load_dataset(name, split=split or "train")
-    except Exception as error:
-        raise DataError(
-            f"{source}: no file of a known kind, nor a data set of the hub that can be reached or is "
-            f"cached ({type(error).__name__}); check the name and the network"
-        ) from None
-    if not isinstance(dataset, Dataset):
-        raise DataError(f"{source}: the hub gave no table; name one split as NAME:SPLIT")
-    return with_class_names(dataset).data.table.combine_chunks()
-
-
-def with_class_names(dataset: "Dataset") -> "Dataset":
-    """Class numbers become the names that the data set declares; −1 and nothing stay without one."""
-    for column, feature in dataset.features.items():
-        if hasattr(feature, "names"):
-            named = [feature.int2str(value) if value is not None and value >= 0 else None for value in dataset[column]]
-            dataset = dataset.remove_columns(column).add_column(column, named)
-    return dataset

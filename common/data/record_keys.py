@@ -94,6 +94,8 @@ def _contents(rows: Rows, whose: bool = False) -> Iterable[list[bytes]]:
         parts.append(b"" if rows.images is None else rows.images[i].tobytes())
         if rows.rejected is not None:
             parts.append(rows.rejected[i].encode("utf-8", "surrogatepass"))
+        if rows.pair is not None:
+            parts.append(rows.pair[i].encode("utf-8", "surrogatepass"))
         if whose and rows.person is not None:
             parts.append(str(rows.person[i]).encode("utf-8", "surrogatepass"))
         yield parts

@@ -11,7 +11,7 @@ Rows are counted from 1 and the header of a csv is row 1; empty lines, and line 
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -21,12 +21,13 @@ import pyarrow as pa
 from ..config.tables import DataSection
 from ..errors import DataError
 from ..types import Reads, Rows
+from .classes import bio_names, is_list, sorted_names
 from .columns import (
     Notes,
     joined,
     read_images,
+    read_label_names,
     read_labels,
-    read_numbers,
     read_persons,
     read_strings,
     read_tags,
@@ -45,7 +46,7 @@ from .sql import URL
 _TEXT = Reads()
 _SMALLEST = ImageForm(1, 1, 1)
 """for images that are decoded to see whether they can be"""
-_BIO = re.compile(r"^(O|[BI]-.+)$")
+_BIO = re.compile(r"^(O|[BIESLUM]-.+)$")
 PERSON_MOST = 256
 """rows of one person that a run reads at all whose unit is the person"""
 
@@ -129,11 +130,14 @@ def examine(source: str, data: DataSection) -> CheckedRows:
     site alone. Raises DataError as `read_checked`."""
     table = load(source, _covered(data))
     names = _readable(table.columns.get(data.label, []))
-    labels, kind = _sorted(names) if names else None, "class"
+    labels, kind = sorted_names(names) if names else None, "class"
     words = {word for name in names for word in name.split()}
     bio = [word for word in words if _BIO.match(word)]
     if len(bio) > len(words) / 2:
         labels, kind = bio_names(bio, source), "tags"
+    elif any(map(is_list, table.columns.get(data.label, []))):
+        found = read_label_names(Notes(table, strict=False), data.label)
+        labels, kind = sorted_names({name for name in found if name.strip()}), "classes"
     elif len(names) > max(20, len(table.rows) / 5) and sum(map(_is_number, names)) > len(names) / 2:
         labels, kind = None, "number"
     images = data.image in table.columns
@@ -169,44 +173,6 @@ def read_table(source: str, data: DataSection, problems: list[Problem] | None = 
 def is_hub_id(source: str) -> bool:
     """Whether a source is of the hub, or the demonstration's: the same wherever it is read."""
     return source.startswith(DEMO) or not (URL.match(source) or is_file(source))
-
-
-def label_names(sources: list[str], data: DataSection, *, per_word: bool = False) -> list[str]:
-    """The classes that occur in public sources, numbers in numeric order, names in alphabetical order.
-
-    per_word: B-x and I-x for every type x of entity that occurs, and O. Raises DataError as `read_rows`.
-    """
-    names: set[str] = set()
-    for source in sources:
-        found = _column(source, data.label, words=per_word)[1]
-        names.update(tag for tags in found for tag in tags.split()) if per_word else names.update(found)
-    return bio_names(names, ", ".join(sources)) if per_word else _sorted(names)
-
-
-def _sorted(names: Collection[str]) -> list[str]:
-    numbers = all(re.fullmatch(r"-?\d{1,4000}", name) for name in names)
-    return sorted(names, key=lambda name: (int(name), name)) if numbers else sorted(names)
-
-
-def bio_names(names: Iterable[str], source: str) -> list[str]:
-    """All tags of the types in `names`, in the order that `token-classification` needs. Raises DataError."""
-    kinds = set()
-    for name in names:
-        if name != "O" and not re.match(r"^[BI]-.", name):
-            raise DataError(f"{source}: tag '{name[:40]}' received; allowed: B-TYPE, I-TYPE and O; convert the tags")
-        kinds.add(name[2:])
-    kinds.discard("")
-    return [*(f"B-{kind}" for kind in sorted(kinds)), *(f"I-{kind}" for kind in sorted(kinds)), "O"]
-
-
-def number_scale(sources: list[str], data: DataSection) -> tuple[float, float]:
-    """Mean and standard deviation of the numbers in public sources. Raises DataError."""
-    values = np.concatenate([read_numbers(_column(source, data.label)[0], data.label, None) for source in sources])
-    if not values.std():
-        raise DataError(
-            f"{', '.join(sources)}: column '{data.label}' holds the same number everywhere; nothing to learn"
-        )
-    return float(values.mean()), float(values.std())
 
 
 def shuffled_limit(rows: Rows, limit: int | None, seed: int) -> Rows:
@@ -264,6 +230,7 @@ def _needed(
         data.text if labelled and reads.label == "tags" else None,
         _text_column(data, reads),
         *_answers(data, reads),
+        data.text_pair if reads.two_texts else None,
         data.person,
         (data.partition.column or "") if group else None,
     ]
@@ -297,6 +264,8 @@ def _checked(
     notes = Notes(table, strict=False)
     rows, marks = _read(notes, data, labels, reads, image, group=False)
     found = rows.labels if reads.label == "class" else np.concatenate(rows.tags) if rows.tags else None
+    if reads.label == "classes" and rows.labels is not None:
+        found = rows.labels.nonzero()[1]
     counts = Counter() if found is None or labels is None else Counter(labels[number] for number in found)
     who = identity(table, data, marks)
     return CheckedRows(rows, notes.all(), digest(table, data, marks), who, dict(counts))
@@ -321,6 +290,7 @@ def _read(
     elif reads.text:
         text = read_strings(notes, data.prompt or data.text, words=reads.label == "tags")
     response, rejected = (None if column is None else read_strings(notes, column) for column in _answers(data, reads))
+    pair = read_strings(notes, data.text_pair) if reads.two_texts and data.text_pair is not None else None
     groups = np.asarray(read_strings(notes, data.partition.column or ""), dtype=object) if group else None
     person = read_persons(notes, data.person) if data.person else None
     images, marks = None, None
@@ -328,7 +298,9 @@ def _read(
         images, marks = read_images(notes, data.image, table.folder, image)
     numbers = np.asarray(table.rows, dtype=np.int64)
     template = None if turns is None else data.template
-    rows = Rows(table.source, text, response, classes, tags, groups, None, person, turns, template, numbers, rejected)
+    rows = Rows(
+        table.source, text, response, classes, tags, groups, None, person, turns, template, numbers, rejected, pair
+    )
     if notes.found:
         rows = rows.take(np.array([place for place in range(len(text)) if place not in notes.found], dtype=np.int64))
     rows = replace(rows, images=images)
@@ -347,13 +319,6 @@ def of_persons(rows: Rows) -> Rows:
     order = np.lexsort((record_keys(rows, b"data.person"), owner))
     starts = np.searchsorted(owner[order], owner[order])
     return rows.take(np.sort(order[np.arange(len(rows)) - starts < PERSON_MOST]))
-
-
-def _column(source: str, column: str, *, words: bool = False) -> tuple[Notes, list[str]]:
-    """A public source, strictly, and the texts of one column. words: as `read_strings`."""
-    notes = Notes(load(source, [column]), strict=True)
-    require(notes, [column])
-    return notes, read_strings(notes, column, words=words)
 
 
 def _readable(values: Iterable[object]) -> set[str]:

@@ -51,12 +51,17 @@ def dummy_records(model: FineTuneModel, lengths: list[int], seed: int = 0) -> Re
     targets = np.ones(count, dtype=np.int64)
     if reads.label == "class":
         targets = rng.integers(0, max(1, model.classes), count)
+    elif reads.label == "classes":
+        targets = rng.integers(0, 2, (count, model.classes), dtype=np.uint8)
     elif reads.label == "number":
         targets = rng.normal(size=count)
     records = ragged(lists, targets, wanted)
+    if model.segments:
+        halves = [np.arange(len(ids)) >= len(ids) // 2 for ids in lists]
+        records = replace(records, segments=np.concatenate([np.empty(0), *halves]).astype(np.int8))
     if reads.images and (form := model.image) is not None:
         pixels = rng.integers(0, 256, (count, form.channels, form.height, form.width), dtype=np.uint8)
-        records = Records(records.tokens, records.offsets, records.targets, records.wanted, pixels)
+        records = replace(records, images=pixels)
     return model.with_features(records)
 
 

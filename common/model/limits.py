@@ -1,8 +1,10 @@
 """What a backbone's tables allow: the tokens it has positions for, and its input embeddings."""
 
 import re
+from inspect import signature
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import ModelError
 
@@ -31,6 +33,13 @@ def check_length(base: nn.Module, max_length: int) -> None:
             f"model.max_length: {max_length} received; this backbone has positions for {most} tokens; allowed: at most "
             f"{most}"
         )
+
+
+def tells_apart(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Whether a tokenizer says which of two texts a token is of, and the model reads it."""
+    if tokenizer is None or "token_type_ids" not in tokenizer.model_input_names:
+        return False
+    return "token_type_ids" in signature(getattr(base, "backbone", base).forward).parameters
 
 
 def input_embeddings(whole: nn.Module) -> nn.Module:

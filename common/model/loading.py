@@ -28,7 +28,7 @@ from ..errors import ModelError, contain
 from ..tasks import Batch, Task, collate, inputs_of, load_task
 from ..types import DEFAULT_BETA, Adapter, Records, Rows, split
 from .backbones import Folders, resolve_backbone
-from .limits import SHARED, check_length, input_embeddings, positions
+from .limits import SHARED, check_length, input_embeddings, positions, tells_apart
 from .lora import STAND_IN, train_in_float32, with_lora
 from .reading import check_vocabulary, encoded, reader_of
 from .shapes import Shapes
@@ -64,6 +64,10 @@ class FineTuneModel:
     """`training.beta`, for pairs"""
     recomputes: bool
     """whether a gradient computes activations again in place of keeping them"""
+    two_texts: bool = False
+    """whether a record has a second text"""
+    segments: bool = False
+    """whether the backbone is told which of the two texts a token is of"""
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -108,6 +112,8 @@ class FineTuneModel:
         records = encoded(self.task, rows, self.reader, self.spelling, self.max_length, variant)
         if not self.task.READS.text:
             return records
+        if not self.segments:
+            records = replace(records, segments=None)
         if self.task.READS.label is None and records.wanted is not None:
             records = replace(records, wanted=self._known(records.wanted))
         return replace(records, tokens=self._known(records.tokens))
@@ -277,15 +283,18 @@ def load_model(
     freeze_a: bool = False,
     folders: Folders = (),
     beta: float = DEFAULT_BETA,
+    two_texts: bool = False,
 ) -> FineTuneModel:
     """Loads a model once a process; the same arguments give the same object, whoever asks.
 
     seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024). beta:
-    of the task `preference`.
+    of the task `preference`. two_texts: whether records have a second text.
     Raises ModelError: backbone not found, unknown architecture, targets that are not in it.
     """
     path = resolve_backbone(model.backbone, folders)
-    return _loaded(model, path, classes, seed, freeze_a, folders, beta).copy()
+    loaded = _loaded(model, path, classes, seed, freeze_a, folders, beta)
+    told_apart = two_texts and tells_apart(loaded.module.get_base_model(), loaded.reader)
+    return replace(loaded, two_texts=two_texts, segments=told_apart).copy()
 
 
 def outline(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
@@ -368,8 +377,8 @@ def _saved_name(name: str) -> str:
 def model_of(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
     """The model of a run; its classes must be resolved. folders: where backbones are that the caller keeps."""
     classes, freeze_a = len(config.data.labels or []), config.server.aggregation == "ffa"
-    beta = config.training.beta
-    return load_model(config.model, classes, config.run.seed, freeze_a=freeze_a, folders=folders, beta=beta)
+    more = {"beta": config.training.beta, "two_texts": config.data.text_pair is not None}
+    return load_model(config.model, classes, config.run.seed, freeze_a=freeze_a, folders=folders, **more)
 
 
 def build(task: Task, path: str, model: ModelSection, classes: int, folders: Folders = ()) -> nn.Module:

@@ -73,7 +73,7 @@ def _keys(records: Records) -> Keys:
 def head_names(model: FineTuneModel) -> list[str]:
     """The arrays of the adapter that are the head's. Raises ModelError where the task has none."""
     names = [name for name in model.parameters if {*name.split(".")} & {*model.task.HEAD}]
-    if not model.task.CLASSES or not names:
+    if not model.task.CLASSES or model.task.READS.label == "classes" or not names:
         raise ModelError("a task without classes has no head that could stay at a site")
     return names
 

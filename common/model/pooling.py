@@ -27,14 +27,20 @@ class _Classifier(nn.Module):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         features: torch.Tensor | None = None,
         **_: object,
     ) -> SequenceClassifierOutput:
-        """Returns logits (B, K). input_ids, attention_mask: (B, T), padded on the right. pixel_values: (B, C, H, W), 0
-        to 255."""
+        """Returns logits (B, K). input_ids, attention_mask, token_type_ids: (B, T), padded on the right. pixel_values:
+        (B, C, H, W), 0 to 255."""
         if features is None:
-            given = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+            given = {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "pixel_values": pixel_values,
+            }
             features = self.represent(**{name: value for name, value in given.items() if value is not None})
         return SequenceClassifierOutput(logits=self.head(features))
 
@@ -53,15 +59,19 @@ class PooledClassifier(_Classifier):
         self.head = nn.Linear(_width(backbone), outputs)
 
     def represent(self, **inputs: torch.Tensor) -> torch.Tensor:
-        return pooled(self.backbone, self.pooling, inputs["input_ids"], inputs.get("attention_mask"))
+        return pooled(self.backbone, self.pooling, **inputs)
 
 
 def pooled(
-    backbone: nn.Module, pooling: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    backbone: nn.Module,
+    pooling: str,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    **more: torch.Tensor,
 ) -> torch.Tensor:
-    """(B, h): one vector a text."""
+    """(B, h): one vector a text, or two texts."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    hidden = backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state.float()  # (B, T, h)
+    hidden = backbone(input_ids=input_ids, attention_mask=mask, **more).last_hidden_state.float()  # (B, T, h)
     if pooling == "mean":
         weights = mask.unsqueeze(-1).float()
         return (hidden * weights).sum(1) / weights.sum(1)

@@ -92,5 +92,6 @@ def encoded(
     anyway, or one long record could end a site's round. Raises as `Task.encode`."""
     rows = rows.within(CHARACTERS * max_length)
     if spelling is not None:
-        rows = replace(rows, text=[spelling.read(text) for text in rows.text])
+        pair = None if rows.pair is None else [spelling.read(text) for text in rows.pair]
+        rows = replace(rows, text=[spelling.read(text) for text in rows.text], pair=pair)
     return task.encode(rows, tokenizer, max_length, variant)

@@ -222,13 +222,14 @@ def canary_rows(
     classes: int = 0,
     numbers: bool = False,
     tags: bool = False,
+    several: bool = False,
     image: tuple[int, int, int] | None = None,
 ) -> Rows:
     """A site's share of audit.records: eight random words, random pixels, a random class, number or tag of each
     word; only their own presence predicts them. Where the unit is the person, each canary is one with `rows_each` rows.
 
-    words: none where no text is read. classes: 0 where there are none. tags: whether words carry the classes. image:
-    channels, height, width.
+    words: none where no text is read. classes: 0 where there are none. tags: whether words carry the classes.
+    several: whether a row may have more than one. image: channels, height, width.
     """
     each = rows_each(config)
     count = config.audit.records // config.clients * each
@@ -248,8 +249,11 @@ def canary_rows(
     if tags:
         return Rows("canaries", texts, tags=[*rng.integers(0, classes, (count, _WORDS))], person=person)
     labels = rng.integers(0, classes, count) if classes else rng.normal(size=count) if numbers else None
+    if several:
+        labels = rng.integers(0, 2, (count, classes), dtype=np.uint8)
+    pair = [" ".join(rng.choice(words, _WORDS)) for _ in texts] if config.data.text_pair else None
     pixels = None if image is None else rng.integers(0, 256, (count, *image), dtype=np.uint8)
-    return Rows("canaries", texts, responses, labels, images=pixels, person=person, rejected=rejected)
+    return Rows("canaries", texts, responses, labels, images=pixels, person=person, rejected=rejected, pair=pair)
 
 
 def step_likelihood(observed: np.ndarray, sampling_rate: float, noise_multiplier: float | np.ndarray) -> np.ndarray:

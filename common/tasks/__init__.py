@@ -27,8 +27,9 @@ Export = Literal["logits", "text"] | None
 follows; None: nothing"""
 ACCURACY = ("accuracy", "accuracy")
 Batch = dict[str, torch.Tensor]
-"""input_ids and attention_mask (B, T) of text, pixel_values (B, C, H, W) of images, or features (B, F) instead of
-both; targets (B,) or (B, T), of pairs (B, 2, T) and beta (B,)."""
+"""input_ids and attention_mask (B, T) of text, token_type_ids (B, T) of two that are told apart, pixel_values
+(B, C, H, W) of images, or features (B, F) in place of these; targets (B,), (B, K) or (B, T), of pairs (B, 2, T) and
+beta (B,)."""
 
 
 class Task(Protocol):
@@ -103,14 +104,22 @@ def collate(
     elif records.images is not None:
         batch["pixel_values"] = torch.from_numpy(records.images[indices]).float()
     if records.features is None and longest:
-        ids = np.full((len(indices), longest), pad, dtype=np.int64)  # (B, T)
-        for row, (index, length) in enumerate(zip(indices, lengths, strict=True)):
-            start = records.offsets[index]
-            ids[row, :length] = records.tokens[start : start + length]
+        ids = _padded(records.tokens, records, indices, longest, pad)  # (B, T)
         mask = np.arange(longest)[None, :] < lengths[:, None]  # (B, T)
         batch["input_ids"] = torch.from_numpy(ids)
         batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+        if records.segments is not None:
+            batch["token_type_ids"] = torch.from_numpy(_padded(records.segments, records, indices, longest))
     return {name: values.to(device) for name, values in batch.items()}
+
+
+def _padded(values: np.ndarray, records: Records, indices: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+    """(B, T) int64 of numbers that stand one for each token."""
+    result = np.full((len(indices), length), fill, dtype=np.int64)
+    for row, index in enumerate(indices):
+        start, end = records.offsets[index], records.offsets[index + 1]
+        result[row, : end - start] = values[start:end]
+    return result
 
 
 def inputs_of(batch: Batch) -> Batch:
@@ -128,12 +137,8 @@ def load_backbone(path: str, model: ModelSection) -> PreTrainedModel:
 
 def token_targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
     """(B, T) of `records.wanted`, padded with `IGNORED`."""
-    result = np.full((len(indices), length), IGNORED, dtype=np.int64)
-    for row, index in enumerate(indices):
-        start, end = records.offsets[index], records.offsets[index + 1]
-        if records.wanted is not None:
-            result[row, : end - start] = records.wanted[start:end]
-    return torch.from_numpy(result)
+    wanted = np.full_like(records.tokens, IGNORED) if records.wanted is None else records.wanted
+    return torch.from_numpy(_padded(wanted, records, indices, length, IGNORED))
 
 
 def token_losses(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,9 +180,11 @@ def subword_ids(rows: Rows, tokenizer, max_length: int) -> list[list[int]]:
     return read_by(tokenizer, rows.text, truncation=True, max_length=max_length)["input_ids"]
 
 
-def read_by(tokenizer, texts: Sequence[str], **options: Any) -> BatchEncoding:
-    """Texts, of which there may be none: tokenizers raise an error for that."""
-    return tokenizer(list(texts), padding=False, **options) if texts else BatchEncoding({"input_ids": []})
+def read_by(tokenizer, texts: Sequence[str], pair: Sequence[str] | None = None, **options: Any) -> BatchEncoding:
+    """Texts, each beside that of `pair`, of which there may be none: tokenizers raise an error for that."""
+    if not texts:
+        return BatchEncoding({name: [] for name in tokenizer.model_input_names})
+    return tokenizer(list(texts), None if pair is None else list(pair), padding=False, **options)
 
 
 def marks_after(tokenizer) -> int:
@@ -195,9 +202,16 @@ def beginnings(texts: Sequence[str], tokenizer) -> list[list[int]]:
 
 
 def texts(rows: Rows, tokenizer, max_length: int, targets: np.ndarray) -> Records:
-    """Records of one text and one target each."""
-    found = read_by(tokenizer, rows.text, truncation=True, max_length=max_length)
-    return replace(ragged(found["input_ids"], targets), cut=was_cut(found))
+    """Records of one text, or two, and one target each."""
+    found = read_by(tokenizer, rows.text, rows.pair, truncation=True, max_length=max_length)
+    return replace(ragged(found["input_ids"], targets), cut=was_cut(found), segments=segments_of(found, rows))
+
+
+def segments_of(found: BatchEncoding, rows: Rows) -> np.ndarray | None:
+    """(Σ T_i,) int8; None where there are no two texts, or the tokenizer does not tell them apart."""
+    if rows.pair is None or "token_type_ids" not in found:
+        return None
+    return np.concatenate([np.empty(0), *found["token_type_ids"]]).astype(np.int8)
 
 
 def was_cut(found: BatchEncoding) -> np.ndarray | None:

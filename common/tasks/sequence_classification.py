@@ -15,6 +15,8 @@ from . import ACCURACY, Batch, inputs_of, load_backbone, texts
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = True, 1, Reads()
 EXPORT, PIPELINE, MAIN = "logits", "text-classification", ACCURACY
+SEVERAL = "multi-label-classification"
+"""the task in place of this one where rows have lists of classes"""
 _BINS = 15
 
 

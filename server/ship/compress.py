@@ -62,7 +62,7 @@ def make_variants(
         raise ConfigError(
             "--layers, --heads, --ffn, --factors: what matters is measured on public text; name it with --public"
         )
-    run = FinishedRun(folder, *(exported_texts() if pruned else exported()))
+    run = FinishedRun(folder, *(exported_texts() if pruned else exported()), two_texts=not pruned)
     teacher = run.merged()
     place, rows = folder / VARIANTS, run.rows(_PARITY_ROWS)
     progress("exporting", 0, 1)
@@ -130,7 +130,7 @@ def measure(
 
     limit: test rows for accuracy. Raises ConfigError.
     """
-    run = FinishedRun(folder, *exported())
+    run = FinishedRun(folder, *exported(), two_texts=True)
     sample = run.rows(limit)
     names = sorted(path.parent.name for path in (folder / VARIANTS).glob(f"*/{FACTS}"))
     if not names:
@@ -214,6 +214,8 @@ def _right(model: Answering, sample: Rows) -> float:
             found[i], true[i] = row[read].argmax(1), sample.tags[i][read]
     elif model.reads.label == "number":
         found, true = np.concatenate(outputs), np.asarray(labels)
+    elif model.reads.label == "classes":
+        found, true = np.stack(outputs) > 0, np.asarray(labels)
     else:
         return float((np.stack(outputs).argmax(1) == labels).mean())
     scores = {"predicted": found, "true": true, "loss": np.zeros(len(sample))}

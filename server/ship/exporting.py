@@ -61,6 +61,8 @@ def export(model: TorchModel, folder: Path, name: str, what: str, rows: Rows, **
             "none" if model.spelling is None else model.spelling.words,
             () if model.spelling is None else model.spelling.known_words,
             facts,
+            model.two_texts,
+            model.reads.label == "classes",
         ).save(place)
         wanted, found = (_flat(asked.outputs(rows)) for asked in (model, OnnxModel(place)))
         apart = float(np.abs(wanted - found).max() / max(1e-6, float(np.abs(wanted).max())))
@@ -101,7 +103,9 @@ def _to_onnx(model: TorchModel, path: Path) -> None:
     example, free = [], []
     if model.reads.text:
         example += model.batch([[model.pad + 1] * 7, [model.pad + 1] * 5])
-        free += [{0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}] * 2
+        if model.segments:
+            example.append(torch.zeros_like(example[0]))
+        free += [{0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}] * len(example)
     if model.reads.images and model.size is not None:
         example.append(torch.zeros(2, *model.size))
         free.append({0: torch.export.Dim.DYNAMIC})
@@ -112,7 +116,7 @@ def _to_onnx(model: TorchModel, path: Path) -> None:
                 tuple(example),
                 dynamo=True,
                 dynamic_shapes=tuple(free),
-                input_names=input_names(model.reads),
+                input_names=input_names(model.reads, model.segments),
                 output_names=["logits"],
                 external_data=False,
                 verbose=False,

@@ -31,8 +31,8 @@ def exported() -> list[str]:
 
 
 def exported_texts() -> list[str]:
-    """Those of text alone, whose models can be cut and taught to students."""
-    return tasks_where(lambda task: task.EXPORT == "logits" and not task.READS.images)
+    """Those of text alone with one answer a text or word, whose models can be cut, explained and taught to students."""
+    return tasks_where(lambda task: task.EXPORT == "logits" and not task.READS.images and task.READS.label != "classes")
 
 
 def writers() -> list[str]:
@@ -43,9 +43,9 @@ def writers() -> list[str]:
 class FinishedRun:
     """A run whose model can be used."""
 
-    def __init__(self, folder: Path, *tasks: str) -> None:
-        """tasks: those that are wanted; none: one class for a text. Raises ConfigError for a folder without a finished
-        run, or of another task."""
+    def __init__(self, folder: Path, *tasks: str, two_texts: bool = False) -> None:
+        """tasks: those that are wanted; none: one class for a text. two_texts: whether records may have a second one.
+        Raises ConfigError for a folder without a finished run, or of another kind."""
         wanted = tasks or tasks_where(lambda task: Reads() == task.READS)
         self.folder = folder
         self.report: dict[str, Any] = read_report(folder)
@@ -53,6 +53,10 @@ class FinishedRun:
         if self.config.model.task not in wanted:
             allowed = ", ".join(f"'{task}'" for task in wanted)
             raise ConfigError(f"{folder}: a run of task '{self.config.model.task}'; this is for {allowed}")
+        if self.config.data.text_pair is not None and not two_texts:
+            raise ConfigError(
+                f"{folder}: a run on two texts a record; this is for models of one; see predict and export"
+            )
         self.model: FineTuneModel = model_of(self.config)
         self.adapter: Adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
 
@@ -87,6 +91,8 @@ class FinishedRun:
             None if form is None else (form.channels, form.height, form.width),
             config.data.scale,
             model.spelling,
+            model.two_texts,
+            model.segments,
         )
 
 
@@ -100,6 +106,16 @@ class Logits(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(B, T), (B, T) → (B, K), or (B, T, K) for tags."""
         return self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+class TwoTextLogits(Logits):
+    """Of two texts that are told apart."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, T) each → (B, K)."""
+        return self.classifier(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).logits
 
 
 class NextLogits(Logits):
@@ -146,11 +162,15 @@ class TorchModel(Answering):
         size: tuple[int, int, int] | None = None,
         scale: tuple[float, float] | None = None,
         spelling: Spelling | None = None,
+        two_texts: bool = False,
+        segments: bool = False,
     ) -> None:
         self.task, self.labels, self.pad, self.size, self.scale = task, labels, pad, size, scale
         self.reads = load_task(task).READS
-        self.module = _MODULES[self.reads.text, self.reads.images](classifier).eval()
+        kind: type[Logits] = TwoTextLogits if segments else _MODULES[self.reads.text, self.reads.images]
+        self.module: nn.Module = kind(classifier).eval()
         self.reader, self.spelling = reader, spelling
+        self.two_texts, self.segments = two_texts, segments
         self.max_length = max_length
 
     @property
@@ -161,7 +181,7 @@ class TorchModel(Answering):
         return self.reader
 
     def copy(self) -> "TorchModel":
-        classifier = copy.deepcopy(self.module.classifier)
+        classifier = copy.deepcopy(self.module.get_submodule("classifier"))
         asked = self.reader, self.max_length, self.labels, self.pad, self.task, self.size, self.scale, self.spelling
         return TorchModel(classifier, *asked)
 
@@ -171,6 +191,11 @@ class TorchModel(Answering):
             given, truncation=True, max_length=self.max_length, padding=False, return_offsets_mapping=tags
         )
         return found["input_ids"], list(map(word_numbers, found["offset_mapping"], given)) if tags else []
+
+    def joined(self, texts: Sequence[str], pair: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        both = self.given(texts), self.given(pair)
+        found = self.tokenizer(*both, truncation=True, max_length=self.max_length, padding=False)
+        return found["input_ids"], found["token_type_ids"] if self.segments else []
 
     def encoded(self, text: str) -> tuple[list[int], list[int | None], list[tuple[int, int]]]:
         """Of one text as read: token ids, the number of each one's word, and its letters; see `goals.Asked`."""

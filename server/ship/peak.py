@@ -15,7 +15,7 @@ def main(folder: Path, name: str) -> None:
     if name == "torch":
         from .finished import FinishedRun, exported
 
-        model = FinishedRun(folder, *exported()).merged()
+        model = FinishedRun(folder, *exported(), two_texts=True).merged()
     else:
         model = OnnxModel(folder / VARIANTS / name)
     model.outputs(model.example(32))

@@ -9,7 +9,7 @@ import json
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,11 @@ _AUTO: dict[str | None, Any] = {
     "text-generation": AutoModelForCausalLM,
     "token-classification": AutoModelForTokenClassification,
 }
+_PROBLEMS: dict[str, Literal["single_label_classification", "multi_label_classification", "regression"]] = {
+    "class": "single_label_classification",
+    "classes": "multi_label_classification",
+    "number": "regression",
+}
 _OWN_HEAD = "train with model.pooling = 'model', the backbone's own head"
 _REMEDIES = {
     "fill-mask": _OWN_HEAD,
@@ -66,7 +71,7 @@ def export_plain(
     reading no auto class has, ModelError when the folder's model answers otherwise; nothing is left then.
     """
     new_folder(out)
-    run = FinishedRun(folder, *task_names())
+    run = FinishedRun(folder, *task_names(), two_texts=True)
     if run.model.spelling is not None:
         raise ConfigError(
             f"--format: 'transformers' received for a run with model.spelling = '{run.config.model.spelling}'; texts "
@@ -136,8 +141,8 @@ def _describe(model: PreTrainedModel, run: FinishedRun) -> None:
     names = run.labels or ([run.config.data.label] if reads.label == "number" else [])
     if names:
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
-    if reads.label in ("class", "number"):
-        config.problem_type = "regression" if reads.label == "number" else "single_label_classification"
+    if (problem := _PROBLEMS.get(str(reads.label))) is not None:
+        config.problem_type = problem
     if reads.text and config.pad_token_id is None:
         config.pad_token_id = run.model.pad
     if len({p.dtype for p in model.parameters()}) > 1:  # modules that were trained whole are float32
@@ -169,12 +174,15 @@ def _in_label_units(model: PreTrainedModel, mean: float, deviation: float) -> No
 
 
 def _examples(run: FinishedRun) -> dict[str, torch.Tensor]:
-    """input_ids and attention_mask (2, T), or pixel_values (2, C, H, W) from 0 to 255."""
+    """input_ids, attention_mask and perhaps token_type_ids (2, T), or pixel_values (2, C, H, W) from 0 to 255."""
     if (form := run.model.image) is not None:
         images = np.random.default_rng(0).integers(0, 256, (2, form.channels, form.height, form.width))
         return {"pixel_values": torch.from_numpy(images).float()}
-    ids, mask = padded(run.tokenizer(_TEXTS)["input_ids"], run.model.pad)
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    found = run.tokenizer(_TEXTS, _TEXTS[::-1] if run.model.two_texts else None)
+    ids, mask = padded(found["input_ids"], run.model.pad)
+    more = {"token_type_ids": padded(found["token_type_ids"], 0)[0]} if run.model.segments else {}
+    given = {"input_ids": ids, "attention_mask": mask, **more}
+    return {name: torch.from_numpy(values) for name, values in given.items()}
 
 
 def _preprocessed(images: torch.Tensor, form: ImageForm) -> torch.Tensor:

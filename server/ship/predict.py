@@ -1,30 +1,37 @@
-"""`confide predict`: rows in, rows out with an answer each; a file of any length passes through in batches.
+"""`confide predict`: rows in, rows out with an answer each.
 
-What a row must have, and what it gets, goes by the task: a text, an image's path, or both; a class, a tag for each
-word, a number, or a continuation.
+Rows are read as a run reads them, and refused as it refuses them. What a row must have, and what it gets, goes by the
+task: a text, or two, an image, or a text and an image; a class, classes, a tag for each word, a number, or a
+continuation.
 """
 
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO, runtime_checkable
+from typing import Any, Literal, Protocol, TextIO, get_args, runtime_checkable
 
-import numpy as np
-
-from ...common.data.images import ImageForm, read_image
+from ...common.config.tables import DataSection
+from ...common.data.columns import Notes, read_images, read_strings, read_text, refuse, require
+from ...common.data.files import bytes_of, is_file, kind_of
+from ...common.data.formats import Table, parsed
+from ...common.data.formats import load as load_table
+from ...common.data.images import ImageForm
 from ...common.errors import ConfigError, DataError, harmless
 from ...common.types import Conversation, Reads, Rows
 from .runtime import FACTS, VARIANTS, OnnxModel
 
-Format = Literal["csv", "jsonl", "text"]
+Format = Literal["csv", "tsv", "json", "jsonl", "conll", "parquet", "text"]
+"""of what is asked"""
+Written = Literal["csv", "tsv", "jsonl"]
+"""of the answers"""
+STDIN = "-"
 PREDICTED, PROBABILITY = "predicted", "probability"
-_BATCH, _LONGEST = 64, 1 << 20
-"""records at a time; letters of a field"""
+_BATCH = 64
+_OBJECTS = ("json", "jsonl", "parquet")
 
 
 class Model(Protocol):
@@ -32,6 +39,7 @@ class Model(Protocol):
 
     task: str
     labels: list[str]
+    two_texts: bool
 
     @property
     def reads(self) -> Reads: ...
@@ -62,10 +70,13 @@ class Columns:
     """Where a row has what a model reads."""
 
     text: str = "text"
+    pair: str = "text_pair"
     image: str = "image"
 
-    def of(self, reads: Reads) -> list[str]:
-        return [*([self.text] if reads.text else []), *([self.image] if reads.images else [])]
+    def of(self, model: Model) -> list[str]:
+        """Those that a model reads."""
+        texts = [self.text, *([self.pair] if model.two_texts else [])] if model.reads.text else []
+        return [*texts, *([self.image] if model.reads.images else [])]
 
 
 def load(folder: Path, variant: str | None = None, threads: int | None = None) -> tuple[Model, str]:
@@ -83,7 +94,7 @@ def load(folder: Path, variant: str | None = None, threads: int | None = None) -
         from .finished import FinishedRun, exported, writers
         from .writer import Writer
 
-        run = FinishedRun(folder, *exported(), *writers())
+        run = FinishedRun(folder, *exported(), *writers(), two_texts=True)
         return Writer(run) if run.model.task.EXPORT == "text" else run.merged(), name
     if not (folder / VARIANTS / name / FACTS).is_file():
         known = sorted(path.parent.name for path in (folder / VARIANTS).glob(f"*/{FACTS}"))
@@ -91,45 +102,81 @@ def load(folder: Path, variant: str | None = None, threads: int | None = None) -
     return OnnxModel(folder / VARIANTS / name, threads), name
 
 
-def format_of(source: str, given: str | None) -> Format:
-    """By what was asked, or by the file's name. Raises ConfigError."""
-    name = given or Path(source).suffix.removeprefix(".").replace("txt", "text")
-    if name not in ("csv", "jsonl", "text"):
-        raise ConfigError(f"--format: received '{name or 'nothing'}'; allowed: csv, jsonl, text (one a line)")
-    return name
+def columns_of(folder: Path) -> Columns:
+    """The names that a run has them under; of a variant's folder the usual ones."""
+    if (folder / FACTS).is_file():
+        return Columns()
+    from ...common.config.run import load as load_config
+    from ...common.run_folder import CONFIG
+
+    data: DataSection = load_config(folder / CONFIG).data
+    return Columns(data.prompt or data.text, data.text_pair or Columns.pair, data.image)
+
+
+def format_of(source: str, given: str | None) -> Format | None:
+    """How a source is read: what was asked, or by its name; None: no file, but a hub id or an SQL url. Raises
+    ConfigError."""
+    if given is None and source != STDIN:
+        if not is_file(source):
+            return None
+        given = kind_of(Path(source)).removeprefix(".").replace("txt", "text")
+    found: Format | None = next((one for one in get_args(Format) if one == given), None)
+    if found is None or (source == STDIN and found == "parquet"):
+        raise ConfigError(f"--format: received '{given or 'nothing'}'; allowed: {', '.join(get_args(Format))}")
+    return found
+
+
+def read(source: str, format_: Format | None) -> Table:
+    """All of a source. Raises DataError."""
+    path = Path("standard input" if source == STDIN else source)
+    kind = "" if format_ is None else f".{format_}".replace(".text", ".txt")
+    if source == STDIN:
+        return parsed(path, kind, sys.stdin.buffer.read())
+    if format_ is None or kind == kind_of(path) or kind == ".parquet":
+        return load_table(source)
+    try:
+        return parsed(path, kind, bytes_of(path))
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror}; give the path of a file") from None
+
+
+def written_as(format_: Format | None, out: Path | None) -> Written:
+    """By the name of the file of the answers; otherwise rows of columns stay such, and objects too."""
+    kind = "" if out is None else out.suffix.lower().removeprefix(".")
+    if (named := next((one for one in get_args(Written) if one == kind), None)) is not None:
+        return named
+    return "tsv" if format_ == "tsv" else "jsonl" if format_ in _OBJECTS else "csv"
 
 
 def predict_file(
     model: Model,
     source: str,
     out: Path | None,
-    format_: Format,
+    format_: Format | None,
     *,
     columns: Columns = Columns(),
     progress: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """source: a file, or - for standard input. out: a new file, there only when all rows have been answered; None:
-    standard output, row by row; of a model that writes texts, where that is a terminal, each text and then its
-    continuation, token by token. Raises ConfigError, DataError."""
+    """source: a file, hub id, SQL url, or - for standard input. out: a new file, there only when all rows have been
+    answered; None: standard output, batch by batch; of a model that writes texts, where that is a terminal, each text
+    and then its continuation, token by token. Raises ConfigError, DataError."""
     if out is not None and out.exists():
         raise ConfigError(f"--out: {out} is there already; give another file")
-    name = "standard input" if source == "-" else source
-    try:
-        with ExitStack() as stack:
-            lines = sys.stdin if source == "-" else stack.enter_context(_open(source))
-            if isinstance(model, Writes) and tells(model, out):
-                records = _records(lines, format_, columns.of(model.reads), name)
-                return _tell(model, (record[columns.text] for record in records), sys.stdout)
-            if out is None:
-                return predict(model, lines, sys.stdout, format_, columns=columns, source=source, progress=progress)
-            partial = out.with_name(f"{out.name}.partial")
-            stack.callback(partial.unlink, missing_ok=True)
-            with partial.open("w", newline="", encoding="utf-8") as target:
-                done = predict(model, lines, target, format_, columns=columns, source=source, progress=progress)
-            partial.replace(out)
-            return done
-    except UnicodeDecodeError:
-        raise DataError(f"{name}: not UTF-8; convert it") from None
+    if isinstance(model, Writes) and tells(model, out):
+        if source == STDIN and format_ == "text":  # answered as it is typed
+            return _tell(model, (line.rstrip("\n") for line in sys.stdin if line.strip()), sys.stdout)
+        notes = _required(read(source, format_), [columns.text])
+        return _tell(model, iter(read_strings(notes, columns.text)), sys.stdout)
+    table, written = read(source, format_), written_as(format_, out)
+    if out is None:
+        return predict(model, table, sys.stdout, written, columns=columns, progress=progress)
+    with ExitStack() as stack:
+        partial = out.with_name(f"{out.name}.partial")
+        stack.callback(partial.unlink, missing_ok=True)
+        with partial.open("w", newline="", encoding="utf-8") as target:
+            done = predict(model, table, target, written, columns=columns, progress=progress)
+        partial.replace(out)
+        return done
 
 
 def tells(model: Model, out: Path | None) -> bool:
@@ -137,7 +184,7 @@ def tells(model: Model, out: Path | None) -> bool:
     return out is None and isinstance(model, Writes) and sys.stdout.isatty()
 
 
-def _tell(model: Writes, texts: Iterable[str], out: TextIO) -> int:
+def _tell(model: Writes, texts: Iterator[str], out: TextIO) -> int:
     """Shows each text with its continuation as it is written; returns how many."""
 
     def told(part: str) -> None:
@@ -153,129 +200,104 @@ def _tell(model: Writes, texts: Iterable[str], out: TextIO) -> int:
     return done
 
 
-def _open(source: str) -> TextIO:
-    try:
-        return Path(source).open(newline="", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error.strerror}") from None
-
-
 def predict(
     model: Model,
-    lines: TextIO,
+    table: Table,
     out: TextIO,
-    format_: Format,
+    written: Written,
     *,
     columns: Columns = Columns(),
-    source: str = "-",
     progress: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Writes each row with its answer, in order; returns how many.
 
-    An answer is `predicted`, and for classes and tags `probability`, of tags the least. A row of format `text` is one
-    line, and comes out as csv. Images are paths from the source's folder. Raises ConfigError, DataError, which names
-    the line and no content.
+    An answer is `predicted`, and for classes and tags `probability`, of several the least. Columns of bytes are left
+    out. Images are paths from the source's folder, or bytes. Raises DataError, which names the row and no content,
+    before the first answer where texts alone are read.
     """
-    wanted = columns.of(model.reads)
-    if format_ == "text" and len(wanted) > 1:
-        raise ConfigError(f"--format: received 'text'; the model reads {' and '.join(wanted)}; give csv or jsonl")
-    name = "standard input" if source == "-" else source
-    folder = Path() if source == "-" else Path(source).parent
-    records = _records(lines, format_, wanted, name)
+    wanted = columns.of(model)
+    for taken in (PREDICTED, PROBABILITY):
+        if taken in table.names:
+            raise DataError(f"{table.source}: column '{taken}' is there already; rename it")
+    notes = _required(table, wanted)
+    words = model.reads.label == "tags"
+    read = {name: read_strings(notes, name, words=words) for name in wanted if name != columns.image}
+    passed = read | _others(notes, written, [name for name in table.columns if name not in read])
     writer: Any = None
-    done = 0
-    while part := list(islice(records, _BATCH)):
-        rows = _rows(part, model, columns, folder, f"{name}: row", done + 1)
-        for record, answer in zip(part, model.answers(rows), strict=True):
-            full = {**record, **_as_columns(answer, joined=format_ != "jsonl")}
-            if format_ == "jsonl":
-                out.write(json.dumps(full, ensure_ascii=False) + "\n")
+    count = len(table.rows)
+    for start in range(0, count, _BATCH):
+        part = slice(start, start + _BATCH)
+        rows = _rows(model, table, columns, read, part)
+        for place, answer in enumerate(model.answers(rows), start=start):
+            row = {name: passed[name][place] for name in table.columns if name in passed}
+            full = {**row, **_as_columns(answer, joined=written != "jsonl")}
+            if written == "jsonl":
+                out.write(json.dumps(full, ensure_ascii=False, default=str) + "\n")
                 continue
             if writer is None:
-                writer = csv.DictWriter(out, list(full))
+                writer = csv.DictWriter(out, list(full), delimiter="\t" if written == "tsv" else ",")
                 writer.writeheader()
             writer.writerow(full)
         out.flush()
-        done += len(part)
-        progress(done)
-    if not done:
-        raise DataError(f"{name}: no rows received")
-    return done
+        progress(min(part.stop, count))
+    return count
 
 
-def _rows(records: list[dict[str, Any]], model: Model, columns: Columns, folder: Path, where: str, first: int) -> Rows:
-    """What the model reads of records. first: the number of the first, for messages."""
-    texts = [str(record[columns.text]) if model.reads.text else "" for record in records]
+def _required(table: Table, wanted: list[str]) -> Notes:
+    """Raises DataError for a column that is not there, no rows, or one that cannot be parsed."""
+    notes = Notes(table, strict=True)
+    refuse(notes)
+    if missing := next((name for name in wanted if name not in table.names), None):
+        raise DataError(
+            f"{table.source}: column '{missing}' is missing; the columns are: {', '.join(table.names)}; name it with "
+            "--text, --text-pair or --image"
+        )
+    require(notes, wanted)
+    return notes
+
+
+def _rows(model: Model, table: Table, columns: Columns, read: dict[str, list[str]], part: slice) -> Rows:
+    """What the model reads of a part of the rows."""
+    numbers = table.rows[part]
     images = None
     if model.form is not None:
-        images = np.stack(
-            [
-                read_image(record[columns.image], folder, model.form, f"{where} {number}, column '{columns.image}'")
-                for number, record in enumerate(records, start=first)
-            ]
-        )
-    return Rows("rows", texts, images=images)
+        values = {columns.image: table.column(columns.image)[part]}
+        some = replace(table, columns=values, rows=numbers, lost=[])
+        images = read_images(Notes(some, strict=True), columns.image, table.folder, model.form)[0]
+    text = read[columns.text][part] if model.reads.text else [""] * len(numbers)
+    return Rows(table.source, text, images=images, pair=read[columns.pair][part] if model.two_texts else None)
+
+
+def _others(notes: Notes, written: Written, names: list[str]) -> dict[str, list[Any]]:
+    """The columns that are passed on: what JSON can say as it is, and otherwise texts."""
+    found: dict[str, list[Any]] = {}
+    for name in names:
+        values = notes.table.column(name)
+        if any(isinstance(value, bytes | bytearray) for value in values):
+            continue
+        found[name] = [
+            (read_text(notes, name, place, value) or "") if written != "jsonl" or isinstance(value, str) else value
+            for place, value in enumerate(values if written == "jsonl" else map(_flat, values))
+        ]
+    return found
+
+
+def _flat(value: object) -> object:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
 
 
 def _as_columns(answer: dict[str, Any], *, joined: bool) -> dict[str, Any]:
-    """An answer of `Model.answers` as fields of a row. joined: tags as one text, a word's after the other's."""
+    """An answer of `Model.answers` as fields of a row. joined: tags as one text, a word's after the other's;
+    several classes as JSON text, as a run reads them."""
     if "label" in answer:
         return {PREDICTED: answer["label"], PROBABILITY: answer["probability"]}
+    if "labels" in answer:
+        chosen = answer["labels"]
+        least = min((answer["probabilities"][label] for label in chosen), default=None)
+        return {PREDICTED: json.dumps(chosen, ensure_ascii=False) if joined else chosen, PROBABILITY: least}
     if "number" in answer:
         return {PREDICTED: answer["number"]}
     if "continuation" in answer:
         return {PREDICTED: answer["continuation"]}
     least = min((p for p in answer["probabilities"] if p is not None), default=None)
     return {PREDICTED: " ".join(answer["tags"]) if joined else answer["tags"], PROBABILITY: least}
-
-
-def _records(lines: TextIO, format_: Format, columns: list[str], source: str) -> Iterator[dict[str, Any]]:
-    if format_ == "text":
-        for line in lines:
-            if line.strip():
-                yield {columns[0]: line.rstrip("\n")}
-        return
-    if format_ == "jsonl":
-        yield from _json_rows(lines, columns, source)
-        return
-    csv.field_size_limit(_LONGEST)
-    rows = csv.DictReader(lines, strict=True)
-    _check_columns(rows.fieldnames or [], columns, source)
-    while True:
-        try:
-            record = next(rows, None)
-        except csv.Error:
-            raise DataError(f"{source}: line {rows.line_num}: not valid csv; check its quotes") from None
-        if record is None:
-            return
-        if None in record or None in record.values():
-            raise DataError(f"{source}: line {rows.line_num}: more or fewer fields than the header has columns")
-        yield record
-
-
-def _json_rows(lines: Iterable[str], columns: list[str], source: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError(f"{source}: line {number}: not valid JSON; one object a line is expected") from None
-        for column in columns:
-            if not isinstance(record, dict) or not isinstance(record.get(column), str):
-                raise DataError(
-                    f"{source}: line {number}: no text under '{column}'; name its key with --text, or --image"
-                )
-        for taken in (PREDICTED, PROBABILITY):
-            if taken in record:
-                raise DataError(f"{source}: line {number}: has '{taken}' already; rename it")
-        yield record
-
-
-def _check_columns(names: Sequence[str], columns: list[str], source: str) -> None:
-    for column in columns:
-        if column not in names:
-            raise DataError(f"{source}: column '{column}' is missing; there are: {', '.join(names) or 'none'}")
-    for taken in (PREDICTED, PROBABILITY):
-        if taken in names:
-            raise DataError(f"{source}: column '{taken}' is there already; rename it")

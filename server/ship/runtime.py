@@ -26,14 +26,19 @@ MODEL, TOKENIZER, FACTS = "model.onnx", "tokenizer.json", "variant.json"
 UNREAD = "?"
 """the tag of a word beyond what the model reads"""
 _BATCH = 64
+_SEGMENTS = "token_type_ids"
 _LEFT_OUT = ["SkipLayerNormFusion"]
 """of onnxruntime's rewrites: its kernel takes five times as long as the sum and the norm that it joins, a quarter of an
 int8 model's time (1.32.0, measured on one and two threads)"""
 
 
-def input_names(reads: Reads) -> list[str]:
-    """Names of a model's arguments, in their order."""
-    return [*(["input_ids", "attention_mask"] if reads.text else []), *(["pixel_values"] if reads.images else [])]
+def input_names(reads: Reads, segments: bool) -> list[str]:
+    """Names of a model's arguments, in their order. segments: whether it is told which of two texts a token is of."""
+    return [
+        *(["input_ids", "attention_mask"] if reads.text else []),
+        *([_SEGMENTS] if segments else []),
+        *(["pixel_values"] if reads.images else []),
+    ]
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,10 @@ class Variant:
     known_words: tuple[str, ...] = ()
     """known beside those"""
     facts: dict[str, Any] = field(default_factory=dict)
+    two_texts: bool = False
+    """whether a record has a second text"""
+    several: bool = False
+    """whether a record may have several classes"""
 
     def save(self, folder: Path) -> None:
         (folder / FACTS).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -95,6 +104,15 @@ class Answering(ABC):
     spelling: Spelling | None
     reads: Reads
     """its task's"""
+    two_texts: bool = False
+    """whether a record has a second text"""
+    segments: bool = False
+    """whether the model is told which of the two a token is of"""
+
+    def joined(self, texts: Sequence[str], pair: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """Of models of two texts: the token ids of each two, and, with `segments`, which of the two each token is
+        of."""
+        raise NotImplementedError
 
     @abstractmethod
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
@@ -124,12 +142,19 @@ class Answering(ABC):
 
     def outputs(self, rows: Rows) -> list[np.ndarray]:
         """For each row (K,) logits, (W, K) of its words, NaN where one is not read, or a number (1,)."""
-        ids, words = self.pieces(rows.text) if self.reads.text else ([[] for _ in rows.text], [])
+        words: list[list[int | None]] = []
+        segments: list[list[int]] = []
+        if self.two_texts:
+            ids, segments = self.joined(rows.text, rows.pair or [])
+        else:
+            ids, words = self.pieces(rows.text) if self.reads.text else ([[] for _ in rows.text], [])
         found: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(ids)
         order = np.argsort([len(one) for one in ids], kind="stable")
         for start in range(0, len(order), _BATCH):
             part = order[start : start + _BATCH]
             inputs = list(padded([ids[i] for i in part], self.pad)) if self.reads.text else []
+            if self.segments:
+                inputs.append(padded([segments[i] for i in part], 0)[0])
             if self.reads.images and rows.images is not None:
                 inputs.append(rows.images[part].astype(np.float32))
             for i, row in zip(part, self.run(inputs), strict=True):
@@ -140,12 +165,15 @@ class Answering(ABC):
         """For each row, by what the task gives:
 
         a class: label, probability, probabilities (of each class);
+        several classes: labels (those more likely than not), probabilities (of each class by itself);
         tags: words, tags (`UNREAD` for a word that the model does not read), probabilities (of those tags);
         a number: number.
         """
         outputs = self.outputs(rows)
         if self.reads.label == "class":
             return [self._class(row) for row in softmax(np.stack(outputs))]
+        if self.reads.label == "classes":
+            return [self._several(row) for row in np.stack(outputs)]
         if self.reads.label == "tags":
             return [self._tags(text.split(), row) for text, row in zip(rows.text, outputs, strict=True)]
         mean, deviation = self.scale or (0.0, 1.0)
@@ -160,6 +188,14 @@ class Answering(ABC):
             "probabilities": probabilities,
         }
 
+    def _several(self, row: np.ndarray) -> dict[str, Any]:
+        likely = 1 / (1 + np.exp(-row.astype(np.float64)))
+        probabilities = {label: round(float(p), 6) for label, p in zip(self.labels, likely, strict=True)}
+        return {
+            "labels": [label for label, p in zip(self.labels, row, strict=True) if p > 0],
+            "probabilities": probabilities,
+        }
+
     def _tags(self, words: list[str], logits: np.ndarray) -> dict[str, Any]:
         read = ~np.isnan(logits[:, 0])
         rows = softmax(np.nan_to_num(logits))
@@ -170,7 +206,8 @@ class Answering(ABC):
     def example(self, count: int) -> Rows:
         """Rows for trying it out."""
         images = None if self.size is None else np.zeros((count, *self.size), dtype=np.uint8)
-        return Rows("examples", ["a text of some words"] * count, images=images)
+        texts = ["a text of some words"] * count
+        return Rows("examples", texts, images=images, pair=texts if self.two_texts else None)
 
 
 class OnnxModel(Answering):
@@ -194,6 +231,7 @@ class OnnxModel(Answering):
         self._session = onnxruntime.InferenceSession(
             str(folder / MODEL), options, providers=["CPUExecutionProvider"], disabled_optimizers=_LEFT_OUT
         )
+        self.two_texts = self.variant.two_texts
         self.reads = self._read_of_graph()
         if self.reads.text:
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
@@ -206,8 +244,10 @@ class OnnxModel(Answering):
         """Without torch there is no task to ask: the graph says what it takes, and that it gives (B, T, K) for tags;
         a number has no classes."""
         inputs = {one.name for one in self._session.get_inputs()}
+        self.segments = _SEGMENTS in inputs
         rank = len(self._session.get_outputs()[0].shape)
-        label = "tags" if rank == 3 else "class" if self.labels else "number"
+        one = "classes" if self.variant.several else "class"
+        label = "tags" if rank == 3 else one if self.labels else "number"
         return Reads(label, text="input_ids" in inputs, images="pixel_values" in inputs)
 
     def pieces(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int | None]]]:
@@ -218,8 +258,14 @@ class OnnxModel(Answering):
             return ids, []
         return ids, [word_numbers(one.offsets, text) for one, text in zip(encoded, given, strict=True)]
 
+    def joined(self, texts: Sequence[str], pair: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        both = [*zip(self.given(texts), self.given(pair), strict=True)]
+        found = self._tokenizer.encode_batch(both)
+        return [one.ids for one in found], [one.type_ids for one in found]
+
     def run(self, inputs: list[np.ndarray]) -> np.ndarray:
-        return np.asarray(self._session.run(None, dict(zip(input_names(self.reads), inputs, strict=True)))[0])
+        names = input_names(self.reads, self.segments)
+        return np.asarray(self._session.run(None, dict(zip(names, inputs, strict=True)))[0])
 
 
 def by_word(logits: np.ndarray, words: list[int | None], count: int) -> np.ndarray:

@@ -4,8 +4,8 @@
 
     GET  /health    {"status": "ok", "model": …, "variant": …, "task": …, "labels": […]}
     POST /predict   {"texts": ["…", …]} → {"predictions": [{"label": …, "probability": …, "probabilities": {…}}, …]};
-                    a model of images reads "images", files in base64, instead, or as many of both; predictions are
-                    those of `Answering.answers`
+                    a model of images reads "images", files in base64, instead, or as many of both; one of two
+                    texts a row "text_pairs", too; predictions are those of `Answering.answers`
     POST /explain   {"text": "…"} → {"title": …, "label": …, "words": […], "scores": […], "value": …, "delta": …}; of
                     tags "word": N, too, asks for that word's; otherwise for the first that is not O
     GET  /          a page for trying a text, unless the model reads images
@@ -40,7 +40,7 @@ from .requests import Bounds, Rates, RefusedError, body, check_text
 Explain = Callable[[str, int | None], dict[str, Any]]
 _TOGETHER = 64
 """rows of one pass through the model"""
-_KEYS = Columns("texts", "images")
+_KEYS = Columns("texts", "text_pairs", "images")
 _IMAGED = 16
 """times as many bytes for requests with images"""
 _SAFE = {
@@ -61,6 +61,8 @@ class Row:
     """What is asked."""
 
     text: str = ""
+    pair: str | None = None
+    """the second text"""
     image: np.ndarray | None = None
     """(C, H, W) uint8"""
 
@@ -103,8 +105,9 @@ class Together:
 
     def _answers(self, rows: list[Row]) -> list[dict[str, Any]]:
         images = [row.image for row in rows if row.image is not None]
+        pair = [row.pair for row in rows if row.pair is not None] or None
         return self._model.answers(
-            Rows("rows", [row.text for row in rows], images=np.stack(images) if images else None)
+            Rows("rows", [row.text for row in rows], images=np.stack(images) if images else None, pair=pair)
         )
 
 
@@ -195,7 +198,7 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
 
 def _asked(content: dict[str, Any], model: Model, bounds: Bounds) -> list[Row]:
     """The rows of a request to /predict. Raises RefusedError."""
-    wanted = _KEYS.of(model.reads)
+    wanted = _KEYS.of(model)
     given: list[list[str]] = [value for name in wanted if isinstance(value := content.get(name), list)]
     if len(given) < len(wanted) or not all(v and all(isinstance(one, str) for one in v) for v in given):
         expected = ", ".join(f'"{name}": ["…", …]' for name in wanted)
@@ -205,16 +208,15 @@ def _asked(content: dict[str, Any], model: Model, bounds: Bounds) -> list[Row]:
     if count > bounds.rows:
         raise RefusedError(422, f"{count} {wanted[0]} received; allowed: {bounds.rows} in a request")
     if len(given[-1]) != count:
-        raise RefusedError(422, f"{count} texts and {len(given[-1])} images received; give one for each")
-    texts = [""] * count
-    if model.reads.text:
-        texts = given[0]
-        for text in texts:
-            check_text(text, bounds)
+        raise RefusedError(422, f"{count} texts and {len(given[-1])} {wanted[-1]} received; give one for each")
+    texts = given[0] if model.reads.text else [""] * count
+    pair: list[str | None] = [*given[1]] if model.two_texts else [None] * count
+    for text in [*texts, *(one for one in pair if one is not None)] if model.reads.text else []:
+        check_text(text, bounds)
     if model.form is None:
-        return [Row(text) for text in texts]
+        return [Row(*one) for one in zip(texts, pair, strict=True)]
     form, pixels = model.form, LARGEST // count  # a small file may hold a large image
-    return [Row(text, _image(image, form, pixels)) for text, image in zip(texts, given[-1], strict=True)]
+    return [Row(text, None, _image(image, form, pixels)) for text, image in zip(texts, given[-1], strict=True)]
 
 
 def _image(image: str, form: ImageForm, pixels: int) -> np.ndarray:

@@ -39,6 +39,7 @@ class Writer:
 
     form = None
     reads = Reads(label=None)
+    two_texts = False
 
     def __init__(self, run: FinishedRun, tokens: int = 64) -> None:
         self.task = run.config.model.task

@@ -211,7 +211,7 @@ def _private_gradient(model: FineTuneModel, records: Records, batch: np.ndarray,
 def _labels(model: FineTuneModel, gradient: Adapter, records: Records, batch: np.ndarray) -> dict[str, float]:
     """Whether a single record's class was read from the head's bias."""
     bias = next((array for name, array in gradient.items() if array.shape == (model.classes,)), None)
-    if bias is None or len(batch) > 1 or not model.task.CLASSES:
+    if bias is None or len(batch) > 1 or model.task.READS.label != "class":
         return {}
     return {"label": float(inversion.label_of_bias(bias) == records.targets[batch[0]])}
 

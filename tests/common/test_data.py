@@ -13,9 +13,10 @@ import pytest
 
 from confide.common.config.tables import DataSection, PartitionSection
 from confide.common.data import demo
+from confide.common.data.classes import label_names
 from confide.common.data.formats import Problem, load
 from confide.common.data.record_keys import record_keys
-from confide.common.data.sources import content_digest, examine, label_names, read_rows, shuffled_limit
+from confide.common.data.sources import content_digest, examine, read_rows, shuffled_limit
 from confide.common.errors import DataError
 from confide.common.types import Reads
 
@@ -184,10 +185,10 @@ def test_what_is_no_text_is_refused_by_row_and_not_made_one(
 
 
 def test_what_looks_like_a_file_is_never_asked_at_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confide.common.data.formats._hub", lambda source: pytest.fail(source))
+    monkeypatch.setattr("confide.common.data.formats.rows_of", lambda source: pytest.fail(source))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ag_news").mkdir()
-    for source in ("rows.xlsx", "rows.parquet.gz", "rows.gz", "rows.TXT", "./rows", "/nowhere/rows", "ag_news"):
+    for source in ("rows.xlsx", "rows.parquet.gz", "rows.gz", "rows.zst", "./rows", "/nowhere/rows", "ag_news"):
         assert "no kind of file that is read; allowed: csv, tsv, jsonl" in refused(source)
     assert "no such file" in refused("rows.json")
 
@@ -322,10 +323,34 @@ def test_packed_files_are_read(tmp_path: Path, kind: str) -> None:
         load(str(packed))
 
 
-@pytest.mark.parametrize(("mark", "name"), [("\t", "tabs"), (";", "semicolons"), ("|", "bars")])
-def test_another_separator_is_named(tmp_path: Path, mark: str, name: str) -> None:
+@pytest.mark.parametrize("mark", ["\t", ";", "|"])
+def test_another_separator_is_that_of_the_header(tmp_path: Path, mark: str) -> None:
     path = tmp_path / "rows.csv"
-    path.write_text(f"text{mark}label\ngood film{mark}a\n")
-    with pytest.raises(DataError, match=f"the first line has no comma, but {name}; save it with commas"):
-        load(str(path), ["text", "label"])
-    assert load(str(path), [f"text{mark}label"]).names == [f"text{mark}label"]
+    path.write_text(f'\ufeff\ntext{mark}label\n"good, {mark}film"{mark}a\nbad, film{mark}b\n', encoding="utf-8")
+    found = load(str(path))
+    assert found.columns == {"text": [f"good, {mark}film", "bad, film"], "label": ["a", "b"]}
+    path.write_text(f"text\ngood{mark} film\n")
+    assert load(str(path)).columns == {"text": [f"good{mark} film"]}
+    path.write_text(f"text,a{mark}b\ngood{mark}film,a\n")
+    assert load(str(path)).columns == {"text": [f"good{mark}film"], f"a{mark}b": ["a"]}
+
+
+def test_lines_of_text(tmp_path: Path) -> None:
+    (tmp_path / "rows.TXT").write_bytes("\ufeffa, b\r\n\n  c\td\n".encode() + b"\xff\n")
+    found = load(str(tmp_path / "rows.TXT"))
+    assert found.columns == {"text": ["a, b", "  c\td", "\udcff"]}
+    assert "row 3, column 'text': bytes that are not UTF-8" in refused(tmp_path / "rows.TXT", section(), None)
+
+
+def test_zstandard_and_what_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.zst"
+    line = b'{"text": "a", "label": "no"}\n'
+    with pa.OSFile(str(path), "wb") as file, pa.CompressedOutputStream(file, "zstd") as packed:
+        packed.write(line * 2000)
+    assert len(read_rows(str(path), section(), LABELS)) == 2000
+    content = path.read_bytes()
+    for size in (20, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        assert "not a readable zstd file, or cut" in refused(str(path))
+    path.write_bytes(b"good")
+    assert "not a readable zstd file, or cut" in refused(str(path))

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from confide.common.config.run import RunConfig
 from confide.common.config.tables import DataSection, LoraSection, ModelSection
-from confide.common.data.sources import examine, label_names, read_rows
+from confide.common.data.classes import label_names
+from confide.common.data.sources import examine, read_rows
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.model.per_sample import clipped_sum, hooked
@@ -111,7 +112,7 @@ def test_conll_files_and_tables_hold_the_same(tmp_path: Path) -> None:
     data = DataSection(test="x")
     for name in ("a.conll", "a.csv"):
         source = str(tmp_path / name)
-        assert label_names([source], data, per_word=True) == LABELS
+        assert label_names([source], data, "tags") == LABELS
         found = read_rows(source, data, LABELS, reads=Reads("tags"))
         assert found.text == ["Ann sees", "New York", "it"]
         assert [tags.tolist() for tags in found.tags or []] == [[1, 4], [0, 2], [4]]
@@ -128,7 +129,7 @@ def test_lists_of_words_and_tags_are_read_as_the_same_words_with_blanks(tmp_path
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = DataSection(train=str(path), test=str(path), text="tokens", label="ner_tags")
-    names = label_names([str(path)], data, per_word=True)
+    names = label_names([str(path)], data, "tags")
     assert names == ["B-LOC", "I-LOC", "O"]
     found = read_rows(str(path), data, names, reads=Reads("tags"))
     assert found.text == ["in New York", "hello"]
@@ -154,7 +155,7 @@ def test_lists_of_words_and_tags_are_read_as_the_same_words_with_blanks(tmp_path
 def test_what_is_no_conll_is_refused(tmp_path: Path, text: str, part: str) -> None:
     (tmp_path / "a.conll").write_text(text)
     with pytest.raises(DataError, match=part):
-        label_names([str(tmp_path / "a.conll")], DataSection(test="x"), per_word=True)
+        label_names([str(tmp_path / "a.conll")], DataSection(test="x"), "tags")
 
 
 def test_tags_that_do_not_fit_are_named_by_row_and_not_shown(tmp_path: Path) -> None:

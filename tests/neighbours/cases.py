@@ -14,7 +14,7 @@ from confide.common.modes import mode_of
 from confide.common.modes.distillation import ANSWERS, answers_shape
 from confide.common.types import Adapter
 from confide.tests.architectures import DECODERS, ENCODERS, IMAGES, TARGETS
-from confide.tests.neighbours.rows import CLASSES, PROMPTED, TAGS, TALKED, TEMPLATE, Form, Row, Table, table_of
+from confide.tests.neighbours.rows import CLASSES, PROMPTED, TAGS, TALKED, TEMPLATE, TWO, Form, Row, Table, table_of
 from confide.tests.neighbours.site import QUERIES, Draw, Observer, Sites, Told, all_but, ask, everybody, only
 from confide.tests.tiny import merged
 
@@ -97,7 +97,7 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
     """The configuration that a server would send."""
     model: dict[str, Any] = {
         "backbone": sites.backbone(case.architecture),
-        "task": "causal-lm" if case.task in (PROMPTED, TALKED) else case.task,
+        "task": {PROMPTED: "causal-lm", TALKED: "causal-lm", TWO: "sequence-classification"}.get(case.task, case.task),
         "max_length": case.max_length,
         "train": case.train,
         "pooling": case.pooling,
@@ -128,11 +128,11 @@ def run_of(sites: Sites, case: Case, rounds: int) -> RunConfig:
     }
     if case.task == TALKED:
         content["data"] |= {"messages": "messages", "template": TEMPLATE}
-    if case.task == "preference":
+    if case.task in ("preference", TWO):
         content["data"] |= _columns(case)
     if case.task == "token-classification":
         content["data"]["labels"] = TAGS
-    elif case.task.endswith("-classification"):
+    elif model["task"].endswith("-classification"):
         content["data"]["labels"] = CLASSES
     return RunConfig.parse(merged(content, VIEWS[case.views]), "test")
 
@@ -144,6 +144,7 @@ def host_of(sites: Sites, case: Case, table: Table, site: str = "site-1") -> Dep
 def _columns(case: Case) -> dict[str, str]:
     """Keys of [data], and of a data set in site.toml, that name columns otherwise than the task does by itself."""
     known = {PROMPTED: ("prompt", "response"), TALKED: ("messages",), "preference": ("prompt", "chosen", "rejected")}
+    known[TWO] = ("text_pair",)
     return {name: name for name in known.get(case.task, ())}
 
 

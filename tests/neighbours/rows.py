@@ -21,6 +21,8 @@ PROMPTED = "prompt and response"
 """stands for the task causal-lm on two columns"""
 TALKED = "conversations"
 """stands for the task causal-lm on a column of messages"""
+TWO = "two texts"
+"""stands for the task sequence-classification on two columns of texts"""
 TEMPLATE = (
     "{% if messages[0].role == 'tool' %}{{ raise_exception('no tool') }}{% endif %}"
     "{% for m in messages %}< {{ m.role }} > {{ m.content }} </ {{ m.role }} > {% endfor %}"
@@ -118,6 +120,27 @@ def _classified() -> tuple[tuple[str, ...], list[Row]]:
     rows.insert(3, Row("unknown class", "bad", ("the film was dark", "neither")))
     rows.insert(6, Row("no class", "bad", ("the film was dark", "")))
     return ("text", "label"), _mixed(rows)
+
+
+def _several() -> tuple[tuple[str, ...], list[Row]]:
+    """Lists of classes, as JSON in a text; a row may have none."""
+    lists = ('["positive"]', '["negative", "positive"]', "[]", "negative")
+    rows = [Row(name, "good", (text, lists[i % 4])) for i, (name, text) in enumerate(_TEXTS.items())]
+    rows += _bad_texts('["positive"]')
+    for name, value in {"unknown class": '["positive", "neither"]', "no class": "", "a number": "[1]"}.items():
+        rows.insert(len(name) % 7, Row(name, "bad", ("the film was dark", value)))
+    return ("text", "label"), _mixed(rows)
+
+
+def _two_texts() -> tuple[tuple[str, ...], list[Row]]:
+    texts = list(_TEXTS.values())
+    rows = [Row(name, "good", (texts[-1 - i], text, CLASSES[i % 2])) for i, (name, text) in enumerate(_TEXTS.items())]
+    rows += _bad_texts("a story", "positive")
+    rows += [
+        Row("unknown class", "bad", ("the film", "a story", "neither")),
+        Row("no second", "bad", ("film", " ", "positive")),
+    ]
+    return ("text", "text_pair", "label"), _mixed(rows)
 
 
 def _plain() -> tuple[tuple[str, ...], list[Row]]:
@@ -237,7 +260,9 @@ def _mixed(rows: list[Row]) -> list[Row]:
 
 _MADE = {
     "sequence-classification": _classified,
+    "multi-label-classification": _several,
     "token-classification": _tagged,
+    TWO: _two_texts,
     "regression": _measured,
     PROMPTED: _prompted,
     TALKED: _talked,

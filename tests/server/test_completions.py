@@ -26,7 +26,7 @@ PATH = "/v1/chat/completions"
 class Repeating:
     """Says the last message's words again, and then that it is done."""
 
-    task, form, reads = "causal-lm", None, Reads(label=None)
+    task, form, reads, two_texts = "causal-lm", None, Reads(label=None), False
 
     def __init__(self) -> None:
         self.labels: list[str] = []

@@ -19,9 +19,10 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from confide.common.data.formats import parsed
 from confide.common.errors import ConfigError, DataError
 from confide.common.types import Reads
-from confide.server.ship.predict import Columns, Format, format_of, predict, predict_file
+from confide.server.ship.predict import Columns, Format, format_of, predict, predict_file, written_as
 from confide.server.ship.runtime import Answering
 from confide.server.ship.serve import Bounds, Rates, check_address, make_app
 
@@ -49,16 +50,17 @@ class Counting(Answering):
 
 def answered(text: str, format_: Format, **more) -> str:
     out = io.StringIO()
-    predict(Counting(), io.StringIO(text, newline=""), out, format_, **more)
+    table = parsed(Path("asked"), f".{format_}".replace("text", "txt"), text.encode())
+    predict(Counting(), table, out, written_as(format_, None), **more)
     return out.getvalue()
 
 
 def test_rows_keep_their_order_and_their_columns() -> None:
-    lines = "".join(f"{i},{'x' * (i % 20)}\n" for i in range(200))
+    lines = "".join(f"{i},{'x' * (1 + i % 20)}\n" for i in range(200))
     rows = list(csv.DictReader(io.StringIO(answered("id,text\n" + lines, "csv"))))
     assert [row["id"] for row in rows] == [str(i) for i in range(200)]
     assert all(row["predicted"] == LABELS[len(row["text"]) > 8] for row in rows)
-    assert float(rows[0]["probability"]) == pytest.approx(1 / (1 + np.exp(-8)), abs=1e-5)
+    assert float(rows[0]["probability"]) == pytest.approx(1 / (1 + np.exp(-7)), abs=1e-5)
     given = '{"body": "short", "n": 1}\n\n{"body": "long enough", "n": 2}\n'
     found = [json.loads(line) for line in answered(given, "jsonl", columns=Columns(text="body")).splitlines()]
     assert [(row["n"], row["predicted"]) for row in found] == [(1, "negative"), (2, "positive")]
@@ -68,19 +70,22 @@ def test_rows_keep_their_order_and_their_columns() -> None:
 @pytest.mark.parametrize(
     ("text", "format_", "reason"),
     [
-        ("id,words\n1,a\n", "csv", "column 'text' is missing; there are: id, words"),
+        ("id,words\n1,a\n", "csv", "column 'text' is missing; the columns are: id, words"),
         ("text,predicted\na,b\n", "csv", "column 'predicted' is there already"),
-        ("id,text\n1,a,secret\n", "csv", "line 2: more or fewer fields"),
-        ("id,text\n1\n", "csv", "line 2: more or fewer fields"),
-        ('text\n"secret', "csv", "not valid csv"),
-        ('{"text": "a"}\n{"text": secret}\n', "jsonl", "line 2: not valid JSON"),
-        ('{"text": 5}\n', "jsonl", "line 1: no text under 'text'"),
-        ('["secret"]\n', "jsonl", "line 1: no text"),
-        ("", "csv", "column 'text' is missing; there are: none"),
-        ("\n", "text", "no rows received"),
+        ("id,text\n1,a,secret\n", "csv", "row 2: 3 columns instead of 2"),
+        ("id,text\n1\n", "csv", "row 2: 1 columns instead of 2"),
+        ('text\n"secret', "csv", "row 2: a quote is not closed"),
+        ("text,secret\n,b\n", "csv", "row 2, column 'text': the field is empty"),
+        ('{"text": "a"}\n{"text": secret}\n', "jsonl", "row 2: it cannot be parsed"),
+        ('{"text": ["secret"]}\n', "jsonl", "row 1, column 'text': a list where a text or a number is expected"),
+        ('{"text": "a", "b": "\\ud800"}\n', "jsonl", "row 1, column 'b': half a surrogate pair"),
+        ('["secret"]\n', "jsonl", "row 1: it cannot be parsed"),
+        ('{"secret": ', "json", "row 1: it cannot be parsed"),
+        ("", "csv", "the file is empty"),
+        ("\n", "text", "the file is empty"),
     ],
 )
-def test_bad_rows_are_named_by_line_and_never_shown(text: str, format_: Format, reason: str) -> None:
+def test_bad_rows_are_named_as_in_a_run_and_never_shown(text: str, format_: Format, reason: str) -> None:
     with pytest.raises(DataError) as caught:
         answered(text, format_)
     assert reason in str(caught.value)
@@ -90,7 +95,7 @@ def test_bad_rows_are_named_by_line_and_never_shown(text: str, format_: Format, 
 def test_a_file_of_answers_is_whole_or_not_there(tmp_path: Path) -> None:
     source, out = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("text\n" + "a\n" * 100 + "b,c\n")
-    with pytest.raises(DataError, match="line 102"):
+    with pytest.raises(DataError, match="row 102"):
         predict_file(Counting(), str(source), out, "csv")
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
     source.write_text("text\na\n")
@@ -98,13 +103,13 @@ def test_a_file_of_answers_is_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is there already"):
         predict_file(Counting(), str(source), out, "csv")
     source.write_bytes(b"text\n\xff\xfe\n")
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="row 2, column 'text': bytes that are not UTF-8"):
         predict_file(Counting(), str(source), tmp_path / "other.csv", "csv")
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match="no such file"):
         predict_file(Counting(), str(tmp_path / "nosuch.csv"), None, "csv")
     assert format_of("a/b.jsonl", None) == "jsonl"
     assert format_of("notes.txt", None) == "text"
-    with pytest.raises(ConfigError, match="allowed: csv, jsonl, text"):
+    with pytest.raises(ConfigError, match="allowed: csv, tsv, json"):
         format_of("-", None)
 
 

@@ -19,7 +19,7 @@ from confide.common.types import Rows
 from confide.server.evaluation import evaluate
 from confide.server.ship.compress import make_variants, measure
 from confide.server.ship.finished import FinishedRun
-from confide.server.ship.predict import Format, load, predict, predict_file
+from confide.server.ship.predict import Format, load, predict, predict_file, read, written_as
 from confide.server.ship.runtime import UNREAD, VARIANTS, OnnxModel, by_word
 from confide.server.ship.serve import Bounds, make_app
 from confide.server.ship.writer import Writer
@@ -61,8 +61,7 @@ def finished(make_config, bert: Path, wordpiece: Path, gpt2: Path, tmp_path: Pat
 
 def answered(model, source: str, format_: Format = "csv") -> list[dict]:
     out = io.StringIO()
-    with Path(source).open(newline="", encoding="utf-8") as lines:
-        predict(model, lines, out, format_, source=source)
+    predict(model, read(source, format_), out, written_as(format_, None))
     text = out.getvalue()
     if format_ == "jsonl":
         return [json.loads(line) for line in text.splitlines()]
@@ -118,15 +117,14 @@ def test_every_word_gets_a_tag(finished, tmp_path: Path) -> None:
     assert facts["measure"] == "span F1"
     run = FinishedRun(folder, TAGS)
     assert facts["variants"][0]["accuracy"] == pytest.approx(by_the_task(run)["span_f1"], abs=1e-6)
-    texts = ["a b", " ".join(["word"] * 60), ""]  # one is longer than what is read
+    texts = ["a b", " ".join(["word"] * 60)]  # one is longer than what is read
     write_csv(tmp_path / "asked.csv", [(text,) for text in texts], ("text",))
     for name in ("torch", "onnx", "int8"):
         rows = answered(load(folder, name)[0], str(tmp_path / "asked.csv"))
         tags = [row["predicted"].split() for row in rows]
-        assert [len(one) for one in tags] == [2, 60, 0]
+        assert [len(one) for one in tags] == [2, 60]
         assert tags[1][0] != UNREAD == tags[1][-1]
         assert set(tags[0]) <= {*run.labels}
-        assert rows[2]["probability"] == ""
     (tmp_path / "asked.jsonl").write_text(json.dumps({"text": "a b"}) + "\n")
     model = load(folder, "onnx")[0]
     assert answered(model, str(tmp_path / "asked.jsonl"), "jsonl")[0]["predicted"] == tags[0]
@@ -155,7 +153,7 @@ def test_images_are_read_without_torch_and_bad_ones_are_named(finished, tmp_path
     Image.new("L", (20, 10), 90).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"nothing")
     source = write_csv(tmp_path / "asked.csv", [("a.png",), ("b.png",)], ("image",))
-    with pytest.raises(DataError, match=r"asked\.csv: row 2, column 'image': not a readable PNG"):
+    with pytest.raises(DataError, match=r"asked\.csv: row 3, column 'image': not a readable PNG"):
         predict_file(OnnxModel(place), str(source), tmp_path / "out.csv", "csv")
     assert not (tmp_path / "out.csv").exists()
     write_csv(source, [("a.png",)], ("image",))
@@ -233,5 +231,5 @@ def test_what_a_task_has_not_is_refused(finished, tmp_path: Path) -> None:
     ):
         make_variants(folder, public=["a text"], heads=0.5)
     (tmp_path / "asked.txt").write_text("good\n")
-    with pytest.raises(ConfigError, match=r"received 'text'; the model reads text and image; give csv or jsonl"):
+    with pytest.raises(DataError, match=r"column 'image' is missing; the columns are: text; name it with --text"):
         answered(load(folder)[0], str(tmp_path / "asked.txt"), "text")

@@ -2,6 +2,8 @@
 
 from .rule import Rule
 
+_TWO_TEXTS = ("multi-label-classification", "regression", "sequence-classification")
+
 DATA = (
     Rule(
         key="data.partition.column",
@@ -25,9 +27,10 @@ DATA = (
         key="data.partition.kind",
         when="a task whose records have no class each",
         refused=lambda c: (
-            c.model.task in ("token-classification", "regression") and c.data.partition.kind in ("dirichlet", "shards")
+            c.model.task in ("multi-label-classification", "token-classification", "regression")
+            and c.data.partition.kind in ("dirichlet", "shards")
         ),
-        reason="records are dealt out by their class, and those of task {c.model.task} have none",
+        reason="records are dealt out by their class, and those of task {c.model.task} have not one each",
         remedy="allowed: iid, natural",
         example=("model.task=regression", "data.partition.kind=shards"),
     ),
@@ -70,6 +73,14 @@ DATA = (
         reason="a record is a conversation, or a prompt and its response",
         remedy="set one of the two",
         example=("model.task=causal-lm", "data.messages=messages", "data.prompt=question", "data.response=answer"),
+    ),
+    Rule(
+        key="data.text_pair",
+        when="a task without one answer for a text",
+        refused=lambda c: c.data.text_pair is not None and c.model.task not in _TWO_TEXTS,
+        reason="task {c.model.task} reads one text a record",
+        remedy="remove it, or choose one of " + ", ".join(_TWO_TEXTS),
+        example=("model.task=causal-lm", "data.text_pair=hypothesis"),
     ),
     Rule(
         key="data.template",

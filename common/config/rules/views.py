@@ -2,7 +2,7 @@
 
 from .rule import Rule
 
-_OF_TEXTS = ("sequence-classification", "regression", "image-text-classification")
+_OF_TEXTS = ("sequence-classification", "multi-label-classification", "regression", "image-text-classification")
 """tasks that give a text one answer"""
 _SPELLED = (*_OF_TEXTS, "token-classification")
 _MIXED = (*_OF_TEXTS, "image-classification")

@@ -1,0 +1,81 @@
+"""The classes, tags and numbers that a run learns, as its public sets have them."""
+
+import re
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from ..config.tables import DataSection
+from ..errors import DataError
+from .columns import Notes, as_bio, read_label_names, read_numbers, read_strings, require, several
+from .formats import load
+
+
+def has_lists(sources: list[str], data: DataSection) -> bool:
+    """Whether the rows of public sources have lists of classes: in every row a list, or its JSON text. Raises DataError
+    as `read_rows`."""
+    for source in sources:
+        notes = Notes(load(source, [data.label]), strict=True)
+        require(notes, [data.label])
+        if not all(is_list(value) for value in notes.table.column(data.label)):
+            return False
+    return True
+
+
+def is_list(value: object) -> bool:
+    return several(value) != [value]
+
+
+def label_names(sources: list[str], data: DataSection, kind: str | None = "class") -> list[str]:
+    """The classes that occur in public sources, numbers in numeric order, names in alphabetical order.
+
+    kind: as `Reads.label`; of tags, B-x and I-x for every type x of entity that occurs, and O. Raises DataError as
+    `read_rows`.
+    """
+    names: set[str] = set()
+    per_word = kind == "tags"
+    for source in sources:
+        if kind == "classes":
+            notes = Notes(load(source, [data.label]), strict=True)
+            require(notes, [data.label])
+            names.update(read_label_names(notes, data.label))
+            continue
+        found = _column(source, data.label, words=per_word)[1]
+        if per_word:
+            found = (as_bio(tag, data.numbered_tags) for tags in found for tag in tags.split())
+        names.update(found)
+    return bio_names(names, ", ".join(sources)) if per_word else sorted_names(names)
+
+
+def sorted_names(names: Collection[str]) -> list[str]:
+    numbers = all(re.fullmatch(r"-?\d{1,4000}", name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if numbers else sorted(names)
+
+
+def bio_names(names: Iterable[str], source: str) -> list[str]:
+    """All tags of the types in `names`, in the order that `token-classification` needs. Raises DataError."""
+    kinds = set()
+    for name in (as_bio(one, None) for one in names):
+        if name != "O" and not re.match(r"^[BI]-.", name):
+            remedy = "state what the numbers mean in data.labels" if name.isdecimal() else "convert the tags"
+            raise DataError(f"{source}: tag '{name[:40]}' received; allowed: B-TYPE, I-TYPE and O (or BIOES); {remedy}")
+        kinds.add(name[2:])
+    kinds.discard("")
+    return [*(f"B-{kind}" for kind in sorted(kinds)), *(f"I-{kind}" for kind in sorted(kinds)), "O"]
+
+
+def number_scale(sources: list[str], data: DataSection) -> tuple[float, float]:
+    """Mean and standard deviation of the numbers in public sources. Raises DataError."""
+    values = np.concatenate([read_numbers(_column(source, data.label)[0], data.label, None) for source in sources])
+    if not values.std():
+        raise DataError(
+            f"{', '.join(sources)}: column '{data.label}' holds the same number everywhere; nothing to learn"
+        )
+    return float(values.mean()), float(values.std())
+
+
+def _column(source: str, column: str, *, words: bool = False) -> tuple[Notes, list[str]]:
+    """A public source, strictly, and the texts of one column. words: as `read_strings`."""
+    notes = Notes(load(source, [column]), strict=True)
+    require(notes, [column])
+    return notes, read_strings(notes, column, words=words)
