@@ -35,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, bert: Path, wordpiece: Pat
         place = tmp_path_factory.mktemp(task)
         content = run_content(backbone, place, place / "run")
         content["model"] |= {"task": task, "train": "full"}
-        content["run"]["rounds"] = 30
+        content["run"]["rounds"] = 15
         rate = 0.003 if task == WRITES else 0.01
         content["training"] = {"learning_rate": rate, "local_steps": 4, "batch_size": 32}
         for name, count in (("train", 240), ("test", 40)):

@@ -371,7 +371,7 @@ def test_a_natural_partition_names_its_clients(make_config, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("backbone", "mode"),
-    [("gpt2", "local"), pytest.param("llama", "local", marks=pytest.mark.slow), ("gpt2", "distributed")],
+    [*(pytest.param(name, "local", marks=pytest.mark.slow) for name in ("gpt2", "llama")), ("gpt2", "distributed")],
 )
 def test_language_models_train_under_privacy(
     request: pytest.FixtureRequest, make_config, local, backbone: str, mode: str, monkeypatch: pytest.MonkeyPatch
