@@ -1,0 +1,332 @@
+"""Formats × what people's files have in them: training, a site, predict, data check and label import, one answer each.
+
+A value is read as it is, or its row is refused by number, column and reason; never changed, never half read. The same
+file gives the same answer to a run and to `predict`.
+"""
+
+import csv
+import datetime
+import gzip
+import io
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from confide.client.check.run import check_source
+from confide.client.labelling import import_labels
+from confide.common.config.tables import DataSection
+from confide.common.data.formats import Problem
+from confide.common.data.sources import examine, read_rows, read_table
+from confide.common.errors import ConfideError, DataError
+from confide.common.types import Reads
+from confide.server.ship.predict import format_of, predict, read
+from confide.server.ship.runtime import Answering
+
+SECRET = "measles"
+LONG = "word " * 200_000
+ROW = 2
+"""the place of the odd value among the rows"""
+TEXTS = ["a good film", "a bad film", "ODD", "the last one"]
+LABELS = ["yes", "no", "yes", "no"]
+TIME = datetime.datetime(2020, 1, 31, 12, tzinfo=datetime.UTC)
+EMPTY, LISTED, OBJECT = "the field is empty", "a list where a text", "an object where a text"
+
+VALUES: dict[str, tuple[Any, str | None, str | None]] = {
+    # the value, what is read of it as a text, and why it is refused otherwise
+    "tab": ("a\tb", "a\tb", None),
+    "quotes": (f'"{SECRET}" said', f'"{SECRET}" said', None),
+    "a quote alone": ('5" long', '5" long', None),
+    "line end": ("a\nb", "a\nb", None),
+    "carriage return": ("a\rb", "a\rb", None),
+    "separators": ("a, b; c | d", "a, b; c | d", None),
+    "letters of everywhere": ("é😀 中 e\u0301", "é😀 中 e\u0301", None),
+    "byte-order mark": ("\ufeffa", "\ufeffa", None),
+    "zero byte": ("a\0b", "a\0b", None),
+    "blanks around": ("  a ", "  a ", None),
+    "a million letters": (LONG, LONG, None),
+    "looks like a number": ("007", "007", None),
+    "looks like nothing": ("None", "None", None),
+    "formula": ("=1+2", "=1+2", None),
+    "blank": (" \t ", None, EMPTY),
+    "empty": ("", None, EMPTY),
+    "null": (None, None, EMPTY),
+    "half a pair": ("\ud800" + SECRET, None, "half a surrogate pair"),
+    "not UTF-8": (b"\xff" + SECRET.encode(), None, "bytes that are not UTF-8"),
+    "list": ([SECRET], None, LISTED),
+    "object": ({SECRET: 1}, None, OBJECT),
+    "whole number": (3, "3", None),
+    "broken number": (2.5, "2.5", None),
+    "nan": (float("nan"), None, EMPTY),
+    "truth value": (True, "True", None),
+    "time": (TIME, str(TIME), None),
+    "too long": (SECRET * 700_000, None, "characters; at most"),
+}
+"""odd texts by what they are"""
+
+
+def _lines(values: list[Any], separator: str) -> bytes:
+    """As csv writers of libraries write it."""
+    out = io.StringIO(newline="")
+    texts = [value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in values]
+    rows = [["text", "label"], *([value, label] for value, label in zip(texts, LABELS, strict=True))]
+    csv.writer(out, delimiter=separator).writerows(rows)
+    return out.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _json(values: list[Any], listed: bool) -> bytes:
+    found = []
+    for value, label in zip(values, LABELS, strict=True):
+        text = b'"' + value + b'"' if isinstance(value, bytes) else json.dumps(value).encode()
+        found.append(b'{"text": ' + text + b', "label": "' + label.encode() + b'"}')
+    return b"[" + b",\n".join(found) + b"]" if listed else b"\n".join(found) + b"\n"
+
+
+def _parquet(path: Path, values: list[Any]) -> None:
+    """Of one type a column; other types than texts: tests/common/test_data.py."""
+    raw = [value.encode() if isinstance(value, str) else value for value in values]
+    pq.write_table(pa.table({"text": pa.array(raw, pa.binary()).view(pa.string()), "label": LABELS}), path)
+
+
+def _database(path: Path, values: list[Any]) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE m (text, label)")
+        connection.executemany("INSERT INTO m VALUES (?, ?)", zip(values, LABELS, strict=True))
+        connection.execute("UPDATE m SET text = CAST(text AS TEXT) WHERE typeof(text) = 'blob'")
+    connection.close()
+
+
+def _txt(values: list[Any]) -> bytes:
+    return b"\n".join(value if isinstance(value, bytes) else value.encode() for value in values) + b"\n"
+
+
+def _zstd(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as packed:
+        packed.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+_PACKED = {".gz": gzip.compress, ".zst": _zstd}
+
+
+def source_of(kind: str, folder: Path, values: list[Any]) -> str:
+    """A file (or database) of this kind with these texts."""
+    path = folder / f"rows.{kind}"
+    if kind == "parquet":
+        _parquet(path, values)
+    elif kind == "db":
+        _database(path, values)
+        return f"sqlite:///{path}#m"
+    elif kind == "txt":
+        path.write_bytes(_txt(values))
+    else:
+        separator = {"semicolon.csv": ";", "tsv": "\t"}.get(kind, ",")
+        content = _json(values, kind == "json") if kind.startswith("json") else _lines(values, separator)
+        path.write_bytes(_PACKED.get(path.suffix, bytes)(content))
+    return str(path)
+
+
+KINDS = ("csv", "semicolon.csv", "csv.gz", "tsv", "json", "jsonl", "jsonl.zst", "parquet", "db", "txt")
+
+
+def holds(kind: str, value: Any) -> bool:
+    """Whether such a file can have it."""
+    if isinstance(value, str) and "\ud800" in value:
+        return kind.startswith("json")  # as an escape
+    if kind.startswith("json"):
+        return not isinstance(value, datetime.datetime)
+    if kind == "parquet":
+        return isinstance(value, str | bytes | None)
+    if kind == "txt":
+        return isinstance(value, str | bytes) and not (isinstance(value, str) and set("\n\r") & set(value))
+    if kind == "db":
+        return not isinstance(value, list | dict | bool | datetime.datetime)
+    return not isinstance(value, list | dict)
+
+
+CASES = [(kind, what) for what, (value, *_) in VALUES.items() for kind in KINDS if holds(kind, value)]
+
+
+class Length(Answering):
+    """Class 1 of two for a text of more than nine letters; it sees what was read."""
+
+    task, labels, pad, size, scale, spelling = "sequence-classification", ["no", "yes"], 0, None, None, None
+    reads = Reads()
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def pieces(self, texts):
+        self.seen += texts
+        return [[1] for _ in texts], []
+
+    def run(self, inputs):
+        return np.zeros((len(inputs[0]), 2), dtype=np.float32)
+
+
+def asked(source: str) -> tuple[list[str] | None, str | None]:
+    """What `predict` reads, or why it refuses."""
+    model = Length()
+    try:
+        predict(model, read(source, format_of(source, None)), io.StringIO(), "csv")
+    except DataError as error:
+        return None, str(error)
+    return model.seen, None
+
+
+def learned(source: str, problems: list[Problem] | None = None) -> tuple[list[str] | None, str | None]:
+    """What a run reads, or why it refuses; with problems: as a site does."""
+    data = DataSection(test=source)
+    try:
+        return read_rows(source, data, None, reads=Reads(label=None), problems=problems).text, None
+    except DataError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize(("kind", "what"), CASES)
+def test_a_value_is_read_as_it_is_or_its_row_is_refused(tmp_path: Path, kind: str, what: str) -> None:
+    value, wanted, reason = VALUES[what]
+    values = [*TEXTS]
+    values[ROW] = value
+    if kind in ("csv", "semicolon.csv", "csv.gz", "tsv") and value is not None and not isinstance(value, str | bytes):
+        value, wanted, reason = str(value), wanted or str(value), None  # a csv has nothing but texts
+        values[ROW] = VALUES[what][0]
+    source = source_of(kind, tmp_path, values)
+    if kind == "txt" and what in ("blank", "empty"):
+        wanted, reason, values = None, None, [v for v in values if v.strip()]
+    elif wanted is not None:
+        values[ROW] = wanted
+    first = ROW + (2 if kind in ("csv", "semicolon.csv", "csv.gz", "tsv") else 1)
+    found, refused = learned(source)
+    predicted, unanswered = asked(source)
+    problems: list[Problem] = []
+    at_a_site, _ = learned(source, problems)
+    if reason is None:
+        assert (found, refused) == (values, None)
+        assert (predicted, unanswered) == (values, None)
+        assert (at_a_site, problems) == (values, [])
+    else:
+        assert found is None is predicted
+        assert refused == unanswered
+        assert refused is not None
+        assert f"row {first}, column 'text': " in refused
+        assert reason in refused
+        assert at_a_site == [text for place, text in enumerate(TEXTS) if place != ROW]
+        assert [one.row for one in problems] == [first]
+        assert SECRET not in refused + str(problems[0])
+    examine(source, DataSection(test=source))  # the operator's look raises nothing
+    _looked_at(source, tmp_path)
+
+
+def check_line(error: ConfideError) -> None:
+    """One line, without anything of a row."""
+    assert "\n" not in str(error)
+    assert SECRET not in str(error)
+
+
+def _looked_at(source: str, folder: Path) -> None:
+    """What `data check` and `label import` read: all of it, or one line."""
+    try:
+        rows = read_table(source, DataSection(test=source))
+        assert rows.num_rows >= len(TEXTS) - 1
+    except DataError as error:
+        check_line(error)
+    answers = folder / "answers.csv"
+    with answers.open("w", newline="") as file:
+        csv.writer(file).writerows([["row", "text", "label"], ["1", TEXTS[0], "yes"]])
+    try:
+        import_labels(answers, source, folder / "out")
+    except ConfideError as error:
+        check_line(error)
+    assert len([*(folder / "out").glob("*")]) in (0, 2)
+
+
+FILES: dict[str, tuple[str, bytes, str | list[str]]] = {
+    # kind, content, and the texts or what the refusal says
+    "mark before the header": ("csv", b"\xef\xbb\xbftext,label\na,yes\n", ["a"]),
+    "mark and lines": ("jsonl", b'\xef\xbb\xbf{"text": "a", "label": "yes"}\n', ["a"]),
+    "mark and a list": ("json", b'\xef\xbb\xbf[{"text": "a", "label": "yes"}]', ["a"]),
+    "ends of Windows": ("csv", b"text,label\r\na,yes\r\nb,no\r\n", ["a", "b"]),
+    "ends of old machines": ("csv", b"text,label\ra,yes\rb,no\r", ["a", "b"]),
+    "no end": ("tsv", b"text\tlabel\na\tyes", ["a"]),
+    "blank lines": ("csv", b"\n\ntext,label\n\na,yes\n\n\n", ["a"]),
+    "blank lines between objects": ("jsonl", b'\n{"text": "a", "label": "yes"}\n\n', ["a"]),
+    "other keys": ("jsonl", b'{"text": "a", "label": "yes"}\n{"x": [1], "text": "b", "label": "no"}\n', ["a", "b"]),
+    "nothing": ("csv", b"", "the file is empty"),
+    "nothing, packed": ("csv.gz", gzip.compress(b""), "the file is empty"),
+    "nothing at all in a parquet": ("parquet", b"", "the file is empty"),
+    "an empty list": ("json", b"[]", "the file is empty"),
+    "header alone": ("csv", b"text,label\n", "there are no rows"),
+    "column twice": ("csv", b"text,text,label\na,b,yes\n", "column 'text' is there twice"),
+    "no such column": ("csv", b"body,label\na,yes\n", "column 'text' is missing; the columns are: body, label"),
+    "no header": ("csv", b"a good film,yes\nbad,no\n", "column 'text' is missing"),
+    "a field too many": ("csv", b"text,label\na,yes\nmeasles,b,no\n", "row 3: 3 columns instead of 2"),
+    "a field too few": ("tsv", b"text\tlabel\nmeasles\n", "row 2: 1 columns instead of 2"),
+    "an open quote": ("csv", b'text,label\n"measles,yes\n', "row 2: a quote is not closed"),
+    "no object": ("jsonl", b'{"text": "a", "label": "yes"}\n["measles"]\n', "row 2: it cannot be parsed"),
+    "cut object": ("jsonl", b'{"text": "measles', "row 1: it cannot be parsed"),
+    "cut list": ("json", b'[{"text": "measles"},', "a list that cannot be parsed as JSON"),
+    "wrapped list": ("json", b'{"data":\n [{"text": "measles"}]}', "one object; expected a list of objects"),
+    "no parquet": ("parquet", b"measles", "not a readable parquet file"),
+    "cut gzip": ("csv.gz", gzip.compress(b"text,label\na,yes\n" * 99)[:20], "not a readable gzip file, or cut"),
+    "no gzip": ("jsonl.gz", b"measles", "not a readable gzip file"),
+    "no zstd": ("jsonl.zst", b"measles", "not a readable zstd file"),
+    "unknown": ("xlsx", b"measles", "no kind of file that is read"),
+}
+"""files that are odd as a whole"""
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_a_file_is_read_or_refused_alike(tmp_path: Path, what: str) -> None:
+    kind, content, expected = FILES[what]
+    path = tmp_path / f"rows.{kind}"
+    path.write_bytes(content)
+    for found, refused in (learned(str(path)), asked_or_refused(path)):
+        if isinstance(expected, list):
+            assert (found, refused) == (expected, None)
+        else:
+            assert refused is not None
+            assert expected in refused
+            assert SECRET not in refused
+            assert "\n" not in refused
+    _looked_at_if_there(path, tmp_path)
+
+
+def asked_or_refused(path: Path) -> tuple[list[str] | None, str | None]:
+    try:
+        return asked(str(path))
+    except ConfideError as error:  # of its kind
+        return None, f"no kind of file that is read: {error}"
+
+
+def _looked_at_if_there(path: Path, folder: Path) -> None:
+    for look in (
+        lambda: read_table(str(path), DataSection(test=str(path))),
+        lambda: examine(str(path), DataSection(test=str(path))),
+        lambda: import_labels(path, str(path), folder / "out"),
+    ):
+        try:
+            look()
+        except ConfideError as error:
+            check_line(error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "what"), CASES)
+def test_the_whole_check_takes_what_is_read(tmp_path: Path, kind: str, what: str) -> None:
+    """`confide data check`, with its page, on the rows around the odd one."""
+    values = [*TEXTS]
+    values[ROW] = VALUES[what][0]
+    source = source_of(kind, tmp_path, values)
+    label, outcome = None if kind == "txt" else "label", None
+    try:
+        outcome = check_source(source, tmp_path / "out", text="text", label=label, backbone=None)
+    except ConfideError as error:
+        check_line(error)
+    assert (tmp_path / "out" / "check.html").is_file() == (outcome is not None)
