@@ -39,10 +39,12 @@ def leakage(
     references: Annotated[int, typer.Option(help="Reference models of the likelihood-ratio attack.")] = 8,
 ) -> None:
     """Attack a finished run: membership inference on its model, gradient inversion on an update with and without DP."""
+    from ..common.whole import require_writable
     from ..simulations.attacks.leakage import audit_leakage
     from .printing import print_leakage
     from .progress import watch
 
+    require_writable(run, "RUN")
     outcome = audit_leakage(run, references, watch)
     print_leakage(outcome)
     typer.echo(f"report: {run / 'report.html'}")

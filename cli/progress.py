@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..common.run_folder import CONFIG, METRICS, PROGRESS
 from ..server.report import figures, read_report
+from .terminal import Terminal
 
 _INTERVAL, _SILENCE = 0.2, 3.0
 """seconds: between looks; until a run that has said nothing is said to be loading"""
@@ -55,12 +55,12 @@ def _progress() -> Progress:
     """Shown on a terminal only."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
@@ -138,7 +138,7 @@ def print_summary(folder: Path) -> None:
     before = figures(report["before"])
     for name, value in figures(report["after"]).items():
         table.add_row(name, f"{before[name]:.4f}", f"{value:.4f}")
-    console = Console()
+    console = Terminal()
     console.print(table)
     privacy = report["privacy"]
     if privacy["mode"] == "none":

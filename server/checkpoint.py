@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from ..common.errors import ConfigError
 from ..common.ledger.chain import write_json
 from ..common.types import Adapter
+from ..common.whole import whole_file
 
 _KEPT = 2
 _ASKED, _SECURE = "asked.json", "secure.json"
@@ -71,11 +72,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "best_round": checkpoint.best_round,
     }
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
-    partial = path.with_suffix(".partial")
-    save_file(arrays, partial, metadata={"confide": json.dumps(facts)})
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(path)  # a crash leaves the old file or the new one, never half of one
+    with whole_file(path) as partial:  # a crash leaves the old file or the new one, never half of one
+        save_file(arrays, partial, metadata={"confide": json.dumps(facts)})
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
     for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
         old.unlink()
 

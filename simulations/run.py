@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from ..client.worker import Worker
 from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig, load
+from ..common.config.section import assignment
 from ..common.data.partition import site_name
 from ..common.data.sources import content_digest
 from ..common.errors import ConfigError
@@ -20,6 +22,7 @@ from ..common.model.loading import model_of
 from ..common.model.memory import sites_at_once, with_plan
 from ..common.modes import mode_of
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
+from ..common.whole import write_whole
 from ..server.aggregate.strategy import make_strategy
 from ..server.callbacks import Callback
 from ..server.distillation import Distillation
@@ -69,13 +72,18 @@ def simulate(
     holds a run and `overwrite` is not set.
     """
     _require_in_process(config, callbacks, strategy)
+    folder = config.output.resolve()
+    require_room(folder, overwrite=overwrite)  # before minutes are spent on the model
     resolved, worker = prepare(config, strategy)
-    folder = resolved.output
-    require_room(folder, overwrite=overwrite)
+    contents, dealt = _contents(resolved, worker), _partition_facts(resolved, worker)
     make_room(folder)
-    (folder / CONFIG).write_text(resolved.to_toml(), encoding="utf-8")
-    (folder / "partition.json").write_text(json.dumps(_partition_facts(resolved, worker)), encoding="utf-8")
-    (folder / _CONTENTS).write_text(json.dumps(_contents(resolved, worker), indent=2), encoding="utf-8")
+    try:
+        write_whole(folder / CONFIG, resolved.to_toml())
+        write_whole(folder / "partition.json", json.dumps(dealt))
+        write_whole(folder / _CONTENTS, json.dumps(contents, indent=2))
+    except OSError:  # nothing has been charged or trained
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     _start(resolved, callbacks, strategy)
     return folder
 
@@ -85,7 +93,7 @@ def resume(folder: Path, *, callbacks: Sequence[Callback] = (), strategy: Strate
 
     Raises ConfigError when the folder holds no run, or the data are no longer those that it began with.
     """
-    config = load(require_run(folder), [f"run.output={json.dumps(str(folder.resolve()))}"])
+    config = load(require_run(folder), [assignment("run.output", str(folder.resolve()))])
     _require_in_process(config, callbacks, strategy)
     resolved, worker = prepare(config, strategy)
     file, now = folder / _CONTENTS, _contents(resolved, worker)

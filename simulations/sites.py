@@ -23,6 +23,7 @@ from ..common.data.sources import label_names, training_rows
 from ..common.ledger.chain import SiteKey
 from ..common.ledger.ledger import Ledger
 from ..common.model.loading import FineTuneModel
+from ..common.whole import write_whole
 from ..server.evaluation import say_cut
 from .attacks.poison import poisoned
 from .canaries import Planted
@@ -95,7 +96,7 @@ def make_ledgers(run: RunConfig) -> None:
         peers[name] = Ledger.open(folder / name).key.public
     if not (folder / POLICY).exists():
         policy = simulated_policy(run).model_copy(update={"peers": peers})
-        (folder / POLICY).write_text(_POLICY_HEADER + policy.to_toml(), encoding="utf-8")
+        write_whole(folder / POLICY, _POLICY_HEADER + policy.to_toml())
     SiteConfig.load(folder / POLICY)
 
 

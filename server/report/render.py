@@ -14,6 +14,7 @@ from ...common.config.run import RunConfig
 from ...common.errors import ConfigError
 from ...common.privacy.audit import CANARY_KINDS
 from ...common.privacy.mechanism import PrivacyPlan
+from ...common.whole import write_whole
 from ..checkpoint import Checkpoint
 from . import plots
 from .build import SCHEMA, build_report
@@ -65,8 +66,8 @@ def _save(folder: Path, report: Report) -> None:
 
 def write_pair(folder: Path, report: Mapping[str, Any], html: str) -> None:
     """report.json and report.html, each whole or not at all."""
-    _replace(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-    _replace(folder / "report.html", html)
+    write_whole(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / "report.html", html)
 
 
 def render_html(report: Report) -> str:
@@ -125,12 +126,6 @@ def _shade(scores: list[float], index: int) -> str:
     most = max((abs(score) for score in scores), default=0.0)
     strength = abs(scores[index]) / most if most else 0.0
     return f"rgba({'46, 160, 100' if scores[index] > 0 else '234, 110, 60'}, {0.75 * strength:.2f})"
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _failures(row: dict[str, Any]) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from ...common.model.adapter import CARD, asked_text
 from ...common.model.backbones import resolve_backbone
 from ...common.model.lora import STAND_IN
 from ...common.tasks import load_task
+from ...common.whole import require_new, whole_folder
 from ..report import figures, read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 
@@ -96,27 +97,22 @@ def export_hub(
     the files' names. Raises ConfigError.
     """
     report = read_report(folder)
-    new_folder(out)
+    require_new(out)
     measured = report.get("compression") or {}
     chosen = variants if variants is not None else [n for n in [measured.get("recommended")] if n and n != "torch"]
     for name in chosen:
         load_variant(folder / VARIANTS / name)
     text = card(folder, chosen, base=base, intended=intended, licence=licence)
-    copy_adapter(folder, out, base)
-    for name in chosen:
-        place = out / "onnx" / name
-        place.mkdir(parents=True)
-        for file in (folder / VARIANTS / name).iterdir():
-            if file.name in (MODEL, TOKENIZER, FACTS):
-                shutil.copyfile(file, place / file.name)
-    (out / "README.md").write_text(text, encoding="utf-8")
+    with whole_folder(out) as made:
+        copy_adapter(folder, made, base)
+        for name in chosen:
+            place = made / "onnx" / name
+            place.mkdir(parents=True)
+            for file in (folder / VARIANTS / name).iterdir():
+                if file.name in (MODEL, TOKENIZER, FACTS):
+                    shutil.copyfile(file, place / file.name)
+        (made / "README.md").write_text(text, encoding="utf-8")
     return written(out)
-
-
-def new_folder(out: Path) -> None:
-    """Raises ConfigError when something is in it."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: is not empty; give another folder with --out")
 
 
 def written(out: Path) -> list[str]:

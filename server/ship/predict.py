@@ -19,6 +19,7 @@ import numpy as np
 from ...common.data.images import ImageForm, read_image
 from ...common.errors import ConfigError, DataError, harmless
 from ...common.types import Conversation, Reads, Rows
+from ...common.whole import require_writable, whole_file
 from .runtime import FACTS, VARIANTS, OnnxModel
 
 Format = Literal["csv", "jsonl", "text"]
@@ -113,6 +114,8 @@ def predict_file(
     continuation, token by token. Raises ConfigError, DataError."""
     if out is not None and out.exists():
         raise ConfigError(f"--out: {out} is there already; give another file")
+    if out is not None:
+        require_writable(out, "--out")
     name = "standard input" if source == "-" else source
     try:
         with ExitStack() as stack:
@@ -122,12 +125,9 @@ def predict_file(
                 return _tell(model, (record[columns.text] for record in records), sys.stdout)
             if out is None:
                 return predict(model, lines, sys.stdout, format_, columns=columns, source=source, progress=progress)
-            partial = out.with_name(f"{out.name}.partial")
-            stack.callback(partial.unlink, missing_ok=True)
+            partial = stack.enter_context(whole_file(out))
             with partial.open("w", newline="", encoding="utf-8") as target:
-                done = predict(model, lines, target, format_, columns=columns, source=source, progress=progress)
-            partial.replace(out)
-            return done
+                return predict(model, lines, target, format_, columns=columns, source=source, progress=progress)
     except UnicodeDecodeError:
         raise DataError(f"{name}: not UTF-8; convert it") from None
 

@@ -19,6 +19,7 @@ from ...common.data.spelling import Spelling, Words, spelling_of
 from ...common.data.words import with_blanks, word_numbers
 from ...common.errors import ConfigError
 from ...common.types import DEFAULT_TASK, Reads, Rows
+from ...common.whole import write_whole
 
 VARIANTS = "variants"
 """folder of a run that holds a folder for each"""
@@ -61,7 +62,7 @@ class Variant:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        (folder / FACTS).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / FACTS, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def load_variant(folder: Path) -> Variant:

@@ -6,7 +6,6 @@ Which rows a site chooses is decided at the site; a run on them is an ordinary r
 """
 
 import csv
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +18,7 @@ from safetensors.numpy import load_file
 
 from ...common.config.resolve import resolve
 from ...common.config.run import RunConfig
-from ...common.config.section import Positive, Section
+from ...common.config.section import Positive, Section, assignment
 from ...common.data.active import SCORED, STRATEGIES, Strategy, choose, pool_epsilon
 from ...common.data.partition import partition, site_name
 from ...common.data.record_keys import in_order
@@ -154,14 +153,14 @@ class _Curve:
         """A run on what is labelled, and under privacy ledgers for all runs of the curve."""
         changes = [
             f"run.seed={self.seed}",
-            f"data.train={json.dumps(str(source))}",
-            f"data.labels={json.dumps(self.config.data.labels)}",
+            assignment("data.train", str(source)),
+            assignment("data.labels", list(self.config.data.labels or [])),
             "data.limit=",
             'data.partition.kind="natural"',
             f'data.partition.column="{_SITE}"',
         ]
         if self.config.private:  # the size follows from the recipe: it is public
-            changes += [f"privacy.declared_examples={total}", f"engine.ledger={json.dumps(str(self._ledgers))}"]
+            changes += [f"privacy.declared_examples={total}", assignment("engine.ledger", str(self._ledgers))]
         config = run_at(self.base, changes, place, self.strategy)
         if self.config.private and not self._ledgers.exists():
             whole = (config.privacy.epsilon or 0) * (self.section.rounds + 1)
