@@ -7,7 +7,6 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..common.config.tables import DataSection, ModelSection
-from ..common.errors import ConfigError, ModelError
 from ..common.model.adapter import CARD, read_adapter
 from ..common.model.backbones import Folders
 from ..common.model.loading import FineTuneModel, load_model
@@ -38,10 +37,7 @@ class FinishedModel:
 def load_finished(folder: Path, folders: Folders) -> FinishedModel:
     """folder: the adapter folder of a finished run. folders: backbones of the site's own. Raises ConfigError,
     ModelError."""
-    try:
-        content, labels, arrays = read_adapter(folder)
-    except ModelError as error:
-        raise ConfigError(f"{error}; give the adapter folder of a finished run") from None
+    content, labels, arrays = read_adapter(folder)
     section = ModelSection.parse(content, str(folder / CARD))
     return FinishedModel(section, labels, load_model(section, len(labels), 0, folders=folders), arrays)
 

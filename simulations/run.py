@@ -11,6 +11,7 @@ import numpy as np
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from ..client.deploy.folder import POLICY
 from ..client.worker import Worker
 from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig, load
@@ -18,11 +19,12 @@ from ..common.config.section import assignment
 from ..common.data.partition import site_name
 from ..common.data.sources import content_digest
 from ..common.errors import ConfigError
+from ..common.json_file import read_object
 from ..common.model.loading import model_of
 from ..common.model.memory import sites_at_once, with_plan
 from ..common.modes import mode_of
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
-from ..common.whole import write_whole
+from ..common.whole import require_writable, write_whole
 from ..server.aggregate.strategy import make_strategy
 from ..server.callbacks import Callback
 from ..server.distillation import Distillation
@@ -74,6 +76,8 @@ def simulate(
     _require_in_process(config, callbacks, strategy)
     folder = config.output.resolve()
     require_room(folder, overwrite=overwrite)  # before minutes are spent on the model
+    if config.engine.ledger is not None:
+        require_writable(Path(config.engine.ledger) / POLICY, "engine.ledger")
     resolved, worker = prepare(config, strategy)
     contents, dealt = _contents(resolved, worker), _partition_facts(resolved, worker)
     make_room(folder)
@@ -97,7 +101,7 @@ def resume(folder: Path, *, callbacks: Sequence[Callback] = (), strategy: Strate
     _require_in_process(config, callbacks, strategy)
     resolved, worker = prepare(config, strategy)
     file, now = folder / _CONTENTS, _contents(resolved, worker)
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before = read_object(file, "restore it, or start a new run in another folder") if file.is_file() else {}
     if changed := [source for source, digest in now.items() if before.get(source) != digest]:
         raise ConfigError(
             f"{folder}: the rows of {changed[0]} are not those that the run began with; put them back, or start a new "

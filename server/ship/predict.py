@@ -20,7 +20,7 @@ from ...common.data.images import ImageForm, read_image
 from ...common.errors import ConfigError, DataError, harmless
 from ...common.types import Conversation, Reads, Rows
 from ...common.whole import require_writable, whole_file
-from .runtime import FACTS, VARIANTS, OnnxModel
+from .runtime import FACTS, VARIANTS, OnnxModel, fault_of
 
 Format = Literal["csv", "jsonl", "text"]
 PREDICTED, PROBABILITY = "predicted", "probability"
@@ -206,6 +206,9 @@ def predict(
 def _rows(records: list[dict[str, Any]], model: Model, columns: Columns, folder: Path, where: str, first: int) -> Rows:
     """What the model reads of records. first: the number of the first, for messages."""
     texts = [str(record[columns.text]) if model.reads.text else "" for record in records]
+    for number, text in enumerate(texts if model.reads.text else (), start=first):
+        if (wrong := fault_of(text)) is not None:
+            raise DataError(f"{where} {number}, column '{columns.text}': {wrong}; correct the row, or drop it")
     images = None
     if model.form is not None:
         images = np.stack(
@@ -261,6 +264,8 @@ def _json_rows(lines: Iterable[str], columns: list[str], source: str) -> Iterato
             record = json.loads(line)
         except (ValueError, RecursionError):
             raise DataError(f"{source}: line {number}: not valid JSON; one object a line is expected") from None
+        if "\\u" in line and not _is_utf8(record):
+            raise DataError(f"{source}: line {number}: half a character (a lone surrogate); correct the row")
         for column in columns:
             if not isinstance(record, dict) or not isinstance(record.get(column), str):
                 raise DataError(
@@ -272,7 +277,18 @@ def _json_rows(lines: Iterable[str], columns: list[str], source: str) -> Iterato
         yield record
 
 
+def _is_utf8(record: Any) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_columns(names: Sequence[str], columns: list[str], source: str) -> None:
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:  # of two columns of one name, one would be lost
+        raise DataError(f"{source}: column '{twice}' is there twice; rename one of the two")
     for column in columns:
         if column not in names:
             raise DataError(f"{source}: column '{column}' is missing; there are: {', '.join(names) or 'none'}")

@@ -32,6 +32,17 @@ _LEFT_OUT = ["SkipLayerNormFusion"]
 int8 model's time (1.32.0, measured on one and two threads)"""
 
 
+def fault_of(text: str) -> str | None:
+    """What makes a text one that no model reads; None: nothing."""
+    if not text.strip():
+        return "an empty text was received"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "a text with half a character (a lone surrogate) was received"
+    return None
+
+
 def input_names(reads: Reads) -> list[str]:
     """Names of a model's arguments, in their order."""
     return [*(["input_ids", "attention_mask"] if reads.text else []), *(["pixel_values"] if reads.images else [])]

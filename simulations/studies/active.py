@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from safetensors.numpy import load_file
 
 from ...common.config.resolve import resolve
 from ...common.config.run import RunConfig
@@ -25,6 +24,7 @@ from ...common.data.record_keys import in_order
 from ...common.data.sources import training_rows
 from ...common.errors import ConfigError
 from ...common.ledger.verify import audit, find_ledgers
+from ...common.model.adapter import read_arrays
 from ...common.model.loading import FineTuneModel, model_of
 from ...common.types import Reads, Records, Rows
 from ...server.report import plots
@@ -134,7 +134,7 @@ class _Curve:
             title = f"{how_far}: {self.strategy}, {total:,} labels"
             report = reported(self._run(self._write_rows(rows, labelled, place), total, place), watch, title)
             points.append({"labels": total, "accuracy": report["after"]["accuracy"]})
-            adapter = load_file(place / "adapter" / "adapter_model.safetensors")
+            adapter = read_arrays(place / "adapter")
             if number < self.section.rounds:
                 for site, part in enumerate(parts):
                     rest = np.setdiff1d(part, labelled[site])
