@@ -35,7 +35,7 @@ from .app import client, play
 from .attacks.byzantine import ByzantineGrid
 from .canaries import canary_rows_of
 from .local import LocalGrid
-from .sites import make_ledgers, worker_for
+from .sites import make_ledgers, say_dealt, worker_for
 
 _CONTENTS = "data.json"
 
@@ -57,7 +57,8 @@ def prepare(config: RunConfig, strategy: Strategy | None = None) -> tuple[RunCon
     if mode_of(resolved).TEACHERS:
         Distillation(resolved, model)
     worker = worker_for(resolved.to_flat())
-    _ = worker.data  # a row that cannot be used is named here, where nobody but its owner sees it
+    data = worker.data  # a row that cannot be used is named here, where nobody but its owner sees it
+    say_dealt(resolved, data)
     return resolved, worker
 
 
@@ -73,7 +74,7 @@ def simulate(
     callbacks, strategy: objects of the caller, for the in-process engine. Raises ConfigError when the folder already
     holds a run and `overwrite` is not set.
     """
-    _require_in_process(config, callbacks, strategy)
+    _require_engine(config, callbacks, strategy)
     folder = config.output.resolve()
     require_room(folder, overwrite=overwrite)  # before minutes are spent on the model
     if config.engine.ledger is not None:
@@ -98,7 +99,7 @@ def resume(folder: Path, *, callbacks: Sequence[Callback] = (), strategy: Strate
     Raises ConfigError when the folder holds no run, or the data are no longer those that it began with.
     """
     config = load(require_run(folder), [assignment("run.output", str(folder.resolve()))])
-    _require_in_process(config, callbacks, strategy)
+    _require_engine(config, callbacks, strategy)
     resolved, worker = prepare(config, strategy)
     file, now = folder / _CONTENTS, _contents(resolved, worker)
     before = read_object(file, "restore it, or start a new run in another folder") if file.is_file() else {}
@@ -118,12 +119,17 @@ def _contents(config: RunConfig, worker: Worker) -> dict[str, str]:
     return {config.data.training: sites} | public
 
 
-def _require_in_process(config: RunConfig, callbacks: Sequence[Callback], strategy: Strategy | None) -> None:
+def _require_engine(config: RunConfig, callbacks: Sequence[Callback], strategy: Strategy | None) -> None:
+    """Raises ConfigError."""
     if config.engine.kind != "inprocess" and (callbacks or strategy is not None):
         raise ConfigError(
             f"engine.kind: '{config.engine.kind}' received with objects of this process (callbacks, strategy); "
             "allowed: inprocess"
         )
+    if config.engine.kind == "ray":
+        from .ray_cluster import require_cluster
+
+        require_cluster(config.engine)
 
 
 def _partition_facts(config: RunConfig, worker: Worker) -> dict:

@@ -1,10 +1,11 @@
 """A declared configuration → the one that runs: everything it depends on, stated."""
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.sources import bio_names, label_names, number_scale, read_table
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..model.backbones import Folders, resolve_backbone
 from ..model.weights import with_type
 from ..tasks import load_task
@@ -32,6 +33,8 @@ def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
         changes["labels"] = label_names(public_sources(config), data, per_word=task.READS.label == "tags")
     elif task.READS.label == "tags" and data.labels is not None:
         changes["labels"] = bio_names(data.labels, "data.labels")
+    if task.CLASSES:
+        _require_classes(changes.get("labels", data.labels), config)
     if task.READS.label == "number" and data.scale is None:
         changes["scale"] = number_scale(public_sources(config), data)
     if data.partition.kind == "natural" and data.partition.clients is None:
@@ -63,6 +66,17 @@ def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
         }
     )
     return RunConfig.parse(resolved.model_dump(), "configuration")
+
+
+def _require_classes(labels: Sequence[str], config: RunConfig) -> None:
+    """Raises ConfigError for fewer than two: every answer would be right, and every ε be spent on nothing."""
+    if len(set(labels)) > 1:
+        return
+    where = "received" if config.data.labels is not None else f"found in {', '.join(public_sources(config))}"
+    raise ConfigError(
+        f"data.labels: {len(set(labels))} class {where} ({', '.join(map(repr, labels))}); allowed: two and more; "
+        "correct the column data.label, or state all classes in data.labels"
+    )
 
 
 def _typed(model: ModelSection, folders: Folders) -> ModelSection:
