@@ -11,6 +11,7 @@
 import errno
 import os
 import re
+import sqlite3
 import sys
 import traceback
 from pathlib import Path
@@ -92,6 +93,8 @@ def told(error: BaseException) -> tuple[str, int]:
         return f"{first_line(error)}; see the whole with --debug", 2
     if isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_MEMORY):
         return f"{_REMEDIES[errno.ENOMEM]}; confide doctor plans what a run takes", 2
+    if isinstance(error, sqlite3.OperationalError):  # its texts are SQLite's own, without a value
+        return f"a ledger's database: {first_line(error)}; make room, or correct its folder", 2
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("confide"):
         return f"the package '{error.name}' is missing; install confide with the extra that has it", 2
     return _of_confide(error), 1

@@ -306,12 +306,15 @@ def main() -> None:
     arguments, debug = read_arguments(sys.argv[1:])
     _quiet_libraries()
     write_any_text()
-    command = with_named_paths(typer.main.get_command(app))
-    try:
-        code = command.main(arguments, prog_name="confide", standalone_mode=False) or 0
+    command, code = with_named_paths(typer.main.get_command(app)), 0
+    try:  # as click's own main, which would end silently where a pipe is closed
+        with command.make_context("confide", arguments) as context:
+            command.invoke(context)
         sys.stdout.flush()
     except SystemExit:
         raise
+    except typer.Exit as ended:
+        code = ended.exit_code
     except BaseException as error:
         code = say_failure(error, debug=debug)
     sys.exit(code)

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
+from ..common.errors import ConfigError
+
 
 class Terminal(Console):
     """A console that takes paths, labels and texts as they are, and says when its reader is gone."""
@@ -21,6 +23,8 @@ class Terminal(Console):
 
 def write_any_text() -> None:
     """What a stream's encoding lacks is written as an escape, so that no accent ends a command."""
+    if sys.stdout is None:  # closed by whoever started the command
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -28,6 +32,8 @@ def write_any_text() -> None:
 
 def carry_rows() -> None:
     """Rows that pass through are UTF-8 whatever the locale says, as files are; a terminal keeps its encoding."""
+    if sys.__stdout__ is None:
+        raise ConfigError("standard output: closed when the command was started; open it, or give a file with --out")
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="strict", newline="")
     if isinstance(sys.stdout, TextIOWrapper) and not sys.stdout.isatty():

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from ..common.run_folder import METRICS, PROGRESS
-from ..common.whole import write_whole
+from ..common.whole import naming, write_whole
 
 
 class Recorder:
@@ -25,7 +25,8 @@ class Recorder:
 
     def row(self, row: dict[str, Any]) -> None:
         """A finished round."""
-        with (self._folder / METRICS).open("a", encoding="utf-8") as lines:
+        path = self._folder / METRICS
+        with naming(path), path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         for key, value in row.items():
             if isinstance(value, int | float) and key != "round":
