@@ -7,7 +7,9 @@ import typer
 
 from .recipe import Sets, load_recipe
 
-app = typer.Typer(no_args_is_help=True, help="Check what was promised: ledgers, canaries, attacks.")
+app = typer.Typer(
+    no_args_is_help=True, suggest_commands=False, help="Check what was promised: ledgers, canaries, attacks."
+)
 
 
 @app.command("canary")

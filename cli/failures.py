@@ -48,6 +48,8 @@ _REMEDIES = {
 _REMEDIES[errno.EPERM] = _REMEDIES[errno.EACCES]
 _WITHIN = re.compile(r"\bos error (\d+)\b|\[?errno (\d+)\]?", re.IGNORECASE)
 """how libraries that are not Python's write the number of the system's error"""
+_LONGEST = 1000
+"""characters of a line"""
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 
@@ -138,4 +140,6 @@ def _of_confide(error: BaseException) -> str:
 
 
 def _one_line(text: str) -> str:
-    return harmless(" ".join(text.split("\n")))
+    """Whatever is too long loses its middle: a value came first, and what to do comes last."""
+    line = harmless(" ".join(text.splitlines()))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"

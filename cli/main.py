@@ -23,11 +23,14 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 app = typer.Typer(
     no_args_is_help=True,
+    suggest_commands=False,  # click does already
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Federated, privacy-preserving fine-tuning: LoRA adapters travel, records stay.",
 )
-evaluate_app = typer.Typer(no_args_is_help=True, help="Look at a finished run's model from other sides.")
+evaluate_app = typer.Typer(
+    no_args_is_help=True, suggest_commands=False, help="Look at a finished run's model from other sides."
+)
 for part in (deployment_app, model_app):
     app.add_typer(part)  # without a name: its commands stand among these
 for name, part in {"audit": audit_app, "evaluate": evaluate_app, "data": data_app, "label": label_app}.items():
@@ -115,6 +118,7 @@ def explain(
     from ..common.whole import require_writable, whole_file
     from ..server.report.plots import epsilon_over_rounds
     from .printing import print_explanation
+    from .progress import bar
 
     require_writable(plot, "--plot")
     folder = Path(run) / "config.toml"
@@ -124,14 +128,20 @@ def explain(
             "privacy.mode: 'none' protects nothing: the server sees every update as it is; choose distributed or local"
         )
     config = resolve(config)
-    plan = privacy_plan(config, model_of(config).count()[0])
-    if plan is None:
-        raise ConfigError("privacy: nothing declared")
-    print_explanation(in_words(config, plan), meanings(config, plan), alternatives(config, plan))
-    targets = {f"ε = {target:g} after {config.run.rounds} rounds": target for target in (1.0, 3.0)}
-    others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
-    with whole_file(plot) as partial:
-        partial.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others))
+    with bar() as progress:  # of a thousand rounds ε takes minutes
+        plan = privacy_plan(config, model_of(config).count()[0])
+        if plan is None:
+            raise ConfigError("privacy: nothing declared")
+        progress("what ε means", 0, 3)
+        told = in_words(config, plan), meanings(config, plan)
+        progress("other rounds and noise", 1, 3)
+        choices = alternatives(config, plan)
+        progress("plot", 2, 3)
+        targets = {f"ε = {target:g} after {config.run.rounds} rounds": target for target in (1.0, 3.0)}
+        others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
+        with whole_file(plot) as partial:
+            partial.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others))
+    print_explanation(*told, choices)
     typer.echo(f"plot: {plot}")
 
 

@@ -71,6 +71,8 @@ def init_site(
     if folder.exists() and any(folder.iterdir()):
         raise DeploymentError(f"{folder}: is not empty; a site's folder is made once, its keys are not replaced")
     expiry(ca)
+    if not name.isascii():
+        raise ConfigError(f"--name: received '{name}'; allowed: letters without accents, digits, '.', '_' and '-'")
     quoted = {key: as_toml(value) for key, value in {"name": name, "server": server, "source": source}.items()}
     text = _TEMPLATE.format(**quoted, dataset=tomli_w.dumps({dataset: ""}).removesuffix(' = ""\n'), epsilon=epsilon)
     partial = folder.with_name(f".{folder.name}.partial")

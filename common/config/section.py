@@ -52,11 +52,13 @@ class Section(BaseModel, frozen=True, extra="forbid"):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        """pydantic takes true for 1."""
+    def _numbers(cls, value: object, info: ValidationInfo) -> object:
+        """pydantic takes true for 1, and whole numbers of any length, which neither Flower nor numpy can hold."""
         field = cls.model_fields.get(info.field_name or "")
         if isinstance(value, bool) and field is not None and not _takes_truth(field.annotation):
             raise ValueError("neither true nor false")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("a whole number of 64 bits")
         return value
 
     def to_toml(self) -> str:

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,11 +90,18 @@ def require(notes: Notes, columns: Iterable[str]) -> None:
                     "line is called so; set the name in [datasets], or give the file a header line"
                 )
             raise DataError(
-                f"{table.source}: column '{column}' is missing; the columns are: {', '.join(table.names)}; set the "
-                "name in [data]"
+                f"{table.source}: column '{column}' is missing; {columns_told(table.names)}; set the name in [data]"
             )
     if notes.strict and not table.rows:
         raise DataError(f"{table.source}: there are no rows; expected at least one")
+
+
+def columns_told(names: Sequence[str]) -> str:
+    """Which columns there are; of a first line that is rather a record than a header, how many fields."""
+    if any(len(name) > 40 or len(name.split()) > 3 for name in names):
+        return f"none of the {len(names)} fields of the first line is called so; is it a header?"
+    shown = ", ".join(names[:20]) or "none"
+    return f"the columns are: {shown}{f' … ({len(names)} in all)' if len(names) > 20 else ''}"
 
 
 def read_text(notes: Notes, column: str, place: int, value: object) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, TextIO, runtime_checkable
 
 import numpy as np
 
+from ...common.data.columns import columns_told
 from ...common.data.images import ImageForm, read_image
 from ...common.errors import ConfigError, DataError, harmless
 from ...common.types import Conversation, Reads, Rows
@@ -291,7 +292,7 @@ def _check_columns(names: Sequence[str], columns: list[str], source: str) -> Non
         raise DataError(f"{source}: column '{twice}' is there twice; rename one of the two")
     for column in columns:
         if column not in names:
-            raise DataError(f"{source}: column '{column}' is missing; there are: {', '.join(names) or 'none'}")
+            raise DataError(f"{source}: column '{column}' is missing; {columns_told(names)}")
     for taken in (PREDICTED, PROBABILITY):
         if taken in names:
             raise DataError(f"{source}: column '{taken}' is there already; rename it")

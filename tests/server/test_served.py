@@ -68,7 +68,7 @@ def test_rows_keep_their_order_and_their_columns() -> None:
 @pytest.mark.parametrize(
     ("text", "format_", "reason"),
     [
-        ("id,words\n1,a\n", "csv", "column 'text' is missing; there are: id, words"),
+        ("id,words\n1,a\n", "csv", "column 'text' is missing; the columns are: id, words"),
         ("text,predicted\na,b\n", "csv", "column 'predicted' is there already"),
         ("id,text\n1,a,secret\n", "csv", "line 2: more or fewer fields"),
         ("id,text\n1\n", "csv", "line 2: more or fewer fields"),
@@ -76,7 +76,12 @@ def test_rows_keep_their_order_and_their_columns() -> None:
         ('{"text": "a"}\n{"text": secret}\n', "jsonl", "line 2: not valid JSON"),
         ('{"text": 5}\n', "jsonl", "line 1: no text under 'text'"),
         ('["secret"]\n', "jsonl", "line 1: no text"),
-        ("", "csv", "column 'text' is missing; there are: none"),
+        ("", "csv", "column 'text' is missing; the columns are: none"),
+        ("text,id,id\na,1,2\n", "csv", "column 'id' is there twice; rename one of the two"),
+        ("text,id\na,1\n ,2\n", "csv", "row 2, column 'text': an empty text was received"),
+        ('{"text": "a \\ud800"}\n', "jsonl", "line 1: half a character (a lone surrogate); correct the row"),
+        ('{"text": "a", "more": ["\\udfff"]}\n', "jsonl", "line 1: half a character (a lone surrogate)"),
+        ("what a patient said about the pain\n", "csv", "none of the 1 fields of the first line is called so"),
         ("\n", "text", "no rows received"),
     ],
 )
