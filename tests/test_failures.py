@@ -191,6 +191,24 @@ def test_the_folder_of_a_run_stays_when_it_is_emptied(tmp_path: Path) -> None:
     assert (list(tmp_path.iterdir()), tmp_path.stat().st_ino) == ([], number)
 
 
+def test_a_run_whose_files_were_changed_is_not_resumed(confide, toml: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert confide("simulate", toml, "--out", run)[0] == 0
+    for name, reason in (
+        ("data.json", "restore it, or start a new run"),
+        ("partition.json", "only a plot is made of it"),
+        ("checkpoints/asked.json", "what sites have been charged for"),
+        ("checkpoints/round-00001.safetensors", "not a checkpoint of confide"),
+    ):
+        before = (run / name).read_bytes()
+        for content in (b"", b"\xff", b"[1]"):
+            (run / name).write_bytes(content)
+            code, _, err = confide("simulate", "--resume", run)
+            assert (code, reason in err.splitlines()[-1]) == (2, True), (name, err)
+        (run / name).write_bytes(before)
+    assert confide("simulate", "--resume", run)[0] == 0
+
+
 @contextmanager
 def files_of(most: int) -> Iterator[None]:
     """Within, no file may become larger: as on a disk that is full."""

@@ -182,7 +182,7 @@ def _node_key(folder: Path, name: str) -> str:
     from .connection import read_node_key
 
     _, public = read_node_key(folder / NODE_KEY)
-    line = parse_line((folder / PUBLIC).read_text(encoding="ascii"), str(folder / PUBLIC))
+    line = parse_line((folder / PUBLIC).read_text(encoding="ascii", errors="replace"), str(folder / PUBLIC))
     if public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() != line.node or line.name != name:
         raise DeploymentError(
             f"{folder / PUBLIC}: does not belong to {NODE_KEY} and site.toml; name or key was changed"

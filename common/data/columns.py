@@ -14,7 +14,7 @@ from ..types import Conversation, Reads
 from .content import mark
 from .conversations import conversation
 from .files import kind_of
-from .formats import EMPTY, EXACT, Problem, Table, UnreadableError, as_text
+from .formats import EMPTY, EXACT, Problem, Table, UnreadableError, as_text, is_name
 from .images import ImageForm, decoded, image_file
 
 LONGEST = 2**22
@@ -98,7 +98,7 @@ def require(notes: Notes, columns: Iterable[str]) -> None:
 
 def columns_told(names: Sequence[str]) -> str:
     """Which columns there are; of a first line that is rather a record than a header, how many fields."""
-    if any(len(name) > 40 or len(name.split()) > 3 for name in names):
+    if not all(map(is_name, names)):
         return f"none of the {len(names)} fields of the first line is called so; is it a header?"
     shown = ", ".join(names[:20]) or "none"
     return f"the columns are: {shown}{f' … ({len(names)} in all)' if len(names) > 20 else ''}"

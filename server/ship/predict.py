@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TextIO, runtime_checkable
 import numpy as np
 
 from ...common.data.columns import columns_told
+from ...common.data.formats import twice
 from ...common.data.images import ImageForm, read_image
 from ...common.errors import ConfigError, DataError, harmless
 from ...common.types import Conversation, Reads, Rows
@@ -287,9 +288,9 @@ def _is_utf8(record: Any) -> bool:
 
 
 def _check_columns(names: Sequence[str], columns: list[str], source: str) -> None:
-    twice = next((name for name in names if list(names).count(name) > 1), None)
-    if twice is not None:  # of two columns of one name, one would be lost
-        raise DataError(f"{source}: column '{twice}' is there twice; rename one of the two")
+    repeated = next((name for name in names if list(names).count(name) > 1), None)
+    if repeated is not None:  # of two columns of one name, one would be lost
+        raise DataError(f"{source}: {twice(repeated)}")
     for column in columns:
         if column not in names:
             raise DataError(f"{source}: column '{column}' is missing; {columns_told(names)}")

@@ -77,7 +77,7 @@ def test_rows_keep_their_order_and_their_columns() -> None:
         ('{"text": 5}\n', "jsonl", "line 1: no text under 'text'"),
         ('["secret"]\n', "jsonl", "line 1: no text"),
         ("", "csv", "column 'text' is missing; the columns are: none"),
-        ("text,id,id\na,1,2\n", "csv", "column 'id' is there twice; rename one of the two"),
+        ("text,id,id\na,1,2\n", "csv", "column 'id' is there twice; rename one"),
         ("text,id\na,1\n ,2\n", "csv", "row 2, column 'text': an empty text was received"),
         ('{"text": "a \\ud800"}\n', "jsonl", "line 1: half a character (a lone surrogate); correct the row"),
         ('{"text": "a", "more": ["\\udfff"]}\n', "jsonl", "line 1: half a character (a lone surrogate)"),
