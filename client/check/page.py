@@ -13,7 +13,7 @@ from .identifiers import masked
 from .look import Findings
 
 PAGE = "check.html"
-_EXAMPLES, _LETTERS, _BARS = 12, 160, 40
+_EXAMPLES, _LETTERS, _BARS, _NAME = 12, 160, 40, 40
 
 
 def write_page(folder: Path, source: str, checked: Findings, left_out: dict[int, str], seconds: float) -> Path:
@@ -96,7 +96,8 @@ def _bars(classes: dict[str, int]) -> str | None:
     figure = Figure(figsize=(6.4, 1.0 + 0.2 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.barh([name for name, _ in shown], [count for _, count in shown], color="#0b6e99")
+    axes.barh(range(len(shown)), [count for _, count in shown], color="#0b6e99")
+    axes.set_yticks(range(len(shown)), [name[:_NAME].replace("$", r"\$") for name, _ in shown])  # no formulas
     axes.tick_params(labelsize=8)
     axes.set(xlabel="rows")
     buffer = io.BytesIO()
