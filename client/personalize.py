@@ -7,6 +7,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..common.config.tables import DataSection, ModelSection
+from ..common.errors import ConfigError, ModelError
 from ..common.model.adapter import CARD, read_adapter
 from ..common.model.backbones import Folders
 from ..common.model.loading import FineTuneModel, load_model
@@ -37,7 +38,10 @@ class FinishedModel:
 def load_finished(folder: Path, folders: Folders) -> FinishedModel:
     """folder: the adapter folder of a finished run. folders: backbones of the site's own. Raises ConfigError,
     ModelError."""
-    content, labels, arrays = read_adapter(folder)
+    try:
+        content, labels, arrays = read_adapter(folder)
+    except ModelError as error:
+        raise ConfigError(str(error)) from None
     section = ModelSection.parse(content, str(folder / CARD))
     return FinishedModel(section, labels, load_model(section, len(labels), 0, folders=folders), arrays)
 

@@ -12,14 +12,17 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from safetensors import SafetensorError
 
 from confide.cli.arguments import read_arguments
 from confide.cli.failures import told
 from confide.cli.main import main
+from confide.client.check.page import _bars
 from confide.common.errors import ConfigError, RoundError
 from confide.common.run_folder import make_room, require_room
 from confide.common.whole import naming, require_new, whole_file, whole_folder, write_whole
+from confide.server.report.plots import _plain
 
 
 @pytest.fixture
@@ -258,3 +261,12 @@ def test_a_full_disk_leaves_nothing_half_written(confide, toml: Path, tmp_path: 
         code, _, err = confide("simulate", toml, "--out", tmp_path / "run")
     assert (code, (tmp_path / "run").exists()) == (2, False)  # nothing is charged or trained yet
     assert err.splitlines()[-1].startswith(f"confide: {tmp_path / 'run'}")
+
+
+def test_class_names_in_plots_are_no_formulas(tmp_path: Path) -> None:
+    names = ["$\\frac{$", "x" * 500]
+    drawn = Figure()
+    drawn.text(0, 0, _plain(names[0]))
+    drawn.savefig(io.BytesIO())
+    assert len(_plain(names[1])) == 41
+    assert _bars(dict.fromkeys(names, 3))
