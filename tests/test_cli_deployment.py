@@ -146,6 +146,16 @@ def test_server_toml_is_checked(confide, folders, tmp_path: Path) -> None:
     assert ServerFile.model_fields["port"].default == 8443
 
 
+def test_a_part_of_a_site_that_is_a_folder_or_any_bytes_fails_its_line_alone(confide, folders, tmp_path: Path) -> None:
+    (tmp_path / "site-1" / "site.pub").write_bytes(b"\xff\xfe")
+    lock = tmp_path / "site-2" / "ledger" / "ledger.lock"
+    lock.unlink()
+    lock.mkdir()
+    for site, line in (("site-1", "failed  node key"), ("site-2", "failed  ledger")):
+        code, out, err = confide(f"site check {site}")
+        assert (code, err, line in out, "failed  server" in out) == (1, "", True, True), out
+
+
 @pytest.fixture
 def logs_end() -> Iterator[None]:
     """The log of a server that did not start is closed."""

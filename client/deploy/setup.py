@@ -176,6 +176,8 @@ def _checked(what: str, examine: Callable[[], str]) -> Check:
         return Check(what, True, examine())
     except ConfideError as error:
         return Check(what, False, str(error))
+    except OSError as error:  # this file or folder; the others are looked at all the same
+        return Check(what, False, f"{error.filename}: {error.strerror}; correct its owner, mode or kind")
 
 
 def _node_key(folder: Path, name: str) -> str:
