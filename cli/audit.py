@@ -7,7 +7,9 @@ import typer
 
 from .recipe import Sets, load_recipe
 
-app = typer.Typer(no_args_is_help=True, help="Check what was promised: ledgers, canaries, attacks.")
+app = typer.Typer(
+    no_args_is_help=True, suggest_commands=False, help="Check what was promised: ledgers, canaries, attacks."
+)
 
 
 @app.command("canary")
@@ -39,10 +41,12 @@ def leakage(
     references: Annotated[int, typer.Option(help="Reference models of the likelihood-ratio attack.")] = 8,
 ) -> None:
     """Attack a finished run: membership inference on its model, gradient inversion on an update with and without DP."""
+    from ..common.whole import require_writable
     from ..simulations.attacks.leakage import audit_leakage
     from .printing import print_leakage
     from .progress import watch
 
+    require_writable(run, "RUN")
     outcome = audit_leakage(run, references, watch)
     print_leakage(outcome)
     typer.echo(f"report: {run / 'report.html'}")

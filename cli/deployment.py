@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from ..server.deploy.runs import Runs
 
 app = typer.Typer()
-server_app = typer.Typer(no_args_is_help=True, help="Run the server of a federation.")
+server_app = typer.Typer(no_args_is_help=True, suggest_commands=False, help="Run the server of a federation.")
 app.add_typer(server_app, name="server")
-site_app = typer.Typer(no_args_is_help=True, help="Join a federation with a data site.")
+site_app = typer.Typer(no_args_is_help=True, suggest_commands=False, help="Join a federation with a data site.")
 app.add_typer(site_app, name="site")
 Server = Annotated[
     str, typer.Option(metavar="DIR|URL", help="The server's folder, or the operators' gateway, https://HOST:PORT.")

@@ -10,21 +10,27 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .arguments import DEBUG, read_arguments, with_named_paths
 from .audit import app as audit_app
 from .deployment import app as deployment_app
+from .failures import say_failure
 from .model import app as model_app
 from .recipe import Sets, load_recipe
 from .rows import data_app, label_app
+from .terminal import write_any_text
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 app = typer.Typer(
     no_args_is_help=True,
+    suggest_commands=False,  # click does already
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Federated, privacy-preserving fine-tuning: LoRA adapters travel, records stay.",
 )
-evaluate_app = typer.Typer(no_args_is_help=True, help="Look at a finished run's model from other sides.")
+evaluate_app = typer.Typer(
+    no_args_is_help=True, suggest_commands=False, help="Look at a finished run's model from other sides."
+)
 for part in (deployment_app, model_app):
     app.add_typer(part)  # without a name: its commands stand among these
 for name, part in {"audit": audit_app, "evaluate": evaluate_app, "data": data_app, "label": label_app}.items():
@@ -109,9 +115,12 @@ def explain(
     from ..common.model.loading import model_of
     from ..common.privacy.explain import alternatives, calibrated, in_words, meanings
     from ..common.privacy.plan import privacy_plan
+    from ..common.whole import require_writable, whole_file
     from ..server.report.plots import epsilon_over_rounds
     from .printing import print_explanation
+    from .progress import bar
 
+    require_writable(plot, "--plot")
     folder = Path(run) / "config.toml"
     config = load_recipe(str(folder) if folder.is_file() else run, sets)
     if not config.private:
@@ -119,13 +128,20 @@ def explain(
             "privacy.mode: 'none' protects nothing: the server sees every update as it is; choose distributed or local"
         )
     config = resolve(config)
-    plan = privacy_plan(config, model_of(config).count()[0])
-    if plan is None:
-        raise ConfigError("privacy: nothing declared")
-    print_explanation(in_words(config, plan), meanings(config, plan), alternatives(config, plan))
-    targets = {f"ε = {target:g} after {config.run.rounds} rounds": target for target in (1.0, 3.0)}
-    others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
-    plot.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others))
+    with bar() as progress:  # of a thousand rounds ε takes minutes
+        plan = privacy_plan(config, model_of(config).count()[0])
+        if plan is None:
+            raise ConfigError("privacy: nothing declared")
+        progress("what ε means", 0, 3)
+        told = in_words(config, plan), meanings(config, plan)
+        progress("other rounds and noise", 1, 3)
+        choices = alternatives(config, plan)
+        progress("plot", 2, 3)
+        targets = {f"ε = {target:g} after {config.run.rounds} rounds": target for target in (1.0, 3.0)}
+        others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
+        with whole_file(plot) as partial:
+            partial.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others))
+    print_explanation(*told, choices)
     typer.echo(f"plot: {plot}")
 
 
@@ -134,10 +150,12 @@ def personalize(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished simulation.")],
 ) -> None:
     """For each simulated site a head of its own, which stays there, compared with the shared one."""
+    from ..common.whole import require_writable
     from ..simulations.personalized import personalize as personalize_
     from .printing import print_personal
     from .progress import bar
 
+    require_writable(run, "RUN")
     with bar() as progress:
         facts = personalize_(run, lambda done, total: progress("heads of the sites", done, total))
     print_personal(facts)
@@ -153,10 +171,12 @@ def evaluate_robustness_(
     seeds: Annotated[int, typer.Option(min=1, help="Times that noise is drawn.")] = 3,
 ) -> None:
     """Accuracy under noise, checks that should (not) matter, attacks by queries and on embeddings."""
+    from ..common.whole import require_writable
     from ..simulations.attacks.robustness import evaluate_robustness
     from .printing import print_robustness
     from .progress import bar
 
+    require_writable(run, "RUN")
     with bar() as progress:
         facts = evaluate_robustness(run, progress, rows=rows, attacked=attacked, budget=budget, seeds=seeds)
     print_robustness(facts)
@@ -173,10 +193,12 @@ def evaluate_lm_(
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of a task; otherwise all.")] = None,
 ) -> None:
     """Tasks of the LM Evaluation Harness (lm-eval), before and after."""
+    from ..common.whole import require_writable
     from ..server.harness import evaluate_lm
     from .printing import print_harness
     from .progress import bar
 
+    require_writable(run, "RUN")
     with bar() as progress:
         found = evaluate_lm(run, [name.strip() for name in tasks.split(",") if name.strip()], include, limit, progress)
     print_harness(found)
@@ -252,6 +274,7 @@ def demo_data(
     import pyarrow.csv
 
     from ..common.data import demo
+    from ..common.whole import whole_file
 
     folder.mkdir(parents=True, exist_ok=True)
     tables = {split: demo.table(split) for split in demo.SPLITS}
@@ -260,7 +283,8 @@ def demo_data(
         for number in range(sites):
             tables[f"train-{number + 1}"] = train.take(list(range(number, len(train), sites)))
     for name in sorted(tables):
-        pyarrow.csv.write_csv(tables[name], folder / f"{name}.csv")
+        with whole_file(folder / f"{name}.csv") as partial:
+            pyarrow.csv.write_csv(tables[name], partial)
     typer.echo(f"wrote {', '.join(f'{name}.csv' for name in sorted(tables))} to {folder}")
 
 
@@ -275,22 +299,35 @@ def _quiet_libraries() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Show Python's traceback of what fails; it may quote records.")
+    ] = False,
+) -> None:
+    """debug: taken out of the arguments by `read_arguments`, wherever it stands; declared here for --help."""
     if version:
         typer.echo(f"confide {__version__}")
         raise typer.Exit
 
 
 def main() -> None:
-    """Entry point: an error that is meant for the user is one line on standard error."""
-    from ..common.errors import ConfideError
-
+    """Entry point: whatever fails is one line on standard error, see `failures`."""
+    arguments, debug = read_arguments(sys.argv[1:])
     _quiet_libraries()
-    try:
-        app()
-    except ConfideError as error:
-        typer.echo(f"confide: {error}", err=True)
-        sys.exit(error.exit_code)
+    write_any_text()
+    command, code = with_named_paths(typer.main.get_command(app)), 0
+    try:  # as click's own main, which would end silently where a pipe is closed
+        with command.make_context("confide", arguments) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except SystemExit:
+        raise
+    except typer.Exit as ended:
+        code = ended.exit_code
+    except BaseException as error:
+        code = say_failure(error, debug=debug)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,14 @@ def distill(
 ) -> None:
     """Teach a smaller model what the federated one answers, on public text; nothing private is read."""
     from ..common.data.sources import read_texts
+    from ..common.whole import require_writable
     from ..server.ship.compress import make_student
     from ..server.ship.distil import DistillationConfig
     from .progress import bar
 
     _check_positive("--learning-rate", learning_rate)
     _check_positive("--temperature", temperature)
+    require_writable(run, "RUN")
     settings = DistillationConfig(steps=steps, learning_rate=learning_rate, temperature=temperature, hidden=hidden)
     with bar() as progress:
         names = make_student(run, student, read_texts(public, text), settings, progress=progress)
@@ -60,6 +62,7 @@ def compress(
 ) -> None:
     """Make variants (float32, int8, pruned), measure all there are, and say which to take under the limits."""
     from ..common.data.sources import read_texts
+    from ..common.whole import require_writable
     from ..server.ship.compress import Limits, make_variants, measure
     from ..server.ship.distil import DistillationConfig
     from .printing import print_compression
@@ -68,6 +71,7 @@ def compress(
     for name, value in (("--max-ms", max_ms), ("--max-mb", max_mb), ("--min-accuracy", min_accuracy)):
         if value is not None:
             _check_positive(name, value)
+    require_writable(run, "RUN")
     settings = DistillationConfig(steps=steps) if steps else None
     texts = None if public is None else read_texts(public, text)
     with bar() as progress:
@@ -96,6 +100,7 @@ def explain_model(
 ) -> None:
     """Show which words, or which parts of an image, spoke for an answer, whether the map adds up, and is faithful."""
     from ..common.errors import ConfigError
+    from ..common.whole import require_writable
     from ..server.report import amend_report, read_report
     from ..server.ship.attribute import explain_run, explained
     from ..server.ship.attribute_images import explain_images, explained_images
@@ -103,6 +108,7 @@ def explain_model(
     from .printing import print_explained
     from .progress import bar
 
+    require_writable(run, "RUN")
     task = read_report(run)["model"]["task"]
     images = task in explained_images()
     if images and against is not None:
@@ -196,7 +202,9 @@ def predict_(
 
     from ..server.ship.predict import Columns, columns_of, format_of, load, predict_file, tells
     from .progress import bar
+    from .terminal import carry_rows
 
+    carry_rows()
     name = format_of(source, format_)
     with bar():
         model, _ = load(run, variant)

@@ -5,8 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +16,7 @@ from ..server.deploy.deployment import ServerStatus
 from ..server.deploy.runs import RunRow
 from ..server.report import read_report
 from ..server.report.plots import ATTACKS, AUDIT_KINDS
+from .terminal import Terminal
 
 
 def print_explanation(words: list[str], units: list[Meaning], choices: list[Alternative]) -> None:
@@ -184,11 +183,11 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _print(what: Any) -> None:
-    console = Console()
+    console = Terminal()
     if console.is_terminal:
         console.print(what)
     else:  # a file or a pipe has no width: nothing is cut
-        Console(width=160).print(what, soft_wrap=isinstance(what, str))
+        Terminal(width=160).print(what, soft_wrap=isinstance(what, str | Text))
 
 
 def print_runs(rows: list[RunRow]) -> None:
@@ -203,7 +202,7 @@ def print_many(kind: str, folder: Path) -> None:
     """The tables of a recipe of many runs, and where its page is."""
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     {"sweep": _print_sweep, "active": _print_active, "compare": _print_compare}[kind](report)
-    Console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    Terminal().print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def _print_sweep(report: dict[str, Any]) -> None:
@@ -270,7 +269,7 @@ def print_compression(facts: dict[str, Any]) -> None:
 
 def print_explained(facts: dict[str, Any]) -> None:
     """The maps in colours where there are any, in signed numbers elsewhere; then the checks."""
-    console = Console()
+    console = Terminal()
     images = facts.get("images", [])
     for found in images:
         why = f"the scores miss what they should add up to by {100 * found['delta']:.1f} %"
@@ -363,8 +362,8 @@ def print_server(status: ServerStatus) -> None:
 
 def print_check(check: Check) -> None:
     """One line; passed or failed."""
-    mark = "[green]passed[/]" if check.passed else "[red]failed[/]"
-    _print(f"{mark}  {escape(check.what)}: {escape(check.detail)}")
+    mark = ("passed", "green") if check.passed else ("failed", "red")
+    _print(Text.assemble(mark, f"  {check.what}: {check.detail}"))
 
 
 def print_site(status: SiteStatus) -> None:
@@ -380,4 +379,4 @@ def print_site(status: SiteStatus) -> None:
         _print(budgets)
     for what in ("last_message", "last_error"):
         if what in status.state:
-            _print(f"{what.replace('_', ' ')}: {escape(str(status.state[what]))} ({status.state[what + '_at']})")
+            _print(f"{what.replace('_', ' ')}: {status.state[what]} ({status.state[what + '_at']})")

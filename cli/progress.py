@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..common.run_folder import CONFIG, METRICS, PROGRESS
 from ..server.report import figures, read_report
+from .terminal import Terminal
 
 _INTERVAL, _SILENCE = 0.2, 3.0
 """seconds: between looks; until a run that has said nothing is said to be loading"""
@@ -55,12 +55,12 @@ def _progress() -> Progress:
     """Shown on a terminal only."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
@@ -92,7 +92,7 @@ def _tell(known: set[str], folder: Path, title: str, end: threading.Event) -> No
         now = (_state(folder) or {}).get("stage", stage)
         lines = [line for line in _rounds_done(folder) if line not in known]
         known.update(lines)
-        told = [_in_words(json.loads(line), folder, title) for line in lines]
+        told = [words for line in lines if (words := _in_words(line, folder, title))]
         if not now and not told and time.monotonic() - started > _SILENCE:
             now = _LOADING
         if now != stage and not over:  # rounds come after their stage, and before what follows them
@@ -106,7 +106,7 @@ def _state(folder: Path) -> dict[str, Any] | None:
     """What is going on; None before anything is."""
     try:
         return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None
 
 
@@ -114,18 +114,23 @@ def _rounds_done(folder: Path) -> list[str]:
     """Lines of metrics.jsonl, but for one that is being written."""
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
-    except OSError:
-        return []  # not there yet
+    except (OSError, ValueError):
+        return []  # not there yet, or not a run's
     return [line for line in lines if line.endswith("\n")]
 
 
-def _in_words(row: dict[str, Any], folder: Path, title: str) -> str:
-    rounds = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))["run"]["rounds"]
-    figures = [f"{name} {row[name]:.3f}" for name in ("accuracy", "loss") if name in row]
-    if row["failed"]:
-        figures.append(f"{len(row['failed'])} failed")
-    before = f"{title}: " if title else ""
-    return f"{before}round {row['round']} of {rounds}: {', '.join([*figures, format(row['seconds'], '.1f')])} s"
+def _in_words(line: str, folder: Path, title: str) -> str | None:
+    """A round; None for a line that somebody changed."""
+    try:
+        row = json.loads(line)
+        rounds = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))["run"]["rounds"]
+        figures = [f"{name} {row[name]:.3f}" for name in ("accuracy", "loss") if name in row]
+        if row["failed"]:
+            figures.append(f"{len(row['failed'])} failed")
+        before = f"{title}: " if title else ""
+        return f"{before}round {row['round']} of {rounds}: {', '.join([*figures, format(row['seconds'], '.1f')])} s"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def print_summary(folder: Path) -> None:
@@ -138,7 +143,7 @@ def print_summary(folder: Path) -> None:
     before = figures(report["before"])
     for name, value in figures(report["after"]).items():
         table.add_row(name, f"{before[name]:.4f}", f"{value:.4f}")
-    console = Console()
+    console = Terminal()
     console.print(table)
     privacy = report["privacy"]
     if privacy["mode"] == "none":

@@ -19,11 +19,12 @@ def load_recipe(
 ) -> "RunConfig":
     """A recipe with what was set by hand. Raises ConfigError."""
     from ..common.config.run import load
+    from ..common.config.section import assignment
     from ..simulations.recipes import find_recipe
 
     overrides = [*(sets or [])]
     if out is not None:
-        overrides.append(f"run.output={out}")
+        overrides.append(assignment("run.output", str(out)))
     if ledger is not None:
-        overrides.append(f"engine.ledger={ledger}")
+        overrides.append(assignment("engine.ledger", str(ledger)))
     return load(find_recipe(recipe), overrides)

@@ -12,8 +12,10 @@ from .recipe import Sets, load_recipe
 if TYPE_CHECKING:
     from ..simulations.preview import Preview
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at rows before a run.")
-label_app = typer.Typer(no_args_is_help=True, help="Active learning at a site: which rows to label next.")
+data_app = typer.Typer(no_args_is_help=True, suggest_commands=False, help="Look at rows before a run.")
+label_app = typer.Typer(
+    no_args_is_help=True, suggest_commands=False, help="Active learning at a site: which rows to label next."
+)
 
 
 @data_app.command("check")

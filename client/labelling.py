@@ -13,6 +13,7 @@ from ..common.data.sources import read_table, read_texts
 from ..common.errors import ConfigError, DataError
 from ..common.model.adapter import read_adapter
 from ..common.types import Reads, Rows
+from ..common.whole import require_new, require_writable, whole_folder
 from .deploy.folder import load_site, own_backbones, write_private
 from .personalize import load_finished
 
@@ -46,6 +47,7 @@ def suggest(
     """
     if out.exists():
         raise ConfigError(f"{out}: is there already, perhaps with labels in it; give another file with --out")
+    require_writable(out, "--out")
     finished = load_finished(adapter, () if site is None else own_backbones(site, load_site(site)[0]))
     model = finished.model
     if Reads() != model.task.READS:
@@ -80,8 +82,7 @@ def import_labels(
     adapter: of the run whose classes are allowed; omitted: those of `train`, or any. Rows whose label is empty stay in
     the pool. Nothing that exists is changed. Raises ConfigError, DataError, which name lines and never show a row.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: is not empty; give another folder with --out")
+    require_new(out)
     data = DataSection(test=pool, text=text, label=label)
     rows = read_table(pool, data)
     texts = read_texts(pool, text)
@@ -91,10 +92,10 @@ def import_labels(
     columns = list(old[0]) if old else [text, label]
     pooled = rows.to_pylist()
     new = [{**pooled[i], text: texts[i], label: name} for i, name in given.items()]
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write(out / TRAIN, columns, [[_cell(row.get(column)) for column in columns] for row in [*old, *new]])
     kept = [pooled[i] for i in range(len(pooled)) if i not in given]
-    _write(out / POOL, rows.column_names, [[_cell(row[column]) for column in rows.column_names] for row in kept])
+    with whole_folder(out) as place:
+        _write(place / TRAIN, columns, [[_cell(row.get(column)) for column in columns] for row in [*old, *new]])
+        _write(place / POOL, rows.column_names, [[_cell(row[column]) for column in rows.column_names] for row in kept])
     return Imported(len(new), len(kept))
 
 

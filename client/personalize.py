@@ -41,7 +41,7 @@ def load_finished(folder: Path, folders: Folders) -> FinishedModel:
     try:
         content, labels, arrays = read_adapter(folder)
     except ModelError as error:
-        raise ConfigError(f"{error}; give the adapter folder of a finished run") from None
+        raise ConfigError(str(error)) from None
     section = ModelSection.parse(content, str(folder / CARD))
     return FinishedModel(section, labels, load_model(section, len(labels), 0, folders=folders), arrays)
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from .errors import ConfigError, DeploymentError
+from .whole import whole_file
 
 _COMMENT = re.compile(r"([\w.-]{1,64}):([0-9a-f]{64})")
 CA_DAYS, LEAF_DAYS = 3650, 397
@@ -124,9 +125,15 @@ def issue(folder: Path, kind: str, names: list[str], days: float = LEAF_DAYS) ->
     )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), False)
-    (folder / f"{kind}.key").unlink(missing_ok=True)
-    write_secret(folder / f"{kind}.key", _pem(key))
-    (folder / f"{kind}.crt").write_bytes(builder.sign(signer, hashes.SHA384()).public_bytes(serialization.Encoding.PEM))
+    new = folder / f".{kind}.key.new"  # both are there before either replaces an old one
+    new.unlink(missing_ok=True)
+    try:
+        with whole_file(folder / f"{kind}.crt") as certificate:
+            write_secret(new, _pem(key))
+            certificate.write_bytes(builder.sign(signer, hashes.SHA384()).public_bytes(serialization.Encoding.PEM))
+            new.replace(folder / f"{kind}.key")
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def expiry(path: Path) -> datetime:
@@ -167,10 +174,17 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
 
 
 def _general(name: str) -> x509.GeneralName:
+    """Raises ConfigError."""
     try:
         return x509.IPAddress(ip_address(name))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(name)
+    except ValueError:
+        raise ConfigError(
+            f"names: received '{name}'; allowed: addresses and DNS names in ASCII (xn--… for accents); correct it"
+        ) from None
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -1,5 +1,6 @@
 """Starting and ending Flower's commands."""
 
+import errno
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from .errors import ConfideError, ConfigError
+from .errors import ConfideError, ConfigError, DeploymentError
 
 _START_SECONDS = 60.0
 
@@ -28,6 +29,20 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def require_free(host: str, port: int, what: str) -> None:
+    """Raises DeploymentError where something listens there, or the host is no address of this machine. what: the key
+    that names it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended is no other
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        reason = "something listens there already" if error.errno == errno.EADDRINUSE else error.strerror
+        raise DeploymentError(f"{what}: cannot listen on {host}:{port} ({reason}); end it, or set another") from None
 
 
 def wait_for(port: int, process: subprocess.Popen, log: Path) -> None:

@@ -4,12 +4,17 @@ import shutil
 from pathlib import Path
 
 from .errors import ConfigError
+from .whole import require_writable
 
 CONFIG, METRICS, PROGRESS = "config.toml", "metrics.jsonl", "progress.json"
 
 
 def require_room(folder: Path, *, overwrite: bool) -> None:
-    """Raises ConfigError for a folder that holds something, unless it is a run's that may be replaced."""
+    """Raises ConfigError for a folder that cannot be written to, or holds something, unless it is a run's that may be
+    replaced."""
+    require_writable(folder, "run.output")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run.output: received {folder}, which is a file; choose a folder with --out")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:
@@ -22,10 +27,13 @@ def require_room(folder: Path, *, overwrite: bool) -> None:
 
 
 def make_room(folder: Path) -> None:
-    """An empty folder, after `require_room`."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    """An empty folder, after `require_room`. One that is there stays: it may be a volume of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.iterdir():
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part)
+        else:
+            part.unlink()
 
 
 def require_run(folder: Path) -> Path:

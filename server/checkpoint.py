@@ -15,10 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..common.errors import ConfigError
+from ..common.json_file import read_object
 from ..common.ledger.chain import write_json
 from ..common.types import Adapter
+from ..common.whole import whole_file
 
 _KEPT = 2
+_RESTORE = "restore it: what sites have been charged for stands in it"
 _ASKED, _SECURE = "asked.json", "secure.json"
 
 
@@ -71,11 +74,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "best_round": checkpoint.best_round,
     }
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
-    partial = path.with_suffix(".partial")
-    save_file(arrays, partial, metadata={"confide": json.dumps(facts)})
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(path)  # a crash leaves the old file or the new one, never half of one
+    with whole_file(path) as partial:  # a crash leaves the old file or the new one, never half of one
+        save_file(arrays, partial, metadata={"confide": json.dumps(facts)})
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
     for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
         old.unlink()
 
@@ -89,7 +91,7 @@ def save_asked(folder: Path, asked: dict[str, int]) -> None:
 def load_asked(folder: Path) -> dict[str, int]:
     """Steps by site, as of the last `save_asked`; empty before the first."""
     path = folder / _ASKED
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path, _RESTORE) if path.is_file() else {}
 
 
 def save_secure(folder: Path, state: dict[str, Any]) -> None:
@@ -101,7 +103,7 @@ def save_secure(folder: Path, state: dict[str, Any]) -> None:
 def load_secure(folder: Path) -> dict[str, Any] | None:
     """As of the last `save_secure`; None before the first."""
     path = folder / _SECURE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_object(path, _RESTORE) if path.is_file() else None
 
 
 def load_latest(folder: Path, config_digest: str) -> Checkpoint:
@@ -116,7 +118,7 @@ def load_latest(folder: Path, config_digest: str) -> Checkpoint:
         with safe_open(paths[-1], framework="numpy") as stored:
             facts = json.loads((stored.metadata() or {})["confide"])
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # not a dictionary
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{paths[-1]}: not a checkpoint of confide ({type(error).__name__}); remove it") from None
     if facts["config_digest"] != config_digest:
         raise ConfigError(f"{paths[-1]}: belongs to another configuration; resume with the config.toml beside it")

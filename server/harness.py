@@ -20,6 +20,7 @@ from ..common.data.demo_facts import facts
 from ..common.errors import ConfigError, DataError, first_line
 from ..common.model.adapter import plain
 from ..common.types import Adapter
+from ..common.whole import write_whole
 from .ship.finished import FinishedRun, writers
 
 RESULTS = "lm_eval.json"
@@ -67,7 +68,7 @@ def evaluate_lm(
         for number, (when, adapter) in enumerate((("before", run.model.initial), ("after", run.adapter))):
             progress(f"lm-eval, {when}", number, 2)
             found[when] = _scores(run, adapter, tasks, manager, limit)
-    (folder / RESULTS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / RESULTS, json.dumps(found, indent=1) + "\n")
     return found
 
 

@@ -23,6 +23,7 @@ from ..common.model.optimizer import warmed_up
 from ..common.model.output import note_end
 from ..common.tasks import Batch, Task, collate, masked_lm
 from ..common.types import ProgressCallback, Records, Rows
+from ..common.whole import require_new, whole_folder
 
 FACTS = "pretrain.json"
 _UNKNOWN = "[UNK]"
@@ -73,8 +74,7 @@ def pretrain(
         raise ConfigError(
             f"--width: {section.width} received with --heads {section.heads}; it must be a multiple of it"
         )
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: is not empty; give another folder with --out")
+    require_new(out)
     texts = _texts(sources, text)
     if len(texts) < _LEAST:
         raise DataError(f"{', '.join(sources)}: {len(texts)} different texts received; at least {_LEAST} are needed")
@@ -92,12 +92,12 @@ def pretrain(
     before = _guessed(model, unseen, tokenizer, section.batch)
     _train(model, variants, tokenizer, section, progress)
     after = _guessed(model, unseen, tokenizer, section.batch)
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
     outcome = Pretrained(len(texts), model.num_parameters(), before["accuracy"], after["accuracy"], after["perplexity"])
     facts: dict[str, Any] = {"sources": sources, **section.model_dump(), **vars(outcome)}
-    (out / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    with whole_folder(out) as place:
+        model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        (place / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return outcome
 
 

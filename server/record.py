@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from ..common.run_folder import METRICS, PROGRESS
+from ..common.whole import naming, write_whole
 
 
 class Recorder:
@@ -19,12 +20,13 @@ class Recorder:
         self._folder = folder
         self._rounds = rounds
         self._last_progress = 0.0
-        (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+        write_whole(folder / METRICS, "".join(json.dumps(row) + "\n" for row in history))
         self._scalars = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1 if history else None)
 
     def row(self, row: dict[str, Any]) -> None:
         """A finished round."""
-        with (self._folder / METRICS).open("a", encoding="utf-8") as lines:
+        path = self._folder / METRICS
+        with naming(path), path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         for key, value in row.items():
             if isinstance(value, int | float) and key != "round":
@@ -50,6 +52,4 @@ class Recorder:
 
 def write_progress(folder: Path, state: dict[str, Any]) -> None:
     """state: stage, round, rounds; of what the round, or the stage, asks for, how much is done."""
-    partial = folder / f"{PROGRESS}.partial"
-    partial.write_text(json.dumps(state), encoding="utf-8")
-    partial.replace(folder / PROGRESS)
+    write_whole(folder / PROGRESS, json.dumps(state))

@@ -15,6 +15,7 @@ from ..common.data.partition import site_name
 from ..common.errors import ConfigError
 from ..common.model.personal_head import personal_head
 from ..common.types import Adapter
+from ..common.whole import whole_file
 from ..server.evaluation import predictions, read_public
 from ..server.report import amend_report
 from .attacks.robustness import Subject
@@ -41,7 +42,8 @@ def personalize(folder: Path, progress: Callable[[int, int], None]) -> dict[str,
         progress(number, len(data.parts))
         found = personal_head(model, adapter, data.records, part, config.run.seed)
         name = site_name(number, len(data.parts))
-        save_file(found.arrays, folder / HEADS / f"{name}.safetensors")
+        with whole_file(folder / HEADS / f"{name}.safetensors") as partial:
+            save_file(found.arrays, partial)
         mix = np.bincount(data.records.targets[part], minlength=model.classes) / len(part)
         own = shared if found.strength is None else _by_class({**adapter, **found.arrays}, subject, public)
         rows.append(

@@ -16,7 +16,7 @@ import tomli_w
 
 from ..common.bundle import write_bundle
 from ..common.config.run import RunConfig
-from ..common.errors import ConfideError, ConfigError
+from ..common.errors import ConfideError
 from ..common.processes import end_group, free_port, last_error, tool, wait_for
 
 _CONNECTION = "confide"
@@ -24,11 +24,7 @@ APPS = {"serverapp": "confide.simulations.app:server", "clientapp": "confide.sim
 
 
 def run_on_ray(config: RunConfig) -> None:
-    """Runs to the end. Raises ConfigError without ray, ConfideError with the log's last words when the run fails."""
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        raise ConfigError("engine.kind: 'ray' needs ray; install confide[ray], or choose inprocess") from None
+    """Runs to the end, after `require_cluster`. Raises ConfideError with the log's last words when the run fails."""
     with tempfile.TemporaryDirectory(prefix="confide-ray-") as scratch:
         home, log = Path(scratch), config.output / "ray.log"
         write_bundle(config, home / "app", APPS)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +11,20 @@ import numpy as np
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from ..client.deploy.folder import POLICY
 from ..client.worker import Worker
 from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig, load
+from ..common.config.section import assignment
 from ..common.data.partition import site_name
 from ..common.data.sources import content_digest
 from ..common.errors import ConfigError
+from ..common.json_file import read_object
 from ..common.model.loading import model_of
 from ..common.model.memory import sites_at_once, with_plan
 from ..common.modes import mode_of
 from ..common.run_folder import CONFIG, make_room, require_room, require_run
+from ..common.whole import require_writable, write_whole
 from ..server.aggregate.strategy import make_strategy
 from ..server.callbacks import Callback
 from ..server.distillation import Distillation
@@ -30,7 +35,7 @@ from .app import client, play
 from .attacks.byzantine import ByzantineGrid
 from .canaries import canary_rows_of
 from .local import LocalGrid
-from .sites import make_ledgers, worker_for
+from .sites import make_ledgers, say_dealt, worker_for
 
 _CONTENTS = "data.json"
 
@@ -52,7 +57,8 @@ def prepare(config: RunConfig, strategy: Strategy | None = None) -> tuple[RunCon
     if mode_of(resolved).TEACHERS:
         Distillation(resolved, model)
     worker = worker_for(resolved.to_flat())
-    _ = worker.data  # a row that cannot be used is named here, where nobody but its owner sees it
+    data = worker.data  # a row that cannot be used is named here, where nobody but its owner sees it
+    say_dealt(resolved, data)
     return resolved, worker
 
 
@@ -68,14 +74,21 @@ def simulate(
     callbacks, strategy: objects of the caller, for the in-process engine. Raises ConfigError when the folder already
     holds a run and `overwrite` is not set.
     """
-    _require_in_process(config, callbacks, strategy)
+    _require_engine(config, callbacks, strategy)
+    folder = config.output.resolve()
+    require_room(folder, overwrite=overwrite)  # before minutes are spent on the model
+    if config.engine.ledger is not None:
+        require_writable(Path(config.engine.ledger) / POLICY, "engine.ledger")
     resolved, worker = prepare(config, strategy)
-    folder = resolved.output
-    require_room(folder, overwrite=overwrite)
+    contents, dealt = _contents(resolved, worker), _partition_facts(resolved, worker)
     make_room(folder)
-    (folder / CONFIG).write_text(resolved.to_toml(), encoding="utf-8")
-    (folder / "partition.json").write_text(json.dumps(_partition_facts(resolved, worker)), encoding="utf-8")
-    (folder / _CONTENTS).write_text(json.dumps(_contents(resolved, worker), indent=2), encoding="utf-8")
+    try:
+        write_whole(folder / CONFIG, resolved.to_toml())
+        write_whole(folder / "partition.json", json.dumps(dealt))
+        write_whole(folder / _CONTENTS, json.dumps(contents, indent=2))
+    except OSError:  # nothing has been charged or trained
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     _start(resolved, callbacks, strategy)
     return folder
 
@@ -85,11 +98,11 @@ def resume(folder: Path, *, callbacks: Sequence[Callback] = (), strategy: Strate
 
     Raises ConfigError when the folder holds no run, or the data are no longer those that it began with.
     """
-    config = load(require_run(folder), [f"run.output={json.dumps(str(folder.resolve()))}"])
-    _require_in_process(config, callbacks, strategy)
+    config = load(require_run(folder), [assignment("run.output", str(folder.resolve()))])
+    _require_engine(config, callbacks, strategy)
     resolved, worker = prepare(config, strategy)
     file, now = folder / _CONTENTS, _contents(resolved, worker)
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before = read_object(file, "restore it, or start a new run in another folder") if file.is_file() else {}
     if changed := [source for source, digest in now.items() if before.get(source) != digest]:
         raise ConfigError(
             f"{folder}: the rows of {changed[0]} are not those that the run began with; put them back, or start a new "
@@ -106,12 +119,17 @@ def _contents(config: RunConfig, worker: Worker) -> dict[str, str]:
     return {config.data.training: sites} | public
 
 
-def _require_in_process(config: RunConfig, callbacks: Sequence[Callback], strategy: Strategy | None) -> None:
+def _require_engine(config: RunConfig, callbacks: Sequence[Callback], strategy: Strategy | None) -> None:
+    """Raises ConfigError."""
     if config.engine.kind != "inprocess" and (callbacks or strategy is not None):
         raise ConfigError(
             f"engine.kind: '{config.engine.kind}' received with objects of this process (callbacks, strategy); "
             "allowed: inprocess"
         )
+    if config.engine.kind == "ray":
+        from .ray_cluster import require_cluster
+
+        require_cluster(config.engine)
 
 
 def _partition_facts(config: RunConfig, worker: Worker) -> dict:

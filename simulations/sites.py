@@ -6,10 +6,12 @@ shared records. A real site loads nothing of this.
 
 import hashlib
 import json
+import logging
 import threading
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
 from flwr.app import RecordDict
 
 from ..client.deploy.folder import POLICY
@@ -24,9 +26,12 @@ from ..common.data.sources import training_rows
 from ..common.ledger.chain import SiteKey
 from ..common.ledger.ledger import Ledger
 from ..common.model.loading import FineTuneModel
+from ..common.whole import write_whole
 from ..server.evaluation import say_cut
 from .attacks.poison import poisoned
 from .canaries import Planted
+
+log = logging.getLogger("confide.data")
 
 
 def simulated_policy(run: RunConfig) -> SiteConfig:
@@ -96,7 +101,7 @@ def make_ledgers(run: RunConfig) -> None:
         peers[name] = Ledger.open(folder / name).key.public
     if not (folder / POLICY).exists():
         policy = simulated_policy(run).model_copy(update={"peers": peers})
-        (folder / POLICY).write_text(_POLICY_HEADER + policy.to_toml(), encoding="utf-8")
+        write_whole(folder / POLICY, _POLICY_HEADER + policy.to_toml())
     SiteConfig.load(folder / POLICY)
 
 
@@ -120,6 +125,23 @@ def simulated_data(config: RunConfig, model: FineTuneModel) -> SiteData:
     records = encode_with_copies(config, model, rows, simulated_secret(config))
     say_cut(records, data.training, model.max_length, len(rows))
     return SiteData(records, parts, classes, contents)
+
+
+def say_dealt(config: RunConfig, data: SiteData) -> None:
+    """Logs what a simulation will hardly learn from: sites of one record, classes without any."""
+    alone = [site_name(site, len(data.parts)) for site, part in enumerate(data.parts) if len(part) == 1]
+    if alone:
+        told = config.data.training, len(alone), len(data.parts), alone[0]
+        log.warning("%s: %d of %d sites hold one record alone (the first is %s); lower data.partition.clients", *told)
+    if data.labels is None or not config.data.labels:
+        return
+    held = np.bincount(data.labels[np.concatenate(data.parts)], minlength=len(config.data.labels))
+    missing = [name for name, count in zip(config.data.labels, held, strict=True) if not count]
+    if missing:
+        told = config.data.training, len(missing), len(held), missing[0]
+        log.warning("%s: no record of %d of %d classes (the first is '%s'): nothing will be learned of them", *told)
+    if len(missing) == len(held) - 1:
+        log.warning("%s: all records are of one class; a model that always answers it is right", config.data.training)
 
 
 def simulated_worker(config: RunConfig) -> Worker:

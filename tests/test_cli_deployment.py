@@ -1,15 +1,19 @@
 """The commands of a deployment as their operators use them, without a server that runs."""
 
+import errno
 import json
 import logging
 import shutil
+import socket
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from confide.cli.main import main
+from confide.common.config.run import SiteConfig
 from confide.common.credentials import expiry, issue
 from confide.common.logs import log_to
 from confide.server.deploy.deployment import ServerFile
@@ -140,6 +144,79 @@ def test_server_toml_is_checked(confide, folders, tmp_path: Path) -> None:
     assert code == 2
     assert "prot" in err
     assert ServerFile.model_fields["port"].default == 8443
+
+
+def test_a_part_of_a_site_that_is_a_folder_or_any_bytes_fails_its_line_alone(confide, folders, tmp_path: Path) -> None:
+    (tmp_path / "site-1" / "site.pub").write_bytes(b"\xff\xfe")
+    lock = tmp_path / "site-2" / "ledger" / "ledger.lock"
+    lock.unlink()
+    lock.mkdir()
+    for site, line in (("site-1", "failed  node key"), ("site-2", "failed  ledger")):
+        code, out, err = confide(f"site check {site}")
+        assert (code, err, line in out, "failed  server" in out) == (1, "", True, True), out
+
+
+@pytest.fixture
+def logs_end() -> Iterator[None]:
+    """The log of a server that did not start is closed."""
+    kept = logging.getLogger().handlers
+    yield
+    for handler in logging.getLogger().handlers:
+        handler.close()
+    logging.getLogger().handlers = kept
+
+
+@pytest.mark.parametrize("key", ["port", "internal_port", "operator_port"])
+def test_a_busy_port_is_told_before_anything_starts(confide, folders, logs_end, tmp_path: Path, key: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free, busy = probe.getsockname()[1], taken.getsockname()[1]
+        probe.close()
+        ports = {"port": free, "internal_port": free + 1, key: busy}
+        lines = ['names = ["127.0.0.1"]', 'host = "127.0.0.1"', *(f"{name} = {port}" for name, port in ports.items())]
+        (tmp_path / "server" / "server.toml").write_text("\n".join(lines) + "\n")
+        code, _, err = confide("server run server")
+    assert code == 1
+    told = f"server.toml: {key}: cannot listen on 127.0.0.1:{busy} (something listens there already)"
+    assert told in err.splitlines()[-1]
+    assert not (tmp_path / "server" / "logs" / "superlink.out").exists()
+
+
+def test_a_host_that_is_none_of_this_machine_is_told(confide, folders, logs_end, tmp_path: Path) -> None:
+    (tmp_path / "server" / "server.toml").write_text('names = ["127.0.0.1"]\nhost = "192.0.2.77"\nport = 9443\n')
+    code, _, err = confide("server run server")
+    assert (code, "cannot listen on 192.0.2.77:9443" in err) == (1, True)
+
+
+def test_sources_and_names_of_any_letters(confide, folders, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source, dataset = '../data/é ü\'s "rows" \\ 😀.csv', "données du site"
+    assert confide("site init site-é --name é --server h:1 --ca server/ca.crt")[0] == 2
+    arguments = ["site", "init", "site-é", "--name", "e", "--server", "h:1", "--ca", "server/ca.crt"]
+    monkeypatch.setattr(sys, "argv", ["confide", *arguments, "--source", source, "--dataset", dataset])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert SiteConfig.load(tmp_path / "site-é" / "site.toml").datasets[dataset].source == source
+
+
+def test_a_server_is_made_whole_or_not_at_all(confide, tmp_path: Path) -> None:
+    for line, told in (("--name h --port 99999", "less than or equal to 65535"), ("--name bücher.de", "xn--")):
+        code, _, err = confide(f"server init made {line}")
+        assert (code, told in err) == (2, True), err
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_renewal_that_fails_keeps_the_old_pair(folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = tmp_path / "server"
+    before = {path.name: path.read_bytes() for path in server.iterdir() if path.is_file()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "x")
+
+    monkeypatch.setattr("confide.common.credentials.write_secret", full)
+    with pytest.raises(OSError, match=r"server\.crt"):
+        issue(server, "server", ["h"])
+    assert {path.name: path.read_bytes() for path in server.iterdir() if path.is_file()} == before
 
 
 def test_logs_are_private_rotate_and_speak_json(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from ...common.data.columns import columns_told
 from ...common.errors import ConfigError, DataError
 from . import duplicates, labels
 from . import identifiers as personal
@@ -142,7 +143,7 @@ def check_rows(
 
 def _column(table: pa.Table, column: str) -> list[str]:
     if column not in table.column_names:
-        raise DataError(f"column '{column}' is missing; the columns are: {', '.join(table.column_names)}")
+        raise DataError(f"column '{column}' is missing; {columns_told(table.column_names)}")
     if table.num_rows == 0:
         raise DataError("there are no rows; expected at least one")
     return ["" if value is None else str(value) for value in table[column].to_pylist()]

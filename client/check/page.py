@@ -14,7 +14,7 @@ from .look import Findings
 from .trial import NEEDED
 
 PAGE = "check.html"
-_EXAMPLES, _LETTERS, _BARS = 12, 160, 40
+_EXAMPLES, _LETTERS, _BARS, _NAME = 12, 160, 40, 40
 _BEFORE = 4
 """of the labels around the cut: how many stand before it"""
 
@@ -136,7 +136,8 @@ def _bars(classes: dict[str, int]) -> str | None:
     figure = Figure(figsize=(6.4, 1.0 + 0.2 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.barh([name for name, _ in shown], [count for _, count in shown], color="#0b6e99")
+    axes.barh(range(len(shown)), [count for _, count in shown], color="#0b6e99")
+    axes.set_yticks(range(len(shown)), [name[:_NAME].replace("$", r"\$") for name, _ in shown])  # no formulas
     axes.tick_params(labelsize=8)
     axes.set(xlabel="rows")
     buffer = io.BytesIO()

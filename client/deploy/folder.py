@@ -26,6 +26,7 @@ from ...common.data.files import ROW_FILES, kind_of
 from ...common.data.sql import URL
 from ...common.errors import ConfigError
 from ...common.model.backbones import Folders
+from ...common.whole import naming
 
 POLICY = "site.toml"
 LEDGER, NODE_KEY, PUBLIC, CA = "ledger", "node.key", "site.pub", "ca.crt"
@@ -91,13 +92,14 @@ def approve(folder: Path, run: RunConfig) -> str:
 
 def write_private(path: Path, content: bytes) -> None:
     """Whole or not at all, mode 0600, on disk when it returns."""
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with naming(path):
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(partial).replace(path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise

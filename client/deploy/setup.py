@@ -1,6 +1,5 @@
 """`confide site init | add-peer | check | status`: a site's folder made, examined and described."""
 
-import json
 import shutil
 import socket
 import ssl
@@ -16,7 +15,7 @@ import tomli_w
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ...common.config.run import RunConfig, SiteConfig
-from ...common.config.section import read_toml
+from ...common.config.section import as_toml, read_toml
 from ...common.credentials import SiteLine, expiry, fingerprint, new_node_key, parse_line
 from ...common.errors import ConfideError, ConfigError, DeploymentError
 from ...common.ledger.ledger import Ledger
@@ -27,10 +26,10 @@ from .own_rows import data_told, in_several
 _CLOCK_SECONDS = 30.0
 """further from the server's clock, its authentication refuses"""
 
-_TEMPLATE = """# Site {name}: what this site allows. The server can name nothing that stands here.
+_TEMPLATE = """# What this site allows. The server can name nothing that stands here.
 [site]
-name = "{name}"
-server = "{server}"            # host:port, the only connection this site makes
+name = {name}
+server = {server}            # host:port, the only connection this site makes
 # poll = 1.0                   # seconds between two questions for work
 # deadline = 3600.0            # seconds after which a stuck worker is restarted
 # max_message = 268435456      # bytes, either way
@@ -38,7 +37,7 @@ server = "{server}"            # host:port, the only connection this site makes
 
 # One table a data set; runs name it by data.name, and its budget belongs to the name.
 [datasets.{dataset}]
-source = "{source}"            # csv, tsv, jsonl, parquet, conll, txt, or an SQL url: sqlite:///clinic.db#messages
+source = {source}            # csv, tsv, jsonl, parquet, conll, txt, or an SQL url: sqlite:///clinic.db#messages
 text = "text"
 label = "label"
 # text_pair = "second"         # a second text of each row, for runs with data.text_pair
@@ -73,9 +72,10 @@ def init_site(
     if folder.exists() and any(folder.iterdir()):
         raise DeploymentError(f"{folder}: is not empty; a site's folder is made once, its keys are not replaced")
     expiry(ca)
-    text = _TEMPLATE.format(name=name, server=server, dataset=dataset, source=source, epsilon=epsilon)
-    if json.dumps(source) != f'"{source}"' or json.dumps(server) != f'"{server}"':
-        raise ConfigError(f"confide site init: quotes and backslashes are not allowed in '{source}' or '{server}'")
+    if not name.isascii():
+        raise ConfigError(f"--name: received '{name}'; allowed: letters without accents, digits, '.', '_' and '-'")
+    quoted = {key: as_toml(value) for key, value in {"name": name, "server": server, "source": source}.items()}
+    text = _TEMPLATE.format(**quoted, dataset=tomli_w.dumps({dataset: ""}).removesuffix(' = ""\n'), epsilon=epsilon)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700, parents=True)
@@ -177,13 +177,15 @@ def _checked(what: str, examine: Callable[[], str]) -> Check:
         return Check(what, True, examine())
     except ConfideError as error:
         return Check(what, False, str(error))
+    except OSError as error:  # this file or folder; the others are looked at all the same
+        return Check(what, False, f"{error.filename}: {error.strerror}; correct its owner, mode or kind")
 
 
 def _node_key(folder: Path, name: str) -> str:
     from .connection import read_node_key
 
     _, public = read_node_key(folder / NODE_KEY)
-    line = parse_line((folder / PUBLIC).read_text(encoding="ascii"), str(folder / PUBLIC))
+    line = parse_line((folder / PUBLIC).read_text(encoding="ascii", errors="replace"), str(folder / PUBLIC))
     if public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode() != line.node or line.name != name:
         raise DeploymentError(
             f"{folder / PUBLIC}: does not belong to {NODE_KEY} and site.toml; name or key was changed"

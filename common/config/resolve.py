@@ -1,11 +1,12 @@
 """A declared configuration → the one that runs: everything it depends on, stated."""
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.classes import bio_names, has_lists, label_names, number_scale
 from ..data.sources import read_table
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..model.backbones import Folders, resolve_backbone
 from ..model.weights import with_type
 from ..tasks import load_task
@@ -35,6 +36,8 @@ def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
     elif task.READS.label == "tags" and data.labels is not None:
         changes["labels"] = bio_names(data.labels, "data.labels")
         changes["numbered_tags"] = data.numbered_tags or data.labels
+    if task.CLASSES:
+        _require_classes(changes.get("labels", data.labels), config)
     if task.READS.label == "number" and data.scale is None:
         changes["scale"] = number_scale(public_sources(config), data)
     if data.partition.kind == "natural" and data.partition.clients is None:
@@ -74,6 +77,17 @@ def _with_several(config: RunConfig) -> RunConfig:
     if other is None or not has_lists(public_sources(config), config.data):
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"task": other})})
+
+
+def _require_classes(labels: Sequence[str], config: RunConfig) -> None:
+    """Raises ConfigError for fewer than two: every answer would be right, and every ε be spent on nothing."""
+    if len(set(labels)) > 1:
+        return
+    where = "received" if config.data.labels is not None else f"found in {', '.join(public_sources(config))}"
+    raise ConfigError(
+        f"data.labels: {len(set(labels))} class {where} ({', '.join(map(repr, labels))}); allowed: two and more; "
+        "correct the column data.label, or state all classes in data.labels"
+    )
 
 
 def _typed(model: ModelSection, folders: Folders) -> ModelSection:

@@ -17,7 +17,7 @@ from ..secagg.params import Parameters
 from .byzantine import default_byzantine, most_byzantine
 from .probes import AttackSection, AuditSection, EvaluationSection
 from .rules import check_combinations
-from .section import Positive, PositiveFloat, Section, assign, override, read_toml
+from .section import PathText, Positive, PositiveFloat, Section, assign, override, read_toml
 from .tables import (
     DataSection,
     DistillSection,
@@ -188,7 +188,7 @@ Name = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
 class DatasetSection(Section, frozen=True):
     """A data set's budget; it belongs to the name, whatever rows or runs come and go."""
 
-    source: str | None = None
+    source: PathText | None = None
     """deployment: csv, tsv, jsonl or parquet file (relative to site.toml), or SQL url#table-or-query; read-only"""
     text: str = "text"
     """deployment: the column of the texts; it and the next eight as in a run's [data]"""
@@ -236,7 +236,7 @@ class PolicySection(Section, frozen=True):
     """whom the ε of a private run must be for"""
     tasks: tuple[str, ...] | None = None
     """omitted: all"""
-    backbones: tuple[str, ...] | None = None
+    backbones: tuple[PathText, ...] | None = None
     """hub ids or folders; omitted: all"""
     max_epsilon_per_run: PositiveFloat | None = None
     """at the data set's delta, whatever δ the run declares"""
@@ -294,7 +294,7 @@ class SiteConfig(Section, frozen=True):
 
     site: SiteSection | None = None
     """deployment only"""
-    backbones: dict[str, str] = Field(default_factory=dict)
+    backbones: dict[str, PathText] = Field(default_factory=dict)
     """deployment: a backbone's name in runs → the folder that holds it here (relative to site.toml)"""
     datasets: dict[str, DatasetSection]
     policy: PolicySection = PolicySection()

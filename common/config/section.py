@@ -1,20 +1,33 @@
 """TOML in, tables that are checked, and one line for what is wrong with them."""
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterable
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+def _at_home(text: str) -> str:
+    """~ is the user's folder here, too: no shell has read a file of TOML. Raises ValueError."""
+    if "\0" in text:
+        raise ValueError("a path without zero bytes")
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
+
+
+PathText = Annotated[str, AfterValidator(_at_home)]
+"""a path, or a name that may be one"""
 
 RENAMED = {
     "attack.liars": "attack.byzantine",
@@ -28,6 +41,8 @@ RENAMED = {
 """keys of earlier versions → what they are called now"""
 
 
+_SHOWN = 120
+"""characters of a value that a message shows"""
 _KIND = re.compile(r"(literal|constrained-|tuple)\[|constrained-")
 """parts by which pydantic tells the kinds apart that one key may have"""
 
@@ -37,11 +52,13 @@ class Section(BaseModel, frozen=True, extra="forbid"):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        """pydantic takes true for 1."""
+    def _numbers(cls, value: object, info: ValidationInfo) -> object:
+        """pydantic takes true for 1, and whole numbers of any length, which neither Flower nor numpy can hold."""
         field = cls.model_fields.get(info.field_name or "")
         if isinstance(value, bool) and field is not None and not _takes_truth(field.annotation):
             raise ValueError("neither true nor false")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("a whole number of 64 bits")
         return value
 
     def to_toml(self) -> str:
@@ -76,8 +93,8 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
     """Raises ConfigError that names `source`."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # a ValueError is also a number of thousands of digits
+        raise ConfigError(f"{source}: not valid TOML: {first_line(error)}; correct it there") from None
 
 
 def override(content: dict[str, Any], assignments: Iterable[str]) -> None:
@@ -89,14 +106,25 @@ def override(content: dict[str, Any], assignments: Iterable[str]) -> None:
         assign(content, key.strip(), _value(text.strip()))
 
 
+def assignment(key: str, value: str | list[str]) -> str:
+    """KEY=VALUE of texts as they are: a folder that is called 2024 is no number."""
+    return f"{key}={as_toml(value)}"
+
+
+def as_toml(value: str | list[str]) -> str:
+    """As a file of TOML has it, in quotes."""
+    return tomli_w.dumps({"_": value}).removeprefix("_ = ").rstrip("\n")
+
+
 def _value(text: str) -> Any:
     """A TOML value, or else a bare string; nothing unsets the key."""
     if not text:
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return found["value"] if len(found) == 1 else text
 
 
 def assign(nested: dict[str, Any], dotted: str, value: Any) -> None:
@@ -129,10 +157,23 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
         return f"{key}: unknown key; allowed here: {', '.join(allowed)}; {remedy}{more}"
     if first["type"] == "missing":
         return f"{key}: nothing received; it is required; set it in the file or with --set {key}=VALUE{more}"
+    if first["type"] == "string_type" and isinstance(first["input"], int | float | date | time):
+        quoted = as_toml(_shown(first["input"]))
+        return f"{key}: received {_shown(first['input'])}; allowed: a text; write it in quotes: {quoted}{more}"
     ways = [one for one in found if _key(one["loc"]) == key]  # of a key that takes several kinds, one each
     allowed = " or ".join(one["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for one in ways)
     more = f" (and {len(found) - len(ways)} more)" if len(found) > len(ways) else ""
-    return f"{key}: received {first['input']!r}; allowed: {allowed}; change it there or with --set {key}=VALUE{more}"
+    shown = _shown(first["input"])
+    return f"{key}: received {shown}; allowed: {allowed}; change it there or with --set {key}=VALUE{more}"
+
+
+def _shown(value: object) -> str:
+    """As Python writes it (dates as TOML does), cut where it is long."""
+    try:
+        text = str(value) if isinstance(value, date | time) else repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _key(loc: tuple[int | str, ...]) -> str:

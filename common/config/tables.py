@@ -9,7 +9,7 @@ from ..data.spelling import Words
 from ..errors import ConfigError
 from ..types import DEFAULT_BETA, DEFAULT_TASK
 from .byzantine import ROBUST
-from .section import Positive, PositiveFloat, Rate, Section
+from .section import PathText, Positive, PositiveFloat, Rate, Section
 
 GIVEN_STRATEGY = "given"
 """a Flower strategy object that `confide.simulate` was given"""
@@ -45,7 +45,7 @@ class RunSection(Section, frozen=True):
     """how often the server asks the sites for updates"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """partitions, initialisation, batch order without privacy; never noise or sampling under privacy"""
-    output: str | None = None
+    output: PathText | None = None
     """the folder of results; omitted: runs/NAME"""
     id: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = None
     """the run's name in the sites' ledgers; omitted: drawn when the run starts, and kept for --resume"""
@@ -72,10 +72,10 @@ class LoraSection(Section, frozen=True):
 
 
 class ModelSection(Section, frozen=True):
-    backbone: str
+    backbone: PathText
     """hub id, or a local folder; demo:vit for a small vision transformer without weights; demo:gemma for Gemma 3
     270M as confide[llm] carries it"""
-    image_backbone: str | None = None
+    image_backbone: PathText | None = None
     """`image-text-classification`: the tower that reads images, named likewise"""
     task: str = DEFAULT_TASK
     """a file of common/tasks/"""
@@ -91,7 +91,7 @@ class ModelSection(Section, frozen=True):
     checkpointing: Literal["auto"] | bool = "auto"
     """whether a layer's activations are computed again backward in place of being kept: less memory, a third more time,
     the same numbers. `auto`: where fewer than 8 records would fit in a batch otherwise; decided once, before the run"""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """folder of a finished run with the same backbone and LoRA, from whose adapter training starts: e.g. of `masked-lm`
     on text without labels"""
     spelling: Words = "none"
@@ -156,12 +156,12 @@ class AugmentationSection(Section, frozen=True):
 class DataSection(Section, frozen=True):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "default"
     """the data set's name at the sites: whose budget the run is charged to"""
-    train: str | None = None
+    train: PathText | None = None
     """csv, tsv, json, jsonl or parquet file, hub id, SQL url#table-or-query, demo:train, or demo:facts/train.
     Simulations only: a real site names its data in its own site.toml"""
-    validation: str | None = None
+    validation: PathText | None = None
     """public, at the server: accuracy per round; omitted: the test set"""
-    test: str
+    test: PathText
     """public, at the server: the before / after comparison"""
     text: str = "text"
     """the column of the texts"""
@@ -350,7 +350,7 @@ class ServerSection(Section, frozen=True):
 class EngineSection(Section, frozen=True):
     kind: Literal["inprocess", "ray"] = "inprocess"
     """simulations: all sites in this process, or Flower's simulation on Ray"""
-    ledger: str | None = None
+    ledger: PathText | None = None
     """simulations: folder of the sites' ledgers, and of the site.toml that limits them; omitted: in memory"""
     workers: Positive | None = None
     """`inprocess`: sites that train at the same time, each on its share of the cores; omitted: one a core up to 8, and
@@ -366,7 +366,7 @@ class DistillSection(Section, frozen=True):
     """Federated distillation: instead of a model that all train, each site trains teachers of its own, and what leaves
     it are their noised answers to public queries, of which the server's model learns."""
 
-    public: str | None = None
+    public: PathText | None = None
     """texts that everybody may see, in the column `data.text`: a file, a hub id, or demo:public. Setting it is what
     makes a run a distillation; at real sites the texts come from the server"""
     queries: Positive = 1000
@@ -376,7 +376,7 @@ class DistillSection(Section, frozen=True):
     record is with one teacher; more of them tolerate more noise, and each knows less"""
     train: Literal["head", "lora", "full"] = "head"
     """what a teacher trains; `model.train` is the student's"""
-    backbones: tuple[str, ...] = ()
+    backbones: tuple[PathText, ...] = ()
     """simulations: the backbones of the sites' teachers, in turn; omitted: the student's. A real site names its own in
     site.toml"""
     steps: Positive = 500

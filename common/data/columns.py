@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..types import Conversation, Reads
 from .content import mark
 from .conversations import conversation
 from .files import kind_of
-from .formats import EMPTY, EXACT, Problem, Table, UnreadableError, as_text
+from .formats import EMPTY, EXACT, Problem, Table, UnreadableError, as_text, is_name
 from .images import ImageForm, decoded, image_file
 
 LONGEST = 2**22
@@ -93,11 +93,18 @@ def require(notes: Notes, columns: Iterable[str]) -> None:
                     "line is called so; set the name in [datasets], or give the file a header line"
                 )
             raise DataError(
-                f"{table.source}: column '{column}' is missing; the columns are: {', '.join(table.names)}; set the "
-                "name in [data]"
+                f"{table.source}: column '{column}' is missing; {columns_told(table.names)}; set the name in [data]"
             )
     if notes.strict and not table.rows:
         raise DataError(f"{table.source}: there are no rows; expected at least one")
+
+
+def columns_told(names: Sequence[str]) -> str:
+    """Which columns there are; of a first line that is rather a record than a header, how many fields."""
+    if not all(map(is_name, names)):
+        return f"none of the {len(names)} fields of the first line is called so; is it a header?"
+    shown = ", ".join(names[:20]) or "none"
+    return f"the columns are: {shown}{f' … ({len(names)} in all)' if len(names) > 20 else ''}"
 
 
 def read_text(notes: Notes, column: str, place: int, value: object) -> str | None:

@@ -216,6 +216,16 @@ def parsed(path: Path, kind: str, content: bytes, wanted: Collection[str] | None
     return _from_csv(path, text.removeprefix(BOM), wanted, kind)
 
 
+def is_name(text: str) -> bool:
+    """Whether a field of a first line is rather a column's name than a record's text, which no message may show."""
+    return len(text) <= 40 and len(text.split()) <= 3
+
+
+def twice(name: str) -> str:
+    """What a message says of a column that is there twice."""
+    return f"column '{name}' is there twice; rename one" if is_name(name) else "two fields of the first line are alike"
+
+
 def _kept(source: str, names: Sequence[str], wanted: Collection[str] | None) -> dict[str, int]:
     """The places of the columns to keep. Raises DataError for one that is there twice."""
     kept: dict[str, int] = {}
@@ -223,7 +233,7 @@ def _kept(source: str, names: Sequence[str], wanted: Collection[str] | None) -> 
         if wanted is not None and name not in wanted:
             continue
         if name in kept:
-            raise DataError(f"{source}: column '{name}' is there twice; rename one of the two")
+            raise DataError(f"{source}: {twice(name)}")
         kept[name] = place
     return kept
 

@@ -17,6 +17,7 @@ of the receipt, never behind it.
 import fcntl
 import os
 import secrets
+import shutil
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -68,6 +69,17 @@ class Ledger:
         """
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+        try:
+            cls._fill(partial, folder, site, receipt)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(folder.parent)
+        return cls.open(folder, receipt)
+
+    @staticmethod
+    def _fill(partial: Path, folder: Path, site: str, receipt: Path | None) -> None:
+        """Makes `partial`, and renames it into `folder`."""
         partial.mkdir(mode=0o700)
         key = SiteKey.new()
         key.save(partial / KEY)
@@ -83,8 +95,6 @@ class Ledger:
             partial.rename(folder)
         except OSError:
             raise LedgerError(f"{folder}: a ledger is there already; open it, it cannot be replaced") from None
-        sync_folder(folder.parent)
-        return cls.open(folder, receipt)
 
     @classmethod
     def open(cls, folder: Path, receipt: Path | None = None) -> "Ledger":

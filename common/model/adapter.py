@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as read_drawn
@@ -23,6 +24,7 @@ from .reading import reader_of
 from .weights import drawn_arrays
 
 CARD, DRAWN = "confide.json", "drawn.safetensors"
+_WEIGHTS = "adapter_model.safetensors"
 
 
 def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str], folder: Path) -> None:
@@ -44,11 +46,40 @@ def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], list[str], Adapter]:
     """What `export_adapter` wrote: the content of [model], the classes, and the arrays. Raises ModelError."""
+    return *_read_card(folder), read_arrays(folder)
+
+
+def read_arrays(folder: Path) -> Adapter:
+    """The arrays of an adapter's folder. Raises ModelError for a file that is not there, cut, or holds what no training
+    leaves: whole numbers, NaN or infinite values."""
+    path = folder / _WEIGHTS
+    try:
+        arrays = load_file(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; give a finished run, or its folder adapter/") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ModelError(
+            f"{path}: not readable, or cut ({type(error).__name__}); copy the run's folder again"
+        ) from None
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise ModelError(
+                f"{path}: {name} holds NaN, infinite or whole numbers, which no training leaves; copy the run's folder "
+                "again, or train anew"
+            )
+    return arrays
+
+
+def _read_card(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The content of [model], and the classes. Raises ModelError."""
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        return dict(card["model"]), list(card["labels"]), load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        raise ModelError(f"{folder}: no adapter of confide") from None
+        section, labels = card["model"], card["labels"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ModelError(f"{folder}: no adapter of confide; give the adapter folder of a finished run") from None
+    if not isinstance(section, dict) or not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
+        raise ModelError(f"{folder / CARD}: not as confide wrote it; copy the run's folder again")
+    return section, labels
 
 
 _ADAPTER_README = """# LoRA adapter and head, trained with confide
@@ -82,7 +113,12 @@ def load_base(folder: str | Path) -> nn.Module:
     section, labels = _card_of(Path(folder))
     base = build(load_task(section.task), resolve_backbone(section.backbone), section, len(labels))
     if (file := Path(folder) / DRAWN).is_file():
-        base.load_state_dict(read_drawn(file), strict=False)
+        try:
+            base.load_state_dict(read_drawn(file), strict=False)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ModelError(
+                f"{file}: not readable, or another model's ({type(error).__name__}); copy it again"
+            ) from None
     return base.eval()
 
 
@@ -96,10 +132,8 @@ def load_spelling(folder: str | Path) -> Spelling | None:
 
 
 def _card_of(folder: Path) -> tuple[ModelSection, list[str]]:
-    if not (folder / CARD).is_file():
-        raise ModelError(f"{folder}: no {CARD} there; give the adapter folder of a run")
-    content = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    return ModelSection.model_validate(content["model"]), content["labels"]
+    section, labels = _read_card(folder)
+    return ModelSection.parse(section, str(folder / CARD)), labels
 
 
 def plain(model: FineTuneModel, adapter: Adapter) -> nn.Module:

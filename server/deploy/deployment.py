@@ -29,11 +29,12 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from pydantic import Field
 
 from ...common.config.run import PublicKey
-from ...common.config.section import Section, read_toml
+from ...common.config.section import Section, as_toml, read_toml
 from ...common.credentials import SiteLine, expiry, fingerprint, issue, make_ca, parse_line
 from ...common.errors import ConfigError, DeploymentError
 from ...common.ledger.chain import write_json
 from ...common.model.backbones import Folders
+from ...common.whole import whole_folder
 from .control import Control
 from .gateway import nginx
 
@@ -84,14 +85,18 @@ def init_server(folder: Path, names: list[str], port: int) -> None:
     """Makes the folder. Raises DeploymentError when there is one."""
     if folder.exists() and any(folder.iterdir()):
         raise DeploymentError(f"{folder}: is not empty; a server's folder is made once, its CA is not replaced")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
     wanted = ServerFile.parse({"names": names, "port": port}, "confide server init")
+    with whole_folder(folder) as place:
+        _fill(place, wanted)
+    folder.chmod(0o700)
+
+
+def _fill(folder: Path, wanted: ServerFile) -> None:
     make_ca(folder)
     renew(folder, list(wanted.names))
     lines = [
         "# The server of a federation. confide server run reads this file; sites get ca.crt and host:port.",
-        f"names = {json.dumps(list(wanted.names))}",
+        f"names = {as_toml(list(wanted.names))}",
         f'host = "{wanted.host}"',
         f"port = {wanted.port}",
         "# operator_host, operator_port: where operators at other machines submit runs, who show operator.crt",

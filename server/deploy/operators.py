@@ -26,6 +26,7 @@ from ...common.config.section import Section, parse_toml
 from ...common.data.sources import is_hub_id
 from ...common.errors import ConfideError, ConfigError
 from ...common.run_folder import CONFIG, METRICS, PROGRESS
+from ...common.whole import whole_file
 from .runs import LocalRuns, rounds_done
 
 VERSION = "x-confide-version"
@@ -187,9 +188,8 @@ def _kept(folder: Path, file: PublicFile, key: str) -> Path:
     place = folder / "public" / hashlib.sha256(content).hexdigest()[:32]
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = place.resolve() / name
-    partial = path.with_suffix(f"{path.suffix}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
     return path
 
 

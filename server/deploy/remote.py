@@ -16,6 +16,7 @@ from ... import __version__
 from ...common.config.run import RunConfig
 from ...common.errors import ConfideError, ConfigError, DeploymentError
 from ...common.run_folder import PROGRESS, make_room, require_room
+from ...common.whole import whole_file
 from .operators import SENT, VERSION
 from .runs import RunRow, Submitted
 
@@ -131,6 +132,5 @@ class _ServerAwayError(DeploymentError):
 
 
 def _put(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(content)

@@ -14,7 +14,7 @@ import uvicorn
 
 from ...common.credentials import expiry
 from ...common.errors import ConfideError, DeploymentError
-from ...common.processes import end_group, tool, wait_for
+from ...common.processes import end_group, require_free, tool, wait_for
 from .deployment import HOME, ServerFile, local_control, superlink_log, sync_nodes
 from .gateway import FLEET, Front, gateway_server
 from .operators import operators_app
@@ -30,6 +30,8 @@ def run_server(folder: Path, *, gateway: bool = True) -> None:
         _warn_of_expiry(folder / name)
     if expiry(folder / "server.crt") < datetime.now(UTC):
         raise DeploymentError(f"{folder / 'server.crt'} has expired; run: confide server renew {folder}")
+    for name, host, port in _listening(file, gateway=gateway):
+        require_free(host, port, f"{folder / 'server.toml'}: {name}")
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
@@ -45,7 +47,8 @@ def run_server(folder: Path, *, gateway: bool = True) -> None:
             app = operators_app(folder, file.max_message)
             pair = (folder / "server.crt", folder / "server.key")
             gateways.append(gateway_server(app, file.operator_host, file.operator_port, *pair, folder / "ca.crt"))
-        threads = [threading.Thread(target=_serve, args=(server, over), daemon=True) for server in gateways]
+        failed: list[str] = []
+        threads = [threading.Thread(target=_serve, args=(server, over, failed), daemon=True) for server in gateways]
         for thread in threads:
             thread.start()
         log.info("sites connect to %s:%d; stop with Ctrl-C", file.names[0], file.port)
@@ -56,15 +59,27 @@ def run_server(folder: Path, *, gateway: bool = True) -> None:
             server.should_exit = True
         for thread in threads:
             thread.join(timeout=10)
+        if failed:
+            raise DeploymentError(failed[0])
     log.info("stopped")
 
 
-def _serve(server: uvicorn.Server, over: threading.Event) -> None:
-    """A gateway that cannot listen ends the whole."""
+def _listening(file: ServerFile, *, gateway: bool) -> list[tuple[str, str, int]]:
+    """Keys of server.toml, and the addresses that they name."""
+    found = [("internal_port", "127.0.0.1", file.internal_port)]
+    if gateway:
+        found.append(("port", file.host, file.port))
+    if file.operator_port is not None:
+        found.append(("operator_port", file.operator_host, file.operator_port))
+    return found
+
+
+def _serve(server: uvicorn.Server, over: threading.Event, failed: list[str]) -> None:
+    """A gateway that cannot listen ends the whole. failed: gets why."""
     try:
         server.run()
     except SystemExit:
-        log.error("cannot listen on %s:%d; is the port taken?", server.config.host, server.config.port)
+        failed.append(f"cannot listen on {server.config.host}:{server.config.port}; is the port taken?")
     over.set()
 
 

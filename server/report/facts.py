@@ -4,7 +4,8 @@ They are a contract (docs/reference/run-folder.md). What other commands add (aud
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypedDict
+from types import NoneType, UnionType
+from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 
 class Spent(TypedDict):
@@ -133,3 +134,25 @@ def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
         inner = {f"{name}: {key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
         found |= {key: one for key, one in inner.items() if isinstance(one, float)}
     return found
+
+
+def misfit(value: Any, kind: Any, name: str = "") -> str | None:
+    """Where a value, read from a file, is not of a type of this module, in words; None: nowhere. A key whose value may
+    be None may be absent."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        found = [misfit(value, one, name) for one in args]
+        return None if None in found else found[0]
+    if is_typeddict(kind) and isinstance(value, dict):
+        parts = ((key, value.get(key), one) for key, one in get_type_hints(kind).items())
+        inner = (misfit(part, one, f"{name}.{key}".removeprefix(".")) for key, part, one in parts)
+        return next((found for found in inner if found is not None), None)
+    if origin is dict and isinstance(value, dict):
+        return next((found for key, one in value.items() if (found := misfit(one, args[1], f"{name}.{key}"))), None)
+    if origin is list and isinstance(value, list):
+        return next((found for one in value if (found := misfit(one, args[0], name))), None)
+    if kind is Any or (origin is Literal and value in args):
+        return None
+    kinds = {float: (int, float), None: NoneType}.get(kind, kind)
+    plain = origin is None and not is_typeddict(kind) and isinstance(value, kinds)
+    return None if plain and isinstance(value, bool) <= (kind is bool) else f"'{name}' is not as confide wrote it"

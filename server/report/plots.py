@@ -14,6 +14,8 @@ from .facts import NoPrivacy, Partition, Privacy, Report
 
 _INK, _ACCENT, _SECOND, _SOFT = "#1f2933", "#0b6e99", "#c2410c", "#9aa5b1"
 _MAX_TICKS = 24
+_NAME = 40
+"""characters of a class that a plot shows"""
 _SITES_SHOWN = 30
 
 
@@ -161,12 +163,24 @@ def partition(facts: Partition) -> bytes:
     bottom = np.zeros(len(counts))
     for label in range(counts.shape[1]):
         color = colors(label / max(1, counts.shape[1] - 1)) if counts.shape[1] > 20 else colors(label)
-        axes.bar(range(1, len(counts) + 1), counts[:, label], bottom=bottom, color=color, label=facts["labels"][label])
+        axes.bar(
+            range(1, len(counts) + 1),
+            counts[:, label],
+            bottom=bottom,
+            color=color,
+            label=_plain(facts["labels"][label]),
+        )
         bottom += counts[:, label]
     axes.set(xlabel="site", ylabel="records")
     if counts.shape[1] <= 12:
         axes.legend(fontsize=7, frameon=False, ncols=1, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
+
+
+def _plain(text: str) -> str:
+    """A class's name in a plot: dollars are no formula, and a long one is cut."""
+    cut = text if len(text) <= _NAME else f"{text[:_NAME]}…"
+    return cut.replace("$", r"\$")
 
 
 def confusion(matrix: list[list[int]], labels: list[str]) -> bytes:
@@ -178,8 +192,9 @@ def confusion(matrix: list[list[int]], labels: list[str]) -> bytes:
     axes.grid(visible=False)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(labels) <= _MAX_TICKS:
-        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-        axes.set_yticks(range(len(labels)), labels)
+        names = [_plain(label) for label in labels]
+        axes.set_xticks(range(len(labels)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(labels)), names)
     if len(labels) <= 12:
         for row, column in np.ndindex(counts.shape):
             color = "white" if shares[row, column] > 0.5 else _INK

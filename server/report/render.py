@@ -12,14 +12,17 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from ...common.config.run import RunConfig
 from ...common.errors import ConfigError
+from ...common.json_file import read_object
 from ...common.privacy.audit import CANARY_KINDS
 from ...common.privacy.mechanism import PrivacyPlan
+from ...common.whole import write_whole
 from ..checkpoint import Checkpoint
 from . import plots
 from .build import SCHEMA, build_report
-from .facts import Report, figures
+from .facts import Partition, Report, figures, misfit
 
 PARTITION = "partition.json"
+_REMOVE = "restore it, or remove it: only a plot is made of it"
 
 
 def write_report(
@@ -33,7 +36,11 @@ def write_report(
 ) -> Report:
     """Writes report.json and report.html and returns the facts. found: as in `build_report`."""
     partition_file = folder / PARTITION
-    partition = json.loads(partition_file.read_text(encoding="utf-8")) if partition_file.is_file() else None
+    partition = None
+    if partition_file.is_file():
+        partition = cast(Partition, read_object(partition_file, _REMOVE))
+        if (wrong := misfit(partition, Partition)) is not None:
+            raise ConfigError(f"{partition_file}: {wrong}; {_REMOVE}")
     report = build_report(config, count, plan, state, after, partition, found)
     _save(folder, report)
     return report
@@ -43,14 +50,21 @@ def read_report(folder: Path) -> dict[str, Any]:
     """The facts of a finished run. Raises ConfigError when there is none."""
     path = folder / "report.json"
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+        report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder}: no report.json there; give the folder of a finished run") from None
-    except ValueError:
-        raise ConfigError(f"{path}: not JSON; the run's report was changed") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{path}: not JSON; the run's report was changed; restore it, or run again") from None
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise ConfigError(f"{path}: not a report of this version of confide (schema {SCHEMA})")
-    return report
+    if (wrong := misfit(report, Report)) is not None:
+        raise ConfigError(f"{path}: {wrong}; the run's report was changed; restore it, or give the folder of one run")
+    return {**dict.fromkeys(Report.__annotations__), **report}
+
+
+def _no_number(text: str) -> None:
+    """NaN and infinities, which JSON has not."""
+    raise ValueError(text)
 
 
 def amend_report(folder: Path, part: str, facts: dict[str, Any] | list[Any]) -> None:
@@ -65,8 +79,8 @@ def _save(folder: Path, report: Report) -> None:
 
 def write_pair(folder: Path, report: Mapping[str, Any], html: str) -> None:
     """report.json and report.html, each whole or not at all."""
-    _replace(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-    _replace(folder / "report.html", html)
+    write_whole(folder / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / "report.html", html)
 
 
 def render_html(report: Report) -> str:
@@ -125,12 +139,6 @@ def _shade(scores: list[float], index: int) -> str:
     most = max((abs(score) for score in scores), default=0.0)
     strength = abs(scores[index]) / most if most else 0.0
     return f"rgba({'46, 160, 100' if scores[index] > 0 else '234, 110, 60'}, {0.75 * strength:.2f})"
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _failures(row: dict[str, Any]) -> list[dict[str, str]]:

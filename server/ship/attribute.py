@@ -20,7 +20,7 @@ from ...common.model.embeddings import input_embeddings
 from ...common.types import ProgressCallback, Rows
 from .finished import FinishedRun, exported_texts, writers
 from .goals import HIGHER, LOWER, OUTSIDE, Asked, Goal, Split, goals, split, tag_of, title, unit, worth
-from .runtime import padded
+from .runtime import fault_of, padded
 from .writer import Writer
 
 TOLERANCE = 0.01
@@ -203,6 +203,9 @@ def explain_run(
     sample: texts of the public test set for checks and words. against: another run of the same task, whose maps stand
     beside. Raises ConfigError, ModelError.
     """
+    for number, text in enumerate(texts, start=1):
+        if (wrong := fault_of(text)) is not None:
+            raise ConfigError(f"TEXT {number}: {wrong}; give one that says something")
     explainer = explainer_of(run)
     public = run.rows(sample)
     other = None if against is None else explainer_of(against)

@@ -9,10 +9,12 @@ from typing import Any
 from ... import __version__
 from ...common.data.spelling import Words
 from ...common.errors import ConfigError, ModelError
-from ...common.model.adapter import CARD, asked_text
+from ...common.json_file import read_object
+from ...common.model.adapter import CARD, asked_text, read_adapter
 from ...common.model.backbones import resolve_backbone
 from ...common.model.lora import STAND_IN
 from ...common.tasks import load_task
+from ...common.whole import require_new, whole_folder
 from ..report import figures, read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 
@@ -23,6 +25,7 @@ _AUDITS = (
     ("records", "on the final model"),
 )
 _PEFT = "adapter_config.json"
+_AGAIN = "copy the run's folder again"
 _WEIGHTS = ("adapter_model.safetensors", _PEFT, CARD)
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
 """where a hub's cache keeps a revision"""
@@ -96,27 +99,22 @@ def export_hub(
     the files' names. Raises ConfigError.
     """
     report = read_report(folder)
-    new_folder(out)
+    require_new(out)
     measured = report.get("compression") or {}
     chosen = variants if variants is not None else [n for n in [measured.get("recommended")] if n and n != "torch"]
     for name in chosen:
         load_variant(folder / VARIANTS / name)
     text = card(folder, chosen, base=base, intended=intended, licence=licence)
-    copy_adapter(folder, out, base)
-    for name in chosen:
-        place = out / "onnx" / name
-        place.mkdir(parents=True)
-        for file in (folder / VARIANTS / name).iterdir():
-            if file.name in (MODEL, TOKENIZER, FACTS):
-                shutil.copyfile(file, place / file.name)
-    (out / "README.md").write_text(text, encoding="utf-8")
+    with whole_folder(out) as made:
+        copy_adapter(folder, made, base)
+        for name in chosen:
+            place = made / "onnx" / name
+            place.mkdir(parents=True)
+            for file in (folder / VARIANTS / name).iterdir():
+                if file.name in (MODEL, TOKENIZER, FACTS):
+                    shutil.copyfile(file, place / file.name)
+        (made / "README.md").write_text(text, encoding="utf-8")
     return written(out)
-
-
-def new_folder(out: Path) -> None:
-    """Raises ConfigError when something is in it."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: is not empty; give another folder with --out")
 
 
 def written(out: Path) -> list[str]:
@@ -133,10 +131,8 @@ def copy_adapter(folder: Path, out: Path, base: str | None, *, plain: bool = Fal
     source = folder / "adapter"
     if not all((source / name).is_file() for name in _WEIGHTS):
         raise ConfigError(f"{source}: no adapter of a finished run")
-    config, backbone = (
-        json.loads((source / _PEFT).read_text(encoding="utf-8")),
-        read_report(folder)["model"]["backbone"],
-    )
+    config, backbone = read_object(source / _PEFT, _AGAIN), read_report(folder)["model"]["backbone"]
+    read_adapter(source)  # whole, and numbers: others will load it
     fits = _loads_plainly(config)
     if plain and not fits:
         raise ConfigError("--adapter: received for a run whose adapter only confide.load_base fits; leave it out")
@@ -149,13 +145,13 @@ def copy_adapter(folder: Path, out: Path, base: str | None, *, plain: bool = Fal
     for path in source.iterdir():
         if path.is_file() and path.name != "README.md" and (not plain or path.name in _WEIGHTS[:2]):
             shutil.copyfile(path, out / path.name)
-    snapshot = _SNAPSHOT.search(str(config["base_model_name_or_path"])) if base is None else None
+    snapshot = _SNAPSHOT.search(str(config.get("base_model_name_or_path"))) if base is None else None
     # without a base `pipeline` says that there is none; with one it would put a random head on it
     config["base_model_name_or_path"] = (base or _name_of(backbone)) if fits else None
     config["revision"] = snapshot[1] if fits and snapshot else None
     (out / _PEFT).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if not plain:
-        content = json.loads((source / CARD).read_text(encoding="utf-8"))
+        content = read_object(source / CARD, _AGAIN)
         content["model"]["backbone"] = base or _name_of(backbone)
         content["model"].pop("init_from", None)
         (out / CARD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

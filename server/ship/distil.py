@@ -14,7 +14,7 @@ from torch import nn
 from ...common.config.tables import ModelSection
 from ...common.errors import ConfigError
 from ...common.model.backbones import resolve_backbone
-from ...common.model.loading import pad_of
+from ...common.model.loading import build, pad_of
 from ...common.model.optimizer import warmed_up
 from ...common.model.reading import tokenizer_of
 from ...common.tasks import load_task
@@ -52,7 +52,7 @@ def other_backbone(teacher: TorchModel, backbone: str, pooling: str, seed: int) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         section = ModelSection.model_validate({"backbone": backbone, "pooling": pooling, "task": teacher.task})
-        module = load_task(teacher.task).build(path, section, len(teacher.labels))
+        module = build(load_task(teacher.task), path, section, len(teacher.labels))
     tokenizer, task = tokenizer_of(path), teacher.task
     asked = tokenizer, teacher.max_length, teacher.labels, pad_of(tokenizer), task
     spelling = None if teacher.spelling is None else teacher.spelling.over(tokenizer.get_vocab())

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +15,7 @@ from ...common.data.sources import shuffled_limit
 from ...common.data.spelling import Spelling
 from ...common.data.words import with_blanks, word_numbers
 from ...common.errors import ConfigError
-from ...common.model.adapter import plain
+from ...common.model.adapter import plain, read_arrays
 from ...common.model.loading import FineTuneModel, model_of
 from ...common.run_folder import CONFIG
 from ...common.tasks import load_task, tasks_where
@@ -57,8 +56,8 @@ class FinishedRun:
             raise ConfigError(
                 f"{folder}: a run on two texts a record; this is for models of one; see predict and export"
             )
+        self.adapter: Adapter = read_arrays(folder / "adapter")
         self.model: FineTuneModel = model_of(self.config)
-        self.adapter: Adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
 
     @property
     def labels(self) -> list[str]:

@@ -7,7 +7,6 @@ run's model before it counts.
 import copy
 import json
 import math
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,8 @@ from ...common.data.images import ImageForm
 from ...common.errors import ConfigError, ModelError
 from ...common.model.generation import Generator, choice
 from ...common.tasks import task_names
-from .card import card, copy_adapter, new_folder, written
+from ...common.whole import require_new, whole_folder
+from .card import card, copy_adapter, written
 from .finished import FinishedRun
 from .runtime import padded
 
@@ -70,7 +70,7 @@ def export_plain(
     which people find the backbone, where the run had it from a folder. Raises ConfigError for a run whose head or whose
     reading no auto class has, ModelError when the folder's model answers otherwise; nothing is left then.
     """
-    new_folder(out)
+    require_new(out)
     run = FinishedRun(folder, *task_names(), two_texts=True)
     if run.model.spelling is not None:
         raise ConfigError(
@@ -83,9 +83,7 @@ def export_plain(
             "three; ship it as ONNX: confide compress RUN, then --format hub"
         )
     model, inputs, wanted = _in_its_class(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
-        place = Path(scratch) / out.name
+    with whole_folder(out) as place:
         model.save_pretrained(place)
         kind, attention = _AUTO[run.model.task.PIPELINE], model.config._attn_implementation
         del model
@@ -97,7 +95,6 @@ def export_plain(
             copy_adapter(folder, place / "adapter", base, plain=True)
         text = card(folder, [], base=base, intended=intended, licence=licence, merged=True)
         (place / "README.md").write_text(text, encoding="utf-8")
-        place.replace(out)
     return written(out)
 
 

@@ -9,19 +9,19 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, get_args, runtime_checkable
 
 from ...common.config.tables import DataSection
-from ...common.data.columns import Notes, read_images, read_strings, read_text, refuse, require
+from ...common.data.columns import Notes, columns_told, read_images, read_strings, read_text, refuse, require
 from ...common.data.files import bytes_of, is_file, kind_of
 from ...common.data.formats import Table, parsed
 from ...common.data.formats import load as load_table
 from ...common.data.images import ImageForm
 from ...common.errors import ConfigError, DataError, harmless
 from ...common.types import Conversation, Reads, Rows
+from ...common.whole import require_writable, whole_file
 from .runtime import FACTS, VARIANTS, OnnxModel
 
 Format = Literal["csv", "tsv", "json", "jsonl", "conll", "parquet", "text"]
@@ -160,8 +160,10 @@ def predict_file(
     """source: a file, hub id, SQL url, or - for standard input. out: a new file, there only when all rows have been
     answered; None: standard output, batch by batch; of a model that writes texts, where that is a terminal, each text
     and then its continuation, token by token. Raises ConfigError, DataError."""
-    if out is not None and out.exists():
-        raise ConfigError(f"--out: {out} is there already; give another file")
+    if out is not None:
+        if out.exists():
+            raise ConfigError(f"--out: {out} is there already; give another file")
+        require_writable(out, "--out")
     if isinstance(model, Writes) and tells(model, out):
         if source == STDIN and format_ == "text":  # answered as it is typed
             return _tell(model, (line.rstrip("\n") for line in sys.stdin if line.strip()), sys.stdout)
@@ -170,13 +172,8 @@ def predict_file(
     table, written = read(source, format_), written_as(format_, out)
     if out is None:
         return predict(model, table, sys.stdout, written, columns=columns, progress=progress)
-    with ExitStack() as stack:
-        partial = out.with_name(f"{out.name}.partial")
-        stack.callback(partial.unlink, missing_ok=True)
-        with partial.open("w", newline="", encoding="utf-8") as target:
-            done = predict(model, table, target, written, columns=columns, progress=progress)
-        partial.replace(out)
-        return done
+    with whole_file(out) as partial, partial.open("w", newline="", encoding="utf-8") as target:
+        return predict(model, table, target, written, columns=columns, progress=progress)
 
 
 def tells(model: Model, out: Path | None) -> bool:
@@ -249,8 +246,8 @@ def _required(table: Table, wanted: list[str]) -> Notes:
     refuse(notes)
     if missing := next((name for name in wanted if name not in table.names), None):
         raise DataError(
-            f"{table.source}: column '{missing}' is missing; the columns are: {', '.join(table.names)}; name it with "
-            "--text, --text-pair or --image"
+            f"{table.source}: column '{missing}' is missing; {columns_told(table.names)}; name it with --text, "
+            "--text-pair or --image"
         )
     require(notes, wanted)
     return notes
@@ -275,10 +272,8 @@ def _others(notes: Notes, written: Written, names: list[str]) -> dict[str, list[
         values = notes.table.column(name)
         if any(isinstance(value, bytes | bytearray) for value in values):
             continue
-        found[name] = [
-            (read_text(notes, name, place, value) or "") if written != "jsonl" or isinstance(value, str) else value
-            for place, value in enumerate(values if written == "jsonl" else map(_flat, values))
-        ]
+        texts = [read_text(notes, name, place, _flat(value)) or "" for place, value in enumerate(values)]
+        found[name] = values if written == "jsonl" else texts
     return found
 
 

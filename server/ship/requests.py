@@ -9,6 +9,8 @@ from typing import Any
 
 from starlette.requests import Request
 
+from .runtime import fault_of
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -84,11 +86,7 @@ async def body(request: Request, bounds: Bounds) -> dict[str, Any]:
 
 
 def check_text(text: str, bounds: Bounds) -> None:
-    if not text.strip():
-        raise RefusedError(422, "an empty text was received")
+    if (wrong := fault_of(text)) is not None:
+        raise RefusedError(422, wrong)
     if len(text) > bounds.letters:
         raise RefusedError(422, f"a text of {len(text)} letters was received; allowed: {bounds.letters}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RefusedError(422, "a text with half a character (a lone surrogate) was received") from None

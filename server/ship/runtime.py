@@ -19,6 +19,7 @@ from ...common.data.spelling import Spelling, Words, spelling_of
 from ...common.data.words import with_blanks, word_numbers
 from ...common.errors import ConfigError
 from ...common.types import DEFAULT_TASK, Reads, Rows
+from ...common.whole import write_whole
 
 VARIANTS = "variants"
 """folder of a run that holds a folder for each"""
@@ -30,6 +31,17 @@ _SEGMENTS = "token_type_ids"
 _LEFT_OUT = ["SkipLayerNormFusion"]
 """of onnxruntime's rewrites: its kernel takes five times as long as the sum and the norm that it joins, a quarter of an
 int8 model's time (1.32.0, measured on one and two threads)"""
+
+
+def fault_of(text: str) -> str | None:
+    """What makes a text one that no model reads; None: nothing."""
+    if not text.strip():
+        return "an empty text was received"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "a text with half a character (a lone surrogate) was received"
+    return None
 
 
 def input_names(reads: Reads, segments: bool) -> list[str]:
@@ -70,7 +82,7 @@ class Variant:
     """whether a record may have several classes"""
 
     def save(self, folder: Path) -> None:
-        (folder / FACTS).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / FACTS, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def load_variant(folder: Path) -> Variant:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 
 from ...common.config.run import RunConfig, load
 from ...common.data.sources import reference_draw
 from ...common.errors import ConfigError
+from ...common.model.adapter import read_arrays
 from ...common.model.loading import FineTuneModel, model_of
 from ...common.model.per_sample import clipped_sum, hooked
 from ...common.modes import mode_of
@@ -49,7 +49,7 @@ def audit_leakage(folder: Path, references: int, watch: RoundCallback) -> dict[s
             "make the run with data.limit at half of the rows or less"
         )
     model = model_of(config)
-    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    adapter = read_arrays(folder / "adapter")
     records, halves = _pool(config, model, references)
     outcome = {
         "membership": _membership(config, report["privacy"], model, adapter, records, halves, watch),
@@ -96,7 +96,7 @@ def _membership(
             folder = Path(scratch) / str(number)
             with watch(folder, f"reference model {number + 1} of {len(halves)}"):
                 simulate(_reference(config, number, folder))
-            trained = load_file(folder / "adapter" / "adapter_model.safetensors")
+            trained = read_arrays(folder / "adapter")
             losses.append(record_losses(model, trained, records, everything))
     target = record_losses(model, adapter, records, everything)
     references = membership.confidence(np.stack(losses))

@@ -6,7 +6,6 @@ Which rows a site chooses is decided at the site; a run on them is an ordinary r
 """
 
 import csv
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -15,17 +14,17 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from safetensors.numpy import load_file
 
 from ...common.config.resolve import resolve
 from ...common.config.run import RunConfig
-from ...common.config.section import Positive, Section
+from ...common.config.section import Positive, Section, assignment
 from ...common.data.active import SCORED, STRATEGIES, Strategy, choose, pool_epsilon
 from ...common.data.partition import partition, site_name
 from ...common.data.record_keys import in_order
 from ...common.data.sources import training_rows
 from ...common.errors import ConfigError
 from ...common.ledger.verify import audit, find_ledgers
+from ...common.model.adapter import read_arrays
 from ...common.model.loading import FineTuneModel, model_of
 from ...common.types import Reads, Records, Rows
 from ...server.report import plots
@@ -135,7 +134,7 @@ class _Curve:
             title = f"{how_far}: {self.strategy}, {total:,} labels"
             report = reported(self._run(self._write_rows(rows, labelled, place), total, place), watch, title)
             points.append({"labels": total, "accuracy": report["after"]["accuracy"]})
-            adapter = load_file(place / "adapter" / "adapter_model.safetensors")
+            adapter = read_arrays(place / "adapter")
             if number < self.section.rounds:
                 for site, part in enumerate(parts):
                     rest = np.setdiff1d(part, labelled[site])
@@ -154,14 +153,14 @@ class _Curve:
         """A run on what is labelled, and under privacy ledgers for all runs of the curve."""
         changes = [
             f"run.seed={self.seed}",
-            f"data.train={json.dumps(str(source))}",
-            f"data.labels={json.dumps(self.config.data.labels)}",
+            assignment("data.train", str(source)),
+            assignment("data.labels", list(self.config.data.labels or [])),
             "data.limit=",
             'data.partition.kind="natural"',
             f'data.partition.column="{_SITE}"',
         ]
         if self.config.private:  # the size follows from the recipe: it is public
-            changes += [f"privacy.declared_examples={total}", f"engine.ledger={json.dumps(str(self._ledgers))}"]
+            changes += [f"privacy.declared_examples={total}", assignment("engine.ledger", str(self._ledgers))]
         config = run_at(self.base, changes, place, self.strategy)
         if self.config.private and not self._ledgers.exists():
             whole = (config.privacy.epsilon or 0) * (self.section.rounds + 1)

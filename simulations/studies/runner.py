@@ -12,8 +12,9 @@ import numpy as np
 import tomli_w
 
 from ...common.config.run import RunConfig
-from ...common.config.section import override
+from ...common.config.section import assignment, override
 from ...common.run_folder import CONFIG, require_room
+from ...common.whole import naming, write_whole
 from ...server.report import read_report
 from ...server.report.render import render, write_pair
 from ..run import simulate
@@ -39,7 +40,7 @@ class Results:
             require_room(self.folder, overwrite=overwrite)
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / RESULTS).unlink(missing_ok=True)
-            (self.folder / CONFIG).write_text(self._text, encoding="utf-8")
+            write_whole(self.folder / CONFIG, self._text)
 
     def _continues(self) -> bool:
         path = self.folder / CONFIG
@@ -71,8 +72,11 @@ class Results:
         return rows
 
     def add(self, row: dict[str, Any]) -> None:
-        with (self.folder / RESULTS).open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row) + "\n")
+        path = self.folder / RESULTS
+        before = path.read_bytes() if path.is_file() else b""
+        with naming(path), path.open("a", encoding="utf-8") as lines:
+            cut = before and not before.endswith(b"\n")  # a line that a full disk cut short stays alone
+            lines.write(("\n" if cut else "") + json.dumps(row) + "\n")
 
     def place(self, *parts: object) -> Path:
         """The folder of one run."""
@@ -100,7 +104,7 @@ def varied(base: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
 
 def run_at(base: dict[str, Any], assignments: list[str], place: Path, where: str) -> RunConfig:
     """One run of a recipe, in a folder of its own. where: named in errors. Raises ConfigError."""
-    return RunConfig.parse(varied(base, [*assignments, f"run.output={json.dumps(str(place))}"]), where)
+    return RunConfig.parse(varied(base, [*assignments, assignment("run.output", str(place))]), where)
 
 
 def reported(config: RunConfig, watch: RoundCallback, title: str) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""A file, or a folder, that is whole or not there: written beside its place, and renamed into it."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import ConfigError
+
+
+def require_writable(path: Path, what: str) -> None:
+    """Before minutes are spent on what will be written there. what: the option or key that named it.
+
+    Raises ConfigError where a folder above it is a file, or this user may not write to the last that is there.
+    """
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if there != path and not there.is_dir():
+        raise ConfigError(f"{what}: received {path}, but {there} is a file, and no folder; give another path")
+    if not os.access(there, os.W_OK | os.X_OK if there.is_dir() else os.W_OK):
+        raise ConfigError(
+            f"{what}: received {path}, but this user may not write to {there}; change its owner or mode, or give "
+            "another path"
+        )
+
+
+def require_new(out: Path) -> None:
+    """Raises ConfigError unless a folder can be made there: it is not there yet, or is empty."""
+    require_writable(out, "--out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is not empty; give another folder with --out")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives the path to write to; it becomes `path` when the block ends, and is removed when the block fails.
+
+    Raises OSError that names `path`, also where the system's own names no file (a disk that is full).
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with naming(path, partial):
+            yield partial
+            partial.replace(path)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """UTF-8. Raises OSError as `whole_file`."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder, which is not there or empty. Gives a folder of mode 0700 to write to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
+        place = Path(scratch) / "whole"
+        place.mkdir(mode=0o700)
+        yield place
+        if not path.exists():
+            place.rename(path)
+            return
+        for part in sorted(place.iterdir()):  # the folder may be the one that somebody stands in
+            part.rename(path / part.name)
+
+
+@contextmanager
+def naming(path: Path, *instead_of: Path) -> Iterator[None]:
+    """OSErrors of the block name `path`, where they name no file or one of `instead_of`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, *map(str, instead_of), *instead_of):
+            error.filename = str(path)
+        raise
+
+
+def _remove(partial: Path) -> None:
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError:  # where its folder is none, or may not be written to, there is no file
+        return
