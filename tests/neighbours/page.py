@@ -46,7 +46,7 @@ Cell = tuple[str, str, str]
 """architecture as the page names it, task, part"""
 
 _REASONS = (
-    (r"PEFT knows no default", "PEFT knows no default layers of this architecture: name some"),
+    (r"no linear layers of an attention", "no layers of an attention were found: name some layers"),
     (
         r"a short record of the task \(mat1 and mat2",
         "its embeddings are narrower than its layers, and our head compares the two: take the backbone's own head",
