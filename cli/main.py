@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from .recipe import Sets, load_recipe
 from .rows import data_app, label_app
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+_DEBUG = "--debug"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -275,22 +277,44 @@ def _quiet_libraries() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option(_DEBUG, help="Show Python's traceback of an error, too; anywhere on the line.")
+    ] = False,
+) -> None:
     if version:
         typer.echo(f"confide {__version__}")
         raise typer.Exit
 
 
 def main() -> None:
-    """Entry point: an error that is meant for the user is one line on standard error."""
-    from ..common.errors import ConfideError
+    """Entry point: an error is one line on standard error; with --debug, behind Python's traceback."""
+    from ..common.errors import ConfideError, first_line
 
     _quiet_libraries()
+    if debug := _DEBUG in sys.argv[1:]:
+        sys.argv = [sys.argv[0], _DEBUG, *(one for one in sys.argv[1:] if one != _DEBUG)]
     try:
         app()
-    except ConfideError as error:
-        typer.echo(f"confide: {error}", err=True)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            _show_traceback(error)
+        if isinstance(error, ConfideError):
+            typer.echo(f"confide: {error}", err=True)
+            sys.exit(error.exit_code)
+        found = f"{type(error).__name__}: {first_line(error)}"
+        typer.echo(f"confide: an error that nobody foresaw ({found}); {_DEBUG} shows where it arose", err=True)
+        sys.exit(1)
+
+
+def _show_traceback(error: BaseException) -> None:
+    """With the errors that it arose from, which a line for the user leaves out."""
+    inner: BaseException | None = error
+    while inner is not None:
+        inner.__suppress_context__ = False
+        inner = inner.__cause__ or inner.__context__
+    traceback.print_exception(error)
 
 
 if __name__ == "__main__":

@@ -15,26 +15,39 @@ from rich.table import Table
 
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, first_line
-from ..common.model.apart import dummy_records
 from ..common.model.backbones import resolve_backbone
+from ..common.model.dummies import dummy_records
 from ..common.model.loading import FineTuneModel, model_of
-from ..common.model.memory import USABLE, Plan, batch_tokens, free_memory, gib, planned, total_memory, usable_memory
+from ..common.model.memory import (
+    USABLE,
+    Plan,
+    batch_tokens,
+    followed,
+    free_memory,
+    gib,
+    planned,
+    total_memory,
+    usable_memory,
+    with_plan,
+)
 from ..common.model.per_sample import clipped_sum, hooked
-from ..common.model.proof import TOLERANCES
+from ..common.model.proof import TOLERANCES, check_reached, proved_shapes
 from ..common.model.weights import with_type
+from ..common.modes import mode_of
 from ..server.report.build import PACKAGES
 
 _TYPICAL = 0.5
 """share of max_length that a record of the time estimate has"""
 _ROWS, _TRIES = 16, 2
 """records of the batch that is timed, and how often"""
+_NOT_PRIVATE = "not in modes local and distributed, which this run is not: "
 _CONTEXT = 1.0
 """GiB of a GPU that its driver and libraries take"""
 
 
 def examine(config: RunConfig) -> bool:
     """Prints a table of findings; True when nothing stands in the way."""
-    return _print("confide doctor", _findings(config))
+    return _print("confide doctor", findings(config))
 
 
 def plan_for_gpu(config: RunConfig, size: float) -> bool:
@@ -88,7 +101,7 @@ def _with_labels(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
 
 
-def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
+def findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
     yield "python", sys.version.split()[0], sys.version_info >= (3, 11)
     tested = tested_versions()
     for package in PACKAGES:
@@ -102,23 +115,31 @@ def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
     try:
         config = config.model_copy(update={"model": with_type(config.model, resolve_backbone(config.model.backbone))})
         usable = usable_memory(config)
-        plan = planned(config).within(usable, config.model.checkpointing)
+        plan = followed(config).within(usable, config.model.checkpointing)
         yield from _of_plan(plan, usable, gpu=torch.cuda.is_available())
-        model = model_of(config)
+        sized = with_plan(config)
+        model = model_of(sized)  # as a run loads it
+        check_reached(model)
     except Exception as error:  # of architectures that no one here knows
         yield "model", str(error) if isinstance(error, ConfideError) else first_line(error), False
         return
     trained, whole = model.count()
     yield "model", f"{config.model.backbone}, {config.model.dtype}: {trained:,} of {whole:,} parameters trained", True
+    by_record = config.private and mode_of(config).BY_RECORD
     try:
+        if by_record:
+            proved_shapes(sized, model)
         error = per_sample_error(model)
     except Exception as failure:  # of architectures that Opacus does not know
-        yield "per-sample gradients", first_line(failure), False
+        text = str(failure) if isinstance(failure, ConfideError) else first_line(failure)
+        yield "per-sample gradients", text if by_record else f"{_NOT_PRIVATE}{text}", not by_record
         return
+    alike = error < TOLERANCES[model.dtype]
     yield (
         "per-sample gradients",
-        f"{config.model.task} with LoRA: largest difference to one-by-one gradients {error:.1e}",
-        error < TOLERANCES[model.dtype],
+        f"{'' if alike else _NOT_PRIVATE}{config.model.task} with LoRA: largest difference to one-by-one gradients "
+        f"{error:.1e}",
+        alike or not by_record,
     )
     given = config.training.batch_tokens
     seconds = estimate(config, model, batch_tokens(plan, usable) if given == "auto" else given)

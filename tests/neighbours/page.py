@@ -48,11 +48,11 @@ Cell = tuple[str, str, str]
 _REASONS = (
     (r"no linear layers of an attention", "no layers of an attention were found: name some layers"),
     (
-        r"a short record of the task \(mat1 and mat2",
+        r"a short record of the task \(its vectors have another width",
         "its embeddings are narrower than its layers, and our head compares the two: take the backbone's own head",
     ),
     (r"cannot be empty", "the backbone's own head is no layer that can be trained alone: it shares the embeddings"),
-    (r"no padding token is defined", "`transformers` needs a padding token in the backbone's configuration for it"),
+    (r"names no pad_token_id", "`transformers` needs a padding token in the backbone's configuration for it"),
     (
         r"(?P<layer>[\w.]+) reads an array of shape",
         "`{layer}` reads an array that is no batch of records: a record's gradient could not be told from others'",
