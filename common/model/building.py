@@ -45,8 +45,9 @@ def _why(error: Exception, path: str, model: ModelSection, classes: int) -> tupl
         )
     if isinstance(error, AttributeError) and "Config' object has no attribute" in text:
         return (
-            f"it is no model of one tower ({line})",
-            "give a model that reads texts alone, or images alone; one tower of several saved by itself is one",
+            f"its config.json names no width of its vectors ({line})",
+            "give a model of one tower and one width, such as BERT or Llama for texts, or a ViT for images; one tower "
+            "of several, saved by itself, is one",
         )
     if "ignore_mismatched_sizes" in text or "size mismatch" in text:
         return _other_sizes(path, model, classes)

@@ -1,6 +1,7 @@
 """Records of nobody, and the first look at a model: does it answer two of them?"""
 
 import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,8 @@ from ..types import IGNORED, Records
 if TYPE_CHECKING:
     from .loading import FineTuneModel
 
+_ALIKE = 1e-3
+"""difference of two losses of one record that kernels may make"""
 SHORT = 8
 """tokens of a short record"""
 
@@ -58,7 +61,7 @@ def _other_answers(lists: list[np.ndarray]) -> list[np.ndarray]:
 
 @torch.no_grad()
 def check_answers(model: "FineTuneModel") -> None:
-    """Raises ModelError for a model that gives no loss for each of two short records of the task.
+    """Raises ModelError for a model that gives no loss for each of two short records of the task, or another each time.
 
     model: a copy that nobody else uses: some change with what they read. No generator of the caller's moves.
     """
@@ -66,7 +69,8 @@ def check_answers(model: "FineTuneModel") -> None:
     devices = [model.device] if model.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
-            losses = model.losses(dummy_records(model, lengths), np.arange(2))
+            records = replace(dummy_records(model, lengths), features=None)  # which are read once
+            losses, again = (model.losses(records, np.arange(2)) for _ in range(2))
     except ModelError:
         raise
     except Exception as error:  # of an architecture that reads or answers otherwise than the task expects
@@ -75,6 +79,11 @@ def check_answers(model: "FineTuneModel") -> None:
         raise ModelError(
             f"model.backbone: for 2 records this model gives losses of shape {tuple(losses.shape)}, not one each; "
             "choose another model.pooling ('model' for the backbone's own head), or another backbone"
+        )
+    if not torch.allclose(losses, again, rtol=_ALIKE, atol=_ALIKE, equal_nan=True):
+        raise ModelError(
+            f"model.backbone: {_kind_of(model)} draws random numbers while it reads, so the same record gets another "
+            "answer each time; choose another backbone"
         )
 
 

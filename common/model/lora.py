@@ -90,8 +90,9 @@ def _within(name: str, whole: list[str]) -> bool:
     return not set(whole).isdisjoint(name.split("."))
 
 
-def targets_of(base: nn.Module, task: Task, model: ModelSection, whole: list[str]) -> list[str] | None:
-    """The layers that LoRA is put on; None: PEFT's default, where it has one for this architecture that finds a layer.
+def targets_of(base: nn.Module, task: Task, model: ModelSection, whole: list[str]) -> list[str] | str:
+    """The layers that LoRA is put on, as PEFT's target_modules: those that are named, or PEFT's default, where it has
+    one for this architecture that finds a layer, or `attention_layers`.
 
     whole: parts that are trained whole. Raises ModelError for a name that no layer has which can carry LoRA: others
     that match do not make up for it.
@@ -101,9 +102,11 @@ def targets_of(base: nn.Module, task: Task, model: ModelSection, whole: list[str
         return linear_layers(base, task, but)
     names = {name: layer for name, layer in base.named_modules() if name and not _within(name, but)}
     if wanted is None:
-        known = DEFAULTS.get(getattr(getattr(base, "config", None), "model_type", ""))
-        if isinstance(known, str) or any(_named(target, name) for target in known or () for name in names):
-            return None
+        known = DEFAULTS.get(getattr(getattr(base, "config", None), "model_type", ""), ())
+        if isinstance(known, str):  # a pattern
+            return known
+        if any(_named(target, name) for target in known for name in names):
+            return list(known)
         return attention_layers(base, task, but)
     for target in wanted:
         meant = [layer for name, layer in names.items() if _named(target, name)]
