@@ -28,14 +28,14 @@ def resolve_backbone(backbone: str, folders: Folders = ()) -> str:
     """
     if backbone == DEMO_VIT:
         return backbone
+    if backbone == DEMO_GEMMA:
+        return demo_gemma()
     path = _folder_of(backbone, folders)
     check_folder(path)
     return path
 
 
 def _folder_of(backbone: str, folders: Folders) -> str:
-    if backbone == DEMO_GEMMA:
-        return demo_gemma()
     if (folder := dict(folders).get(backbone)) is not None:
         if not Path(folder).is_dir():
             raise ModelError(f"[backbones] '{backbone}': no folder {folder}; correct the path")
