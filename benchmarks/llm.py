@@ -25,7 +25,7 @@ from benchmarks.step import mechanism_of
 from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig, load
 from confide.common.config.tables import LoraSection, ModelSection
-from confide.common.model.apart import dummy_records
+from confide.common.model.dummies import dummy_records
 from confide.common.model.loading import FineTuneModel, load_model, model_of
 from confide.common.model.per_sample import clipped_sum, hooked, record_gradients
 from confide.common.types import Records

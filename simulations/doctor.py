@@ -15,26 +15,40 @@ from rich.table import Table
 
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, first_line
-from ..common.model.apart import dummy_records
+from ..common.model.apart import check_apart
 from ..common.model.backbones import resolve_backbone
+from ..common.model.dummies import dummy_records
 from ..common.model.loading import FineTuneModel, model_of
-from ..common.model.memory import USABLE, Plan, batch_tokens, free_memory, gib, planned, total_memory, usable_memory
-from ..common.model.per_sample import clipped_sum, hooked
-from ..common.model.proof import TOLERANCES
+from ..common.model.memory import (
+    USABLE,
+    Plan,
+    batch_tokens,
+    followed,
+    free_memory,
+    gib,
+    planned,
+    total_memory,
+    usable_memory,
+    with_plan,
+)
+from ..common.model.per_sample import clipped_sum, hooked, validate
+from ..common.model.proof import TOLERANCES, check_reached, proved_shapes
 from ..common.model.weights import with_type
+from ..common.modes import mode_of
 from ..server.report.build import PACKAGES
 
 _TYPICAL = 0.5
 """share of max_length that a record of the time estimate has"""
 _ROWS, _TRIES = 16, 2
 """records of the batch that is timed, and how often"""
+_NOT_PRIVATE = "not for modes local and distributed, which this run does not have"
 _CONTEXT = 1.0
 """GiB of a GPU that its driver and libraries take"""
 
 
 def examine(config: RunConfig) -> bool:
     """Prints a table of findings; True when nothing stands in the way."""
-    return _print("confide doctor", _findings(config))
+    return _print("confide doctor", findings(config))
 
 
 def plan_for_gpu(config: RunConfig, size: float) -> bool:
@@ -88,7 +102,8 @@ def _with_labels(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
 
 
-def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
+def findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
+    """Of each finding its name, its words, and whether the run may go on with it."""
     yield "python", sys.version.split()[0], sys.version_info >= (3, 11)
     tested = tested_versions()
     for package in PACKAGES:
@@ -102,27 +117,43 @@ def _findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
     try:
         config = config.model_copy(update={"model": with_type(config.model, resolve_backbone(config.model.backbone))})
         usable = usable_memory(config)
-        plan = planned(config).within(usable, config.model.checkpointing)
+        plan = followed(config).within(usable, config.model.checkpointing)
         yield from _of_plan(plan, usable, gpu=torch.cuda.is_available())
-        model = model_of(config)
+        sized = with_plan(config)
+        model = model_of(sized)  # as a run loads it
+        check_reached(model)
     except Exception as error:  # of architectures that no one here knows
         yield "model", str(error) if isinstance(error, ConfideError) else first_line(error), False
         return
     trained, whole = model.count()
     yield "model", f"{config.model.backbone}, {config.model.dtype}: {trained:,} of {whole:,} parameters trained", True
-    try:
-        error = per_sample_error(model)
-    except Exception as failure:  # of architectures that Opacus does not know
-        yield "per-sample gradients", first_line(failure), False
+    text, good, followed_by_opacus = _per_sample(config, sized, model)
+    yield "per-sample gradients", text, good
+    if not followed_by_opacus:
         return
-    yield (
-        "per-sample gradients",
-        f"{config.model.task} with LoRA: largest difference to one-by-one gradients {error:.1e}",
-        error < TOLERANCES[model.dtype],
-    )
     given = config.training.batch_tokens
     seconds = estimate(config, model, batch_tokens(plan, usable) if given == "auto" else given)
     yield "time per round", f"about {seconds:.1f} s, if all cores keep busy, evaluation aside", True
+
+
+def _per_sample(config: RunConfig, sized: RunConfig, model: FineTuneModel) -> tuple[str, bool, bool]:
+    """What a private run's site looks at before it reads a row, and of another run whether it might be private: words,
+    whether the run goes on, and whether Opacus follows the model. sized: the run as `with_plan` leaves it."""
+    mode = mode_of(config)
+    try:
+        if config.private and mode.BY_RECORD:
+            proved_shapes(sized, model)
+            return f"{config.model.task}: each proved to be one record's, as at a site", True, True
+        if config.private:
+            (check_apart if mode.TEACHERS else validate)(model)
+    except Exception as error:  # of layers that Opacus does not know
+        return str(error) if isinstance(error, ConfideError) else first_line(error), False, False
+    try:
+        apart = per_sample_error(model)
+    except Exception as failure:
+        return f"{_NOT_PRIVATE} ({first_line(failure)})", True, False
+    note = "" if apart < TOLERANCES[model.dtype] else f"; perhaps {_NOT_PRIVATE}"
+    return f"{config.model.task}: largest difference to one-by-one gradients {apart:.1e}{note}", True, True
 
 
 def tested_versions() -> dict[str, str]:

@@ -113,6 +113,24 @@ def test_doctor_passes_a_sound_run_and_estimates_it(confide, toml: Path) -> None
         assert name in out
 
 
+def test_a_traceback_is_shown_with_debug_alone(confide, toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = ("--set", 'model.lora.targets=["nosuch"]')
+    assert "Traceback" not in confide("simulate", toml, *target)[2]
+    code, _, err = confide("simulate", "--debug", toml, *target)
+    assert (code, "Traceback" in err) == (2, True)
+    assert err.splitlines()[-1].startswith("confide: model.lora.targets: received 'nosuch'")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("one\ntwo")
+
+    monkeypatch.setattr("confide.simulations.doctor.examine", broken)
+    code, out, err = confide("doctor", toml)
+    told = "confide: an error that nobody foresaw (RuntimeError: one); --debug shows where it arose\n"
+    assert (code, out, err) == (1, "", told)
+    code, _, err = confide("doctor", toml, "--debug")
+    assert (code, "in broken" in err, err.endswith(told)) == (1, True, True)
+
+
 def test_doctor_plans_for_a_gpu_that_is_not_here(confide, toml: Path) -> None:
     code, out, _ = confide("doctor", toml, "--gpu", "24")
     assert code == 0, out

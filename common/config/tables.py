@@ -66,7 +66,7 @@ class LoraSection(Section, frozen=True):
     learn less"""
     targets: Annotated[tuple[str, ...] | Literal["all-linear"] | None, BeforeValidator(_known_targets)] = None
     """module names; all-linear: every linear layer but the head and the output layer; omitted: PEFT's default for the
-    architecture"""
+    architecture or, where it has none, the attention's projections to queries and values"""
     modules_to_save: tuple[str, ...] | None = None
     """parts of the model that are trained whole beside LoRA and the head, e.g. ["image_encoder"] of a new one"""
 

@@ -18,7 +18,8 @@ from ..errors import ModelError
 from ..tasks import load_task
 from ..types import Adapter
 from .backbones import resolve_backbone
-from .loading import FineTuneModel, build
+from .building import build
+from .loading import FineTuneModel
 from .lora import STAND_IN
 from .reading import reader_of
 from .weights import drawn_arrays

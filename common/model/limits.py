@@ -4,11 +4,14 @@ import re
 from inspect import signature
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError
 
 SHARED = re.compile(r"(position|token_type)[\w]*$|\.wpe$")
+
+_ORDER = re.compile(r"(?<![xyhw]_)(position_embeddings?|embed_positions|\.wpe)$")
+"""tables of a token's place in its text; LayoutLM has others, of places on a page"""
 
 
 def positions(base: nn.Module) -> int | None:
@@ -19,7 +22,7 @@ def positions(base: nn.Module) -> int | None:
     for name, module in base.named_modules():
         if name.startswith("image_encoder."):  # an image's patches
             continue
-        if isinstance(module, nn.Embedding) and re.search(r"(position_embeddings?|embed_positions|\.wpe)$", name):
+        if isinstance(module, nn.Embedding) and _ORDER.search(name):
             first = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
             found.append(module.num_embeddings - max(first, int(getattr(module, "offset", 0))))
     return min(found, default=None)
@@ -54,4 +57,5 @@ def input_embeddings(whole: nn.Module) -> nn.Module:
             continue
         if isinstance(layer, nn.Module):
             return layer
-    raise ModelError(f"{type(whole).__name__} has no input embeddings that could be moved")
+    kind = next((type(part).__name__ for part in whole.modules() if isinstance(part, PreTrainedModel)), "this model")
+    raise ModelError(f"model.backbone: {kind} has no input embeddings, by which a text is read; give a model of texts")

@@ -28,8 +28,10 @@ from ..errors import ModelError, contain
 from ..tasks import Batch, Task, collate, inputs_of, load_task
 from ..types import DEFAULT_BETA, Adapter, Records, Rows, split
 from .backbones import Folders, resolve_backbone
+from .building import build
+from .dummies import check_answers
 from .limits import SHARED, check_length, input_embeddings, positions, tells_apart
-from .lora import STAND_IN, train_in_float32, with_lora
+from .lora import train_in_float32, with_lora
 from .reading import check_vocabulary, encoded, reader_of
 from .shapes import Shapes
 from .weights import is_outlined, outlined, shared_state
@@ -289,12 +291,15 @@ def load_model(
 
     seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024). beta:
     of the task `preference`. two_texts: whether records have a second text.
-    Raises ModelError: backbone not found, unknown architecture, targets that are not in it.
+    Raises ModelError: backbone not found, unknown architecture, targets that are not in it, a model that does not
+    answer two dummy records.
     """
     path = resolve_backbone(model.backbone, folders)
     loaded = _loaded(model, path, classes, seed, freeze_a, folders, beta)
     told_apart = two_texts and tells_apart(loaded.module.get_base_model(), loaded.reader)
-    return replace(loaded, two_texts=two_texts, segments=told_apart).copy()
+    loaded = replace(loaded, two_texts=two_texts, segments=told_apart)
+    check_answers(loaded.copy())
+    return loaded.copy()
 
 
 def outline(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
@@ -379,18 +384,6 @@ def model_of(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
     classes, freeze_a = len(config.data.labels or []), config.server.aggregation == "ffa"
     more = {"beta": config.training.beta, "two_texts": config.data.text_pair is not None}
     return load_model(config.model, classes, config.run.seed, freeze_a=freeze_a, folders=folders, **more)
-
-
-def build(task: Task, path: str, model: ModelSection, classes: int, folders: Folders = ()) -> nn.Module:
-    images = None if model.image_backbone is None else resolve_backbone(model.image_backbone, folders)
-    try:
-        base = task.build(path, model.model_copy(update={"image_backbone": images}), classes)
-        if model.train != "lora":
-            base.add_module(STAND_IN, nn.Linear(1, 1, bias=False))
-        return base
-    except (ValueError, OSError, KeyError, AttributeError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"model.backbone: '{model.backbone}' does not load for '{model.task}': {first_line}") from None
 
 
 def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -25,14 +25,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..config.run import RunConfig
 from ..errors import ModelError, first_line
-from .apart import dummy_records
 from .backbones import Folders, resolve_backbone
 from .checkpointing import recomputable
+from .checkpoints import number_of_weights
+from .dummies import dummy_records
 from .limits import input_embeddings
 from .loading import FineTuneModel, model_of, outline
 from .output import positions_of
 from .shapes import MOST_RECORDS
-from .weights import LARGE, held_bytes, number_of_weights
+from .weights import LARGE, held_bytes
 
 _RUNTIME = 600 * 2**20
 """bytes of Python, torch, transformers and the data of a small run"""
@@ -125,12 +126,7 @@ def with_plan(config: RunConfig, folders: Folders = ()) -> RunConfig:
     """
     training, model = config.training, config.model
     if training.batch_tokens == "auto":
-        try:
-            plan = planned(config, folders)
-        except ModelError:
-            raise
-        except Exception:  # of architectures that no one here knows
-            plan = _followed_with_numbers(config, folders)
+        plan = followed(config, folders)
         usable = usable_memory(config)
         chosen = plan.within(usable, training.adversarial is None and model.checkpointing)
         model = model.model_copy(update={"checkpointing": model.checkpointing is True or chosen is not plan})
@@ -138,6 +134,16 @@ def with_plan(config: RunConfig, folders: Folders = ()) -> RunConfig:
     elif model.checkpointing == "auto":
         model = model.model_copy(update={"checkpointing": False})
     return config.model_copy(update={"training": training, "model": model})
+
+
+def followed(config: RunConfig, folders: Folders = ()) -> Plan:
+    """As `planned`; a model that cannot be followed without numbers is followed with them. Raises ModelError."""
+    try:
+        return planned(config, folders)
+    except ModelError:
+        raise
+    except Exception:  # of architectures that no one here knows
+        return _followed_with_numbers(config, folders)
 
 
 def _followed_with_numbers(config: RunConfig, folders: Folders) -> Plan:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..types import IGNORED
-from .limits import input_embeddings
+from .limits import input_embeddings, positions
 
 _NUMBERS = 2**25
 """logits of a piece at most: 128 MiB in float32"""
@@ -77,17 +77,17 @@ def end_of(base: nn.Module) -> End:
 
 
 def note_end(base: Model) -> Model:
-    """Finds out once, on four tokens, whether the model's end gives for some of its decoder's vectors what it gives for
-    them among all. Where it does not, logits are computed whole."""
+    """Finds out once, on a few tokens, whether the model's end gives for some of its decoder's vectors what it gives
+    for them among all. Where it does not, logits are computed whole."""
     decoder = getattr(base, base.base_model_prefix, None)
     apart = isinstance(decoder, nn.Module) and decoder is not base
     if apart and base.device.type != "meta":
-        was, tokens = base.training, torch.arange(1, 5, device=base.device)[None]
+        was, tokens = base.training, _few_tokens(base)
         base.eval()
         with torch.no_grad():
-            whole = base(input_ids=tokens).logits[:, [2, 1]]
             try:
-                pieces = end_of(base)(cast(nn.Module, decoder)(input_ids=tokens).last_hidden_state[:, [2, 1]])
+                whole = base(input_ids=tokens).logits[:, [-1, 0]]
+                pieces = end_of(base)(cast(nn.Module, decoder)(input_ids=tokens).last_hidden_state[:, [-1, 0]])
                 most = float((whole.float() - pieces.float()).abs().max())
                 apart = most <= _ALIKE.get(whole.dtype, 0.0) * float(whole.float().abs().max())
             except Exception:  # of architectures that no one here knows
@@ -95,6 +95,13 @@ def note_end(base: Model) -> Model:
         base.train(was)
     setattr(base, _MARK, apart)
     return base
+
+
+def _few_tokens(base: PreTrainedModel) -> torch.Tensor:
+    """(1, ≤ 4) of the vocabulary."""
+    words = len(cast(torch.Tensor, input_embeddings(base).weight))
+    count = min(4, positions(base) or 4, words)
+    return torch.arange(words - count, words, device=base.device)[None]
 
 
 def ends_apart(base: nn.Module) -> bool:

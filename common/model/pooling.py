@@ -81,7 +81,9 @@ def pooled(
 
 
 def _width(backbone: PreTrainedModel) -> int:
-    return int(backbone.config.hidden_size)  # transformers maps `dim`, `n_embd` to it
+    """Numbers of a vector that a backbone gives."""
+    config = backbone.config  # transformers maps `dim`, `n_embd` to `hidden_size`; OPT's may end in another width
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 class _ImageEncoder(nn.Module):

@@ -31,10 +31,10 @@ from .apart import (
     check_features,
     check_past,
     check_stateless,
-    dummy_records,
     small_products,
     works_alike,
 )
+from .dummies import dummy_records
 from .elementwise import Elementwise
 from .loading import FineTuneModel
 from .per_sample import hooked, plain_name, record_gradients

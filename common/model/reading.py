@@ -2,13 +2,15 @@
 
 import os
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..config.tables import ModelSection
 from ..data.spelling import Spelling, spelling_of
-from ..errors import ModelError, first_line
+from ..errors import ModelError, first_line, harmless
 from ..tasks import Task, load_task
 from ..types import CHARACTERS, Records, Rows
 
@@ -31,10 +33,8 @@ def tokenizer_of(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # of tokenizers' own library, too
-        raise ModelError(
-            f"model.backbone: the tokenizer of '{path}' does not load ({first_line(error).rstrip(': ')}); its files "
-            "belong into the folder"
-        ) from None
+        why, advice = _why(path, error)
+        raise ModelError(f"model.backbone: the tokenizer of '{path}' does not load ({why}); {advice}") from None
     if len(words := _words(tokenizer)) < _FEWEST_WORDS:
         raise ModelError(
             f"model.backbone: the tokenizer of '{path}' knows {len(words)} tokens besides its special ones; its files "
@@ -42,6 +42,17 @@ def tokenizer_of(path: str) -> PreTrainedTokenizerBase:
         )
     tokenizer.model_max_length = 10**9  # we cut to model.max_length; silences a warning on longer texts
     return tokenizer
+
+
+def _why(path: str, error: Exception) -> tuple[str, str]:
+    """What is wrong with a tokenizer, and what to do."""
+    pieces = sorted(file.name for file in Path(path).glob("*.model"))
+    if pieces and not (Path(path) / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        return (
+            f"its tokens are in {pieces[0]} alone, which the package sentencepiece reads, and that is not installed",
+            "pip install sentencepiece, or put a tokenizer.json into the folder",
+        )
+    return first_line(error).rstrip(": "), "its files belong into the folder"
 
 
 def reader_of(path: str, model: ModelSection) -> Reader:
@@ -56,7 +67,22 @@ def reader_of(path: str, model: ModelSection) -> Reader:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
-    """Raises ModelError where the tokenizer is probably another model's. embeddings: tokens that the model has."""
+    """Raises ModelError where the tokenizer is probably another model's, or has tokens that the model was not enlarged
+    for. embeddings: tokens that the model has.
+
+    Special tokens that texts do not use (Gemma's for an image) may lie beyond: they are read as padding.
+    """
+    used = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if not token.special}
+    for name in ("pad", "unk", "bos", "eos", "cls", "sep", "mask"):
+        if (number := getattr(tokenizer, f"{name}_token_id", None)) is not None:
+            used[number] = str(getattr(tokenizer, f"{name}_token"))
+    if beyond := {number: name for number, name in used.items() if number >= embeddings}:
+        first = min(beyond)
+        raise ModelError(
+            f"model.backbone: its tokenizer has {len(beyond)} tokens that the model has no embedding for, such as "
+            f"'{harmless(beyond[first])}' (number {first}; the model has {embeddings:,}); enlarge the model "
+            "(transformers' resize_token_embeddings) and save it, or leave the tokens out"
+        )
     words = len(_words(tokenizer))
     if 2 * words < embeddings:
         raise ModelError(

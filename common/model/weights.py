@@ -7,15 +7,12 @@ are picked over a whole batch, and no record may decide how another is computed)
 blocks of 64 (Dettmers et al. 2023, "QLoRA").
 """
 
-import json
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +24,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from ..config.tables import ModelSection
 from ..errors import ModelError
+from .checkpoints import check_weights, number_of_weights
 
 LARGE = 100_000_000
 """weights from which on bfloat16 pays: in a small model a step is mostly made of what surrounds the products"""
@@ -61,18 +59,21 @@ def is_outlined() -> bool:
 
 def read_weights(kind: Any, path: str, model: ModelSection, **more: Any) -> Any:
     """A model by one of transformers' auto classes. more: for its configuration. Raises ModelError where
-    `model.weights` needs what is not installed, or the file holds too little of the model.
+    `model.weights` needs what is not installed, the files are not whole, or they hold too little of the model.
 
     transformers draws arrays that the file does not hold, and goes on. A head, and a pooler before it, are drawn by the
     run's seed, noted in `drawn`, and travel with an adapter; layers of the backbone, or the last layer of a language
     model, would be noise that nothing trains.
     """
+    if not _outlined.get():
+        check_weights(path)
     model = with_type(model, path)
     options = _loading_options(model)
     if model.weights == "full" and not _outlined.get():
         return _noted(kind.from_pretrained(path, output_loading_info=True, **options, **more), path)
     with torch.device("meta"):
-        shape = kind.from_config(AutoConfig.from_pretrained(path, **more), **options)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **more)
+        shape = kind.from_config(config, **options)
     whole = [*get_keys_to_not_convert(shape), *_HEADS]
     if _outlined.get():
         for name, layer in shape.named_modules():
@@ -165,7 +166,7 @@ def held_bytes(outlined: nn.Module) -> tuple[int, int]:
 
 def _loading_options(model: ModelSection) -> dict[str, Any]:
     kind = TYPES[model.dtype]
-    options: dict[str, Any] = {"dtype": kind}
+    options: dict[str, Any] = {"dtype": kind, "trust_remote_code": False}
     if kind == torch.bfloat16 and not torch.cuda.is_available():
         # on a CPU the backward pass of torch's fused attention takes most of a step in this type
         options["attn_implementation"] = "eager"
@@ -179,27 +180,6 @@ def with_type(model: ModelSection, path: str) -> ModelSection:
         return model
     pays = model.train == "lora" and number_of_weights(path) >= LARGE and bfloat16_is_faster()
     return model.model_copy(update={"dtype": "bfloat16" if pays else "float32"})
-
-
-@lru_cache
-def number_of_weights(path: str) -> int:
-    """Of a folder's safetensors files, by their headers; 0 where there are none. Raises ModelError for a file that is
-    none."""
-    total = 0
-    for file in sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []:
-        try:
-            with file.open("rb") as opened:
-                (size,) = struct.unpack("<Q", opened.read(8))
-                header = json.loads(opened.read(min(size, 100_000_000)))
-        except (OSError, ValueError, struct.error):
-            raise ModelError(f"{file}: not a safetensors file; download it again") from None
-        header.pop("__metadata__", None)
-        for array in header.values():
-            count = 1
-            for side in array["shape"]:
-                count *= side
-            total += count
-    return total
 
 
 @lru_cache

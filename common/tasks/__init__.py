@@ -13,7 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, BatchEncoding, PreTrainedModel
+from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    BatchEncoding,
+    PreTrainedModel,
+)
 
 from ..config.tables import ModelSection
 from ..errors import ConfigError
@@ -26,6 +33,8 @@ Export = Literal["logits", "text"] | None
 """what a finished model is asked for: logits of one pass, which a variant on onnxruntime gives, too; the text that
 follows; None: nothing"""
 ACCURACY = ("accuracy", "accuracy")
+_UNREAD = ("pooler", "contact_head", "head")
+"""what makes another answer of a backbone's last vectors: of a BERT, an ESM, a SigLIP tower"""
 Batch = dict[str, torch.Tensor]
 """input_ids and attention_mask (B, T) of text, token_type_ids (B, T) of two that are told apart, pixel_values
 (B, C, H, W) of images, or features (B, F) in place of these; targets (B,), (B, K) or (B, T), of pairs (B, 2, T) and
@@ -128,11 +137,22 @@ def inputs_of(batch: Batch) -> Batch:
 
 
 def load_backbone(path: str, model: ModelSection) -> PreTrainedModel:
-    """A backbone without the pooler that no task here reads: LoRA must not be put where no loss reaches."""
-    backbone = demo_vit() if path == DEMO_VIT else read_weights(AutoModel, path, model)
-    if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None  # pyright: ignore[reportArgumentType]
+    """A backbone without the parts that no task here reads: LoRA must not be put where no loss reaches."""
+    backbone = demo_vit() if path == DEMO_VIT else read_weights(_kind_of(path), path, model)
+    for inner in (backbone, *(child for name, child in backbone.named_children() if name.endswith("_model"))):
+        for part in _UNREAD:
+            found = getattr(inner, part, None)
+            if isinstance(found, nn.Module) and next(found.parameters(), None) is not None:
+                setattr(inner, part, nn.Identity())
     return backbone
+
+
+def _kind_of(path: str) -> type:
+    """Of a model with a decoder (T5), the encoder alone where transformers has a class for it."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    saved_alone = any(name.endswith("EncoderModel") for name in getattr(config, "architectures", None) or ())
+    halves = saved_alone or getattr(config, "is_encoder_decoder", False)
+    return AutoModelForTextEncoding if halves and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
 
 
 def token_targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:

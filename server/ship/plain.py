@@ -88,7 +88,7 @@ def export_plain(
         kind, attention = _AUTO[run.model.task.PIPELINE], model.config._attn_implementation
         del model
         _write_reader(run, place)
-        found = _logits(kind.from_pretrained(place, attn_implementation=attention), inputs)
+        found = _logits(kind.from_pretrained(place, attn_implementation=attention, trust_remote_code=False), inputs)
         if not _apart(found, wanted) <= PARITY:
             raise _refused(run)
         if adapter:
@@ -123,7 +123,7 @@ def _rebuilt(run: FinishedRun, merged: Any, kind: Any) -> PreTrainedModel:
     config = copy.deepcopy(tower.config)
     config.num_labels = merged.head.out_features
     try:
-        model = kind.from_config(config)
+        model = kind.from_config(config, trust_remote_code=False)
         model.base_model.load_state_dict(tower.state_dict())
         (head,) = (part for part in model.children() if isinstance(part, nn.Linear))
         head.load_state_dict(merged.head.state_dict())

@@ -10,8 +10,8 @@ import torch
 from confide.common.config.tables import ModelSection
 from confide.common.errors import ModelError
 from confide.common.model import weights
-from confide.common.model.apart import dummy_records
 from confide.common.model.checkpointing import recomputing
+from confide.common.model.dummies import dummy_records
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.model.per_sample import forget, hooked, record_gradients
 from confide.common.model.proof import prove

@@ -12,7 +12,7 @@ from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ConfigError, ModelError
 from confide.common.model.adapter import export_adapter, plain
 from confide.common.model.loading import FineTuneModel, load_model
-from confide.common.model.lora import linear_layers
+from confide.common.model.lora import attention_layers, linear_layers, trained_whole
 from confide.common.model.proof import check_reached, prove
 from confide.common.model.shapes import Shapes
 from confide.common.tasks import load_task
@@ -71,6 +71,77 @@ def test_towers_that_no_text_passes_are_left_out() -> None:
     assert linear_layers(base, both, ["stand_in", "head"]) == expected
     with pytest.raises(ModelError, match="'all-linear' received; this model has no linear layer"):
         linear_layers(nn.Sequential(nn.LayerNorm(2)), text, [])
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (
+            ("nosuch",),
+            r"received 'nosuch', which names no layer of this model \(head aside.*among dense, key, query, value",
+        ),
+        (("query", "valeu"), "received 'valeu', which names no layer of this model"),
+        (("query", "encoder"), "received 'encoder', which names a BertEncoder, which cannot carry LoRA"),
+        (("head",), "received 'head', which names no layer of this model"),
+    ],
+)
+def test_a_target_that_names_no_layer_is_refused_whatever_others_do(tmp_path, targets: tuple, words: str) -> None:
+    with pytest.raises(ModelError, match=r"model\.lora\.targets: " + words):
+        load(tmp_path, "bert", lora={"targets": targets})
+
+
+def test_targets_are_ends_of_names(tmp_path: Path) -> None:
+    assert layers(load(tmp_path, "bert", lora={"targets": ("attention.self.query", "1.output.dense")})) == {
+        "query",
+        "dense",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "expected"),
+    [
+        ("albert", "sequence-classification", {"query", "value"}),
+        ("distilbert", "sequence-classification", {"q_lin", "v_lin"}),
+        ("mpnet", "sequence-classification", {"q", "v"}),
+        ("modernbert", "sequence-classification", {"Wqkv"}),
+        ("phi3", "causal-lm", {"qkv_proj"}),
+        ("vit", "image-classification", {"q_proj", "v_proj"}),
+        ("clip-vision", "image-classification", {"q_proj", "v_proj"}),
+        ("gpt2", "causal-lm", {"c_attn"}),  # PEFT's own
+    ],
+)
+def test_without_targets_queries_and_values_of_the_attention_are_trained(
+    tmp_path: Path, name: str, task: str, expected: set
+) -> None:
+    model = load(tmp_path, name, task=task, lora={})
+    assert layers(model) == expected
+    check_reached(model)
+    prove(model, Shapes(0 if task.startswith("image") else 16, 4, 30.0))
+
+
+def test_without_an_attention_the_message_lists_what_there_is() -> None:
+    base = TwoTowers()
+    with pytest.raises(
+        ModelError, match=r"nothing received, .*no linear layers of an attention; allowed: 'all-linear'"
+    ):
+        attention_layers(base, load_task("causal-lm"), ["stand_in", "head"])
+    base.get_submodule("language_model").add_module("attn", nn.Sequential(nn.Linear(2, 2)))
+    assert attention_layers(base, load_task("causal-lm"), ["stand_in", "head"]) == ["language_model.attn.0"]
+
+
+def test_parts_are_named_whole(tmp_path: Path) -> None:
+    """PEFT compares the ends of names."""
+    base, section = TwoTowers(), ModelSection(backbone="x", lora=LoraSection(modules_to_save=("vision_tower",)))
+    assert trained_whole(base, load_task("sequence-classification"), section) == ["vision_tower", "head"]
+    base.get_submodule("language_model").add_module("q_head", nn.Linear(2, 2))
+    with pytest.raises(ModelError, match=r"model.train: 'head' would be trained whole.*'language_model.q_head'"):
+        trained_whole(base, load_task("sequence-classification"), section)
+    named = ModelSection(backbone="x", lora=LoraSection(modules_to_save=("tower",)))
+    with pytest.raises(ModelError, match=r"modules_to_save: received 'tower'; allowed: language_model, vision_tower"):
+        trained_whole(base, load_task("causal-lm"), named)
+    base.get_submodule("language_model").add_module("old_vision_tower", nn.Linear(2, 2))
+    with pytest.raises(ModelError, match=r"modules_to_save: 'vision_tower' would be trained whole.*leave it out"):
+        trained_whole(base, load_task("causal-lm"), section)
 
 
 @pytest.mark.parametrize("targets", ["query", ["query", 3]])

@@ -116,26 +116,12 @@ def test_adapters_of_another_model_are_refused(bert: Path) -> None:
         model.set(wrong)
 
 
-def test_wrong_targets_list_modules_that_exist(bert: Path) -> None:
-    with pytest.raises(ModelError, match=r"received .*'nosuch'.*; allowed: modules .* query"):
-        load_model(section(bert, lora=LoraSection(targets=("nosuch",))), 2, 0)
-
-
-def test_an_architecture_without_default_targets_asks_for_them(bert: Path, tmp_path: Path) -> None:
-    from transformers import CanineConfig, CanineModel
-
-    small = CanineConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    CanineModel(small).save_pretrained(str(tmp_path))
-    with pytest.raises(ModelError, match="PEFT knows no default"):
-        load_model(section(tmp_path), 2, 0)
-
-
 def test_backbones_that_cannot_be_had(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no folder '\./nosuch'"):
         resolve_backbone("./nosuch")
     with pytest.raises(ModelError, match="not a folder, not cached, and the hub gave"):
         resolve_backbone("nobody/nothing")
-    with pytest.raises(ModelError, match="does not load for 'sequence-classification'"):
+    with pytest.raises(ModelError, match=r"no config\.json in"):
         load_model(section(tmp_path), 2, 0)
     with pytest.raises(ModelError, match=r"no confide\.json"):
         load_base(tmp_path)

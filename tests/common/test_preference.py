@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from confide.common.config.tables import LoraSection, ModelSection
-from confide.common.model.apart import dummy_records
+from confide.common.model.dummies import dummy_records
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.model.per_sample import clipped_sum, hooked, record_gradients
 from confide.common.model.proof import check_reached, prove

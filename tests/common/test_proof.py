@@ -15,7 +15,8 @@ from confide.client.worker import Worker
 from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ModelError, PrivacyError
 from confide.common.model import per_sample, proof
-from confide.common.model.apart import Operations, check_apart, dummy_records, small_products
+from confide.common.model.apart import Operations, check_apart, small_products
+from confide.common.model.dummies import dummy_records
 from confide.common.model.elementwise import Elementwise, leaves_rest
 from confide.common.model.limits import check_length
 from confide.common.model.loading import FineTuneModel, load_model

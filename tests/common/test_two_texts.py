@@ -18,7 +18,7 @@ from confide.common.data.classes import has_lists, label_names
 from confide.common.data.record_keys import record_keys
 from confide.common.data.sources import content_digest, examine, read_rows
 from confide.common.errors import ConfigError, DataError
-from confide.common.model.apart import dummy_records
+from confide.common.model.dummies import dummy_records
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.tasks import multi_label_classification
 from confide.common.types import Reads, Rows

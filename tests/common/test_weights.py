@@ -8,12 +8,13 @@ import torch
 
 from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.model import weights
-from confide.common.model.apart import dummy_records
+from confide.common.model.checkpoints import number_of_weights
+from confide.common.model.dummies import dummy_records
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.model.per_sample import hooked, record_gradients
 from confide.common.model.proof import prove
 from confide.common.model.shapes import Shapes
-from confide.common.model.weights import number_of_weights, with_type
+from confide.common.model.weights import with_type
 from confide.tests.architectures import save_architecture
 
 KINDS = [

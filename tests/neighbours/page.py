@@ -1,10 +1,12 @@
 """docs/reference/architectures.md: what trains under privacy, written from what a site answers to each cell.
 
-`python -m confide.tests.neighbours.page` tries every cell and writes the page; the slow tests try each again, with the
-neighbour property, and compare.
+`python -m confide.tests.neighbours.page` tries every cell and writes the page, or parts of it that are named behind;
+the slow tests try each again, with the neighbour property, and compare. Below that stands what people bring, tried from
+end to end (`tests/brought_page.py`).
 """
 
 import re
+import sys
 import tempfile
 from collections.abc import Mapping
 from itertools import groupby
@@ -12,7 +14,9 @@ from pathlib import Path
 
 import torch
 
+from confide.tests import brought_page
 from confide.tests.architectures import DECODERS, ENCODERS, IMAGES, TARGETS
+from confide.tests.brought import GROUPS
 from confide.tests.neighbours.cases import Case, cells, refusal
 from confide.tests.neighbours.site import Sites
 
@@ -46,13 +50,13 @@ Cell = tuple[str, str, str]
 """architecture as the page names it, task, part"""
 
 _REASONS = (
-    (r"PEFT knows no default", "PEFT knows no default layers of this architecture: name some"),
+    (r"no linear layers of an attention", "no layers of an attention were found: name some layers"),
     (
-        r"a short record of the task \(mat1 and mat2",
+        r"a short record of the task \(its vectors have another width",
         "its embeddings are narrower than its layers, and our head compares the two: take the backbone's own head",
     ),
     (r"cannot be empty", "the backbone's own head is no layer that can be trained alone: it shares the embeddings"),
-    (r"no padding token is defined", "`transformers` needs a padding token in the backbone's configuration for it"),
+    (r"names no pad_token_id", "`transformers` needs a padding token in the backbone's configuration for it"),
     (
         r"(?P<layer>[\w.]+) reads an array of shape",
         "`{layer}` reads an array that is no batch of records: a record's gradient could not be told from others'",
@@ -91,7 +95,8 @@ What this does not show: the models are tiny and random (two layers of 32 number
 the architecture's configuration class in the installed version of `transformers`. It is about privacy, not about
 accuracy. A real site repeats the proof for its own model, machine and number of threads before it reads a row
 (`common/model/proof.py`), so an architecture that is not listed is accepted or refused there, by the same rule. Modes
-`client` and `none` do not clip single records, and take every architecture that can be trained.
+`client` and `none` do not clip single records, and take every architecture that can be trained. What becomes of some
+150 architectures that people bring, from the folder to the answers, stands below these tables.
 """
 
 
@@ -114,8 +119,9 @@ def cell_of(case: Case) -> Cell:
     return name, f"{case.task} ({OWN})" if case.pooling == "model" else case.task, part
 
 
-def render(outcomes: Mapping[Cell, str]) -> str:
-    """The whole page. outcomes: `YES` or a reason for each cell; those that are missing cannot be configured."""
+def render(outcomes: Mapping[Cell, str], brought: brought_page.Outcomes) -> str:
+    """The whole page. outcomes: `YES` or a reason for each cell; those that are missing cannot be configured. brought:
+    see `tests/brought_page.py`."""
     text = [_INTRO]
     groups = (("Encoders", list(ENCODERS)), ("Decoders", list(DECODERS)), ("Images", list(IMAGES)))
     for title, architectures in groups:
@@ -126,7 +132,7 @@ def render(outcomes: Mapping[Cell, str]) -> str:
         text.append(_table(title, rows, outcomes))
     layers = [f"| {NAMES[name]} | {', '.join(f'`{one}`' for one in targets)} |" for name, targets in TARGETS.items()]
     text.append("\n".join(["## Named layers\n", "| architecture | `model.lora.targets` |", "|---|---|", *layers, ""]))
-    return "\n".join(text)
+    return "\n".join([*text, brought_page.render(brought)])
 
 
 def _table(title: str, names: list[str], outcomes: Mapping[Cell, str]) -> str:
@@ -170,6 +176,20 @@ def tried() -> dict[Cell, str]:
         return {cell_of(case): short(refusal(sites, case)) for case in cells()}
 
 
+def write(*parts: str) -> None:
+    """The page with some of its parts tried anew (`privacy`, or groups of `tests/brought.py`); omitted: all."""
+    wanted, before = parts or ("privacy", *GROUPS), PAGE.read_text(encoding="utf-8")
+    if unknown := set(wanted) - {"privacy", *GROUPS}:
+        raise SystemExit(f"{unknown.pop()} received; allowed: privacy, {', '.join(GROUPS)}")
+    outcomes = tried() if "privacy" in wanted else parse(before)
+    groups = [group for group in GROUPS if group in wanted]
+    brought = {**brought_page.parse(before), **brought_page.all_tried(groups)}
+    there = {
+        (group, name): brought[group, name] for group in GROUPS for name in GROUPS[group] if (group, name) in brought
+    }
+    PAGE.write_text(render(outcomes, there), encoding="utf-8")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    PAGE.write_text(render(tried()), encoding="utf-8")
+    write(*sys.argv[1:])
