@@ -1,5 +1,7 @@
 """Data sets of the Hugging Face hub, or of its cache."""
 
+import re
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -10,11 +12,19 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
 def rows_of(source: str) -> pa.Table:
     """Of `NAME[:SPLIT]` on the Hugging Face hub, or from its cache; the split is `train` unless given."""
     from datasets import Dataset, load_dataset
 
     name, _, split = source.partition(":")
+    if not _ID.fullmatch(name) or find_spec(f"datasets.packaged_modules.{name.lower()}") is not None:
+        # `datasets` would read files of this folder by the reader of this name, one of which unpickles
+        raise DataError(
+            f"{source}: neither a file nor a data set of the hub; allowed: a path, OWNER/NAME, or NAME:SPLIT"
+        )
     try:
         dataset = load_dataset(name, split=split or "train")
     except Exception as error:

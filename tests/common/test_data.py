@@ -193,6 +193,14 @@ def test_what_looks_like_a_file_is_never_asked_at_a_hub(tmp_path: Path, monkeypa
     assert "no such file" in refused("rows.json")
 
 
+@pytest.mark.parametrize("name", ["json", "pandas", "CSV:{", "text:train", "a b", "a/b/c", "imagefolder"])
+def test_readers_of_a_library_are_no_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail(name))
+    (tmp_path / "rows.json").write_text('{"text": "a", "label": "no"}')
+    assert "neither a file nor a data set of the hub" in refused(name)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
