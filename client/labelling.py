@@ -50,7 +50,7 @@ def suggest(
     require_writable(out, "--out")
     finished = load_finished(adapter, () if site is None else own_backbones(site, load_site(site)[0]))
     model = finished.model
-    if Reads() != model.task.READS:
+    if Reads() != model.task.READS or model.two_texts:
         raise ConfigError(f"{adapter}: task '{finished.section.task}'; labels are asked for one class a text")
     texts = read_texts(pool, text)
     known = read_texts(labelled, text) if labelled else []

@@ -1,6 +1,6 @@
 """`confide site personalize`: a head of the site's own on a finished model. Nothing leaves the site."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ from safetensors.numpy import save
 
 from ..common.config.tables import DataSection, ModelSection
 from ..common.errors import ConfigError, ModelError
-from ..common.model.adapter import CARD, read_adapter
+from ..common.model.adapter import CARD, read_adapter, reads_two_texts
 from ..common.model.backbones import Folders
 from ..common.model.loading import FineTuneModel, load_model
 from ..common.model.personal_head import PersonalHead, personal_head
@@ -43,7 +43,8 @@ def load_finished(folder: Path, folders: Folders) -> FinishedModel:
     except ModelError as error:
         raise ConfigError(str(error)) from None
     section = ModelSection.parse(content, str(folder / CARD))
-    return FinishedModel(section, labels, load_model(section, len(labels), 0, folders=folders), arrays)
+    model = load_model(section, len(labels), 0, folders=folders, two_texts=reads_two_texts(folder))
+    return FinishedModel(section, labels, model, arrays)
 
 
 def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
@@ -56,7 +57,12 @@ def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
     finished = load_finished(adapter, own_backbones(folder, config))
     model = finished.model
     data = data_section(folder, named, DataSection(name=dataset, test="", labels=finished.labels))
+    if model.two_texts and data.text_pair is None:
+        raise ConfigError(
+            f'{folder}: the model reads two texts a record; set text_pair = "…" in [datasets.{dataset}] of site.toml'
+        )
     rows = model.rows(data.training, data)
+    rows = rows if model.two_texts else replace(rows, pair=None)
     records = model.encode(rows)
     found = personal_head(model, finished.adapter, records, np.arange(len(records)), 0)
     path = folder / HEADS / f"{dataset}.safetensors"

@@ -39,15 +39,21 @@ def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str
         save_file({name: array.cpu().contiguous().clone() for name, array in drawn.items()}, folder / DRAWN)
     if model.reader is not None:
         model.reader.save_pretrained(str(folder))
-    card = {"model": section.model_dump(mode="json"), "labels": labels}
+    card = {"model": section.model_dump(mode="json"), "labels": labels, "two_texts": model.two_texts}
     (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    readme = _ADAPTER_README.replace(asked_text("none"), asked_text(section.spelling))
+    asked = asked_text(section.spelling)
+    readme = _ADAPTER_README.replace(asked_text("none"), f"{asked}, {asked}" if model.two_texts else asked)
     (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], list[str], Adapter]:
     """What `export_adapter` wrote: the content of [model], the classes, and the arrays. Raises ModelError."""
     return *_read_card(folder), read_arrays(folder)
+
+
+def reads_two_texts(folder: Path) -> bool:
+    """Of an adapter's folder that `read_adapter` reads: whether a record has a second text."""
+    return bool(json.loads((folder / CARD).read_text(encoding="utf-8")).get("two_texts"))
 
 
 def read_arrays(folder: Path) -> Adapter:

@@ -77,6 +77,8 @@ def _check(config: RunConfig, section: ActiveSection) -> None:
     """Raises ConfigError."""
     if Reads() != model_of(config).task.READS:
         raise ConfigError(f"model.task: '{config.model.task}' received; labels are asked for one class a text here")
+    if config.data.text_pair is not None:
+        raise ConfigError(f"data.text_pair: '{config.data.text_pair}' received; rows are chosen by one text here")
     if config.data.partition.kind == "natural":
         raise ConfigError("data.partition.kind: 'natural' received; [active] deals rows out itself: iid or dirichlet")
     apart = [name for name in section.strategies if name not in SCORED]

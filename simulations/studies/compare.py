@@ -68,7 +68,7 @@ def play(content: dict[str, Any], out: Path | None, watch: RoundCallback, *, ove
 def _without_training(config: RunConfig, section: CompareSection, seed: int) -> dict[str, Any]:
     resolved = resolve(config)
     model = model_of(resolved)
-    if Reads() != model.task.READS:
+    if Reads() != model.task.READS or model.two_texts:
         raise ConfigError(
             f"compare.zero_shot: true received for task '{config.model.task}'; it needs texts with one class each; set "
             "compare.zero_shot = false"

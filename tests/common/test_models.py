@@ -123,7 +123,7 @@ def test_backbones_that_cannot_be_had(tmp_path: Path) -> None:
         resolve_backbone("nobody/nothing")
     with pytest.raises(ModelError, match=r"no config\.json in"):
         load_model(section(tmp_path), 2, 0)
-    with pytest.raises(ModelError, match=r"no confide\.json"):
+    with pytest.raises(ModelError, match="no adapter of confide"):
         load_base(tmp_path)
 
 

@@ -12,12 +12,15 @@ import torch
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from confide.client.labelling import suggest
+from confide.client.personalize import load_finished
 from confide.common.config.resolve import resolve
 from confide.common.config.tables import DataSection, LoraSection, ModelSection
 from confide.common.data.classes import has_lists, label_names
 from confide.common.data.record_keys import record_keys
 from confide.common.data.sources import content_digest, examine, read_rows
 from confide.common.errors import ConfigError, DataError
+from confide.common.model.adapter import export_adapter
 from confide.common.model.dummies import dummy_records
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.tasks import multi_label_classification
@@ -185,3 +188,15 @@ def test_lists_in_the_public_sets_choose_the_task(make_config, tmp_path: Path) -
         resolve(make_config(data={"test": str(tmp_path / "test.jsonl")}))
     with pytest.raises(ConfigError, match=r"data\.partition\.kind: .*not one each"):
         make_config(model={"task": "multi-label-classification"}, data={"partition": {"kind": "dirichlet"}})
+
+
+def test_an_exported_adapter_says_that_it_reads_two(typed: Path, tmp_path: Path) -> None:
+    model = two(typed)
+    section = ModelSection.model_validate({"backbone": str(typed), "lora": LORA, "max_length": 16})
+    export_adapter(model, section, ["no", "yes"], tmp_path / "adapter")
+    assert 'tokenizer("a text", "a text", return_tensors="pt")' in (tmp_path / "adapter" / "README.md").read_text()
+    finished = load_finished(tmp_path / "adapter", ())
+    assert (finished.model.two_texts, finished.model.segments) == (True, True)
+    (tmp_path / "pool.csv").write_text("text\na\n")
+    with pytest.raises(ConfigError, match="labels are asked for one class a text"):
+        suggest(str(tmp_path / "pool.csv"), tmp_path / "adapter", tmp_path / "out.csv", strategy="margin", count=1)

@@ -58,6 +58,14 @@ DISTILLATION = (
         remedy="allowed: sequence-classification",
         example=(*_DISTIL, "model.task=causal-lm"),
     ),
+    Rule(
+        key="data.text_pair",
+        when="distill.public",
+        refused=lambda c: _distils(c) and c.data.text_pair is not None,
+        reason="teachers are asked about one public text at a time",
+        remedy="remove it",
+        example=(*_DISTIL, "data.text_pair=hypothesis"),
+    ),
     _counted("sampling_rate", "0.05"),
     _counted("declared_examples", "1000"),
     Rule(
