@@ -150,7 +150,13 @@ def holds(kind: str, value: Any) -> bool:
     return not isinstance(value, list | dict)
 
 
-CASES = [(kind, what) for what, (value, *_) in VALUES.items() for kind in KINDS if holds(kind, value)]
+DERIVED = ("semicolon.csv", "csv.gz", "tsv", "jsonl.zst")
+CASES = [
+    pytest.param(kind, what, marks=pytest.mark.slow if kind in DERIVED else ())
+    for what, (value, *_) in VALUES.items()
+    for kind in KINDS
+    if holds(kind, value)
+]
 
 
 class Length(Answering):
