@@ -63,7 +63,8 @@ def audit(database: Path, receipt: Path | None = None, public_key: Path | None =
     """Verifies one ledger file.
 
     receipt: omitted: the receipt.json beside it. public_key: omitted: the public.key beside it; give the one that the
-    site registered, since whoever can replace a ledger can replace what lies beside it.
+    site registered, since whoever can replace a ledger can replace what lies beside it. Raises LedgerError where this
+    user may not read it.
     """
     kept = receipt or database.parent / RECEIPT
     site, head, book = "?", Head(0, ""), Book()
@@ -77,6 +78,10 @@ def audit(database: Path, receipt: Path | None = None, public_key: Path | None =
         head = book.head
         if state == "behind":
             notes.append("the receipt is one entry behind, as a crash leaves it; the next entry mends it")
+    except PermissionError as error:  # says nothing about the ledger
+        raise LedgerError(
+            f"{error.filename or database}: this user may not open it, so nothing was verified; run as the site's user"
+        ) from None
     except (ConfideError, *UNREADABLE) as error:
         findings.append(str(error))
     except (KeyError, OSError) as error:

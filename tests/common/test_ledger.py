@@ -512,3 +512,16 @@ def test_every_edit_of_the_file_is_seen() -> None:
 
 def test_a_long_ledger_is_measured() -> None:
     assert stress.timing(100)["entries"] == 100
+
+
+def test_an_auditor_without_rights_finds_nothing(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that may not be read is no finding about the ledger."""
+
+    def closed(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("confide.common.ledger.verify.read_json", closed)
+    with pytest.raises(LedgerError, match="may not open it, so nothing was verified"):
+        audit(tmp_path / "site" / DATABASE)
