@@ -1,6 +1,6 @@
 """Commands for a finished model: distil, compress, explain, export, predict, serve. `cli` adds them to its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -209,8 +209,11 @@ def predict_(
     with bar():
         model, _ = load(run, variant)
     with nullcontext(lambda *_: None) if tells(model, out) else bar() as progress:
-        usual = columns_of(run)
-        columns = Columns(text or usual.text, pair or usual.pair, image or usual.image)
+
+        def columns(names: Sequence[str]) -> Columns:
+            usual = columns_of(run, names)
+            return Columns(text or usual.text, pair or usual.pair, image or usual.image)
+
         done = predict_file(
             model, source, out, name, columns=columns, progress=lambda count: progress(f"{count:,} rows", count, count)
         )

@@ -8,7 +8,7 @@ continuation.
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, get_args, runtime_checkable
@@ -102,15 +102,23 @@ def load(folder: Path, variant: str | None = None, threads: int | None = None) -
     return OnnxModel(folder / VARIANTS / name, threads), name
 
 
-def columns_of(folder: Path) -> Columns:
-    """The names that a run has them under; of a variant's folder the usual ones."""
+def columns_of(folder: Path, names: Sequence[str]) -> Columns:
+    """The names that a run has them under, or, of those that are not among `names`, and for a variant's folder, the
+    usual ones."""
+    usual = Columns()
     if (folder / FACTS).is_file():
-        return Columns()
+        return usual
     from ...common.config.run import load as load_config
     from ...common.run_folder import CONFIG
 
     data: DataSection = load_config(folder / CONFIG).data
-    return Columns(data.prompt or data.text, data.text_pair or Columns.pair, data.image)
+    own = Columns(data.prompt or data.text, data.text_pair or usual.pair, data.image)
+    there = {
+        key: getattr(usual, key)
+        for key in ("text", "pair", "image")
+        if getattr(own, key) not in names and getattr(usual, key) in names
+    }
+    return replace(own, **there)
 
 
 def format_of(source: str, given: str | None) -> Format | None:
@@ -154,22 +162,23 @@ def predict_file(
     out: Path | None,
     format_: Format | None,
     *,
-    columns: Columns = Columns(),
+    columns: Columns | Callable[[Sequence[str]], Columns] = Columns(),
     progress: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """source: a file, hub id, SQL url, or - for standard input. out: a new file, there only when all rows have been
-    answered; None: standard output, batch by batch; of a model that writes texts, where that is a terminal, each text
-    and then its continuation, token by token. Raises ConfigError, DataError."""
+    """source: a file, hub id, SQL url, or - for standard input. columns: or what makes them of the names that there
+    are. out: a new file, there only when all rows have been answered; None: standard output, batch by batch; of a model
+    that writes texts, where that is a terminal, each text and then its continuation, token by token. Raises
+    ConfigError, DataError."""
     if out is not None:
         if out.exists():
             raise ConfigError(f"--out: {out} is there already; give another file")
         require_writable(out, "--out")
-    if isinstance(model, Writes) and tells(model, out):
-        if source == STDIN and format_ == "text":  # answered as it is typed
-            return _tell(model, (line.rstrip("\n") for line in sys.stdin if line.strip()), sys.stdout)
-        notes = _required(read(source, format_), [columns.text])
-        return _tell(model, iter(read_strings(notes, columns.text)), sys.stdout)
+    if isinstance(model, Writes) and tells(model, out) and source == STDIN and format_ == "text":
+        return _tell(model, (line.rstrip("\n") for line in sys.stdin if line.strip()), sys.stdout)  # as it is typed
     table, written = read(source, format_), written_as(format_, out)
+    columns = columns if isinstance(columns, Columns) else columns(table.names)
+    if isinstance(model, Writes) and tells(model, out):
+        return _tell(model, iter(read_strings(_required(table, [columns.text]), columns.text)), sys.stdout)
     if out is None:
         return predict(model, table, sys.stdout, written, columns=columns, progress=progress)
     with whole_file(out) as partial, partial.open("w", newline="", encoding="utf-8") as target:

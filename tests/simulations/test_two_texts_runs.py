@@ -17,7 +17,7 @@ from confide.common.types import Rows
 from confide.server.ship.compress import make_student, make_variants, measure
 from confide.server.ship.distil import DistillationConfig
 from confide.server.ship.plain import export_plain
-from confide.server.ship.predict import Columns, load, predict, predict_file, read
+from confide.server.ship.predict import Columns, columns_of, load, predict, predict_file, read
 from confide.server.ship.requests import Bounds
 from confide.server.ship.runtime import OnnxModel
 from confide.server.ship.serve import make_app
@@ -114,6 +114,9 @@ def test_two_texts_are_asked_served_and_shipped(two_texts, tmp_path: Path) -> No
     model, _ = load(run)
     out = io.StringIO()
     predict(model, read(str(tmp_path / "test.jsonl"), "jsonl"), out, "csv", columns=Columns("premise", "hypothesis"))
+    assert columns_of(run, ["premise", "hypothesis", "text"]) == Columns("premise", "hypothesis")
+    assert columns_of(run, ["text", "hypothesis"]) == Columns("text", "hypothesis")
+    assert columns_of(run, ["body"]) == Columns("premise", "hypothesis")  # which the refusal names
     answers = list(csv.DictReader(io.StringIO(out.getvalue())))
     assert [row["predicted"] for row in answers[:6]] == [one["label"] for one in wanted]
     with TestClient(make_app(model, "a", "torch", Bounds())) as client:
