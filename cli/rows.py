@@ -27,6 +27,9 @@ def data_check(
         "data-check"
     ),
     text: Annotated[str, typer.Option(help="Column of the texts (a site's folder: as in site.toml).")] = "text",
+    pair: Annotated[
+        str | None, typer.Option("--text-pair", help="Column of the second texts: rows are compared by both.")
+    ] = None,
     label: Annotated[str, typer.Option(help="Column of the classes; empty: there are none.")] = "label",
     test: Annotated[str | None, typer.Option(help="The public test set: rows must not stand in both.")] = None,
     dataset: Annotated[str, typer.Option(help="With a site's folder: which data set.")] = "default",
@@ -64,6 +67,7 @@ def data_check(
             source,
             out,
             text=text,
+            pair=pair,
             label=label or None,
             test=test,
             dataset=dataset,

@@ -89,7 +89,7 @@ def import_labels(
     old = read_table(train, data).to_pylist() if train else []
     allowed = set(read_adapter(adapter)[1]) if adapter else {str(row.get(label)) for row in old}
     given = _answers(answers, texts, allowed)
-    columns = list(old[0]) if old else [text, label]
+    columns = list(old[0]) if old else list(dict.fromkeys([*rows.column_names, label]))
     pooled = rows.to_pylist()
     new = [{**pooled[i], text: texts[i], label: name} for i, name in given.items()]
     kept = [pooled[i] for i in range(len(pooled)) if i not in given]

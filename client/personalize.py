@@ -1,6 +1,6 @@
 """`confide site personalize`: a head of the site's own on a finished model. Nothing leaves the site."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +61,9 @@ def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
         raise ConfigError(
             f'{folder}: the model reads two texts a record; set text_pair = "…" in [datasets.{dataset}] of site.toml'
         )
+    if not model.two_texts:
+        data = data.model_copy(update={"text_pair": None})
     rows = model.rows(data.training, data)
-    rows = rows if model.two_texts else replace(rows, pair=None)
     records = model.encode(rows)
     found = personal_head(model, finished.adapter, records, np.arange(len(records)), 0)
     path = folder / HEADS / f"{dataset}.safetensors"

@@ -67,12 +67,14 @@ class Reads:
     """conversations instead of texts, where `data.messages` names their column"""
     pairs: bool = False
     """two answers to each text, the first of which is preferred"""
+    alone: bool = False
+    """that a second text is not read, though a table names its column"""
 
     @property
     def two_texts(self) -> bool:
         """Whether a record may have a second text, where `data.text_pair` names its column: tasks that give one answer
         for a text."""
-        return self.text and not self.images and self.label in ("class", "classes", "number")
+        return not self.alone and self.text and not self.images and self.label in ("class", "classes", "number")
 
 
 @dataclass(frozen=True)

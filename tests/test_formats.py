@@ -204,6 +204,8 @@ def test_a_value_is_read_as_it_is_or_its_row_is_refused(tmp_path: Path, kind: st
         value, wanted, reason = str(value), wanted or str(value), None  # a csv has nothing but texts
         values[ROW] = VALUES[what][0]
     source = source_of(kind, tmp_path, values)
+    if kind == "txt" and what == "byte-order mark":
+        wanted = "a"  # it stands before a line where files were joined
     if kind == "txt" and what in ("blank", "empty"):
         wanted, reason, values = None, None, [v for v in values if v.strip()]
     elif wanted is not None:

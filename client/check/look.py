@@ -90,8 +90,11 @@ def check_rows(
     seed: int,
     progress: StageCallback,
     label_cut: int | None = None,
+    *,
+    nearly: bool = True,
 ) -> Findings:
-    """text, label: columns; label None: there are no classes. test: rows that must not be among the others.
+    """text, label: columns; label None: there are no classes. test: rows that must not be among the others. nearly:
+    whether rows that say nearly the same are copies, too.
 
     embed: texts → (N, h). label_cut: how many labels are named as wrong; None: as many as are estimated to be, and none
     where labels cannot be judged. Raises DataError for a missing column, or no rows; ConfigError for a cut beyond the
@@ -106,7 +109,7 @@ def check_rows(
     first[empty] = np.flatnonzero(empty)
     copies = {int(i): int(first[i]) for i in there if first[i] != i}
     singles = np.array([i for i in there if first[i] == i], dtype=int)
-    near = duplicates.near(texts, singles)
+    near = duplicates.near(texts, singles) if nearly else {}
     checked = Findings(
         texts,
         names,
@@ -115,7 +118,7 @@ def check_rows(
         copies,
         near,
         _conflicts(names, copies),
-        _leaked(texts, there, test, text),
+        _leaked(texts, there, test, text, nearly),
         classes=_count(names, there),
     )
     vectors = None
@@ -161,14 +164,14 @@ def _conflicts(names: list[str] | None, copies: dict[int, int]) -> np.ndarray:
     return np.array(sorted(rows), dtype=int)
 
 
-def _leaked(texts: list[str], there: np.ndarray, test: pa.Table | None, column: str) -> np.ndarray:
+def _leaked(texts: list[str], there: np.ndarray, test: pa.Table | None, column: str, nearly: bool) -> np.ndarray:
     if test is None:
         return np.zeros(0, dtype=int)
     tests = [t for t in _column(test, column) if t.strip()]
     both = [*tests, *(texts[i] for i in there)]
     first = duplicates.exact(both)
     singles = np.array([i for i in range(len(both)) if first[i] == i], dtype=int)
-    near = duplicates.near(both, singles)
+    near = duplicates.near(both, singles) if nearly else {}
     found = [
         i
         for place, i in enumerate(there, start=len(tests))

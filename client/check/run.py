@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from ...common.config.tables import DataSection
+from ...common.data.columns import columns_told
 from ...common.data.sources import read_table
 from ...common.errors import ConfigError, DataError
 from ...common.model.backbones import resolve_backbone
@@ -18,6 +19,7 @@ from .clean import write_clean
 from .look import Findings, StageCallback, check_rows
 from .page import write_page
 
+_BOTH = "both texts"
 _LENGTH, _BATCH = 48, 128
 """tokens that an embedding reads, and texts at a time"""
 
@@ -35,6 +37,7 @@ def check_source(
     out: Path,
     *,
     text: str = "text",
+    pair: str | None = None,
     label: str | None = "label",
     test: str | None = None,
     dataset: str = "default",
@@ -46,6 +49,7 @@ def check_source(
     progress: StageCallback = lambda _: None,
 ) -> Outcome:
     """source: a file, an SQL url, or the folder of a site, whose `dataset` is looked at (its columns are in site.toml).
+    pair: the column of a second text: rows are then compared by both.
 
     Raises ConfigError, DataError, ModelError; nothing is written then.
     """
@@ -55,14 +59,17 @@ def check_source(
         config, _ = load_site(Path(source))
         named = named_dataset(Path(source), config, dataset)
         data = data_section(Path(source), named, DataSection(name=dataset, test=""))
-        text, label = data.messages or data.text, label and data.label
+        text, label, pair = data.messages or data.text, label and data.label, data.text_pair
     if out.exists() and not overwrite and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty; give another folder with --out, or --overwrite")
     progress("reading")
     table, tests = read_table(data.test, data), read_table(test, data) if test else None
     embed = None if backbone is None else Embedder(backbone)
     try:
-        checked = check_rows(table, text, label, tests, embed, seed, progress, label_cut)
+        read = [one if one is None or pair is None else _with_both(one, text, pair) for one in (table, tests)]
+        column = text if pair is None else _BOTH
+        # one premise with several hypotheses is nearly the same text, and no copy
+        checked = check_rows(read[0], column, label, read[1], embed, seed, progress, label_cut, nearly=pair is None)
     except DataError as error:
         raise DataError(f"{data.test}: {error}") from None
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,6 +86,21 @@ def _as_text(table: pa.Table) -> pa.Table:
         for name in table.column_names
     }  # fmt: skip
     return pa.table(columns)
+
+
+def _with_both(table: pa.Table, text: str, pair: str) -> pa.Table:
+    """With a column of both texts of a row, one below the other: a copy is one in both. Nothing where one is missing.
+    Raises DataError."""
+    for name in (text, pair):
+        if name not in table.column_names:
+            raise DataError(f"column '{name}' is missing; {columns_told(table.column_names)}")
+    both = zip(*(map(_read, table[name].to_pylist()) for name in (text, pair)), strict=True)
+    texts = [f"{one}\n{two}" if one and two else None for one, two in both]
+    return table.append_column(_BOTH, pa.array(texts, pa.string()))
+
+
+def _read(value: object) -> str:
+    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")).strip()
 
 
 class Embedder:

@@ -25,7 +25,8 @@ def as_read(folder: Path, config: SiteConfig, run: RunConfig) -> str:
         raise ConfigError("--run: data.labels is not set; give the run's config.toml, or a file of pending/")
     data = data_section(folder, named_dataset(folder, config, run.data.name), run.data)
     reader = reader_of(resolve_backbone(run.model.backbone, own_backbones(folder, config)), run.model)
-    found = read_checked(data.training, data, run.data.labels if task.CLASSES else None, reads=task.READS)
+    reads = replace(task.READS, alone=run.data.text_pair is None)
+    found = read_checked(data.training, data, run.data.labels if task.CLASSES else None, reads=reads)
     read = [_one(task, found.rows.take(np.array([place])), reader, run) for place in range(len(found.rows))]
     records = [one for one in read if one is not None]
     cut = sum(one.cut is not None and bool(one.cut[0]) for one in records)
@@ -37,7 +38,6 @@ def as_read(folder: Path, config: SiteConfig, run: RunConfig) -> str:
 
 def _one(task: Task, row: Rows, reader: Reader, run: RunConfig) -> Records | None:
     try:
-        row = row if run.data.text_pair is not None else replace(row, pair=None)
         return encoded(task, row, reader.tokenizer, reader.spelling, run.model.max_length)
     except DataError:
         return None

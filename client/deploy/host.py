@@ -107,7 +107,8 @@ class DeployedHost:
         Raises DataError when the rows are not those of `content`, which the run was charged for.
         """
         labels = list(data.labels or []) if model.task.CLASSES else None
-        checked = read_checked(data.training, data, labels, reads=model.task.READS, image=model.image)
+        reads = replace(model.task.READS, alone=not model.two_texts)
+        checked = read_checked(data.training, data, labels, reads=reads, image=model.image)
         if keyed(self._ledger, whose(data.name, checked.identity), checked.digest) != content.hex():
             raise DataError(
                 f"data set '{data.name}': its rows are not those of the last check; run: confide site check "
@@ -118,7 +119,6 @@ class DeployedHost:
             log.warning("data set '%s': %d rows contribute nothing; see confide site check", data.name, count)
         # site.toml may name persons, and the run's unit be the record all the same
         rows = replace(checked.rows, person=None) if config.data.person is None else of_persons(checked.rows)
-        rows = rows if model.two_texts else replace(rows, pair=None)
         records = readable(config, model, rows, self._ledger.key.derive("records", b""))
         return SiteData(records, [np.arange(len(records) // encodings(config, model))], None, [content])
 

@@ -63,18 +63,21 @@ def _copy(config: RunConfig, rows: Rows, keys: Keys, copy: int) -> Rows:
     """The rows, each spoiled as the run says, by a generator of its own."""
     made, strength, texts, images = config.data.augmentation, config.training.augmentation, rows.text, rows.images
     rngs = [own_generator(key, _COPIES, copy) for key in keys]
-    if made.of_texts:
-        texts = [
-            reworded(text, made.swap or 0.0, made.delete or 0.0, made.insert or 0.0, made.punctuation or 0.0, rng)
-            for text, rng in zip(texts, rngs, strict=True)
-        ]
-    if strength is not None:
-        texts = [characters(text, strength, rng) for text, rng in zip(texts, rngs, strict=True)]
+    chances = made.swap or 0.0, made.delete or 0.0, made.insert or 0.0, made.punctuation or 0.0
+
+    def spoiled(texts: list[str]) -> list[str]:
+        if made.of_texts:
+            texts = [reworded(text, *chances, rng) for text, rng in zip(texts, rngs, strict=True)]
+        if strength is not None:
+            texts = [characters(text, strength, rng) for text, rng in zip(texts, rngs, strict=True)]
+        return texts
+
+    texts, pair = spoiled(texts), None if rows.pair is None else spoiled(rows.pair)
     if images is not None and made.of_images and len(rows):
         images = np.concatenate(
             [perturbed(images[i : i + 1], made.flip, made.shift, made.noise, rng) for i, rng in enumerate(rngs)]
         )
-    return replace(rows, text=texts, images=images)
+    return replace(rows, text=texts, pair=pair, images=images)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The classes, tags and numbers that a run learns, as its public sets have them."""
 
+import logging
 import re
 from collections.abc import Collection, Iterable
 
@@ -9,6 +10,9 @@ from ..config.tables import DataSection
 from ..errors import DataError
 from .columns import Notes, as_bio, read_label_names, read_numbers, read_strings, require, several
 from .formats import load
+from .sql import shown
+
+log = logging.getLogger("confide.data")
 
 
 def has_lists(sources: list[str], data: DataSection) -> bool:
@@ -17,7 +21,11 @@ def has_lists(sources: list[str], data: DataSection) -> bool:
     for source in sources:
         notes = Notes(load(source, [data.label]), strict=True)
         require(notes, [data.label])
-        if not all(is_list(value) for value in notes.table.column(data.label)):
+        lists = [is_list(value) for value in notes.table.column(data.label)]
+        if any(lists) and not all(lists):
+            told = f"{sum(lists):,} of {len(lists):,} rows have a list in column '{data.label}'"
+            log.warning("%s: %s, the others have not, so each is taken as one class", shown(source), told)
+        if not all(lists):
             return False
     return True
 

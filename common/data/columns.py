@@ -12,7 +12,7 @@ import numpy as np
 from ..config.tables import DataSection
 from ..errors import DataError
 from ..types import Conversation, Reads
-from .content import mark
+from .content import joined, mark
 from .conversations import conversation
 from .files import kind_of
 from .formats import EMPTY, EXACT, Problem, Table, UnreadableError, as_text, is_name
@@ -128,18 +128,6 @@ def read_strings(notes: Notes, column: str, *, words: bool = False) -> list[str]
             notes.add(place, column, EMPTY)
         result.append(text)
     return result
-
-
-def joined(value: object) -> object:
-    """Words of a list, or numbers of tags, with blanks between; any other value, and a list of anything else, as it
-    is."""
-    if not isinstance(value, list | tuple) or not all(map(_is_word, value)):
-        return value
-    return " ".join(map(str, value))
-
-
-def _is_word(value: object) -> bool:
-    return value.split() == [value] if isinstance(value, str) else type(value) is int
 
 
 def as_bio(tag: str, numbered: list[str] | None) -> str:

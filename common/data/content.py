@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config.tables import DataSection
 from ..errors import DataError
 from .conversations import as_known
-from .formats import Table, as_bytes
+from .formats import Table, as_bytes, as_text
 from .images import image_file
 from .record_keys import plain
 
@@ -39,14 +39,47 @@ def identity(table: Table, data: DataSection, marks: list[bytes | None] | None) 
     """32 bytes over the texts alone, or over the images where there are no texts, each once. Case, blanks and rows
     without one make no other data set. marks: of the images, where they were read."""
     values = table.columns.get(data.messages or data.prompt or data.text)
-    if values is not None:
-        read = as_bytes if data.messages is None else as_known
+    second = None if data.text_pair is None else table.columns.get(data.text_pair)
+    if values is not None and second is not None:  # whichever of the two a table names first
+        rows = {one for pair in zip(values, second, strict=True) if (one := _together(pair))}
+    elif values is not None:
+        read = _words if data.messages is None else as_known
         known = (b"" if value is None else plain(read(value)) for value in values)
         rows = {one for one in known if one not in _NOTHING}
     else:
         images = table.columns.get(data.image, [])
         rows = {one for one in (marks if marks is not None else _marks(images, table.folder)) if one}
     return _whose(rows)
+
+
+def joined(value: object) -> object:
+    """Words of a list, or numbers of tags, with blanks between; any other value, and a list of anything else, as it
+    is."""
+    if not isinstance(value, list | tuple) or not all(map(_is_word, value)):
+        return value
+    return " ".join(word if isinstance(word, str) else as_text(word) or "" for word in value)
+
+
+def _is_word(value: object) -> bool:
+    """Of numbers also broken ones: one of them makes some writers store all numbers of a column so."""
+    if isinstance(value, str):
+        return value.split() == [value]
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _words(value: object) -> bytes:
+    """Lists of words as the text that they make in other files."""
+    return as_bytes(joined(value))
+
+
+def _together(texts: tuple[object, object]) -> bytes:
+    """Of two texts, in an order of their own; nothing where both are missing."""
+    known = sorted(b"" if text is None else plain(_words(text)) for text in texts)
+    return (
+        b""
+        if all(one in _NOTHING for one in known)
+        else b"".join(len(one).to_bytes(8, "little") + one for one in known)
+    )
 
 
 def _whose(rows: set[bytes]) -> bytes:

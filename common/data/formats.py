@@ -18,7 +18,7 @@ Where a row still costs more than itself: quotes in a csv that no library wrote 
 computes (sql.py); a parquet column of Arrow's dictionary type that is not UTF-8, which pyarrow refuses whole.
 """
 
-import io
+import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -46,7 +46,7 @@ _NO_TEXT: dict[str, tuple[type, ...]] = {
 }
 EXACT = 2**53
 """from which on a float does not tell whole numbers apart"""
-_SEPARATORS = ",;\t|"
+_SEPARATORS, _HEADER = ",;\t|", 2**16
 NOT_UTF8 = "bytes that are not UTF-8; save the file as UTF-8"
 _NO_ROWS = "the file is empty; expected a header and rows"
 _UNCONVERTED = (pa.ArrowException, ValueError, OverflowError)
@@ -186,6 +186,8 @@ def as_bytes(value: object) -> bytes:
         return value
     if isinstance(value, Unread):
         return value.raw
+    if isinstance(value, list | tuple | dict):  # as a csv has them
+        return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
     try:
         return str(_whole(value)).encode("utf-8", "surrogatepass")
     except ValueError:
@@ -211,7 +213,7 @@ def parsed(path: Path, kind: str, content: bytes, wanted: Collection[str] | None
     if kind == ".conll":
         return _from_conll(path, text, wanted)
     if kind == ".txt":
-        return _from_lines(path, text.removeprefix(BOM), wanted)
+        return _from_lines(path, text, wanted)
     # the mark stands before the header, which is no record
     return _from_csv(path, text.removeprefix(BOM), wanted, kind)
 
@@ -248,8 +250,8 @@ def _separator(text: str, kind: str) -> str:
     is no record, has more than one."""
     if kind == ".tsv":
         return "\t"
-    header = next(filter(str.strip, io.StringIO(text, newline="")), "")
-    return next((mark for mark in _SEPARATORS if len(next(records(header, mark), ([], ""))[0] or []) > 1), ",")
+    beginning = text[:_HEADER]
+    return next((mark for mark in _SEPARATORS if len(next(records(beginning, mark), ([], ""))[0] or []) > 1), ",")
 
 
 def _from_csv(path: Path, text: str, wanted: Collection[str] | None, kind: str) -> Table:
@@ -317,8 +319,10 @@ def _from_conll(path: Path, text: str, wanted: Collection[str] | None) -> Table:
 
 
 def _from_lines(path: Path, text: str, wanted: Collection[str] | None) -> Table:
-    """Column text: the lines that are not blank."""
-    lines: list[object] = [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    """Column text: the lines that are not blank. A byte-order mark may stand before any: files are joined, and lose
+    their first rows."""
+    found = (line.rstrip("\r").removeprefix(BOM) for line in text.split("\n"))
+    lines: list[object] = [line for line in found if line.strip()]
     columns = {"text": lines} if wanted is None or "text" in wanted else {}
     return Table(str(path), ["text"] if lines else [], columns, range(1, len(lines) + 1), declared=False)
 

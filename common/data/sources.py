@@ -24,7 +24,6 @@ from ..types import Reads, Rows
 from .classes import bio_names, is_list, sorted_names
 from .columns import (
     Notes,
-    joined,
     read_images,
     read_label_names,
     read_labels,
@@ -36,7 +35,7 @@ from .columns import (
     refuse,
     require,
 )
-from .content import ROLES, digest, identity
+from .content import ROLES, digest, identity, joined
 from .files import is_file
 from .formats import DEMO, Problem, Table, UnreadableError, as_text, load
 from .images import ImageForm
@@ -135,6 +134,8 @@ def examine(source: str, data: DataSection) -> CheckedRows:
     bio = [word for word in words if _BIO.match(word)]
     if len(bio) > len(words) / 2:
         labels, kind = bio_names(bio, source), "tags"
+    elif any(isinstance(value, list | tuple) for value in table.columns.get(data.text, [])):
+        labels, kind = sorted_names(words), "tags"  # of words, as numbers that a run names
     elif any(map(is_list, table.columns.get(data.label, []))):
         found = read_label_names(Notes(table, strict=False), data.label)
         labels, kind = sorted_names({name for name in found if name.strip()}), "classes"

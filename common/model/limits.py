@@ -38,6 +38,16 @@ def check_length(base: nn.Module, max_length: int) -> None:
         )
 
 
+def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, two_texts: bool) -> None:
+    """Raises ModelError where a tokenizer's marks alone are longer than a record may be: it would cut nothing."""
+    marks = tokenizer.num_special_tokens_to_add(pair=two_texts)
+    if max_length < marks:
+        raise ModelError(
+            f"model.max_length: {max_length} received; this tokenizer puts {marks} marks around "
+            f"{'two texts' if two_texts else 'a text'}; allowed: at least {marks + 1}"
+        )
+
+
 def tells_apart(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:
     """Whether a tokenizer says which of two texts a token is of, and the model reads it."""
     if tokenizer is None or "token_type_ids" not in tokenizer.model_input_names:

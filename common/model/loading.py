@@ -30,7 +30,7 @@ from ..types import DEFAULT_BETA, Adapter, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .building import build
 from .dummies import check_answers
-from .limits import SHARED, check_length, input_embeddings, positions, tells_apart
+from .limits import SHARED, check_length, check_room, input_embeddings, positions, tells_apart
 from .lora import train_in_float32, with_lora
 from .reading import check_vocabulary, encoded, reader_of
 from .shapes import Shapes
@@ -298,6 +298,8 @@ def load_model(
     loaded = _loaded(model, path, classes, seed, freeze_a, folders, beta)
     told_apart = two_texts and tells_apart(loaded.module.get_base_model(), loaded.reader)
     loaded = replace(loaded, two_texts=two_texts, segments=told_apart)
+    if loaded.reader is not None:
+        check_room(loaded.reader, model.max_length, two_texts)
     check_answers(loaded.copy())
     return loaded.copy()
 

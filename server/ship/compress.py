@@ -200,7 +200,11 @@ def _quality(model: Answering, sample: Rows) -> dict[str, float | None]:
     noisy = None
     if model.reads == Reads():
         rng = np.random.default_rng([0, 0xC0])
-        noisy = _right(model, replace(sample, text=[characters(text, _NOISE, rng) for text in sample.text]))
+        texts, pair = (
+            None if given is None else [characters(text, _NOISE, rng) for text in given]
+            for given in (sample.text, sample.pair)
+        )
+        noisy = _right(model, replace(sample, text=texts or [], pair=pair))
     return {"accuracy": _right(model, sample), "noisy": noisy}
 
 

@@ -216,6 +216,9 @@ def _write_reader(run: FinishedRun, place: Path) -> None:
         (place / "preprocessor_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return
     tokenizer = copy.deepcopy(run.tokenizer)
+    if not run.model.segments and _reads_types(run):  # which the tokenizer would give: the run's were none
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     length = run.model.positions if run.model.task.EXPORT == "text" else run.model.max_length
     tokenizer.model_max_length = length or tokenizer.model_max_length
     if tokenizer.pad_token is None:
@@ -223,6 +226,19 @@ def _write_reader(run: FinishedRun, place: Path) -> None:
     if run.config.data.messages is not None and run.config.data.template is not None:
         tokenizer.chat_template = run.config.data.template
     tokenizer.save_pretrained(place)
+
+
+def _reads_types(run: FinishedRun) -> bool:
+    """Whether types of tokens that are all zero change the answers, or cannot be given: for most models they are what
+    is taken without any."""
+    if "token_type_ids" not in run.tokenizer.model_input_names:
+        return False
+    inputs, model = _examples(run), run.classifier()
+    try:
+        told = _logits(model, {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
+    except TypeError:
+        return True
+    return not torch.allclose(told, _logits(model, inputs), rtol=PARITY, atol=PARITY)
 
 
 def _refused(run: FinishedRun) -> ConfigError | ModelError:

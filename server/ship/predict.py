@@ -7,6 +7,7 @@ continuation.
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -130,7 +131,8 @@ def format_of(source: str, given: str | None) -> Format | None:
         given = kind_of(Path(source)).removeprefix(".").replace("txt", "text")
     found: Format | None = next((one for one in get_args(Format) if one == given), None)
     if found is None or (source == STDIN and found == "parquet"):
-        raise ConfigError(f"--format: received '{given or 'nothing'}'; allowed: {', '.join(get_args(Format))}")
+        allowed = [one for one in get_args(Format) if source != STDIN or one != "parquet"]
+        raise ConfigError(f"--format: received '{given or 'nothing'}'; allowed: {', '.join(allowed)}")
     return found
 
 
@@ -282,8 +284,13 @@ def _others(notes: Notes, written: Written, names: list[str]) -> dict[str, list[
         if any(isinstance(value, bytes | bytearray) for value in values):
             continue
         texts = [read_text(notes, name, place, _flat(value)) or "" for place, value in enumerate(values)]
-        found[name] = values if written == "jsonl" else texts
+        found[name] = list(map(_in_json, values)) if written == "jsonl" else texts
     return found
+
+
+def _in_json(value: object) -> object:
+    """As JSON can say it: no NaN, and nothing infinite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(value: object) -> object:

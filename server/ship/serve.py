@@ -8,7 +8,7 @@
                     texts a row "text_pairs", too; predictions are those of `Answering.answers`
     POST /explain   {"text": "…"} → {"title": …, "label": …, "words": […], "scores": […], "value": …, "delta": …}; of
                     tags "word": N, too, asks for that word's; otherwise for the first that is not O
-    GET  /          a page for trying a text, unless the model reads images
+    GET  /          a page for trying a text, unless the model reads images, or two texts
     /v1/…           of a model that writes texts: see `completions`
 
 Rows of waiting requests are answered together. Everything has a limit: bytes and seconds of a body, rows of a
@@ -185,7 +185,7 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
         Route("/health", guarded(health)),
         Route("/predict", guarded(predict), methods=["POST"]),
         Route("/explain", guarded(explain_), methods=["POST"]),
-        *(Route(path, guarded(static)) for path in (() if model.reads.images else _STATIC)),
+        *(Route(path, guarded(static)) for path in (() if model.reads.images or model.two_texts else _STATIC)),
     ]
     if isinstance(model, Writes):
         chat = Completions(model, name, bounds)
@@ -199,6 +199,8 @@ def make_app(model: Model, name: str, variant: str, bounds: Bounds, explain: Exp
 def _asked(content: dict[str, Any], model: Model, bounds: Bounds) -> list[Row]:
     """The rows of a request to /predict. Raises RefusedError."""
     wanted = _KEYS.of(model)
+    if unread := {_KEYS.text, _KEYS.pair, _KEYS.image} & content.keys() - {*wanted}:
+        raise RefusedError(422, f'"{min(unread)}" received, which this model does not read; leave it out')
     given: list[list[str]] = [value for name in wanted if isinstance(value := content.get(name), list)]
     if len(given) < len(wanted) or not all(v and all(isinstance(one, str) for one in v) for v in given):
         expected = ", ".join(f'"{name}": ["…", …]' for name in wanted)

@@ -50,11 +50,12 @@ function tagged(answer) {
   }));
 }
 
-function show(answer) { // by what the model gives: a class, tags, a number, a continuation
+function show(answer) { // by what the model gives: a class, classes, tags, a number, a continuation
   at("label").textContent =
     answer.label !== undefined ? answer.label + " (" + (100 * answer.probability).toFixed(1) + " %)" :
+    answer.labels !== undefined ? answer.labels.join(", ") || "none of the classes" :
     answer.number !== undefined ? String(Number(answer.number.toPrecision(6))) : "";
-  if (answer.label !== undefined) bars(answer.probabilities);
+  if (answer.label !== undefined || answer.labels !== undefined) bars(answer.probabilities);
   else if (answer.tags !== undefined) tagged(answer);
   else at("bars").textContent = answer.continuation || "";
 }

@@ -70,13 +70,16 @@ def _keep(inputs: dict[str, torch.Tensor], name: str):
 
 
 @torch.no_grad()
-def _forward(model: FineTuneModel, tokens: torch.Tensor) -> None:
+def _forward(model: FineTuneModel, tokens: torch.Tensor, segment: int = 0) -> None:
+    """segment: of two texts the one that all tokens are taken for."""
     tokens = tokens.to(model.device)
-    model.module(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    more = {"token_type_ids": torch.full_like(tokens, segment)} if model.segments else {}
+    model.module(input_ids=tokens, attention_mask=torch.ones_like(tokens), **more)
 
 
 def candidates(model: FineTuneModel, layer: nn.Module, length: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Inputs of `layer` for every token at every position: (first token, (c, length, d)) chunk by chunk."""
+    """Inputs of `layer` for every token at every position, and, where two texts are told apart, in either: (first
+    token, (c, length, d)) chunk by chunk."""
     vocabulary = len(word_embedding(model))
     kept: dict[str, torch.Tensor] = {}
 
@@ -88,10 +91,11 @@ def candidates(model: FineTuneModel, layer: nn.Module, length: int) -> Iterator[
     try:
         for first in range(0, vocabulary, _CHUNK):
             tokens = torch.arange(first, min(first + _CHUNK, vocabulary))
-            try:
-                _forward(model, tokens[:, None].expand(-1, length).contiguous())
-            except _Reached:
-                yield first, kept["input"]
+            for segment in range(1 + model.segments):
+                try:
+                    _forward(model, tokens[:, None].expand(-1, length).contiguous(), segment)
+                except _Reached:
+                    yield first, kept["input"]
     finally:
         hook.remove()
 

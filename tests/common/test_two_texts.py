@@ -16,10 +16,12 @@ from confide.client.labelling import suggest
 from confide.client.personalize import load_finished
 from confide.common.config.resolve import resolve
 from confide.common.config.tables import DataSection, LoraSection, ModelSection
+from confide.common.data.augmentation import _copy
 from confide.common.data.classes import has_lists, label_names
+from confide.common.data.formats import Problem
 from confide.common.data.record_keys import record_keys
-from confide.common.data.sources import content_digest, examine, read_rows
-from confide.common.errors import ConfigError, DataError
+from confide.common.data.sources import content_digest, examine, read_checked, read_rows, source_contents
+from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.model.adapter import export_adapter
 from confide.common.model.dummies import dummy_records
 from confide.common.model.loading import FineTuneModel, load_model
@@ -200,3 +202,76 @@ def test_an_exported_adapter_says_that_it_reads_two(typed: Path, tmp_path: Path)
     (tmp_path / "pool.csv").write_text("text\na\n")
     with pytest.raises(ConfigError, match="labels are asked for one class a text"):
         suggest(str(tmp_path / "pool.csv"), tmp_path / "adapter", tmp_path / "out.csv", strategy="margin", count=1)
+
+
+def test_joined_files_of_lines_lose_their_first_row_without_a_trace(tmp_path: Path) -> None:
+    """A byte-order mark before a line is no letter of it, whichever line comes first then."""
+    lines = ["a film", "\ufeffgloomy story", "\ufeff", "the last"]
+    read = []
+    for start in range(2):
+        (tmp_path / "rows.txt").write_text("\n".join(lines[start:]), encoding="utf-8")
+        read.append(read_rows(str(tmp_path / "rows.txt"), DataSection(test=""), None, reads=Reads(label=None)).text)
+    assert read == [["a film", "gloomy story", "the last"], ["gloomy story", "the last"]]
+
+
+def test_one_broken_number_costs_its_own_row_of_tags(tmp_path: Path) -> None:
+    """It makes some writers store all numbers of the column as broken ones."""
+    words, data = [["ann", "sees"]] * 3, DataSection(test="", text="words", label="tags", numbered_tags=["O", "B-x"])
+    for tags in ([[1, 0], [0, 1], [0, 0]], [[1, 0], [0, 1], [0.5, 0]]):
+        pq.write_table(pa.table({"words": words, "tags": tags}), tmp_path / "t.parquet")
+        problems: list[Problem] = []
+        source = str(tmp_path / "t.parquet")
+        found = read_rows(source, data, ["B-x", "I-x", "O"], reads=Reads("tags"), problems=problems)
+        assert found.tags is not None
+        assert [one.tolist() for one in found.tags[:2]] == [[0, 2], [2, 0]]
+        assert len(problems) == (tags[2][0] == 0.5)
+        assert len(examine(source, data.model_copy(update={"numbered_tags": None})).rows) == 3
+
+
+def test_the_same_records_have_one_identity(tmp_path: Path) -> None:
+    """Whichever text a table names first, and whether words are a list or stand in a text."""
+    rows = [("one", "two", "x"), ("three", "four", "y")]
+    source = str(write_csv(tmp_path / "a.csv", rows, ("a", "b", "label")))
+    identities = {
+        source_contents(source, DataSection(test="", text=one, text_pair=other))[0] for one, other in ("ab", "ba")
+    }
+    assert len(identities) == 1
+    assert source_contents(source, DataSection(test="", text="a"))[0] not in identities
+    (tmp_path / "w.jsonl").write_text('{"text": ["ann", "sees"], "label": ["O", "O"]}\n')
+    write_csv(tmp_path / "w.csv", [("ann sees", "O O")])
+    assert len({source_contents(str(tmp_path / name), DataSection(test=""))[0] for name in ("w.jsonl", "w.csv")}) == 1
+    digests = set()
+    for name, label in {"l": '["x"]', "t": "\"['x']\""}.items():
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "a", "label": {label}}}\n')
+        digests.add(content_digest(str(tmp_path / f"{name}.jsonl"), DataSection(test="")))
+    write_csv(tmp_path / "l.csv", [("a", '["x"]')])
+    assert len(digests) == 2
+    assert content_digest(str(tmp_path / "l.csv"), DataSection(test="")) in digests
+
+
+def test_a_second_text_that_a_table_names_is_not_read_where_the_run_has_one(tmp_path: Path) -> None:
+    source = str(write_csv(tmp_path / "a.csv", [("one", "", "x"), ("two", "b", "x")], ("text", "pair", "label")))
+    data, alone = DataSection(test=source, text_pair="pair"), Reads(alone=True)
+    assert len(read_checked(source, data, ["x"], reads=Reads()).rows) == 1
+    whole = read_checked(source, data, ["x"], reads=alone)
+    assert (len(whole.rows), whole.rows.pair, whole.problems) == (2, None, [])
+    assert whole.digest == content_digest(source, data)  # of the columns that the table names
+
+
+def test_a_length_below_the_marks_is_refused(typed: Path) -> None:
+    with pytest.raises(ModelError, match=r"max_length: 2 received; this tokenizer puts 3 marks around two texts"):
+        two(typed, max_length=2)
+
+
+def test_some_lists_among_classes_are_said(make_config, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_csv(tmp_path / "test.csv", [("a", '["x"]'), ("b", "y")])
+    assert resolve(make_config(data={"test": str(tmp_path / "test.csv")})).model.task == "sequence-classification"
+    assert "1 of 2 rows have a list in column 'label'" in caplog.text
+
+
+def test_copies_spoil_both_texts(make_config) -> None:
+    config = make_config(training={"augmentation": 0.9})
+    rows = Rows("x", ["a good film it was"] * 3, labels=np.zeros(3, int), pair=["a gloomy story it was"] * 3)
+    copy = _copy(config, rows, np.arange(3, dtype=np.uint64), 1)
+    assert copy.pair is not None
+    assert all(one != two for one, two in zip([*rows.text, *(rows.pair or [])], [*copy.text, *copy.pair], strict=True))

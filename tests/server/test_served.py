@@ -123,6 +123,12 @@ def client():
         yield client
 
 
+def test_what_a_model_does_not_read_is_refused(client) -> None:
+    for more in ({"text_pairs": ["a"]}, {"images": ["a"]}):
+        reply = client.post("/predict", json={"texts": ["short"], **more})
+        assert (reply.status_code, f'"{next(iter(more))}" received' in reply.json()["error"]) == (422, True)
+
+
 def test_texts_are_answered_with_every_probability(client) -> None:
     found = client.post("/predict", json={"texts": ["short", "long enough"]}).json()["predictions"]
     assert [one["label"] for one in found] == ["negative", "positive"]

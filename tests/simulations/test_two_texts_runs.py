@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from starlette.testclient import TestClient
 from transformers import pipeline
 
 import confide
-from confide.common.errors import ConfigError
+from confide.client.check.run import check_source
+from confide.client.labelling import import_labels
+from confide.common.errors import ConfigError, DataError
 from confide.common.types import Rows
 from confide.server.ship.compress import make_student, make_variants, measure
 from confide.server.ship.distil import DistillationConfig
@@ -22,7 +25,7 @@ from confide.server.ship.requests import Bounds
 from confide.server.ship.runtime import OnnxModel
 from confide.server.ship.serve import make_app
 from confide.simulations.run import simulate
-from confide.tests.tiny import BAD, GOOD, NEUTRAL, save_wordpiece, with_types
+from confide.tests.tiny import BAD, GOOD, NEUTRAL, save_wordpiece, with_types, write_csv
 
 TASK = {"task": "multi-label-classification"}
 
@@ -123,6 +126,7 @@ def test_two_texts_are_asked_served_and_shipped(two_texts, tmp_path: Path) -> No
         assert client.post("/predict", json=asked).json()["predictions"] == wanted
         assert client.post("/predict", json={"texts": ["a"]}).status_code == 422
         assert client.post("/predict", json=asked | {"text_pairs": ["a"]}).status_code == 422
+        assert client.get("/").status_code == 404  # the page has one field
     export_plain(run, tmp_path / "plain")
     piped = pipeline("text-classification", str(tmp_path / "plain"))
     found: Any = piped([{"text": row["premise"], "text_pair": row["hypothesis"]} for row in rows])
@@ -162,3 +166,38 @@ def test_several_classes_are_asked_and_shipped(several, tmp_path: Path) -> None:
     exact = OnnxModel(run / "variants" / "onnx")
     assert exact.reads.label == "classes"
     assert [one["labels"] for one in exact.answers(Rows("rows", texts))] == [one["labels"] for one in wanted]
+
+
+def test_the_check_of_rows_compares_both_texts(tmp_path: Path) -> None:
+    """A premise with three hypotheses is no copy."""
+    rows = [(f"premise {i // 3} {i // 3}", f"hypothesis {i}", ("no", "yes")[i % 2]) for i in range(60)]
+    source = write_csv(tmp_path / "rows.csv", [*rows, rows[4], ("alone", "", "no")], ("text", "b", "label"))
+    alone = check_source(str(source), tmp_path / "alone", backbone=None)
+    both = check_source(str(source), tmp_path / "both", backbone=None, pair="b")
+    assert len(alone.left_out) > 30
+    assert len(both.left_out) == 2  # a copy of both, and a row without a second text
+    with (tmp_path / "both" / "cleaned.csv").open() as file:
+        assert csv.DictReader(file).fieldnames == ["text", "b", "label"]
+    with pytest.raises(DataError, match="column 'nosuch' is missing"):
+        check_source(str(source), tmp_path / "none", backbone=None, pair="nosuch")
+
+
+def test_labels_that_come_back_keep_the_other_columns(tmp_path: Path) -> None:
+    pool = write_csv(tmp_path / "pool.csv", [("a", "b"), ("c", "d")], ("text", "second"))
+    answers = write_csv(tmp_path / "answers.csv", [("1", "a", "yes")], ("row", "text", "label"))
+    import_labels(answers, str(pool), tmp_path / "out")
+    assert (tmp_path / "out" / "train.csv").read_text().splitlines() == ["text,second,label", "a,b,yes"]
+
+
+def test_a_plain_folder_gives_no_types_that_the_run_did_not_have(make_config, gpt2: Path, tmp_path: Path) -> None:
+    """GPT-2 adds the embedding of a token for each type; its tokenizer may be BERT's."""
+    backbone = with_types(Path(shutil.copytree(gpt2, tmp_path / "typed")))
+    card = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps(card | {"pad_token_id": 0}))
+    run = simulate(make_config(model={"backbone": str(backbone), "pooling": "model"}, run={"rounds": 1}))
+    texts = ["good film", "a story was bad"]
+    wanted = confide.load(run).predict(texts=texts)
+    export_plain(run, tmp_path / "plain")
+    piped: Any = pipeline("text-classification", str(tmp_path / "plain"), top_k=None)
+    for one, answer in zip(piped(texts), wanted, strict=True):
+        assert {row["label"]: row["score"] for row in one} == pytest.approx(answer["probabilities"], abs=1e-5)
