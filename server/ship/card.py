@@ -79,7 +79,9 @@ def card(
         lines += ["", "## Robustness and slices", *_robustness(report["robustness"])]
     if report.get("compression"):
         lines += ["", "## Variants", *_compression(report["compression"], variants)]
-    lines += ["", "## Use", *(_use_merged(kind) if merged else _use(model["task"], variants, spelling))]
+    two = config["data"].get("text_pair") is not None
+    use = _use_merged(kind, model["task"], two) if merged else _use(model["task"], variants, spelling, two)
+    lines += ["", "## Use", *use]
     lines += ["", "## Limits", *_limits(report), "", "## Licence", _licence(backbone, found), ""]
     return "\n".join(lines)
 
@@ -262,7 +264,8 @@ def _compression(facts: dict[str, Any], shipped: list[str]) -> list[str]:
     return lines
 
 
-def _use(task: str, shipped: list[str], spelling: Words) -> list[str]:
+def _use(task: str, shipped: list[str], spelling: Words, two: bool) -> list[str]:
+    """two: whether a record has two texts."""
     without = [f"Without torch: `confide predict onnx/{name} rows.csv`" for name in shipped]
     reads = load_task(task).READS
     if reads.images or reads.label == "number":
@@ -272,6 +275,7 @@ def _use(task: str, shipped: list[str], spelling: Words) -> list[str]:
             *read,
             *without,
         ]
+    asked = ", ".join([asked_text(spelling)] * (1 + two))
     code = [
         "```python",
         "import confide",
@@ -280,14 +284,21 @@ def _use(task: str, shipped: list[str], spelling: Words) -> list[str]:
         "",
         'folder = "."',
         "model = PeftModel.from_pretrained(confide.load_base(folder), folder).eval()",
-        f'logits = model(**AutoTokenizer.from_pretrained(folder)({asked_text(spelling)}, return_tensors="pt")).logits',
+        f'logits = model(**AutoTokenizer.from_pretrained(folder)({asked}, return_tensors="pt")).logits',
         "```",
     ]
     return [*code, *without]
 
 
-def _use_merged(kind: str | None) -> list[str]:
-    return ["```python", "from transformers import pipeline", "", f'answer = pipeline("{kind}", ".")', "```"]
+def _use_merged(kind: str | None, task: str, two: bool) -> list[str]:
+    several = load_task(task).READS.label == "classes"
+    more = ", top_k=None" if several else ""
+    code = ["```python", "from transformers import pipeline", "", f'answer = pipeline("{kind}", "."{more})']
+    if two:
+        code += ['answer({"text": "a text", "text_pair": "another"})']
+    if several:
+        code += ["# each class has a probability of its own; those above one half are the answer"]
+    return [*code, "```"]
 
 
 def _limits(report: dict[str, Any]) -> list[str]:

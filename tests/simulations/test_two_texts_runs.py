@@ -128,6 +128,7 @@ def test_two_texts_are_asked_served_and_shipped(two_texts, tmp_path: Path) -> No
         assert client.post("/predict", json=asked | {"text_pairs": ["a"]}).status_code == 422
         assert client.get("/").status_code == 404  # the page has one field
     export_plain(run, tmp_path / "plain")
+    assert 'answer({"text": "a text", "text_pair": "another"})' in (tmp_path / "plain" / "README.md").read_text()
     piped = pipeline("text-classification", str(tmp_path / "plain"))
     found: Any = piped([{"text": row["premise"], "text_pair": row["hypothesis"]} for row in rows])
     assert [one["label"] for one in found] == [one["label"] for one in wanted]
@@ -159,6 +160,7 @@ def test_several_classes_are_asked_and_shipped(several, tmp_path: Path) -> None:
     answers = list(csv.DictReader(io.StringIO((tmp_path / "answers.csv").read_text())))
     assert [json.loads(row["predicted"]) for row in answers[:6]] == [one["labels"] for one in wanted]
     export_plain(run, tmp_path / "plain")
+    assert 'pipeline("text-classification", ".", top_k=None)' in (tmp_path / "plain" / "README.md").read_text()
     piped: Any = pipeline("text-classification", str(tmp_path / "plain"), top_k=None)
     for one, answer in zip(piped(texts), wanted, strict=True):
         assert {row["label"]: row["score"] for row in one} == pytest.approx(answer["probabilities"], abs=1e-5)
