@@ -61,8 +61,6 @@ def personalize_site(folder: Path, adapter: Path, dataset: str) -> SiteHead:
         raise ConfigError(
             f'{folder}: the model reads two texts a record; set text_pair = "…" in [datasets.{dataset}] of site.toml'
         )
-    if not model.two_texts:
-        data = data.model_copy(update={"text_pair": None})
     rows = model.rows(data.training, data)
     records = model.encode(rows)
     found = personal_head(model, finished.adapter, records, np.arange(len(records)), 0)

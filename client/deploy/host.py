@@ -107,8 +107,7 @@ class DeployedHost:
         Raises DataError when the rows are not those of `content`, which the run was charged for.
         """
         labels = list(data.labels or []) if model.task.CLASSES else None
-        reads = replace(model.task.READS, alone=not model.two_texts)
-        checked = read_checked(data.training, data, labels, reads=reads, image=model.image)
+        checked = read_checked(data.training, data, labels, reads=model.reads, image=model.image)
         if keyed(self._ledger, whose(data.name, checked.identity), checked.digest) != content.hex():
             raise DataError(
                 f"data set '{data.name}': its rows are not those of the last check; run: confide site check "

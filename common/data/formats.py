@@ -180,14 +180,18 @@ def _whole(value: object) -> object:
     return int(value) if whole else value  # pyright: ignore[reportArgumentType]  # a float
 
 
+def flat(value: object) -> object:
+    """Lists and objects as JSON text, as a csv has them."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | tuple | dict) else value
+
+
 def as_bytes(value: object) -> bytes:
     """Of any value but None: the same bytes for the same text, whatever the source; different ones otherwise."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, Unread):
         return value.raw
-    if isinstance(value, list | tuple | dict):  # as a csv has them
-        return json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
+    value = flat(value)
     try:
         return str(_whole(value)).encode("utf-8", "surrogatepass")
     except ValueError:

@@ -8,7 +8,6 @@ Errors name file, row and column, and never show what a row holds: they end up i
 Rows are counted from 1 and the header of a csv is row 1; empty lines, and line ends inside quotes, do not count.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -37,7 +36,7 @@ from .columns import (
 )
 from .content import ROLES, digest, identity, joined
 from .files import is_file
-from .formats import DEMO, Problem, Table, UnreadableError, as_text, load
+from .formats import DEMO, Problem, Table, UnreadableError, as_text, flat, load
 from .images import ImageForm
 from .record_keys import choices, in_order, record_keys
 from .sql import URL
@@ -162,7 +161,7 @@ def read_table(source: str, data: DataSection, problems: list[Problem] | None = 
     columns: dict[str, list[bytes | str | None]] = {}
     for name, values in table.columns.items():
         columns[name] = [
-            value if isinstance(value, bytes) else read_text(notes, name, place, _flat(value))
+            value if isinstance(value, bytes) else read_text(notes, name, place, flat(value))
             for place, value in enumerate(values)
         ]
     kept = [place for place in range(len(table.rows)) if place not in notes.found]
@@ -336,11 +335,6 @@ def _is_number(text: str) -> bool:
         return bool(np.isfinite(float(text)))
     except ValueError:
         return False
-
-
-def _flat(value: object) -> object:
-    """Lists, as those of messages, as the JSON text that they are read from again."""
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
 
 
 def _array(values: list[bytes | str | None]) -> pa.Array:

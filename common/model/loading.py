@@ -26,7 +26,7 @@ from ..data.sources import read_rows
 from ..data.spelling import Spelling
 from ..errors import ModelError, contain
 from ..tasks import Batch, Task, collate, inputs_of, load_task
-from ..types import DEFAULT_BETA, Adapter, Records, Rows, split
+from ..types import DEFAULT_BETA, Adapter, Reads, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .building import build
 from .dummies import check_answers
@@ -98,12 +98,17 @@ class FineTuneModel:
         """What the image encoder takes; None where it has none."""
         return getattr(self.module.get_base_model(), "form", None)
 
+    @property
+    def reads(self) -> Reads:
+        """What of a row; of two texts that a table names one, where the run has one."""
+        return replace(self.task.READS, alone=not self.two_texts)
+
     def rows(self, source: str, data: DataSection, *, labels: list[str] | None = None, whose: bool = False) -> Rows:
         """What the task reads of a source. labels: instead of the run's classes. whose: as `read_rows`. Raises
         DataError."""
         if self.task.CLASSES and labels is None:
             labels = list(data.labels or [])
-        return read_rows(source, data, labels, reads=self.task.READS, image=self.image, whose=whose)
+        return read_rows(source, data, labels, reads=self.reads, image=self.image, whose=whose)
 
     def encode(self, rows: Rows, variant: int = 0) -> Records:
         """Rows as the task reads them, tokenised, with a key of each record's own."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TextIO, get_args, runtime_checkable
 from ...common.config.tables import DataSection
 from ...common.data.columns import Notes, columns_told, read_images, read_strings, read_text, refuse, require
 from ...common.data.files import bytes_of, is_file, kind_of
-from ...common.data.formats import Table, parsed
+from ...common.data.formats import Table, flat, parsed
 from ...common.data.formats import load as load_table
 from ...common.data.images import ImageForm
 from ...common.errors import ConfigError, DataError, harmless
@@ -283,7 +283,7 @@ def _others(notes: Notes, written: Written, names: list[str]) -> dict[str, list[
         values = notes.table.column(name)
         if any(isinstance(value, bytes | bytearray) for value in values):
             continue
-        texts = [read_text(notes, name, place, _flat(value)) or "" for place, value in enumerate(values)]
+        texts = [read_text(notes, name, place, flat(value)) or "" for place, value in enumerate(values)]
         found[name] = list(map(_in_json, values)) if written == "jsonl" else texts
     return found
 
@@ -291,10 +291,6 @@ def _others(notes: Notes, written: Written, names: list[str]) -> dict[str, list[
 def _in_json(value: object) -> object:
     """As JSON can say it: no NaN, and nothing infinite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _flat(value: object) -> object:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
 
 
 def _as_columns(answer: dict[str, Any], *, joined: bool) -> dict[str, Any]:
