@@ -18,6 +18,7 @@ from ..common.bundle import write_bundle
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError
 from ..common.processes import end_group, free_port, last_error, tool, wait_for
+from .ray_cluster import cluster_address
 
 _CONNECTION = "confide"
 APPS = {"serverapp": "confide.simulations.app:server", "clientapp": "confide.simulations.app:client"}
@@ -28,7 +29,7 @@ def run_on_ray(config: RunConfig) -> None:
     with tempfile.TemporaryDirectory(prefix="confide-ray-") as scratch:
         home, log = Path(scratch), config.output / "ray.log"
         write_bundle(config, home / "app", APPS)
-        with _superlink(home, log, config.engine.address) as (port, environment):
+        with _superlink(home, log, cluster_address(config.engine)) as (port, environment):
             connection = {"superlink": {_CONNECTION: {"address": f"127.0.0.1:{port}", "insecure": True}}}
             (home / "config.toml").write_text(tomli_w.dumps(connection), encoding="utf-8")
             federation = f"num-supernodes={config.clients} client-resources-num-cpus={config.engine.cpus_per_client}"
@@ -42,17 +43,16 @@ def run_on_ray(config: RunConfig) -> None:
 
 
 @contextmanager
-def _superlink(home: Path, log: Path, cluster: str | None) -> Iterator[tuple[int, dict[str, str]]]:
+def _superlink(home: Path, log: Path, cluster: str) -> Iterator[tuple[int, dict[str, str]]]:
     port = free_port()
     environment = {
         **os.environ,
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": cluster,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    if cluster:
-        environment["RAY_ADDRESS"] = cluster
     command = [tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("a") as output:
         process = subprocess.Popen(  # noqa: S603  # our own command

@@ -27,8 +27,8 @@ def require_cluster(engine: EngineSection) -> None:
     is to hold, or the folder for ray's sockets has too long a name."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("engine.kind: 'ray' needs ray; install confide[ray], or choose inprocess")
-    address = engine.address or os.environ.get("RAY_ADDRESS")
-    if address is None or address == "local":
+    address = cluster_address(engine)
+    if address == "local":
         _require_short_folder()
         most, where = float(os.cpu_count() or 1), "this machine"
     else:
@@ -39,6 +39,12 @@ def require_cluster(engine: EngineSection) -> None:
             f"engine.cpus_per_client: received {engine.cpus_per_client}; allowed: at most {most:g}, the cores of "
             f"{where}; lower it"
         )
+
+
+def cluster_address(engine: EngineSection) -> str:
+    """`local` (a cluster of its own) where neither the run nor the environment names one: ray would join what this
+    machine last belonged to, or wait a minute for it if it has ended."""
+    return engine.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _require_short_folder() -> None:

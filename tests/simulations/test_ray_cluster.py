@@ -11,7 +11,7 @@ import pytest
 from confide.common.config.tables import EngineSection
 from confide.common.errors import ConfigError
 from confide.simulations import ray_cluster
-from confide.simulations.ray_cluster import require_cluster
+from confide.simulations.ray_cluster import cluster_address, require_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,15 @@ def test_a_dead_address(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "where nothing answers" in refused(address=f"ray://{dead}")
         monkeypatch.setenv("RAY_ADDRESS", dead)
         assert "where nothing answers" in refused()
+
+
+@pytest.mark.parametrize("named", [None, ""])
+def test_without_an_address_a_cluster_of_its_own(named: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if named is not None:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+    require_cluster(EngineSection(kind="ray"))
+    assert cluster_address(EngineSection(kind="ray")) == "local"  # and not what ray's own file of this machine says
+    assert cluster_address(EngineSection(kind="ray", address="h:1")) == "h:1"
     assert "allowed: HOST:PORT" in refused(address="somewhere")
     assert "where nothing answers" in refused(address="127.0.0.1:99999999")
 
