@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig
 from ..common.errors import ConfideError, first_line
 from ..common.model.apart import check_apart
@@ -98,8 +99,19 @@ def _of_plan(plan: Plan, usable: int, *, gpu: bool) -> Iterator[tuple[str, str, 
 
 
 def _with_labels(config: RunConfig) -> RunConfig:
-    labels = config.data.labels or ["first", "second"]
-    return config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
+    """With the classes and the task that a run finds in its public files; two classes where it would find none."""
+    try:
+        files = all(Path(source).is_file() for source in public_sources(config))
+        found = resolve(config) if files and config.data.labels is None else config
+    except ConfideError:  # of the data, which a run says
+        found = config
+    labels = found.data.labels or ["first", "second"]
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"labels": labels}),
+            "model": config.model.model_copy(update={"task": found.model.task}),
+        }
+    )
 
 
 def findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:

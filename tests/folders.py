@@ -105,8 +105,18 @@ def run_folder(folder: Path) -> Path:
     return folder
 
 
-def three_classes(folder: Path) -> Path:
+def not_a_number(folder: Path) -> Path:
+    model = hf.AutoModel.from_pretrained(bert(folder))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5, 3] = torch.nan
+    model.save_pretrained(folder)
+    return folder
+
+
+def three_classes(folder: Path, names: dict[int, str] | None = None) -> Path:
     sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_labels": 3}
+    if names is not None:
+        sizes["id2label"] = names
     config = hf.BertConfig(**SMALL, **sizes)
     return saved(folder, hf.BertForSequenceClassification(config))
 

@@ -2,10 +2,13 @@
 
 import json
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as read_drawn
@@ -150,9 +153,22 @@ def plain(model: FineTuneModel, adapter: Adapter) -> nn.Module:
     """
     own = model.copy(share=False)  # merging changes the weights
     own.set(adapter)
+    _untie(own.module)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*no longer tied.*")  # as they were trained
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")  # they are not any more
         merged = own.module.merge_and_unload()
     if hasattr(merged, STAND_IN):
         delattr(merged, STAND_IN)
     return merged
+
+
+def _untie(module: PeftModel) -> None:
+    """Gives each layer under LoRA a weight of its own, where another layer has the same: merged into the table that a
+    language model both reads and writes by, what was learned of the one would change the other."""
+    holders = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
+    for part in module.modules():
+        layer = part.get_base_layer() if isinstance(part, BaseTunerLayer) else None
+        weight = getattr(layer, "weight", None)
+        if layer is not None and isinstance(weight, nn.Parameter) and holders[id(weight)] > 1:
+            layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ModelError
+from ..tasks import inputs_of
 from ..types import Records
-from .dummies import dummy_records, usual_tokens
+from .dummies import SHORT, dummy_records, usual_tokens
 from .elementwise import Elementwise
 from .loading import FineTuneModel
 from .per_sample import plain_name
@@ -31,6 +32,8 @@ RECORDS, MANY, ALONE = 16, 128, 3
 """dummy records at once, over several sets, and of those the ones that are taken alone"""
 _SEEN = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 """of what changed tokens change at their own places: more before them is not rounding"""
+_UNMOVED = 1e-6
+"""of an answer, what kernels may change of it"""
 _LOOKED_AT = 6
 """tokens of the texts by which a model is found to see what it is to guess; fewer where it has fewer positions"""
 COMPARED = 50
@@ -117,6 +120,26 @@ def check_past(model: FineTuneModel) -> None:
         raise ModelError(
             "model.backbone: its guess of a token changes with the tokens after it, so it would learn to copy; give a "
             "decoder, such as GPT-2 or Llama, or set model.task = 'masked-lm'"
+        )
+
+
+def check_read(model: FineTuneModel) -> None:
+    """Raises ModelError for a model whose answer to a text is that to its first token, such as a decoder's first
+    vector: there would be nothing to learn."""
+    length = min(SHORT, model.positions or SHORT, model.max_length)
+    reads = model.task.READS
+    if length < 2 or not reads.text or reads.images or reads.pairs or reads.label in (None, "tags"):
+        return
+    records = replace(dummy_records(model, [length] * 2), features=None)
+    tokens = records.tokens.copy()
+    tokens[length] = tokens[0]
+    batch = model.batch(replace(records, tokens=tokens), np.arange(2))
+    with torch.no_grad():
+        one, other = model.module(**inputs_of(batch)).logits.float()
+    if torch.allclose(one, other, rtol=_UNMOVED, atol=_UNMOVED * float(one.abs().max())):
+        raise ModelError(
+            "model.pooling: the answer of this model to a text does not change with anything behind its first token, "
+            "as that of a decoder's first vector; set model.pooling = 'last' or 'mean', or choose another backbone"
         )
 
 

@@ -14,7 +14,14 @@ from .lora import STAND_IN
 
 
 def build(task: Task, path: str, model: ModelSection, classes: int, folders: Folders = ()) -> nn.Module:
-    """Raises ModelError for whatever transformers cannot make of the folder."""
+    """Raises ModelError for whatever transformers cannot make of the folder, and for weights that were saved in few
+    bits: LoRA merged into them is rounded, so that a model answers otherwise than it was measured, and libraries
+    choose some of their numbers by a whole batch."""
+    if (method := quantised_by(path)) is not None:
+        raise ModelError(
+            f"model.backbone: '{model.backbone}' was saved in few bits ({method}), which is not read; give the "
+            "checkpoint in full precision, and set model.weights = 'int8' or 'nf4' to hold it in few bits"
+        )
     images = None if model.image_backbone is None else resolve_backbone(model.image_backbone, folders)
     try:
         base = task.build(path, model.model_copy(update={"image_backbone": images}), classes)
@@ -33,16 +40,13 @@ def build(task: Task, path: str, model: ModelSection, classes: int, folders: Fol
 def _why(error: Exception, path: str, model: ModelSection, classes: int) -> tuple[str, str]:
     """What is wrong, and what to do."""
     text, line = str(error), first_line(error).rstrip(".:")
-    if (method := quantised_by(path)) is not None:
-        return (
-            f"it was saved in few bits ({method}), and what reads that is not here ({line})",
-            "give the checkpoint in full precision, and set model.weights = 'int8' or 'nf4' to hold it in few bits",
-        )
     if needs_code(path) and ("trust_remote_code" in text or "does not recognize" in text):
         return (
             "it needs Python files of its own, which confide never runs (trust_remote_code is always false)",
             "give an architecture of transformers itself",
         )
+    if "FlashAttention" in text or "flash_attn" in text:
+        return line, "take _attn_implementation and attn_implementation out of its config.json"
     if isinstance(error, AttributeError) and "Config' object has no attribute" in text:
         return (
             f"its config.json names no width of its vectors ({line})",

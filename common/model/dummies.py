@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _ALIKE = 1e-3
 """difference of two losses of one record that kernels may make"""
-SHORT = 8
-"""tokens of a short record"""
+SHORT = 7
+"""tokens of a short record; no multiple of what a model may cut its texts into"""
 
 
 def dummy_records(model: "FineTuneModel", lengths: list[int], seed: int = 0) -> Records:

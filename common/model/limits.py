@@ -1,12 +1,13 @@
 """What a backbone's tables allow: the tokens it has positions for, and its input embeddings."""
 
 import re
+from collections.abc import Sequence
 from inspect import signature
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import ModelError
+from ..errors import ModelError, harmless
 
 SHARED = re.compile(r"(position|token_type)[\w]*$|\.wpe$")
 
@@ -46,6 +47,26 @@ def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, two_texts: b
             f"model.max_length: {max_length} received; this tokenizer puts {marks} marks around "
             f"{'two texts' if two_texts else 'a text'}; allowed: at least {marks + 1}"
         )
+
+
+def check_order(base: nn.Module, labels: Sequence[str]) -> None:
+    """Raises ModelError where a checkpoint's own head has the run's classes in another order: each answer would be
+    taken for another class."""
+    names = getattr(getattr(base, "config", None), "id2label", None) or {}
+    own = [str(names[number]).casefold() for number in sorted(names)]
+    wanted = {label.casefold(): label for label in labels}
+    if (
+        not isinstance(base, PreTrainedModel)
+        or getattr(base, "drawn", ())
+        or sorted(own) != sorted(wanted)
+        or own == list(wanted)
+    ):
+        return
+    order = ", ".join(f'"{harmless(wanted[name])}"' for name in own)
+    raise ModelError(
+        "data.labels: the backbone's own head has these classes in another order, and each answer would be taken for "
+        f"another class; set data.labels = [{order}], or model.pooling to mean, first or last for a new head"
+    )
 
 
 def tells_apart(base: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> bool:

@@ -30,7 +30,7 @@ from ..types import DEFAULT_BETA, Adapter, Reads, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .building import build
 from .dummies import check_answers
-from .limits import SHARED, check_length, check_room, input_embeddings, positions, tells_apart
+from .limits import SHARED, check_length, check_order, check_room, input_embeddings, positions, tells_apart
 from .lora import train_in_float32, with_lora
 from .reading import check_vocabulary, encoded, reader_of
 from .shapes import Shapes
@@ -299,8 +299,7 @@ def load_model(
     Raises ModelError: backbone not found, unknown architecture, targets that are not in it, a model that does not
     answer two dummy records.
     """
-    path = resolve_backbone(model.backbone, folders)
-    loaded = _loaded(model, path, classes, seed, freeze_a, folders, beta)
+    loaded = _loaded(model, resolve_backbone(model.backbone, folders), classes, seed, freeze_a, folders, beta)
     told_apart = two_texts and tells_apart(loaded.module.get_base_model(), loaded.reader)
     loaded = replace(loaded, two_texts=two_texts, segments=told_apart)
     if loaded.reader is not None:
@@ -390,7 +389,9 @@ def model_of(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
     """The model of a run; its classes must be resolved. folders: where backbones are that the caller keeps."""
     classes, freeze_a = len(config.data.labels or []), config.server.aggregation == "ffa"
     more = {"beta": config.training.beta, "two_texts": config.data.text_pair is not None}
-    return load_model(config.model, classes, config.run.seed, freeze_a=freeze_a, folders=folders, **more)
+    found = load_model(config.model, classes, config.run.seed, freeze_a=freeze_a, folders=folders, **more)
+    check_order(found.module.get_base_model(), config.data.labels or [])
+    return found
 
 
 def pad_of(tokenizer: PreTrainedTokenizerBase) -> int:

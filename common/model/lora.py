@@ -111,6 +111,12 @@ def targets_of(base: nn.Module, task: Task, model: ModelSection, whole: list[str
     for target in wanted:
         meant = [layer for name, layer in names.items() if _named(target, name)]
         other = next((layer for layer in meant if not isinstance(layer, _CAN_CARRY)), None)
+        words = getattr(base, "words", None)  # of confide's own head for masked-lm
+        if words is not None and any(getattr(layer, "weight", None) is words for layer in meant):
+            raise ModelError(
+                f"model.lora.targets: received '{target}', the table that the head compares with, too, which merging "
+                "would change; name other layers, or set model.pooling = 'model'"
+            )
         if not meant or other is not None:
             what = "no layer of this model" if other is None else f"a {type(other).__name__}, which cannot carry LoRA"
             left_out = f" ({', '.join(whole)} aside, which is trained whole)" if whole else ""

@@ -30,6 +30,7 @@ from .apart import (
     Operations,
     check_features,
     check_past,
+    check_read,
     check_stateless,
     small_products,
     works_alike,
@@ -79,6 +80,7 @@ def check_reached(model: FineTuneModel) -> None:
         )
     if model.task.EXPORT == "text":
         check_past(model)
+    check_read(model)
     try:
         with torch.no_grad():
             model.losses(dummy_records(model, [model.max_length]), np.array([0]))

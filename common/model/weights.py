@@ -67,6 +67,7 @@ def read_weights(kind: Any, path: str, model: ModelSection, **more: Any) -> Any:
     """
     if not _outlined.get():
         check_weights(path)
+    more["return_dict"] = True  # a configuration may ask for tuples
     model = with_type(model, path)
     options = _loading_options(model)
     if model.weights == "full" and not _outlined.get():
@@ -109,8 +110,18 @@ def _noted(loaded: tuple[Any, dict[str, Any]], path: str) -> Any:
                 f"model.backbone: '{path}' holds no numbers for {matrices[0]}, so its guesses of words would be noise; "
                 "give a checkpoint that was trained to write, with its last layer"
             )
+    if broken := [name for name, p in read.named_parameters() if p.is_floating_point() and not _is_finite(p)]:
+        raise ModelError(
+            f"model.backbone: '{path}' holds NaN or infinite values in {len(broken)} arrays, such as {broken[0]}; "
+            "download it again, or give another checkpoint"
+        )
     read.drawn = frozenset(drawn)
     return read
+
+
+def _is_finite(array: torch.Tensor) -> bool:
+    """In one reading, without a second array of that size: a sum hides no such value."""
+    return bool(torch.isfinite(array.detach().sum(dtype=torch.float64)))
 
 
 def drawn_arrays(module: nn.Module) -> dict[str, torch.Tensor]:

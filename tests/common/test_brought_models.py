@@ -3,7 +3,7 @@ doctor`; what looks unusual and can be used is."""
 
 import ast
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -12,20 +12,23 @@ import pytest
 import torch
 import transformers as hf
 
+from confide.common.config.resolve import resolve
+from confide.common.config.run import RunConfig
 from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ModelError
 from confide.common.model import backbones
 from confide.common.model.backbones import resolve_backbone
-from confide.common.model.loading import load_model
+from confide.common.model.loading import load_model, model_of
 from confide.common.model.proof import check_reached
 from confide.common.model.weights import _loading_options
 from confide.common.tasks import load_backbone
+from confide.simulations.doctor import findings
 from confide.tests import folders
 from confide.tests.architectures import save_architecture
 from confide.tests.brought import GROUPS
 from confide.tests.brought import saved as brought_model
 from confide.tests.test_imports import ROOT
-from confide.tests.tiny import merged
+from confide.tests.tiny import merged, write_csv
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], dict, str]] = {
     "a pointer in place of weights": (
@@ -58,7 +61,37 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict, str]] = {
     "a quantised checkpoint": (
         folders.config(quantization_config={"quant_method": "gptq", "bits": 4}),
         {},
-        r"saved in few bits \(gptq\), and what reads that is not here .*full precision",
+        r"saved in few bits \(gptq\), which is not read; give the checkpoint in full precision",
+    ),
+    "few bits that could be read": (
+        folders.config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        {},
+        r"saved in few bits \(bitsandbytes\), which is not read",
+    ),
+    "a weight that is no number": (
+        folders.not_a_number,
+        {},
+        r"holds NaN or infinite values in 1 arrays, such as embeddings\.word_embeddings\.weight",
+    ),
+    "a decoder's first vector": (
+        lambda folder: save_architecture("gpt2", folder),
+        {"pooling": "first"},
+        r"does not change with anything behind its first token.*set model\.pooling = 'last' or 'mean'",
+    ),
+    "texts of some lengths only": (
+        folders.config(chunk_size_feed_forward=4),
+        {},
+        r"does not answer a short record .*multiple of the chunk size",
+    ),
+    "an attention that is not installed": (
+        folders.config(_attn_implementation="flash_attention_2"),
+        {},
+        r"FlashAttention2 .*; take _attn_implementation and attn_implementation out of its config\.json",
+    ),
+    "LoRA on the words that the head reads": (
+        folders.bert,
+        {"task": "masked-lm", "lora": {"targets": ["word_embeddings"]}},
+        r"targets: received 'word_embeddings', the table that the head compares with, too",
     ),
     "an adapter": (folders.adapter, {}, r"is an adapter of PEFT for .*, not a model; .*model\.init_from.*merge"),
     "an adapter beside a model": (
@@ -193,6 +226,33 @@ UNUSUAL: dict[str, tuple[Callable[[], hf.PreTrainedModel], dict]] = {
     "Funnel's own head": (folders.funnel, {"pooling": "model"}),
     "three positions": (folders.few_positions, {"task": "causal-lm", "max_length": 2}),
 }
+
+
+def test_a_configuration_that_asks_for_tuples_is_taken(tmp_path: Path) -> None:
+    check_reached(load_model(_section(folders.config(return_dict=False)(tmp_path)), 2, 0))
+
+
+def _with_own_head(make_config, folder: Path, names: Sequence[str], labels: list[str] | None) -> RunConfig:
+    """A run on a checkpoint whose head has these classes, and on rows of the classes a, b and c."""
+    folders.three_classes(folder, dict(enumerate(names)))
+    write_csv(folder / "rows.csv", [("one two", label) for label in "abc"], ("text", "label"))
+    data = {"train": str(folder / "rows.csv"), "test": str(folder / "rows.csv"), "labels": labels}
+    return make_config(model={"backbone": str(folder), "pooling": "model", "max_length": 24}, data=data)
+
+
+def test_the_doctor_finds_the_classes_of_the_public_rows(make_config, tmp_path: Path) -> None:
+    config = _with_own_head(make_config, tmp_path, ["LABEL_0", "LABEL_1", "LABEL_2"], None)
+    assert all(good for _, _, good in findings(config))
+
+
+def test_a_trained_head_with_the_classes_in_another_order_is_refused(make_config, tmp_path: Path) -> None:
+    config = _with_own_head(make_config, tmp_path, "CAB", None)
+    (told,) = (text for _, text, good in findings(config) if not good)
+    assert 'set data.labels = ["c", "a", "b"], or' in told
+    with pytest.raises(ModelError) as caught:
+        model_of(resolve(config))
+    assert str(caught.value) == told
+    assert all(good for _, _, good in findings(_with_own_head(make_config, tmp_path, "CAB", ["c", "a", "b"])))
 
 
 @pytest.mark.parametrize("name", UNUSUAL)

@@ -209,3 +209,14 @@ def test_a_model_whose_gradients_are_all_zero_is_refused(tmp_path: Path) -> None
         dict(model.module.named_parameters())["base_model.model.lm_head.weight"].fill_(torch.nan)
     with pytest.raises(ModelError, match="zero or not finite in every trained array"):
         check_reached(model)
+
+
+@pytest.mark.parametrize("targets", [("wte",), ("lm_head",), ("wte", "lm_head")])
+def test_of_a_shared_table_merging_changes_what_was_trained_alone(tmp_path: Path, targets: tuple[str, ...]) -> None:
+    """GPT-2 reads and writes by one table: LoRA on the one must not change the other."""
+    model = load(tmp_path, "gpt2", task="causal-lm", lora={"targets": targets})
+    rng = np.random.default_rng(0)
+    model.set({name: rng.normal(size=array.shape).astype(np.float32) for name, array in model.initial.items()})
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(model, model.get())(ids).logits, model.module(ids).logits)
