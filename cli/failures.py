@@ -4,7 +4,7 @@
 |---|---|
 | an error of confide's own | its own, see `common.errors` |
 | an error of the operating system, too little memory, arguments that are none | 2 |
-| Ctrl-C | 130 |
+| Ctrl-C, SIGTERM, SIGHUP | 130 |
 | anything else is a fault of confide: its kind and place, never its text, which may quote a record | 1 |
 """
 

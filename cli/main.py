@@ -15,6 +15,7 @@ from .audit import app as audit_app
 from .deployment import app as deployment_app
 from .failures import say_failure
 from .model import app as model_app
+from .process import ended_like_ctrl_c, open_streams, threads_in_a_line
 from .recipe import Sets, load_recipe
 from .rows import data_app, label_app
 from .terminal import write_any_text
@@ -115,12 +116,12 @@ def explain(
     from ..common.model.loading import model_of
     from ..common.privacy.explain import alternatives, calibrated, in_words, meanings
     from ..common.privacy.plan import privacy_plan
-    from ..common.whole import require_writable, whole_file
+    from ..common.whole import require_image, whole_file
     from ..server.report.plots import epsilon_over_rounds
     from .printing import print_explanation
     from .progress import bar
 
-    require_writable(plot, "--plot")
+    require_image(plot, "--plot")
     folder = Path(run) / "config.toml"
     config = load_recipe(str(folder) if folder.is_file() else run, sets)
     if not config.private:
@@ -313,12 +314,17 @@ def _root(
 
 def main() -> None:
     """Entry point: whatever fails is one line on standard error, see `failures`."""
+    open_streams()
     arguments, debug = read_arguments(sys.argv[1:])
     _quiet_libraries()
     write_any_text()
     command, code = with_named_paths(typer.main.get_command(app)), 0
     try:  # as click's own main, which would end silently where a pipe is closed
-        with command.make_context("confide", arguments) as context:
+        with (
+            ended_like_ctrl_c(),
+            threads_in_a_line(debug=debug),
+            command.make_context("confide", arguments) as context,
+        ):
             command.invoke(context)
         sys.stdout.flush()
     except SystemExit:

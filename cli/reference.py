@@ -21,7 +21,8 @@ _INTRO = """# Command line
 
 Every command explains itself with `--help`. Exit codes: 0 success; 1 a check or a limit that was not met; 2 a
 configuration, data set, model or budget that is refused, or a file, folder or stream that the operating system refuses,
-with one line on standard error that says what was received, what is allowed and what to do; 130 stopped by Ctrl-C.
+with one line on standard error that says what was received, what is allowed and what to do; 130 stopped by
+Ctrl-C, or by whoever ended the process.
 Python's traceback is shown with `--debug` alone, which may stand anywhere in a command.
 """
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from .errors import ConfigError
 
+_PNG = b"\x89PNG"
+
 
 def require_writable(path: Path, what: str) -> None:
     """Before minutes are spent on what will be written there. what: the option or key that named it.
@@ -22,6 +24,18 @@ def require_writable(path: Path, what: str) -> None:
             f"{what}: received {path}, but this user may not write to {there}; change its owner or mode, or give "
             "another path"
         )
+
+
+def require_image(path: Path, what: str) -> None:
+    """As `require_writable`, for an image: it may replace one, and no other file. Raises ConfigError."""
+    require_writable(path, what)
+    if path.is_file() and path.stat().st_size and not _begins(path, _PNG):
+        raise ConfigError(f"{what}: received {path}, a file that is no image, which would be lost; give another path")
+
+
+def _begins(path: Path, beginning: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(beginning)) == beginning
 
 
 def require_new(out: Path) -> None:
@@ -57,7 +71,11 @@ def write_whole(path: Path, text: str) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """The same for a folder, which is not there or empty. Gives a folder of mode 0700 to write to."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
+    with (
+        naming(path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch,
+        naming(path, Path(scratch)),
+    ):
         place = Path(scratch) / "whole"
         place.mkdir(mode=0o700)
         yield place
@@ -70,13 +88,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path, *instead_of: Path) -> Iterator[None]:
-    """OSErrors of the block name `path`, where they name no file or one of `instead_of`."""
+    """OSErrors of the block name `path`, where they name no file, one of `instead_of` or what is in it, or two files:
+    of a copy that fails Python names the source first, which has nothing to do with a disk that is full."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename in (None, *map(str, instead_of), *instead_of):
+        if error.errno is not None and (error.filename2 is not None or _is_of(error.filename, instead_of)):
             error.filename = str(path)
         raise
+
+
+def _is_of(name: object, instead_of: tuple[Path, ...]) -> bool:
+    if not isinstance(name, str | Path):
+        return name is None
+    return any(Path(name).is_relative_to(one) for one in instead_of)
 
 
 def _remove(partial: Path) -> None:

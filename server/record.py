@@ -28,9 +28,10 @@ class Recorder:
         path = self._folder / METRICS
         with naming(path), path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
-        for key, value in row.items():
-            if isinstance(value, int | float) and key != "round":
-                self._scalars.add_scalar(key, value, row["round"])
+        with naming(self._folder / "tensorboard"):
+            for key, value in row.items():
+                if isinstance(value, int | float) and key != "round":
+                    self._scalars.add_scalar(key, value, row["round"])
 
     def progress(
         self, stage: str, number: int = 0, done: int = 0, asked: int = 0, accuracy: float | None = None
@@ -46,7 +47,8 @@ class Recorder:
         write_progress(self._folder, state)
 
     def close(self) -> None:
-        self._scalars.close()
+        with naming(self._folder / "tensorboard"):
+            self._scalars.close()
         (self._folder / PROGRESS).unlink(missing_ok=True)
 
 

@@ -5,8 +5,10 @@ import errno
 import io
 import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -18,6 +20,7 @@ from safetensors import SafetensorError
 from confide.cli.arguments import read_arguments
 from confide.cli.failures import told
 from confide.cli.main import main
+from confide.cli.process import ended_like_ctrl_c, threads_in_a_line
 from confide.client.check.page import _bars
 from confide.common.errors import ConfigError, RoundError
 from confide.common.run_folder import make_room, require_room
@@ -129,6 +132,63 @@ def test_a_pipe_that_closes_and_a_device_that_is_full_are_one_line() -> None:
             assert text in done.stderr
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_whoever_ends_a_command_leaves_nothing_half_written(confide, tmp_path: Path, monkeypatch, name: str) -> None:
+    def interrupted(_: object, path: Path) -> None:
+        path.write_text("half")
+        signal.raise_signal(getattr(signal, name))
+
+    before = signal.getsignal(getattr(signal, name))
+    monkeypatch.setattr("pyarrow.csv.write_csv", interrupted)
+    code, _, err = confide("demo-data", tmp_path / "data")
+    assert (code, err.splitlines()[-1]) == (130, "confide: stopped")
+    assert list((tmp_path / "data").iterdir()) == []
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with ended_like_ctrl_c():
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
+
+
+def test_a_thread_that_fails_is_a_line_without_what_it_read(capsys: pytest.CaptureFixture) -> None:
+    def fail() -> None:
+        raise ValueError("what a patient said")
+
+    with threads_in_a_line(debug=False):
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+    err = capsys.readouterr().err
+    assert err.startswith("a thread ended: ValueError in tests/test_failures.py")
+    assert err.count("\n") == 1
+    assert "patient" not in err
+
+
+def test_a_stream_that_was_closed_is_no_file_of_a_run(tmp_path: Path) -> None:
+    script = "import os; from confide.cli.process import open_streams; open_streams(); print(os.open('/', 0) > 2)"
+    with (tmp_path / "out").open("w+") as out:
+        subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=out,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            preexec_fn=lambda: os.close(2),
+            check=True,
+        )
+        out.seek(0)
+        assert out.read() == "True\n"
+
+
+def test_an_image_replaces_an_image_and_no_other_file(confide, toml: Path) -> None:
+    content = toml.read_bytes()
+    code, _, err = confide("explain", toml, "--plot", toml)
+    assert (code, "a file that is no image" in err, toml.read_bytes()) == (2, True, content)
+    plot = toml.with_name("plot.png")
+    assert [confide("explain", toml, "--plot", plot)[0] for _ in range(2)] == [0, 0]
+
+
 def test_a_terminal_of_any_encoding_will_do(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     terminal = io.TextIOWrapper(raw, encoding="ascii")
@@ -233,6 +293,18 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="another") as caught, naming(tmp_path):
         raise OSError(errno.EIO, "x", "another")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_a_copy_that_fails_names_where_it_went(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="full") as caught, whole_folder(tmp_path / "out") as place:
+        raise OSError(errno.ENOSPC, "full", "source", None, str(place / "copy"))
+    assert caught.value.filename == str(tmp_path / "out")
+    with pytest.raises(OSError, match="full") as caught, whole_folder(tmp_path / "out") as place:
+        raise OSError(errno.ENOSPC, "full", str(place / "file"))
+    assert caught.value.filename == str(tmp_path / "out")
+    with pytest.raises(OSError, match="read") as caught, whole_folder(tmp_path / "out"):
+        raise OSError(errno.EACCES, "read", "source")
+    assert caught.value.filename == "source"
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:

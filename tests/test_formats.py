@@ -338,3 +338,24 @@ def test_the_whole_check_takes_what_is_read(tmp_path: Path, kind: str, what: str
     except ConfideError as error:
         check_line(error)
     assert (tmp_path / "out" / "check.html").is_file() == (outcome is not None)
+
+
+def test_a_column_whose_name_cannot_be_written_again_costs_its_row(tmp_path: Path) -> None:
+    for name, extra in (("escaped", b'{"\\ud800": 1, "text": "b"}'), ("raw", b'{"\xff": 1, "text": "b"}')):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_bytes(b'{"text": "a"}\n' + extra + b'\n{"text": "c"}\n')
+        for refused in (learned(str(path))[1], asked(str(path))[1]):
+            assert refused is not None
+            assert "row 2: it cannot be parsed" in refused
+        problems: list[Problem] = []
+        assert learned(str(path), problems)[0] == ["a", "c"]
+        assert [one.row for one in problems] == [2]
+
+
+def test_times_of_a_zone_that_nobody_knows_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "times.parquet"
+    times = pa.array([1, 2], pa.timestamp("ns", tz="Mars/Phobos"))
+    pq.write_table(pa.table({"text": times}), path)
+    for refused in (learned(str(path))[1], asked(str(path))[1]):
+        assert refused is not None
+        assert "row 1, column 'text': a value that cannot be read" in refused

@@ -49,7 +49,8 @@ EXACT = 2**53
 _SEPARATORS, _HEADER = ",;\t|", 2**16
 NOT_UTF8 = "bytes that are not UTF-8; save the file as UTF-8"
 _NO_ROWS = "the file is empty; expected a header and rows"
-_UNCONVERTED = (pa.ArrowException, ValueError, OverflowError)
+_UNCONVERTED = (pa.ArrowException, ValueError, OverflowError, LookupError)
+"""the last: a time zone that this machine does not know"""
 
 
 @dataclass(frozen=True)

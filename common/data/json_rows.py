@@ -1,10 +1,12 @@
 """Rows that are JSON objects: one a line, or in a list."""
 
 import json
+import re
 from collections.abc import Iterator
 
 BOM = "\ufeff"
 NO_OBJECT = "it cannot be parsed; expected one JSON object a line"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _DEPTH = 32
 """lists within lists; deeper ones could not be read on every stack"""
 Found = tuple[dict[str, object] | None, str]
@@ -42,11 +44,16 @@ def _object(line: str) -> dict[str, object] | None:
     except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
         return None
     many = line.count("[") + line.count("{") > _DEPTH
-    return value if isinstance(value, dict) and (not many or _is_row(value)) else None
+    return value if isinstance(value, dict) and _named(value) and (not many or _shallow(value, _DEPTH)) else None
 
 
 def _is_row(value: object) -> bool:
-    return isinstance(value, dict) and _shallow(value, _DEPTH)
+    return isinstance(value, dict) and _named(value) and _shallow(value, _DEPTH)
+
+
+def _named(value: dict[str, object]) -> bool:
+    """Whether its columns' names can be written again: half a surrogate pair, or bytes that are not UTF-8, cannot."""
+    return not any(map(_SURROGATE.search, value))
 
 
 def _shallow(value: object, depth: int) -> bool:

@@ -41,6 +41,8 @@ def read_head(database: sqlite3.Connection, public: str, site: str) -> Head:
     if len(row) != 1:
         raise LedgerError("the head is missing")
     seq, hash_, signature = row[0]
+    if not isinstance(seq, int) or not isinstance(hash_, str):
+        raise LedgerError("the head is not as confide wrote it: it was changed")
     if not verify(public, "chain", {"site": site, "seq": seq, "hash": hash_}, str(signature)):
         raise LedgerError("the signature of the head does not hold")
     return Head(seq, hash_)

@@ -397,6 +397,13 @@ def test_a_fork_is_refused(ledger: Ledger, tmp_path: Path) -> None:
         Ledger.open(tmp_path / "site")
 
 
+def test_a_head_of_bytes_is_refused(ledger: Ledger, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "site" / DATABASE)) as database, database:
+        database.execute("UPDATE head SET hash = ?", (b"\xff",))
+    with pytest.raises(LedgerError, match="the head is not as confide wrote it"):
+        Ledger.open(tmp_path / "site")
+
+
 def test_audits_need_the_receipt_and_the_registered_key(ledger: Ledger, tmp_path: Path) -> None:
     ledger.reserve(asked(), LIMIT)
     database = tmp_path / "site" / DATABASE
