@@ -48,14 +48,21 @@ def simulate(
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Continue the interrupted run in DIR.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also train each site alone, and all data in one place, to compare.")
+    ] = False,
 ) -> None:
     """Fine-tune across simulated sites on this machine, and write a report."""
     from ..common.errors import ConfigError, StoppedError
 
     if (recipe is None) == (resume is None):
         raise ConfigError("simulate: give a RECIPE, or --resume DIR; not both")
-    if resume is not None and (sets or out or ledger or overwrite):
-        raise ConfigError("--resume: takes no --set, --out, --ledger or --overwrite; a run goes on as it was declared")
+    if resume is not None and (sets or out or ledger or overwrite or baselines):
+        raise ConfigError(
+            "--resume: takes no --set, --out, --ledger, --overwrite or --baselines; a run goes on as it was declared"
+        )
+    if baselines:
+        sets = [*(f"baselines.{name}=true" for name in ("alone", "pooled", "pooled_private")), *(sets or ())]
     from .progress import print_summary, watch
 
     if recipe is not None and _plays_many(recipe, sets, out, ledger, overwrite):

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ..common.run_folder import CONFIG, METRICS, PROGRESS
-from ..server.report import figures, read_report
+from ..server.report import figures, read_report, sentences
 from .terminal import Terminal
 
 _INTERVAL, _SILENCE = 0.2, 3.0
@@ -73,8 +73,8 @@ def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) 
         if state is None:
             continue
         text = "rounds" if state["stage"] == "training" else state["stage"]
-        if "accuracy" in state:
-            text += f", accuracy {state['accuracy']:.3f}"
+        if "figure" in state:
+            text += ", {} {:.3f}".format(*state["figure"])
         training = state["stage"] == "training"
         under_way = training and state["done"] < state["asked"]
         progress.update(rounds, description=before + text, total=state["rounds"], completed=state["round"] - under_way)
@@ -134,7 +134,7 @@ def _in_words(line: str, folder: Path, title: str) -> str | None:
 
 
 def print_summary(folder: Path) -> None:
-    """The final table: before, after, privacy, and where the report is."""
+    """The final table: before, after, what it says in words, privacy, and where the report is."""
     report = read_report(folder)
     table = Table(title=report["name"], title_justify="left")
     table.add_column("public test set")
@@ -145,6 +145,8 @@ def print_summary(folder: Path) -> None:
         table.add_row(name, f"{before[name]:.4f}", f"{value:.4f}")
     console = Terminal()
     console.print(table)
+    for line in sentences(report):
+        console.print(line)
     privacy = report["privacy"]
     if privacy["mode"] == "none":
         console.print("privacy: none; the server saw every update")

@@ -25,21 +25,22 @@ from ..common.model.backbones import Folders
 from ..common.model.loading import model_of
 from ..common.modes import mode_of
 from ..common.privacy.plan import privacy_plan
-from ..common.types import Adapter, Records, Update
+from ..common.types import Adapter, Update
 from . import checkpoint
 from .callbacks import Callback, EarlyStopping, RunState, Tracking
 from .checkpoint import Checkpoint
 from .deploy.deployment import FAILURE, HOME, ServerFile, registered
 from .distillation import Distillation
-from .evaluation import Evaluation, asked_of, evaluate, read_public, say_cut, say_unknown, subset
+from .evaluation import evaluate, subset
 from .grids import QuickGrid
 from .handshake import handshake, query
 from .ledger_heads import Heads
+from .measured import Figure
 from .record import Recorder
 from .report import write_report
 from .rounds import RoundResult, result_row, run_rounds
 from .start import initial_adapter
-from .written import read_questions
+from .testing import BASELINES, Measured, PublicTest, baseline_facts
 
 app = ServerApp()
 _HEADS = "server.json"
@@ -91,39 +92,32 @@ def run_server(
     folder = config.output
     model = model_of(config, folders)
     distillation = Distillation(config, model) if mode_of(config).TEACHERS else None
-    test = read_public(config, model, config.data.test)
-    validation = read_public(config, model, config.data.validation) if config.data.validation else test
-    for source, records in {config.data.test: test, config.data.validation: validation}.items():
-        if source is not None:
-            say_unknown(model, records, source)
-            say_cut(records, source, model.max_length)
-    questions = read_questions(config, model)
-    tested = asked_of(test, config)
+    test = PublicTest(config, model)
     state = _start_or_continue(
         folder, config, initial_adapter(config, model) if distillation is None else distillation.nothing()
     )
     plan = privacy_plan(config, model.count()[0])
     recorder = Recorder(folder, config.run.rounds, state.history)
 
-    def measured(adapter: Adapter, when: str, number: int) -> dict[str, Any]:
+    def measured(adapter: Adapter, when: str, number: int) -> Measured:
         evaluating, writing = (
             partial(recorder.progress, f"{what} {when}", number) for what in ("evaluating", "writing")
         )
         evaluating()
-        found = _as_json(evaluate(model, adapter, test, tested, evaluating))
-        return found if questions is None else found | questions.asked(adapter, writing)
+        return test.measured(adapter, evaluating, writing)
 
     try:
+        start: Figure | None = None
         if not state.before:
-            start = state.adapter if distillation is None else distillation.student(state.adapter)
-            state.before = measured(start, "before", 0)
+            first = measured(initial_adapter(config, model), "before", 0)
+            state.before, start = first.facts, first.evaluation.figure
         recorder.progress("waiting for sites")
         sites = handshake(grid, config, heads)
-        run = RunState(config, folder, model, plan, state, partial(query, grid, sites))
+        run = RunState(config, folder, model, plan, state, partial(query, grid, sites), test)
         stopping = (EarlyStopping(),) if config.server.patience is not None else ()
         told = _Told([_Seen(heads), *stopping, *callbacks, Tracking(recorder)])
         told.started(run)
-        keeper = _Keeper(run, recorder, heads, told, validation, distillation)
+        keeper = _Keeper(run, recorder, heads, told, distillation)
         run_rounds(
             grid,
             config,
@@ -145,7 +139,13 @@ def run_server(
             state.adapter = distillation.student(state.adapter)
         after = measured(state.adapter, "after", config.run.rounds)
         export_adapter(model, config.model, list(config.data.labels or []), folder / "adapter")
-        write_report(folder, config, model.count(), plan, state, after, found | told.finished(run))
+        found |= told.finished(run)
+        baselines = test.untrained(
+            after.evaluation, lambda: start or test.figure(initial_adapter(config, model))
+        ) | found.get("baselines", dict.fromkeys(BASELINES[2:], "the data stay at the sites"))
+        found["baselines"] = baseline_facts(baselines, after.evaluation.figure)
+        found["calibration"] = test.calibration(after.evaluation, state.adapter)
+        write_report(folder, config, model.count(), plan, state, after.facts, found)
     finally:
         recorder.close()
     _require_change(state)
@@ -211,7 +211,6 @@ class _Keeper:
     recorder: Recorder
     heads: Heads
     callback: Callback
-    validation: Records
     distillation: Distillation | None
     """what the student learns of, where sites train teachers"""
     saved: str = ""
@@ -219,7 +218,7 @@ class _Keeper:
 
     def __post_init__(self) -> None:
         config = self.run.config
-        self.watched = subset(self.validation, config.server.evaluation_limit, config.run.seed)
+        self.watched = subset(self.run.test.watched, config.server.evaluation_limit, config.run.seed)
 
     def charged(self) -> None:
         state, folder = self.run.state, self.run.folder / "checkpoints"
@@ -236,7 +235,7 @@ class _Keeper:
             adapter = self.distillation.student(
                 adapter, lambda what, *done: self.recorder.progress(what, result.round, *done)
             )
-        row = result_row(result) | evaluate(self.run.model, adapter, self.validation, self.watched).metrics
+        row = result_row(result) | evaluate(self.run.model, adapter, self.run.test.watched, self.watched).metrics
         state.history.append(row)
         self.callback.round_done(row)
         self.heads.save()
@@ -250,8 +249,3 @@ def _start_or_continue(folder: Path, config: RunConfig, initial: Adapter) -> Che
         return checkpoint.load_latest(checkpoints, config.digest())
     asked, secure = checkpoint.load_asked(checkpoints), checkpoint.load_secure(checkpoints)
     return Checkpoint(0, config.digest(), initial, asked=asked, secure=secure)
-
-
-def _as_json(evaluation: Evaluation) -> dict[str, Any]:
-    confusion = None if evaluation.confusion is None else evaluation.confusion.tolist()
-    return {**evaluation.metrics, "confusion": confusion}

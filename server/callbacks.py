@@ -4,10 +4,11 @@ Everything that is charged or saved is the loop's; a callback watches (progress,
 keeps something of its own (the best round's adapter).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from ..common.privacy.mechanism import PrivacyPlan
 from ..common.types import Update
 from .checkpoint import Checkpoint
 from .record import Recorder
+
+if TYPE_CHECKING:
+    from .testing import PublicTest
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class RunState:
     """as of the last round that is over; `state.adapter` is the model that the next round starts from"""
     query: Callable[[str], Mapping[str, Mapping[str, Any]]]
     """asks all sites something (e.g. "reveal"): the answers' facts, by site"""
+    test: "PublicTest"
+    """what before and after are measured on"""
 
 
 class Callback:
@@ -62,15 +68,16 @@ class Callback:
 
 
 class EarlyStopping(Callback):
-    """Keeps the adapter of the round with the best validation accuracy (`server.patience`)."""
+    """Keeps the adapter of the round with the best main metric on the validation set (`server.patience`)."""
 
     def started(self, run: RunState) -> None:
-        self._state = run.state
+        self._state, self._measure = run.state, run.model.task.MAIN
 
     def round_done(self, row: dict[str, Any]) -> None:
-        state = self._state
-        best = state.history[state.best_round - 1]["accuracy"] if state.best_round else -1.0
-        if row["accuracy"] > best:
+        state, measure = self._state, self._measure
+        sign = 1.0 if measure.higher else -1.0
+        best = sign * state.history[state.best_round - 1][measure.key] if state.best_round else -math.inf
+        if sign * row[measure.key] > best:
             state.best, state.best_round = {name: array.copy() for name, array in state.adapter.items()}, row["round"]
 
 
@@ -80,9 +87,12 @@ class Tracking(Callback):
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
+    def started(self, run: RunState) -> None:
+        self._measure = run.model.task.MAIN
+
     def replied(self, number: int, done: int, asked: int) -> None:
         self._recorder.progress("training", number, done, asked)
 
     def saved(self, row: dict[str, Any]) -> None:
         self._recorder.row(row)
-        self._recorder.progress("training", row["round"], accuracy=row["accuracy"])
+        self._recorder.progress("training", row["round"], figure=(self._measure.name, row[self._measure.key]))

@@ -12,6 +12,7 @@ from ..common.errors import DataError
 from ..common.model.loading import FineTuneModel
 from ..common.model.reading import unknown_share
 from ..common.types import Adapter, Metrics, Records
+from .measured import Figure
 
 log = logging.getLogger("confide.data")
 
@@ -21,6 +22,9 @@ class Evaluation:
     metrics: Metrics
     confusion: np.ndarray | None
     """(K, K), row: true"""
+    figure: Figure
+    scores: dict[str, np.ndarray]
+    """what the task scored, one entry a record"""
 
 
 def read_public(config: RunConfig, model: FineTuneModel, source: str) -> Records:
@@ -72,8 +76,15 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Metrics of `adapter` on the named records, which are batched by length. progress: told done, of how much."""
-    metrics, confusion = model.task.metrics(_scores(model, adapter, records, indices, progress), model.classes)
-    return Evaluation(metrics, confusion)
+    scores = _scores(model, adapter, records, indices, progress)
+    metrics, confusion = model.task.metrics(scores, model.classes)
+    return Evaluation(metrics, confusion, figure_of(model, scores), scores)
+
+
+def figure_of(model: FineTuneModel, scores: dict[str, np.ndarray]) -> Figure:
+    """What a model with these scores is judged by."""
+    task = model.task
+    return Figure(task.MAIN, task.parts(scores, model.classes), task.main)
 
 
 def record_losses(model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray) -> np.ndarray:

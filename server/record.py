@@ -34,16 +34,16 @@ class Recorder:
                     self._scalars.add_scalar(key, value, row["round"])
 
     def progress(
-        self, stage: str, number: int = 0, done: int = 0, asked: int = 0, accuracy: float | None = None
+        self, stage: str, number: int = 0, done: int = 0, asked: int = 0, figure: tuple[str, float] | None = None
     ) -> None:
-        """What is going on, at most ten times a second while replies come in."""
+        """What is going on, at most ten times a second while replies come in. figure: the main metric, by its name."""
         now = time.monotonic()
         if 0 < done < asked and now - self._last_progress < 0.1:
             return
         self._last_progress = now
         state = {"stage": stage, "round": number, "rounds": self._rounds, "done": done, "asked": asked}
-        if accuracy is not None:
-            state["accuracy"] = accuracy
+        if figure is not None:
+            state["figure"] = figure
         write_progress(self._folder, state)
 
     def close(self) -> None:

@@ -4,14 +4,14 @@ evaluation needs (canaries, attacks).
 Thin: a process that runs sites loads nothing of the server's, and the other way round.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from ..client.handlers import ACTIONS, handle
+from ..client.handlers import ACTIONS, Host, handle
 from ..common.config.run import RunConfig
 
 if TYPE_CHECKING:
@@ -19,20 +19,30 @@ if TYPE_CHECKING:
 
     from ..server.callbacks import Callback
 
-client = ClientApp()
 server = ServerApp()
 
 
-def _answered(message: Message, context: Context) -> Message:
+def client_app(host: Callable[[dict, int, RecordDict], Host]) -> ClientApp:
+    """host: of a run-config, a site's number and its state, who answers."""
+    app = ClientApp()
+
+    def answered(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        return handle(message, host(dict(context.run_config), number, context.state))
+
+    for action in ACTIONS:
+        app.query(action)(answered)
+    app.train()(answered)
+    return app
+
+
+def _simulated(run_config: dict, number: int, state: RecordDict) -> Host:
     from .sites import SimulatedHost
 
-    number = int(context.node_config["partition-id"])
-    return handle(message, SimulatedHost(dict(context.run_config), number, context.state))
+    return SimulatedHost(run_config, number, state)
 
 
-for _action in ACTIONS:
-    client.query(_action)(_answered)
-client.train()(_answered)
+client = client_app(_simulated)
 
 
 @server.main()
@@ -45,9 +55,10 @@ def play(grid: Grid, config: RunConfig, given: Sequence["Callback"] = (), strate
     """The server of a simulation, on any engine. given: callbacks of the caller. Raises as `run_server`."""
     from ..server.app import run_server, simulated_heads
     from .attacks.report import AttackReport
+    from .baselines import Baselines
     from .canaries import CanaryAudit
 
-    callbacks = list(given)
+    callbacks = [*given, Baselines()]
     if config.audit.planted:
         callbacks.append(CanaryAudit())
     if config.attack.kind is not None:

@@ -35,6 +35,23 @@ class EvaluationSection(Section, frozen=True):
     log-probabilities added up"""
 
 
+class BaselinesSection(Section, frozen=True):
+    """What a finished simulation is compared with, on the same test records; each is trained like the run, and costs
+    about as much. In a deployment none is measured, since the data stay at the sites."""
+
+    alone: bool = False
+    """each site trains on its own records and nobody else's, with the same ε for a record or a person, and all of the
+    noise its own"""
+    pooled: bool = False
+    """all records in one place, without privacy: as many steps, each on as many records as a step of the run expects"""
+    pooled_private: bool = False
+    """all records in one place, with central DP-SGD at the same ε"""
+
+    @property
+    def asked(self) -> bool:
+        return self.alone or self.pooled or self.pooled_private
+
+
 class AuditSection(Section, frozen=True):
     canaries: Annotated[int, Field(ge=0)] = 0
     """gradient canaries among all sites' records, each in with probability ½, added after the clip and scored on the

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..modes import mode_of
 from ..secagg.params import Parameters
 from .byzantine import default_byzantine, most_byzantine
-from .probes import AttackSection, AuditSection, EvaluationSection
+from .probes import AttackSection, AuditSection, BaselinesSection, EvaluationSection
 from .rules import check_combinations
 from .section import PathText, Positive, PositiveFloat, Section, assign, override, read_toml
 from .tables import (
@@ -50,6 +50,7 @@ class RunConfig(Section, frozen=True):
     engine: EngineSection = EngineSection()
     distill: DistillSection = DistillSection()
     evaluation: EvaluationSection = EvaluationSection()
+    baselines: BaselinesSection = BaselinesSection()
     audit: AuditSection = AuditSection()
     attack: AttackSection = AttackSection()
 

@@ -3,23 +3,29 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from ..types import Rows
+from ..errors import ModelError
+from ..types import Records, Rows
 from .loading import FineTuneModel
 
-_BATCH = 64
 
+def zero_shot(model: FineTuneModel, records: Records, which: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """(n,) the class whose embedding is nearest by cosine, of the backbone as it was published.
 
-def zero_shot(model: FineTuneModel, rows: Rows, classes: Sequence[str]) -> np.ndarray:
-    """(N,) the class whose embedding is nearest by cosine, of the backbone as it was published.
-
-    classes: a text for each class, in the order of the run's labels; `as_text` makes one of a name. Raises ModelError
-    for a model that gives no one vector a record.
+    which: (n,) numbers of records. classes: a text for each class, in the order of the run's labels; `as_text` makes
+    one of a name. Raises ModelError for a model that gives no one vector a record.
     """
-    texts = embeddings(model, rows.text)
-    names = embeddings(model, list(classes))
-    return (texts @ names.T).argmax(1)
+    return (directions(model, records, which) @ embeddings(model, list(classes)).T).argmax(1)
+
+
+def nearest_centroid(
+    model: FineTuneModel, records: Records, which: np.ndarray, known: Records, classes: int
+) -> np.ndarray:
+    """(n,) the class whose mean embedding is nearest by cosine. known: public records whose classes are `targets`.
+    Raises ModelError as `zero_shot`."""
+    vectors = directions(model, known, np.arange(len(known)))
+    centroids = np.stack([vectors[known.targets == label].sum(0) for label in range(classes)])
+    return (directions(model, records, which) @ _unit(centroids).T).argmax(1)
 
 
 def as_text(name: str) -> str:
@@ -27,11 +33,21 @@ def as_text(name: str) -> str:
     return name.replace("_", " ").replace("-", " ").strip()
 
 
-@torch.no_grad()
 def embeddings(model: FineTuneModel, texts: list[str]) -> np.ndarray:
-    """(N, h) of unit length; LoRA starts as nothing, so the initial adapter leaves the backbone as it was."""
-    model.set(model.initial)
+    """(N, h) of unit length."""
     records = model.encode(Rows("texts", texts, labels=np.zeros(len(texts), dtype=np.int64)))
-    parts, back = records.by_length(np.arange(len(records)), _BATCH)
-    vectors = np.concatenate([model.represent(model.batch(records, part)).cpu().numpy() for part in parts])[back]
+    return directions(model, records, np.arange(len(records)))
+
+
+def directions(model: FineTuneModel, records: Records, which: np.ndarray) -> np.ndarray:
+    """(n, F) of unit length; LoRA starts as nothing, so the initial adapter leaves the backbone as it was."""
+    if not model.pools:
+        raise ModelError("the head reads whole texts, not one vector each; set model.pooling to mean, first or last")
+    if records.features is not None:
+        return _unit(records.features[which])
+    model.set(model.initial)
+    return _unit(model.features(records, which))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)

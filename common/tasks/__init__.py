@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,20 @@ from ..types import IGNORED, Metrics, Reads, Records, Rows
 Export = Literal["logits", "text"] | None
 """what a finished model is asked for: logits of one pass, which a variant on onnxruntime gives, too; the text that
 follows; None: nothing"""
-ACCURACY = ("accuracy", "accuracy")
+
+
+class Main(NamedTuple):
+    """The metric that a model is judged by."""
+
+    name: str
+    """in words"""
+    key: str
+    """in `Task.metrics`"""
+    higher: bool = True
+    """whether more of it is better"""
+
+
+ACCURACY, LOSS = Main("accuracy", "accuracy"), Main("loss", "loss", higher=False)
 _UNREAD = ("pooler", "contact_head", "head")
 """what makes another answer of a backbone's last vectors: of a BERT, an ESM, a SigLIP tower"""
 Batch = dict[str, torch.Tensor]
@@ -55,8 +68,7 @@ class Task(Protocol):
     EXPORT: Export
     PIPELINE: str | None
     """of the hub, which `pipeline_tag` names; None: it has none for this"""
-    MAIN: tuple[str, str]
-    """the metric that a model is judged by: in words, and its key in `metrics`"""
+    MAIN: Main
 
     def build(self, path: str, model: ModelSection, classes: int) -> nn.Module:
         """The base model with its head.
@@ -83,6 +95,18 @@ class Task(Protocol):
 
     def metrics(self, scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
         """Metrics of all scores, and the (K, K) confusion matrix (row: true) where there is one."""
+        ...
+
+    def parts(self, scores: dict[str, np.ndarray], classes: int) -> np.ndarray:
+        """(N, S) float64: of each record, the numbers that `MAIN` is a function of once they are added up."""
+        ...
+
+    def main(self, sums: np.ndarray) -> np.ndarray:
+        """`MAIN` of sums (…, S) of `parts`: of all records what `metrics` says, of a resample its own."""
+        ...
+
+    def constant(self, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        """The scores of the best answer that is the same for every record; None where there is none."""
         ...
 
 
@@ -183,6 +207,27 @@ def token_score(losses: torch.Tensor, hits: torch.Tensor, wanted: torch.Tensor) 
         "hits": hits.sum(1).cpu().numpy(),
         "tokens": (wanted != IGNORED).sum(1).cpu().numpy(),
     }
+
+
+def mean_of(sums: np.ndarray) -> np.ndarray:
+    """`Task.main` of parts that are a value and how much it counts."""
+    return sums[..., 0] / np.maximum(sums[..., 1], 1)
+
+
+def loss_parts(scores: dict[str, np.ndarray], classes: int) -> np.ndarray:
+    """(N, 2) for `mean_of`: the loss of each record."""
+    return np.stack([scores["loss"], np.ones(len(scores["loss"]))], axis=1).astype(np.float64)
+
+
+def f1_of(hits: np.ndarray, occurrences: np.ndarray) -> np.ndarray:
+    """(…, K) → (…): the mean F1 = 2·hits / (true + predicted) of the classes that occur in either; 1 without any."""
+    there = occurrences > 0
+    f1 = np.where(there, 2 * hits / np.maximum(occurrences, 1), 0.0).sum(-1)
+    return np.where(there.any(-1), f1 / np.maximum(there.sum(-1), 1), 1.0)
+
+
+def no_constant(scores: dict[str, np.ndarray]) -> None:
+    """`Task.constant` where no one answer suits all records."""
 
 
 def token_metrics(scores: dict[str, np.ndarray]) -> Metrics:

@@ -16,11 +16,25 @@ from ..data.chat_template import Encoded, encode_conversations, shortened
 from ..model.output import base_of, compared, decoded, ends_apart, guessed, note_end
 from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, beginnings, inputs_of, ragged, read_by, record_means, token_metrics, token_score
+from . import (
+    LOSS,
+    Batch,
+    beginnings,
+    inputs_of,
+    loss_parts,
+    mean_of,
+    no_constant,
+    ragged,
+    read_by,
+    record_means,
+    token_metrics,
+    token_score,
+)
 
 HEAD: list[str] = []
 CLASSES, VARIANTS, READS = False, 1, Reads(label=None, turns=True)
-EXPORT, PIPELINE, MAIN = "text", "text-generation", ACCURACY
+EXPORT, PIPELINE, MAIN = "text", "text-generation", LOSS
+parts, main, constant = loss_parts, mean_of, no_constant
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:

@@ -22,10 +22,13 @@ from ..model.output import base_of, compared, decoded, ends_apart, guessed, note
 from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import (
-    ACCURACY,
+    LOSS,
     Batch,
     inputs_of,
     load_backbone,
+    loss_parts,
+    mean_of,
+    no_constant,
     ragged,
     record_means,
     subword_ids,
@@ -36,7 +39,8 @@ from . import (
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = False, 4, Reads(label=None)
-EXPORT, PIPELINE, MAIN = None, "fill-mask", ACCURACY
+EXPORT, PIPELINE, MAIN = None, "fill-mask", LOSS
+parts, main, constant = loss_parts, mean_of, no_constant
 _HIDDEN, _AS_MASK, _AS_OTHER = 0.15, 0.8, 0.1
 """share of tokens that are guessed; of these, replaced by the mask, and by another token"""
 

@@ -13,11 +13,11 @@ from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
 from ..model.weights import read_weights
 from ..types import Metrics, Reads, Records, Rows
-from . import Batch, inputs_of, load_backbone, texts
+from . import Batch, Main, f1_of, inputs_of, load_backbone, texts
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = True, 1, Reads(label="classes")
-EXPORT, PIPELINE, MAIN = "logits", "text-classification", ("macro F1", "macro_f1")
+EXPORT, PIPELINE, MAIN = "logits", "text-classification", Main("macro F1", "macro_f1")
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
@@ -61,10 +61,25 @@ def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.nd
     of all decisions together; accuracy: records whose classes are all right."""
     predicted, true = scores["predicted"].astype(bool), scores["true"].astype(bool)  # (N, K)
     hits, occurrences = (predicted & true).sum(0), predicted.sum(0) + true.sum(0)
-    there = occurrences > 0
     return {
         "accuracy": float((predicted == true).all(1).mean()),
-        "macro_f1": float((2 * hits[there] / occurrences[there]).mean()) if there.any() else 1.0,
-        "micro_f1": float(2 * hits.sum() / occurrences.sum()) if there.any() else 1.0,
+        "macro_f1": float(f1_of(hits, occurrences)),
+        "micro_f1": float(2 * hits.sum() / occurrences.sum()) if occurrences.any() else 1.0,
         "loss": float(scores["loss"].mean()),
     }, None
+
+
+def parts(scores: dict[str, np.ndarray], classes: int) -> np.ndarray:
+    """(N, 2·K): hits of each class, and how often it is true or predicted."""
+    predicted, true = scores["predicted"].astype(bool), scores["true"].astype(bool)
+    return np.concatenate([predicted & true, predicted.astype(int) + true], axis=1).astype(np.float64)
+
+
+def main(sums: np.ndarray) -> np.ndarray:
+    hits, occurrences = np.split(sums, 2, axis=-1)
+    return f1_of(hits, occurrences)
+
+
+def constant(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All classes for every record, which no other constant answer beats in macro F1."""
+    return {**scores, "predicted": np.ones_like(scores["true"])}

@@ -20,14 +20,15 @@ from peft import PeftModel
 from torch import nn
 
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, beginnings, ragged, read_by
+from . import ACCURACY, Batch, beginnings, mean_of, no_constant, ragged, read_by
 from .causal_lm import build, next_tokens
 
-__all__ = ["build", "encode", "metrics", "record_losses", "score", "targets"]
+__all__ = ["build", "constant", "encode", "main", "metrics", "parts", "record_losses", "score", "targets"]
 
 HEAD: list[str] = []
 CLASSES, VARIANTS, READS = False, 1, Reads(label=None, pairs=True)
 EXPORT, PIPELINE, MAIN = "text", "text-generation", ACCURACY
+main, constant = mean_of, no_constant
 
 
 def encode(rows: Rows, tokenizer, max_length: int, variant: int = 0) -> Records:
@@ -123,7 +124,13 @@ def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.nd
     margin: its mean."""
     margins = scores["margin"]
     return {
-        "accuracy": float(((margins > 0) + 0.5 * (margins == 0)).mean()),
+        "accuracy": float(parts(scores, classes)[:, 0].mean()),
         "margin": float(margins.mean()),
         "loss": float(scores["loss"].mean()),
     }, None
+
+
+def parts(scores: dict[str, np.ndarray], classes: int) -> np.ndarray:
+    """(N, 2): 1 for a positive margin, ½ for one of exactly 0, and 1."""
+    margins = scores["margin"]
+    return np.stack([(margins > 0) + 0.5 * (margins == 0), np.ones(len(margins))], axis=1)

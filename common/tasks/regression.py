@@ -13,11 +13,11 @@ from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
 from ..model.weights import read_weights
 from ..types import Metrics, Reads, Records, Rows
-from . import Batch, inputs_of, load_backbone, texts
+from . import Batch, Main, inputs_of, load_backbone, texts
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = False, 1, Reads(label="number")
-EXPORT, PIPELINE, MAIN = "logits", "text-classification", ("R²", "r2")
+EXPORT, PIPELINE, MAIN = "logits", "text-classification", Main("R²", "r2")
 CLOSE = 0.5
 """standard deviations within which a guess counts as right, for `accuracy`"""
 
@@ -75,3 +75,20 @@ def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.nd
         "mae": float(np.abs(wrong).mean()),
         "loss": float(scores["loss"].mean()),
     }, None
+
+
+def parts(scores: dict[str, np.ndarray], classes: int) -> np.ndarray:
+    """(N, 4): squared error, the number, its square, and 1."""
+    predicted, true = scores["predicted"].astype(np.float64), scores["true"].astype(np.float64)
+    return np.stack([(predicted - true) ** 2, true, true**2, np.ones(len(true))], axis=1)
+
+
+def main(sums: np.ndarray) -> np.ndarray:
+    wrong, total, squares, count = np.moveaxis(sums, -1, 0)
+    spread = squares - total**2 / np.maximum(count, 1)
+    return np.where(spread > 0, 1 - wrong / np.where(spread > 0, spread, 1.0), 0.0)
+
+
+def constant(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The mean."""
+    return {**scores, "predicted": np.full_like(scores["true"], scores["true"].mean())}

@@ -10,7 +10,7 @@ from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
 from ..model.weights import read_weights
 from ..types import Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, inputs_of, load_backbone, texts
+from . import ACCURACY, Batch, inputs_of, load_backbone, mean_of, texts
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = True, 1, Reads()
@@ -18,6 +18,7 @@ EXPORT, PIPELINE, MAIN = "logits", "text-classification", ACCURACY
 SEVERAL = "multi-label-classification"
 """the task in place of this one where rows have lists of classes"""
 _BINS = 15
+main = mean_of
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
@@ -66,6 +67,16 @@ def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.nd
         "worst_class": float((hits[there] / confusion.sum(1)[there]).min()),
         "calibration_error": calibration_error(scores["probabilities"], scores["true"]),
     }, confusion
+
+
+def parts(scores: dict[str, np.ndarray], classes: int) -> np.ndarray:
+    """(N, 2): right or not, and 1."""
+    return np.stack([scores["predicted"] == scores["true"], np.ones(len(scores["true"]))], axis=1).astype(np.float64)
+
+
+def constant(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The class that most records have."""
+    return {**scores, "predicted": np.full_like(scores["true"], np.bincount(scores["true"]).argmax())}
 
 
 def calibration_error(probabilities: np.ndarray, true: np.ndarray) -> float:

@@ -15,11 +15,12 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from ..config.tables import ModelSection
 from ..data.words import with_blanks, word_numbers
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import Batch, load_backbone, ragged, read_by, token_losses, token_targets, was_cut
+from . import Batch, Main, load_backbone, no_constant, ragged, read_by, token_losses, token_targets, was_cut
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(label="tags")
-EXPORT, PIPELINE, MAIN = "logits", "token-classification", ("span F1", "span_f1")
+EXPORT, PIPELINE, MAIN = "logits", "token-classification", Main("span F1", "span_f1")
+constant = no_constant  # without entities the F1 is 0
 
 
 class WordClassifier(nn.Module):
@@ -95,14 +96,9 @@ def _ragged(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.ndarray | None]:
     """accuracy over words; precision, recall and F1 over spans: right only with the same borders and type."""
-    words = hits = right = found = there = 0
-    for predicted, true in zip(scores["predicted"], scores["true"], strict=True):
-        words += len(true)
-        hits += int((predicted == true).sum())
-        guessed, wanted = spans(predicted, classes), spans(true, classes)
-        right += len(guessed & wanted)
-        found += len(guessed)
-        there += len(wanted)
+    words = sum(map(len, scores["true"]))
+    hits = sum(int((p == t).sum()) for p, t in zip(scores["predicted"], scores["true"], strict=True))
+    right, found, there = parts(scores, classes).sum(0).tolist()
     precision, recall = right / found if found else 0.0, right / there if there else 0.0
     return {
         "accuracy": hits / max(1, words),
@@ -111,6 +107,20 @@ def metrics(scores: dict[str, np.ndarray], classes: int) -> tuple[Metrics, np.nd
         "span_recall": recall,
         "loss": float(scores["loss"].mean()),
     }, None
+
+
+def parts(scores: dict[str, np.ndarray], classes: int) -> np.ndarray:
+    """(N, 3): spans that are right, that were found, and that are there."""
+    counts = np.zeros((len(scores["true"]), 3))
+    for row, predicted, true in zip(counts, scores["predicted"], scores["true"], strict=True):
+        guessed, wanted = spans(predicted, classes), spans(true, classes)
+        row[:] = len(guessed & wanted), len(guessed), len(wanted)
+    return counts
+
+
+def main(sums: np.ndarray) -> np.ndarray:
+    right, found, there = np.moveaxis(sums, -1, 0)
+    return 2 * right / np.maximum(found + there, 1)
 
 
 def spans(tags: np.ndarray, classes: int) -> set[tuple[int, int, int]]:

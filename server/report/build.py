@@ -19,7 +19,7 @@ from ...common.privacy.mechanism import PrivacyPlan
 from ...common.privacy.plan import declared_steps
 from ..checkpoint import Checkpoint
 from ..start import start_facts
-from .facts import NoPrivacy, Partition, Privacy, Report, Spent, Taken
+from .facts import Metrics, NoPrivacy, Partition, Privacy, Report, Spent, Taken
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "flwr", "datasets", "numpy", "randomgen")
@@ -42,8 +42,8 @@ def build_report(
     """count: trained numbers and numbers in all. after: the evaluation of the final adapter, with its
     `confusion` and `texts`.
 
-    found: audit: what canaries showed, None where none were planted; attack: what Byzantine sites achieved;
-    distillation: the teachers, and what they answered.
+    found: baselines: what else was compared; audit: what canaries showed, None where none were planted; attack: what
+    Byzantine sites achieved; distillation: the teachers, and what they answered.
     partition: `labels` and `counts` (client × label) of a simulation; None in a deployment, where nobody may know.
     """
     metrics = {"before": dict(state.before), "after": dict(after)}
@@ -56,11 +56,13 @@ def build_report(
         "audit": found.get("audit"),
         "attack": found.get("attack"),
         "distillation": found.get("distillation"),
+        "baselines": found["baselines"],
+        "calibration": found.get("calibration"),
         "schema": SCHEMA,
         "name": config.run.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "before": metrics["before"],
-        "after": metrics["after"],
+        "before": cast(Metrics, metrics["before"]),
+        "after": cast(Metrics, metrics["after"]),
         "privacy": privacy,
         "rounds": state.history,
         "best_round": state.best_round or None,

@@ -5,7 +5,7 @@ They are a contract (docs/reference/run-folder.md). What other commands add (aud
 
 from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 
 class Spent(TypedDict):
@@ -96,18 +96,69 @@ class Partition(TypedDict):
     """client × label"""
 
 
+class Interval(TypedDict):
+    value: float
+    low: float
+    high: float
+
+
+class MainFigure(Interval):
+    """What the task judges a model by, with a 95 % interval."""
+
+    name: str
+    """in words"""
+    key: str
+    """in the metrics beside it"""
+    higher: bool
+    """whether more of it is better"""
+    records: int
+
+
+class Metrics(TypedDict):
+    """And every other metric by its name; of a language model that answers prompts also `generation` and `answers`,
+    metrics in parts."""
+
+    main: MainFigure
+
+
+class Compared(TypedDict):
+    """What something else reaches on the same test records."""
+
+    value: float
+    """of several sites the mean"""
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    sites: NotRequired[list[float] | None]
+    """in place of an interval: each site's"""
+    how: str
+    gain: Interval
+    """the run's own figure less this one"""
+
+
+class Baselines(TypedDict):
+    """None: not measured."""
+
+    majority: Compared | None
+    zero_shot: Compared | None
+    alone: Compared | None
+    pooled: Compared | None
+    pooled_private: Compared | None
+    not_measured: dict[str, str]
+    """why"""
+
+
 class Report(TypedDict):
     schema: int
     name: str
     finished: str
-    before: dict[str, Any]
-    """metrics; of a language model that answers prompts also `generation` and `answers`, metrics in parts"""
-    after: dict[str, Any]
+    before: Metrics
+    after: Metrics
     privacy: Privacy | NoPrivacy
     rounds: list[dict[str, Any]]
     """`RoundResult`, and the metrics of the evaluation after it"""
     best_round: int | None
     model: Model
+    baselines: Baselines
     confusion: dict[str, list[list[int]] | None]
     """before, after"""
     generations: list[dict[str, str]]
@@ -117,6 +168,8 @@ class Report(TypedDict):
     config: dict[str, Any]
     audit: dict[str, Any] | None
     """this and the following: None where nobody asked for it"""
+    calibration: dict[str, Any] | None
+    """the temperature that fits the validation set, and the calibration error on the test set with it"""
     attack: dict[str, Any] | None
     distillation: dict[str, Any] | None
     robustness: dict[str, Any] | None
@@ -131,6 +184,8 @@ def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The measured numbers of `before` or `after` by name, those of a part as "part: name"."""
     found: dict[str, float] = {}
     for name, value in metrics.items():
+        if name == "main":  # one of the others once more
+            continue
         inner = {f"{name}: {key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
         found |= {key: one for key, one in inner.items() if isinstance(one, float)}
     return found

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from ...common.privacy.audit import largest_rate
 from ...common.privacy.mechanism import PrivacyPlan
 from .facts import NoPrivacy, Partition, Privacy, Report
+from .verdict import NAMES, SHARES
 
 _INK, _ACCENT, _SECOND, _SOFT = "#1f2933", "#0b6e99", "#c2410c", "#9aa5b1"
 _MAX_TICKS = 24
@@ -36,15 +37,41 @@ def _png(figure: Figure) -> bytes:
 
 
 def accuracy(report: Report) -> bytes:
-    """Accuracy per round on the validation rows, before and after on the test set."""
+    """The main metric per round on the validation rows, before and after on the test set with its interval."""
     figure, axes = _figure()
-    rounds = [row["round"] for row in report["rounds"]]
-    axes.plot(rounds, [row["accuracy"] for row in report["rounds"]], color=_ACCENT, label="each round (validation)")
-    last = rounds[-1] if rounds else 1
-    axes.plot([0], [report["before"]["accuracy"]], "o", color=_SECOND, label="before and after (test)")
-    axes.plot([last], [report["after"]["accuracy"]], "o", color=_SECOND)
-    axes.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    rounds, main = [row["round"] for row in report["rounds"]], report["after"]["main"]
+    looked_at = "validation" if report["config"]["data"].get("validation") else "rows of the test set"
+    axes.plot(rounds, [row[main["key"]] for row in report["rounds"]], color=_ACCENT, label=f"each round ({looked_at})")
+    places = [(0, report["before"]["main"]), (rounds[-1] if rounds else 1, main)]
+    values = [found["value"] for _, found in places]
+    spread = [[found["value"] - found["low"], found["high"] - found["value"]] for _, found in places]
+    ends, errors = [place for place, _ in places], np.maximum(np.transpose(spread), 0)
+    axes.errorbar(ends, values, yerr=errors, fmt="o", capsize=3, color=_SECOND, label="before and after (test)")
+    axes.set(xlabel="round", ylabel=main["name"])
+    if main["key"] in SHARES:
+        axes.set(ylim=(0, 1))
+    axes.legend(fontsize=8, frameon=False, loc="best")
+    return _png(figure)
+
+
+def compared(report: Report) -> bytes:
+    """The main metric of the run and of what it is compared with, with 95 % intervals; of sites alone each one's, and
+    their mean."""
+    main = report["after"]["main"]
+    rows = [(NAMES[name], found) for name in NAMES if (found := report["baselines"][name]) is not None]
+    rows.append(("this run", main))
+    figure, axes = _figure(6.4, 1.0 + 0.36 * len(rows))
+    for place, (name, found) in enumerate(rows):
+        color = _ACCENT if name == "this run" else _INK
+        if "sites" in found:
+            axes.plot(found["sites"], [place] * len(found["sites"]), "|", color=_SOFT, markersize=11)
+        else:
+            axes.hlines(place, found["low"], found["high"], color=color, linewidth=1.6)
+        axes.plot([found["value"]], [place], "o", color=color)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.xaxis.set_major_locator(MaxNLocator())
+    axes.set(xlabel=f"{main['name']} on the public test set" + ("" if main["higher"] else " (less is better)"))
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     return _png(figure)
 
 

@@ -17,7 +17,7 @@ from ...common.privacy.audit import CANARY_KINDS
 from ...common.privacy.mechanism import PrivacyPlan
 from ...common.whole import write_whole
 from ..checkpoint import Checkpoint
-from . import plots
+from . import plots, verdict
 from .build import SCHEMA, build_report
 from .facts import Partition, Report, figures, misfit
 
@@ -85,7 +85,7 @@ def write_pair(folder: Path, report: Mapping[str, Any], html: str) -> None:
 
 def render_html(report: Report) -> str:
     """One page, images inside."""
-    images = [("Accuracy", "accuracy", plots.accuracy(report))]
+    images = [("By round", "accuracy", plots.accuracy(report)), ("Compared", "compared", plots.compared(report))]
     privacy = report["privacy"]
     if privacy["mode"] != "none":
         images.append(("Privacy spent", "epsilon", plots.epsilon(privacy, report["config"]["run"]["rounds"])))
@@ -112,6 +112,9 @@ def render_html(report: Report) -> str:
         "template.html",
         images,
         report=report,
+        verdict=verdict.sentences(report),
+        compared=_compared(report),
+        told=verdict.told,
         measured={when: figures(report[when]) for when in ("before", "after")},
         audit_kinds=plots.AUDIT_KINDS,
         canary_kinds=CANARY_KINDS,
@@ -120,6 +123,29 @@ def render_html(report: Report) -> str:
         configuration=tomli_w.dumps(report["config"]),
         failures=[(row["round"], failure) for row in report["rounds"] for failure in _failures(row)],
     )
+
+
+def _compared(report: Report) -> list[dict[str, Any]]:
+    """Rows of the table of comparisons: name, how, value, low, high, gain in words; of what was not measured, why."""
+    main, found, rows = report["after"]["main"], report["baselines"], []
+    for name, title in verdict.NAMES.items():
+        if (one := found[name]) is None:
+            rows.append({"name": title, "missing": found["not_measured"].get(name, "")})
+            continue
+        better, words, certain = verdict.difference(main, one["gain"])
+        gain = f"{'+' if better >= 0 else '−'}{words}{'' if certain else ' (cannot be told from 0)'}"
+        low, high = (one["low"], one["high"]) if "low" in one else (min(one["sites"]), max(one["sites"]))
+        interval = f"{verdict.told(main, low)} to {verdict.told(main, high)}"
+        rows.append(
+            {
+                "name": title,
+                "how": one["how"],
+                "value": verdict.told(main, one["value"]),
+                "interval": interval if "low" in one else f"sites: {interval}",
+                "gain": gain,
+            }
+        )
+    return rows
 
 
 def render(template: str, images: list[tuple[str, str, bytes]], **facts: Any) -> str:

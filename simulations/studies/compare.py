@@ -76,9 +76,11 @@ def _without_training(config: RunConfig, section: CompareSection, seed: int) -> 
     labels = list(resolved.data.labels or [])
     if unknown := [name for name in section.names if name not in labels]:
         raise ConfigError(f"compare.names: '{unknown[0]}' received; allowed: {', '.join(labels[:10])}")
-    rows = model.rows(resolved.data.test, resolved.data)
-    predicted = zero_shot(model, rows, [section.names.get(name, as_text(name)) for name in labels])
-    accuracy = float((predicted == np.asarray(rows.labels)).mean())
+    records = model.encode(model.rows(resolved.data.test, resolved.data))
+    predicted = zero_shot(
+        model, records, np.arange(len(records)), [section.names.get(name, as_text(name)) for name in labels]
+    )
+    accuracy = float((predicted == records.targets).mean())
     nothing = {"before": accuracy, "trained": 0, "total": model.count()[1], "kilobytes": 0.0, "seconds": 0.0}
     return {"way": ZERO_SHOT, "seed": seed, "accuracy": accuracy, **nothing, "epsilon": None, "rounds": []}
 

@@ -18,12 +18,18 @@ PRIVACY = {
     "statement": "none",
     "sites": [{"site": "site-1", "rounds": 1, "steps": 1}],
 }
+MAIN = {"name": "accuracy", "key": "accuracy", "higher": True, "value": 0.5, "low": 0, "high": 1, "records": 2}
 REPORT: dict[str, Any] = {
     "schema": 1,
     "name": "tiny",
     "finished": "2026",
-    "before": {"accuracy": 0.5},
-    "after": {"accuracy": 1},
+    "before": {"accuracy": 0.5, "main": {**MAIN}},
+    "after": {"accuracy": 1, "main": MAIN},
+    "baselines": {
+        **dict.fromkeys(("zero_shot", "alone", "pooled", "pooled_private")),
+        "majority": {"value": 0.5, "low": 0.4, "high": 0.6, "how": "", "gain": {"value": 0.5, "low": 0.1, "high": 0.6}},
+        "not_measured": {"alone": "not asked for"},
+    },
     "privacy": PRIVACY,
     "rounds": [{"round": 1}],
     "model": {
@@ -59,6 +65,8 @@ def test_a_report_as_confide_writes_it_fits() -> None:
         ("confusion", {"before": "x"}, "'confusion.before'"),
         ("partition", {"labels": []}, "'partition.counts'"),
         ("name", 3, "'name'"),
+        ("after.main.low", "0", "'after.main.low'"),
+        ("baselines.majority.gain", 0.5, "'baselines.majority"),
     ],
 )
 def test_what_does_not_fit_is_named(key: str, value: object, told: str) -> None:

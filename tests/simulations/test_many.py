@@ -119,7 +119,7 @@ def test_zero_shot_finds_the_class_whose_name_is_the_text(make_config) -> None:
     model = model_of(resolve(make_config()))
     names = ["the good film", "a dark story", "quite lovely"]
     rows = Rows("test", [names[2], names[0], names[1]], labels=np.zeros(3, dtype=np.int64))
-    np.testing.assert_array_equal(zero_shot(model, rows, names), [2, 0, 1])
+    np.testing.assert_array_equal(zero_shot(model, model.encode(rows), np.arange(3), names), [2, 0, 1])
     np.testing.assert_allclose(np.linalg.norm(embeddings(model, names), axis=1), 1, rtol=1e-5)
     assert as_text("card_arrival-late ") == "card arrival late"
 

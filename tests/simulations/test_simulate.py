@@ -47,7 +47,7 @@ def test_a_run_learns_and_leaves_what_the_design_names(make_config) -> None:
     report = report_of(folder)
     assert report["after"]["accuracy"] > 0.8 > report["before"]["accuracy"] + 0.2
     names = {"accuracy", "macro_f1", "loss", "worst_class", "calibration_error"}
-    assert report["before"].keys() == report["after"].keys() == names
+    assert report["before"].keys() == report["after"].keys() == {*names, "main"}
     privacy = report["privacy"]
     assert (privacy["mode"], privacy["epsilon_spent"], privacy["noise_multiplier"]) == ("none", None, None)
     row = report["rounds"][-1]

@@ -1,0 +1,122 @@
+"""What a run answers, in sentences that may be quoted: was it worth joining, and may the figure be believed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SHARES = ("accuracy", "macro_f1", "span_f1")
+"""metrics between 0 and 1, which are told in percent"""
+_UNEVEN, _APART, _UNCALIBRATED = 0.6, 0.05, 0.1
+"""share of the largest class, and accuracy above macro F1, from where accuracy misleads; calibration error likewise"""
+
+_DISTANCE = "Distance gains", "Distance costs"
+NAMES = {
+    "majority": "the same answer for everybody",
+    "zero_shot": "no training",
+    "alone": "each site alone",
+    "pooled": "all data in one place, without privacy",
+    "pooled_private": "all data in one place, at the same ε",
+}
+"""of what a run is compared with"""
+
+
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """The figure, then how it compares, then what to be careful about."""
+    found = [_figure(report["after"]["main"]), *_joining(report)]
+    return found + warnings(report)
+
+
+def _figure(main: Mapping[str, Any]) -> str:
+    low, high = (told(main, main[key]) for key in ("low", "high"))
+    name, value = f"{main['name'][0].upper()}{main['name'][1:]}", told(main, main["value"])
+    return (
+        f"{name} is {value} on {main['records']:,} public test records (95 % interval {low} to {high}, for the draw of "
+        "these records)."
+    )
+
+
+def told(main: Mapping[str, Any], value: float) -> str:
+    """A value of the main metric, as people say it."""
+    return f"{100 * value:.1f} %" if main["key"] in SHARES else f"{value:.3f}"
+
+
+def difference(main: Mapping[str, Any], gain: Mapping[str, float]) -> tuple[float, str, bool]:
+    """How much better the run is (worse: below 0), that in words without its sign, and whether it is surely not 0."""
+    better = gain["value"] if main["higher"] else -gain["value"]
+    half = (gain["high"] - gain["low"]) / 2
+    points = main["key"] in SHARES
+    words = f"{100 * abs(better):.1f} ± {100 * half:.1f} points" if points else f"{abs(better):.3f} ± {half:.3f}"
+    return better, words, not gain["low"] <= 0 <= gain["high"]
+
+
+def _joining(report: Mapping[str, Any]) -> list[str]:
+    main, found = report["after"]["main"], report["baselines"]
+    private = report["privacy"]["mode"] != "none"
+    clauses = {
+        "alone": (
+            "Joining gains",
+            "Joining costs",
+            f"training alone {'at the same ε' if private else 'without privacy'}",
+        ),
+        "pooled": (
+            *(("Privacy and distance gain", "Privacy and distance cost") if private else _DISTANCE),
+            "all data in one place without privacy",
+        ),
+        "pooled_private": (*_DISTANCE, "all data in one place at the same ε"),
+    }
+    told_of = []
+    for name, (gains, costs, other) in clauses.items():
+        if found[name] is None:
+            continue
+        better, words, certain = difference(main, found[name]["gain"])
+        if certain:
+            told_of.append(f"{gains} {words} over {other}." if better > 0 else f"{costs} {words} against {other}.")
+        else:
+            told_of.append(f"The model cannot be told from that of {other} (a difference of {words}).")
+    if not told_of:
+        told_of.append(
+            "Whether joining was worth it was not measured: in a simulation, `--baselines` trains each site alone, and "
+            "all data in one place."
+        )
+    for name in ("zero_shot", "majority"):
+        if found[name] is not None:
+            better, words, certain = difference(main, found[name]["gain"])
+            what = f"{NAMES[name]} ({found[name]['how']}: {told(main, found[name]['value'])})"
+            told_of.append(
+                f"It is {words} {'better' if better > 0 else 'worse'} than {what}."
+                if certain
+                else f"It cannot be told from {what}."
+            )
+            break
+    return told_of
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """What to be careful about."""
+    after, main, told_of = report["after"], report["after"]["main"], []
+    for name in ("majority", "zero_shot"):
+        found = report["baselines"][name]
+        if found is not None and not (difference(main, found["gain"])[0] > 0 and difference(main, found["gain"])[2]):
+            told_of.append(f"Careful: the model is no better than {NAMES[name]}.")
+    counts = report["confusion"]["after"]
+    if counts and main["key"] == "accuracy":
+        rows = [sum(row) for row in counts]
+        share = max(rows) / max(1, sum(rows))
+        if share > _UNEVEN and after["macro_f1"] < after["accuracy"] - _APART:
+            told_of.append(
+                f"Careful: {100 * share:.0f} % of the test records are of one class; look at macro F1, "
+                f"{100 * after['macro_f1']:.1f} %, rather than at accuracy."
+            )
+    if (error := after.get("calibration_error", 0.0)) > _UNCALIBRATED:
+        calibration = report.get("calibration")
+        remedy = "give data.validation, and a temperature is fitted on it"
+        if calibration is not None:
+            remedy = (
+                f"dividing its logits by {calibration['temperature']:.2f}, fitted on the validation set, leaves "
+                f"{calibration['error']:.2f}"
+            )
+        told_of.append(f"Careful: its probabilities are off by {error:.2f} in the mean (calibration error); {remedy}.")
+    if report["config"]["server"].get("patience") and not report["config"]["data"].get("validation"):
+        told_of.append(
+            "Careful: the best round was chosen on the test set itself, so the figure flatters; give data.validation."
+        )
+    return told_of

@@ -1,0 +1,194 @@
+"""The main metric of every task: what its parts add up to, its interval, and what is said of it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from confide.common.tasks import Main, load_task, mean_of, task_names
+from confide.server.measured import Figure, at_temperature, fitted_temperature
+from confide.server.report import sentences
+from confide.server.report.verdict import difference, told
+
+CLASSES = 5
+RNG = np.random.default_rng(0)
+
+
+def scores_of(task: str, records: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random scores as the task makes them."""
+    loss = rng.random(records)
+    if task == "token-classification":
+        true, predicted = np.empty(records, dtype=object), np.empty(records, dtype=object)
+        for i in range(records):
+            true[i] = rng.integers(0, CLASSES, rng.integers(0, 9))
+            predicted[i] = np.where(rng.random(len(true[i])) < 0.6, true[i], rng.integers(0, CLASSES, len(true[i])))
+        return {"loss": loss, "true": true, "predicted": predicted}
+    if task == "regression":
+        true = rng.normal(3, 2, records).astype(np.float32)
+        return {"loss": loss, "true": true, "predicted": true + rng.normal(0, 1, records).astype(np.float32)}
+    if task == "multi-label-classification":
+        return {key: rng.random((records, CLASSES)) < 0.3 for key in ("true", "predicted")} | {"loss": loss}
+    if task == "preference":
+        return {"loss": loss, "margin": np.round(rng.normal(0.3, 1, records), 1)}
+    if task in ("causal-lm", "masked-lm"):
+        tokens = rng.integers(1, 9, records)
+        return {"loss": loss, "token_loss": loss * tokens, "tokens": tokens, "hits": tokens // 2}
+    true = rng.integers(0, CLASSES, records)
+    predicted = np.where(rng.random(records) < 0.7, true, rng.integers(0, CLASSES, records))
+    probabilities = rng.dirichlet(np.ones(CLASSES), records)
+    return {"loss": loss, "true": true, "predicted": predicted, "probabilities": probabilities}
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_the_parts_add_up_to_the_metric(name: str) -> None:
+    task, rng = load_task(name), np.random.default_rng(1)
+    for records in (1, 2, 7, 200):
+        scores = scores_of(name, records, rng)
+        figure = Figure(task.MAIN, task.parts(scores, CLASSES), task.main)
+        assert figure.parts.shape[0] == records
+        assert figure.value == pytest.approx(task.metrics(scores, CLASSES)[0][task.MAIN.key], abs=1e-9)
+        low, high = figure.interval
+        assert low <= high
+        assert figure.to_json()["records"] == records
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in task_names() if name not in ("causal-lm", "masked-lm", "preference")]
+)
+def test_no_other_constant_is_better(name: str) -> None:
+    task, rng = load_task(name), np.random.default_rng(2)
+    scores = scores_of(name, 60, rng)
+
+    def value(constant: dict[str, np.ndarray]) -> float:
+        return float(task.main(task.parts(constant, CLASSES).sum(0)))
+
+    best = task.constant(scores)
+    if name == "token-classification":
+        assert best is None
+        return
+    assert best is not None
+    if name == "regression":
+        others = [np.full(60, number, dtype=np.float32) for number in np.linspace(-3, 9, 25)]
+    elif name == "multi-label-classification":
+        others = [np.tile([bool(which >> k & 1) for k in range(CLASSES)], (60, 1)) for which in range(2**CLASSES)]
+    else:
+        others = [np.full(60, label) for label in range(CLASSES)]
+    assert value(best) >= max(value({**scores, "predicted": other}) for other in others) - 1e-6
+
+
+def share(right: int, records: int) -> Figure:
+    parts = np.stack([np.arange(records) < right, np.ones(records)], axis=1).astype(float)
+    return Figure(Main("accuracy", "accuracy"), parts, mean_of)
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    """Against the formula of Wilson (1927)."""
+    for right, records in ((0, 10), (10, 10), (80, 100), (999, 1000)):
+        z, p = 1.959963984540054, right / records
+        middle = (p + z**2 / (2 * records)) / (1 + z**2 / records)
+        half = z / (1 + z**2 / records) * np.sqrt(p * (1 - p) / records + z**2 / (4 * records**2))
+        assert share(right, records).interval == pytest.approx((middle - half, middle + half), abs=1e-9)
+
+
+def test_the_interval_of_other_metrics_covers_the_truth() -> None:
+    """R² of 400 records is in the interval in 95 % of 300 draws; fewer than 250 would be an accident of under 1e-9."""
+    task, covered = load_task("regression"), 0
+    for draw in range(300):
+        rng = np.random.default_rng([draw, 7])
+        true = rng.normal(0, 1, 400)
+        scores = {"true": true, "predicted": true + rng.normal(0, 0.5, 400)}
+        low, high = Figure(task.MAIN, task.parts(scores, 0), task.main).interval
+        covered += low <= 0.75 <= high
+    assert covered >= 250
+
+
+def test_a_difference_is_of_the_same_records() -> None:
+    """A model that is right on five records more, all others alike: the interval is that of the five, which two
+    intervals side by side would not show."""
+    one, other = share(805, 1000), share(800, 1000)
+    gain = one.over([other])
+    assert gain["value"] == pytest.approx(0.005)
+    assert 0 < gain["low"] < 0.005 < gain["high"] < 0.011
+    assert one.over([one]) == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert one.over([other, one])["value"] == pytest.approx(0.0025)
+
+
+def test_a_temperature_undoes_what_was_done() -> None:
+    rng = np.random.default_rng(3)
+    honest = rng.dirichlet(np.ones(4) * 0.5, 20_000)
+    true = (honest.cumsum(1) < rng.random((len(honest), 1))).sum(1).clip(max=3)
+    overconfident = at_temperature(honest, 0.5)
+    assert fitted_temperature(overconfident, true) == pytest.approx(2.0, abs=0.1)
+    np.testing.assert_allclose(at_temperature(overconfident, 2.0), honest, atol=1e-6)
+
+
+def report(
+    main: Figure, patience: int | None = None, validation: str | None = None, **baselines: Any
+) -> dict[str, Any]:
+    found = {
+        name: None if other is None else {"value": other.value, "how": "as it is", "gain": main.over([other])}
+        for name, other in {
+            **dict.fromkeys(("majority", "zero_shot", "alone", "pooled", "pooled_private")),
+            **baselines,
+        }.items()
+    }
+    return {
+        "after": {"main": main.to_json(), "accuracy": main.value, "macro_f1": main.value},
+        "baselines": {**found, "not_measured": {}},
+        "privacy": {"mode": "distributed"},
+        "confusion": {"before": None, "after": None},
+        "config": {
+            "server": {"patience": patience} if patience else {},
+            "data": {"validation": validation} if validation else {},
+        },
+    }
+
+
+def test_sentences_that_may_be_quoted() -> None:
+    main = share(860, 1000)
+    said = sentences(report(main, alone=share(780, 1000), pooled=share(880, 1000), pooled_private=share(860, 1000)))
+    assert said[0].startswith("Accuracy is 86.0 % on 1,000 public test records (95 % interval 83.7 % to 88.0 %")
+    assert said[1].startswith("Joining gains 8.0 ± 1.7 points over training alone at the same ε.")
+    assert said[2].startswith("Privacy and distance cost 2.0 ± 0.")
+    assert said[3].startswith("The model cannot be told from that of all data in one place at the same ε")
+    assert not any(line.startswith("Careful") for line in said)
+
+
+def test_what_was_not_measured_is_no_gain() -> None:
+    said = sentences(report(share(860, 1000), majority=share(500, 1000)))
+    assert "was not measured" in said[1]
+    assert said[2] == "It is 36.0 ± 3.0 points better than the same answer for everybody (as it is: 50.0 %)."
+
+
+def test_a_model_no_better_than_a_constant_is_told() -> None:
+    said = sentences(report(share(502, 1000), majority=share(500, 1000)))
+    assert "Careful: the model is no better than the same answer for everybody." in said
+
+
+def test_less_is_better_for_a_loss() -> None:
+    main = {"key": "loss", "higher": False}
+    assert difference(main, {"value": -0.5, "low": -0.6, "high": -0.4}) == (0.5, "0.500 ± 0.100", True)
+    assert difference(main, {"value": 0.1, "low": -0.1, "high": 0.3})[2] is False
+    assert told({"key": "loss"}, 1.5) == "1.500"
+
+
+def test_uneven_classes_are_told() -> None:
+    facts = report(share(930, 1000))
+    facts["confusion"]["after"] = [[900, 0], [70, 30]]
+    facts["after"]["macro_f1"] = 0.71
+    assert any(
+        "90 % of the test records are of one class; look at macro F1, 71.0 %" in line for line in sentences(facts)
+    )
+
+
+def test_probabilities_that_are_off_are_told() -> None:
+    facts = report(share(930, 1000))
+    facts["after"]["calibration_error"] = 0.3
+    assert any("off by 0.30" in line and "give data.validation" in line for line in sentences(facts))
+    facts["calibration"] = {"temperature": 0.4, "error": 0.02}
+    assert any("dividing its logits by 0.40" in line and "leaves 0.02" in line for line in sentences(facts))
+
+
+def test_a_round_that_was_chosen_on_the_test_set_is_told() -> None:
+    assert any("chosen on the test set" in line for line in sentences(report(share(9, 10), patience=2)))
+    assert not any("chosen on" in line for line in sentences(report(share(9, 10), patience=2, validation="v.csv")))
