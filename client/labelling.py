@@ -86,7 +86,7 @@ def import_labels(
     data = DataSection(test=pool, text=text, label=label)
     rows = read_table(pool, data)
     texts = read_texts(pool, text)
-    old = read_table(train, data).to_pylist() if train else []
+    old = read_table(train, data, label=label).to_pylist() if train else []
     allowed = set(read_adapter(adapter)[1]) if adapter else {str(row.get(label)) for row in old}
     given = _answers(answers, texts, allowed)
     columns = list(old[0]) if old else list(dict.fromkeys([*rows.column_names, label]))
@@ -101,7 +101,7 @@ def import_labels(
 
 def _answers(path: Path, texts: list[str], allowed: set[str]) -> dict[int, str]:
     """Row number from 0 → class."""
-    table = read_table(str(path), DataSection(test=str(path)))
+    table = read_table(str(path), DataSection(test=str(path)), label=_LABEL)
     for column in (_ROW, _TEXT, _LABEL):
         if column not in table.column_names:
             raise DataError(f"{path}: column '{column}' is missing; give the file that confide label suggest wrote")

@@ -102,7 +102,7 @@ def _with_labels(config: RunConfig) -> RunConfig:
     """With the classes and the task that a run finds in its public files; two classes where it would find none."""
     try:
         files = all(Path(source).is_file() for source in public_sources(config))
-        found = resolve(config) if files and config.data.labels is None else config
+        found = resolve(config) if files else config
     except ConfideError:  # of the data, which a run says
         found = config
     labels = found.data.labels or ["first", "second"]

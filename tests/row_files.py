@@ -75,7 +75,9 @@ def float_labels(folder: Path, rows: list[tuple]) -> str:
 
 
 def dates(folder: Path, rows: list[tuple]) -> str:
-    return parquet_file(folder, rows, pa.timestamp("ms"))
+    texts = pa.array([text for text, _ in rows], pa.timestamp("ms"))
+    pyarrow.parquet.write_table(pa.table({"text": texts, "label": [one for _, one in rows]}), folder / "r.parquet")
+    return str(folder / "r.parquet")
 
 
 def images(folder: Path, rows: list[bytes]) -> str:
@@ -174,7 +176,7 @@ PARQUET_BAD = {
 }
 FLOAT_BAD = {"NaN": (SECRET, float("nan")), "null": (SECRET, None), "another": (SECRET, 1.5), "inf": (SECRET, np.inf)}
 DATE = datetime.datetime(2020, 1, 31)
-DATES_BAD = {"beyond the calendar": (SECRET, 2**50), "null": (SECRET, None)}
+DATES_BAD = {"beyond the calendar": (2**50, "yes"), "null": (None, "yes")}
 TAGS_GOOD = [b"Ann sees,B-per O\n", b"it,O\n", b"Ann Lee,B-per I-per\n"]
 TAGS_BAD = {
     "too few tags": b"measles measles,O\n",
@@ -215,7 +217,7 @@ KINDS: dict[str, Case] = {
     "sql": (database, SQL_GOOD, SQL_BAD, LABELS, {}),
     "parquet": (parquet_file, PARQUET_GOOD, PARQUET_BAD, LABELS, {}),
     "floats": (float_labels, [("a", 1.0), ("b", 2.0), ("c", 1.0)], FLOAT_BAD, ["1.0", "2.0"], {}),
-    "dates": (dates, [("a", DATE), ("b", DATE)], DATES_BAD, [str(DATE)], {}),
+    "dates": (dates, [(DATE, "yes"), (DATE, "no")], DATES_BAD, LABELS, {}),
     "tags": (csv_file, TAGS_GOOD, TAGS_BAD, TAGS, {"reads": Reads("tags")}),
     "numbers": (csv_file, NUMBERS_GOOD, NUMBERS_BAD, None, {"reads": Reads("number")}),
     "images": (images, IMAGES_GOOD, IMAGES_BAD, LABELS, IMAGES),

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import sqlite3
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from confide.client.check.run import check_source
 from confide.client.labelling import import_labels
 from confide.common.config.tables import DataSection
+from confide.common.data.classes import label_names
 from confide.common.data.formats import Problem
 from confide.common.data.sources import examine, read_rows, read_table
 from confide.common.errors import ConfideError, DataError
@@ -350,6 +352,64 @@ def test_a_column_whose_name_cannot_be_written_again_costs_its_row(tmp_path: Pat
         problems: list[Problem] = []
         assert learned(str(path), problems)[0] == ["a", "c"]
         assert [one.row for one in problems] == [2]
+
+
+DAY = datetime.date(2020, 1, 31)
+NO_LABELS: dict[str, tuple[pa.Array | list[Any], str]] = {
+    "date": (pa.array([DAY, DAY]), "a date"),
+    "date and time": (pa.array([TIME, TIME]), "a date"),
+    "category of dates": (pa.array([DAY, DAY]).dictionary_encode(), "a date"),
+    "time of day": (pa.array([TIME.time(), TIME.time()]), "a time of day"),
+    "duration": (pa.array([datetime.timedelta(1)] * 2), "a duration"),
+    "list of dates": (pa.array([[DAY], [DAY]]), "a date"),
+    "infinity": (pa.array([float("inf"), -float("inf")]), "an infinite number"),
+    "infinity in JSON": ([1e999, 1e999], "an infinite number"),  # as JSON
+}
+"""labels that `str` would make a class of"""
+
+
+@pytest.mark.parametrize("what", NO_LABELS)
+def test_what_is_no_class_is_refused_wherever_labels_are_read(tmp_path: Path, what: str) -> None:
+    labels, kind = NO_LABELS[what]
+    texts, source = ["a", "b"], tmp_path / "rows.parquet"
+    if isinstance(labels, list):
+        source = tmp_path / "rows.jsonl"
+        rows = zip(texts, labels, strict=True)
+        source.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    else:
+        pq.write_table(pa.table({"text": texts, "label": labels}), source)
+    config = DataSection(test=str(source))
+    reads = Reads("classes" if isinstance(labels, pa.ListArray) else "class")
+    (tmp_path / "pool.txt").write_text("a\nb\n")
+    answers = tmp_path / "answers.csv"
+    answers.write_text("row,text,label\n1,a,yes\n")
+    for look in (
+        lambda: label_names([str(source)], config, reads.label),
+        lambda: read_rows(str(source), config, ["yes", "no"], reads=reads),
+        lambda: check_source(str(source), tmp_path / "check", backbone=None),
+        lambda: import_labels(answers, str(tmp_path / "pool.txt"), tmp_path / "out", train=str(source)),
+    ):
+        with pytest.raises(DataError, match=f"row 1, column 'label': {kind} where a class is expected; allowed: text"):
+            look()
+    problems: list[Problem] = []
+    assert len(read_rows(str(source), config, ["yes", "no"], reads=reads, problems=problems)) == 0
+    assert [one.row for one in problems] == [1, 2]
+    found = examine(str(source), config)
+    assert [str(one) for one in found.problems] == [str(one) for one in problems]
+
+
+def test_numbers_truth_values_and_categories_are_classes(tmp_path: Path) -> None:
+    source = tmp_path / "rows.parquet"
+    for labels, names in (
+        (pa.array([1, 2]), ["1", "2"]),
+        (pa.array([1.0, 2.5]), ["1", "2.5"]),
+        (pa.array([True, False]), ["False", "True"]),
+        (pa.array(["b", "a"]).dictionary_encode(), ["a", "b"]),
+        (pa.array([Decimal("1.5"), Decimal("2.5")]), ["1.5", "2.5"]),
+    ):
+        pq.write_table(pa.table({"text": ["a", "b"], "label": labels}), source)
+        assert label_names([str(source)], DataSection(test=str(source))) == names
+        assert sorted(examine(str(source), DataSection(test=str(source))).classes) == names
 
 
 def test_times_of_a_zone_that_nobody_knows_are_refused(tmp_path: Path) -> None:

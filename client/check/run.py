@@ -63,7 +63,7 @@ def check_source(
     if out.exists() and not overwrite and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty; give another folder with --out, or --overwrite")
     progress("reading")
-    table, tests = read_table(data.test, data), read_table(test, data) if test else None
+    table, tests = read_table(data.test, data, label=label), read_table(test, data, label=label) if test else None
     embed = None if backbone is None else Embedder(backbone)
     try:
         read = [one if one is None or pair is None else _with_both(one, text, pair) for one in (table, tests)]

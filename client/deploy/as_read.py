@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...common.config.resolve import public_sources, with_several
 from ...common.config.run import RunConfig, SiteConfig
 from ...common.data.sources import read_checked
 from ...common.errors import ConfigError, DataError
@@ -18,6 +19,8 @@ from .folder import data_section, named_dataset, own_backbones
 def as_read(folder: Path, config: SiteConfig, run: RunConfig) -> str:
     """How many records the run would train on, and how many of them are cut. Raises ConfigError, DataError,
     ModelError."""
+    if all(Path(source).is_file() for source in public_sources(run)):  # they may be elsewhere
+        run = with_several(run)
     task = load_task(run.model.task)
     if not task.READS.text:
         return "the run reads no text"

@@ -25,7 +25,7 @@ def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
 
     folders: where backbones are that the caller keeps. Raises ConfigError, DataError.
     """
-    config = _with_several(config)
+    config = with_several(config)
     task = load_task(config.model.task)
     data = config.data
     changes: dict = {
@@ -71,8 +71,8 @@ def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
     return RunConfig.parse(resolved.model_dump(), "configuration")
 
 
-def _with_several(config: RunConfig) -> RunConfig:
-    """With the task for several classes a record, where the public sets have lists of them."""
+def with_several(config: RunConfig) -> RunConfig:
+    """With the task for several classes a record, where the public sets have lists of them. Raises DataError."""
     other = getattr(load_task(config.model.task), "SEVERAL", None)
     if other is None or not has_lists(public_sources(config), config.data):
         return config

@@ -11,6 +11,7 @@ from ..errors import DataError
 from .columns import Notes, as_bio, read_label_names, read_numbers, read_strings, require, several
 from .formats import load
 from .sql import shown
+from .values import as_class
 
 log = logging.getLogger("confide.data")
 
@@ -19,9 +20,7 @@ def has_lists(sources: list[str], data: DataSection) -> bool:
     """Whether the rows of public sources have lists of classes: in every row a list, or its JSON text. Raises DataError
     as `read_rows`."""
     for source in sources:
-        notes = Notes(load(source, [data.label]), strict=True)
-        require(notes, [data.label])
-        lists = [is_list(value) for value in notes.table.column(data.label)]
+        lists = [is_list(value) for value in _column(source, data.label).table.column(data.label)]
         if any(lists) and not all(lists):
             told = f"{sum(lists):,} of {len(lists):,} rows have a list in column '{data.label}'"
             log.warning("%s: %s, the others have not, so each is taken as one class", shown(source), told)
@@ -44,11 +43,9 @@ def label_names(sources: list[str], data: DataSection, kind: str | None = "class
     per_word = kind == "tags"
     for source in sources:
         if kind == "classes":
-            notes = Notes(load(source, [data.label]), strict=True)
-            require(notes, [data.label])
-            names.update(read_label_names(notes, data.label))
+            names.update(read_label_names(_column(source, data.label), data.label))
             continue
-        found = _column(source, data.label, words=per_word)[1]
+        found = read_strings(_column(source, data.label), data.label, words=per_word, reader=as_class)
         if per_word:
             found = (as_bio(tag, data.numbered_tags) for tags in found for tag in tags.split())
         names.update(found)
@@ -74,7 +71,7 @@ def bio_names(names: Iterable[str], source: str) -> list[str]:
 
 def number_scale(sources: list[str], data: DataSection) -> tuple[float, float]:
     """Mean and standard deviation of the numbers in public sources. Raises DataError."""
-    values = np.concatenate([read_numbers(_column(source, data.label)[0], data.label, None) for source in sources])
+    values = np.concatenate([read_numbers(_column(source, data.label), data.label, None) for source in sources])
     if not values.std():
         raise DataError(
             f"{', '.join(sources)}: column '{data.label}' holds the same number everywhere; nothing to learn"
@@ -82,8 +79,8 @@ def number_scale(sources: list[str], data: DataSection) -> tuple[float, float]:
     return float(values.mean()), float(values.std())
 
 
-def _column(source: str, column: str, *, words: bool = False) -> tuple[Notes, list[str]]:
-    """A public source, strictly, and the texts of one column. words: as `read_strings`."""
+def _column(source: str, column: str) -> Notes:
+    """A public source, strictly, which has this column."""
     notes = Notes(load(source, [column]), strict=True)
     require(notes, [column])
-    return notes, read_strings(notes, column, words=words)
+    return notes

@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from ..types import Conversation, Reads
 from .content import joined, mark
 from .conversations import conversation
 from .files import kind_of
-from .formats import EMPTY, EXACT, Problem, Table, UnreadableError, as_text, is_name
+from .formats import Problem, Table, is_name
 from .images import ImageForm, decoded, image_file
+from .values import EMPTY, EXACT, UnreadableError, as_class, as_text
 
 LONGEST = 2**22
 """characters of a text or label: what one row may cost in memory is bounded, whatever is in it"""
@@ -107,9 +108,13 @@ def columns_told(names: Sequence[str]) -> str:
     return f"the columns are: {shown}{f' … ({len(names)} in all)' if len(names) > 20 else ''}"
 
 
-def read_text(notes: Notes, column: str, place: int, value: object) -> str | None:
+_Reader = Callable[[object], str | None]
+"""`as_text`, or `as_class` of labels"""
+
+
+def read_text(notes: Notes, column: str, place: int, value: object, reader: _Reader = as_text) -> str | None:
     try:
-        text = as_text(value)
+        text = reader(value)
     except UnreadableError as error:
         notes.add(place, column, str(error))
         return None
@@ -119,11 +124,11 @@ def read_text(notes: Notes, column: str, place: int, value: object) -> str | Non
     return text
 
 
-def read_strings(notes: Notes, column: str, *, words: bool = False) -> list[str]:
+def read_strings(notes: Notes, column: str, *, words: bool = False, reader: _Reader = as_text) -> list[str]:
     """(N,) texts; "" where a row has a problem. words: also lists of words, or of their tags."""
     result = []
     for place, value in enumerate(notes.table.column(column)):
-        text = read_text(notes, column, place, joined(value) if words else value) or ""
+        text = read_text(notes, column, place, joined(value) if words else value, reader) or ""
         if not text.strip():
             notes.add(place, column, EMPTY)
         result.append(text)
@@ -165,7 +170,7 @@ def read_labels(notes: Notes, data: DataSection, labels: list[str] | None, reads
         return _read_several(notes, data.label, index)
     classes = np.zeros(len(notes.table.rows), dtype=np.int64)
     values = notes.table.column(data.label)
-    for place, name in enumerate(read_strings(notes, data.label)):
+    for place, name in enumerate(read_strings(notes, data.label, reader=as_class)):
         found = index.get(name)
         if found is None:
             found = index.get(_otherwise(values[place]))
@@ -181,7 +186,7 @@ def _read_several(notes: Notes, column: str, index: dict[str, int]) -> np.ndarra
     classes = np.zeros((len(notes.table.rows), len(index)), dtype=np.uint8)
     for place, value in enumerate(notes.table.column(column)):
         for one in several(value):
-            name = read_text(notes, column, place, one)
+            name = read_text(notes, column, place, one, as_class)
             found = index.get(name or "", index.get(_otherwise(one)))
             if found is not None:
                 classes[place, found] = 1
@@ -190,6 +195,13 @@ def _read_several(notes: Notes, column: str, index: dict[str, int]) -> np.ndarra
             else:
                 notes.add(place, column, f"a label that is not one of {_allowed([*index])}")
     return classes
+
+
+def read_classes(notes: Notes, column: str) -> None:
+    """Notes each value that is neither a class nor a list of some; what a run makes of it, it does not say."""
+    for place, value in enumerate(notes.table.column(column)):
+        for one in value if isinstance(value, list | tuple) else [value]:
+            read_text(notes, column, place, one, as_class)
 
 
 def several(value: object) -> list[object]:
@@ -207,7 +219,7 @@ def read_label_names(notes: Notes, column: str) -> list[str]:
     found = []
     for place, value in enumerate(notes.table.column(column)):
         for one in several(value):
-            name = read_text(notes, column, place, one) or ""
+            name = read_text(notes, column, place, one, as_class) or ""
             if not name.strip():
                 notes.add(place, column, EMPTY)
             found.append(name)
@@ -266,7 +278,8 @@ def read_numbers(notes: Notes, column: str, scale: tuple[float, float] | None) -
 def read_tags(notes: Notes, data: DataSection, labels: list[str]) -> list[np.ndarray]:
     """One (W,) array of class indices a row, a tag a word."""
     index = {name: i for i, name in enumerate(labels)}
-    texts, columns = (read_strings(notes, column, words=True) for column in (data.text, data.label))
+    texts = read_strings(notes, data.text, words=True)
+    columns = read_strings(notes, data.label, words=True, reader=as_class)
     result = []
     for place, (text, tags) in enumerate(zip(texts, columns, strict=True)):
         words, names = text.split(), [as_bio(tag, data.numbered_tags) for tag in tags.split()]

@@ -10,9 +10,10 @@ from pathlib import Path
 from ..config.tables import DataSection
 from ..errors import DataError
 from .conversations import as_known
-from .formats import Table, as_bytes, as_text
+from .formats import Table
 from .images import image_file
 from .record_keys import plain
+from .values import as_bytes, as_text
 
 _NOTHING = (b"", b"nan", b"none", b"null")
 ROLES = ("text", "label", "image", "prompt", "response", "person", "messages", "chosen", "rejected", "text_pair")

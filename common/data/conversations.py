@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 
 from ..types import Conversation, Message
-from .formats import EMPTY, UnreadableError, as_bytes, as_text
+from .values import EMPTY, UnreadableError, as_bytes, as_text
 
 ROLES = ("system", "user", "assistant", "tool")
 _SPOKEN = ("user", "assistant")

@@ -18,10 +18,8 @@ Where a row still costs more than itself: quotes in a csv that no library wrote 
 computes (sql.py); a parquet column of Arrow's dictionary type that is not UTF-8, which pyarrow refuses whole.
 """
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,17 +35,10 @@ from .files import FILES, bytes_of, is_file, kind_of
 from .hub import rows_of
 from .json_rows import BOM, NO_OBJECT, objects, objects_a_line
 from .sql import URL, query, shown
+from .values import Unread, UnreadableError, as_text
 
 DEMO = "demo:"
-EMPTY = "the field is empty; fill it or drop the row"
-_NO_TEXT: dict[str, tuple[type, ...]] = {
-    "a list": (list, tuple, set),
-    "an object": (dict,),
-}
-EXACT = 2**53
-"""from which on a float does not tell whole numbers apart"""
 _SEPARATORS, _HEADER = ",;\t|", 2**16
-NOT_UTF8 = "bytes that are not UTF-8; save the file as UTF-8"
 _NO_ROWS = "the file is empty; expected a header and rows"
 _UNCONVERTED = (pa.ArrowException, ValueError, OverflowError, LookupError)
 """the last: a time zone that this machine does not know"""
@@ -81,17 +72,6 @@ class Lost:
 
     problem: Problem
     raw: bytes
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A value that cannot be converted."""
-
-    raw: bytes
-
-
-class UnreadableError(ValueError):
-    """What is wrong with a value, without anything of it."""
 
 
 @dataclass(frozen=True)
@@ -144,59 +124,6 @@ def load(source: str, wanted: Collection[str] | None = None) -> Table:
         return _from_file(path, wanted)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}); check its permissions") from None
-
-
-def as_text(value: object) -> str | None:
-    """A string as it is, bytes as UTF-8, numbers, truth values and dates by `str`; None where nothing is (null, NaN).
-
-    Whole numbers are written alike in columns of whole and of broken numbers, since one row with a gap makes some
-    writers store all of a column as the latter. Raises UnreadableError, also for lists and objects: what `str` makes of
-    them is Python's, and no text.
-    """
-    if isinstance(value, str):
-        text = value
-    elif value is None or (isinstance(value, float | Decimal) and "nan" in str(value).lower()):
-        return None
-    elif isinstance(value, Unread):
-        raise UnreadableError("a value that cannot be read; correct the row")
-    elif kind := next((name for name, types in _NO_TEXT.items() if isinstance(value, types)), None):
-        raise UnreadableError(f"{kind} where a text or a number is expected; convert the column")
-    else:
-        try:
-            text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(_whole(value))
-        except ValueError:  # a number of thousands of digits
-            raise UnreadableError("a value that has no text; correct the row") from None
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            escaped = "\udc80" <= error.object[error.start] <= "\udcff"
-            raise UnreadableError(NOT_UTF8 if escaped else "half a surrogate pair; correct the row") from None
-    return text
-
-
-def _whole(value: object) -> object:
-    """A whole number as such. Beyond 2⁵³ a broken number stands for several, and stays what it is."""
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < EXACT
-    return int(value) if whole else value  # pyright: ignore[reportArgumentType]  # a float
-
-
-def flat(value: object) -> object:
-    """Lists and objects as JSON text, as a csv has them."""
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | tuple | dict) else value
-
-
-def as_bytes(value: object) -> bytes:
-    """Of any value but None: the same bytes for the same text, whatever the source; different ones otherwise."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, Unread):
-        return value.raw
-    value = flat(value)
-    try:
-        return str(_whole(value)).encode("utf-8", "surrogatepass")
-    except ValueError:
-        return type(value).__name__.encode()
 
 
 def _from_file(path: Path, wanted: Collection[str] | None) -> Table:

@@ -11,7 +11,6 @@ Rows are counted from 1 and the header of a csv is row 1; empty lines, and line 
 import re
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,6 +22,7 @@ from ..types import Reads, Rows
 from .classes import bio_names, is_list, sorted_names
 from .columns import (
     Notes,
+    read_classes,
     read_images,
     read_label_names,
     read_labels,
@@ -36,10 +36,11 @@ from .columns import (
 )
 from .content import ROLES, digest, identity, joined
 from .files import is_file
-from .formats import DEMO, Problem, Table, UnreadableError, as_text, flat, load
+from .formats import DEMO, Problem, Table, load
 from .images import ImageForm
 from .record_keys import choices, in_order, record_keys
 from .sql import URL
+from .values import UnreadableError, as_class, flat
 
 _TEXT = Reads()
 _SMALLEST = ImageForm(1, 1, 1)
@@ -128,7 +129,8 @@ def examine(source: str, data: DataSection) -> CheckedRows:
     site alone. Raises DataError as `read_checked`."""
     table = load(source, _covered(data))
     names = _readable(table.columns.get(data.label, []))
-    labels, kind = sorted_names(names) if names else None, "class"
+    labels, kind = None if names is None else sorted_names(names), "class"
+    names = names or set()
     words = {word for name in names for word in name.split()}
     bio = [word for word in words if _BIO.match(word)]
     if len(bio) > len(words) / 2:
@@ -152,14 +154,19 @@ def read_texts(source: str, column: str) -> list[str]:
     return read_rows(source, DataSection(test=source, text=column), None, reads=Reads(label=None)).text
 
 
-def read_table(source: str, data: DataSection, problems: list[Problem] | None = None) -> pa.Table:
+def read_table(
+    source: str, data: DataSection, problems: list[Problem] | None = None, *, label: str | None = None
+) -> pa.Table:
     """The raw columns of a source, each value by itself: as text, or as bytes where a column holds any; None where
-    nothing is. problems: as in `read_rows`, for rows that cannot be parsed or are not UTF-8. Raises DataError."""
+    nothing is. problems: as in `read_rows`, for rows that cannot be parsed or are not UTF-8. label: the column of which
+    every value must be a class, or a list of some. Raises DataError."""
     table = load(source)
     notes = Notes(table, problems is None)
     refuse(notes)
     columns: dict[str, list[bytes | str | None]] = {}
     for name, values in table.columns.items():
+        if name == label:
+            read_classes(notes, name)
         columns[name] = [
             value if isinstance(value, bytes) else read_text(notes, name, place, flat(value))
             for place, value in enumerate(values)
@@ -321,13 +328,17 @@ def of_persons(rows: Rows) -> Rows:
     return rows.take(np.sort(order[np.arange(len(rows)) - starts < PERSON_MOST]))
 
 
-def _readable(values: Iterable[object]) -> set[str]:
-    """The texts that can be read, but empty ones."""
+def _readable(values: Iterable[object]) -> set[str] | None:
+    """The classes that can be read; None where every label is empty."""
     found: set[str] = set()
+    empty = True
     for value in values:
-        with suppress(UnreadableError):
-            found.add(as_text(joined(value)) or "")
-    return {text for text in found if text.strip()}
+        try:
+            found.add(as_class(joined(value)) or "")
+        except UnreadableError:
+            empty = False
+    found = {text for text in found if text.strip()}
+    return found if found or not empty else None
 
 
 def _is_number(text: str) -> bool:

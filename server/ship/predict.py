@@ -17,9 +17,10 @@ from typing import Any, Literal, Protocol, TextIO, get_args, runtime_checkable
 from ...common.config.tables import DataSection
 from ...common.data.columns import Notes, columns_told, read_images, read_strings, read_text, refuse, require
 from ...common.data.files import bytes_of, is_file, kind_of
-from ...common.data.formats import Table, flat, parsed
+from ...common.data.formats import Table, parsed
 from ...common.data.formats import load as load_table
 from ...common.data.images import ImageForm
+from ...common.data.values import flat
 from ...common.errors import ConfigError, DataError, harmless
 from ...common.types import Conversation, Reads, Rows
 from ...common.whole import require_writable, whole_file

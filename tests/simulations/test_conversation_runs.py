@@ -284,6 +284,11 @@ def test_show_for_other_tasks(make_config, confide, tmp_path: Path, wordpiece: P
     numbers = make_config(model={"task": "regression"}, data={"train": None, "test": str(tmp_path / "n.csv")})
     _, out, _ = confide("data", "show", recipe(tmp_path, numbers))
     assert "1 tokens, number: 4\ngood" in out
+    (tmp_path / "l.jsonl").write_text('{"text": "good", "label": ["b", "a"]}\n{"text": "bad", "label": ["b"]}\n')
+    for labels in (None, ["a", "b"]):  # whose task the lists choose, as in a run
+        data = {"train": None, "test": str(tmp_path / "l.jsonl"), "labels": labels}
+        code, out, _ = confide("data", "show", recipe(tmp_path, make_config(data=data)))
+        assert (code, "1 tokens, classes: a, b\ngood" in out) == (0, True)
 
 
 def test_show_refuses_in_one_line(make_config, confide, tmp_path: Path) -> None:
