@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ... import __version__
 from ...common.data.spelling import Words
@@ -14,10 +14,12 @@ from ...common.model.adapter import CARD, asked_text, read_adapter
 from ...common.model.backbones import resolve_backbone
 from ...common.model.lora import STAND_IN
 from ...common.tasks import load_task
+from ...common.types import Reads
 from ...common.whole import require_new, whole_folder
 from ..report import figures, read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 
+Library = Literal["peft", "transformers", "sentence-transformers"]
 _UNKNOWN = "unknown"
 _AUDITS = (
     ("gradient", "on released updates"),
@@ -38,13 +40,13 @@ def card(
     base: str | None = None,
     intended: str | None = None,
     licence: str | None = None,
-    merged: bool = False,
+    library: Library = "peft",
 ) -> str:
     """README.md of a model: YAML for the hub, then what a reader has to know. Nothing in it is derived from a record.
 
     variants: names of those that are shipped. base: the backbone's name on a hub. intended: what the model is for, in
-    the words of whoever ships it. licence: of the backbone; omitted: what its folder says. merged: of a plain model
-    rather than an adapter. Raises ConfigError without a finished run.
+    the words of whoever ships it. licence: of the backbone; omitted: what its folder says. library: what loads it; PEFT
+    an adapter, others a whole model. Raises ConfigError without a finished run.
     """
     report = read_report(folder)
     model, config = report["model"], report["config"]
@@ -53,9 +55,10 @@ def card(
     train = config["model"].get("train", "lora")
     tags = ["federated-learning"]
     tags += ["differential-privacy"] if report["privacy"]["mode"] != "none" else []
+    merged = library != "peft"
     tags += ["lora"] if train == "lora" and not merged else []
     head = {
-        "library_name": "transformers" if merged else "peft",
+        "library_name": library,
         "base_model": backbone,
         "license": found,
         "tags": tags,
@@ -80,7 +83,11 @@ def card(
     if report.get("compression"):
         lines += ["", "## Variants", *_compression(report["compression"], variants)]
     two = config["data"].get("text_pair") is not None
-    use = _use_merged(kind, model["task"], two) if merged else _use(model["task"], variants, spelling, two)
+    reads = load_task(model["task"]).READS
+    if library == "peft":
+        use = _use(model["task"], variants, spelling, two)
+    else:
+        use = _use_piped(kind, reads, two) if library == "transformers" else _use_sentences(reads, two)
     lines += ["", "## Use", *use]
     lines += ["", "## Limits", *_limits(report), "", "## Licence", _licence(backbone, found), ""]
     return "\n".join(lines)
@@ -290,8 +297,8 @@ def _use(task: str, shipped: list[str], spelling: Words, two: bool) -> list[str]
     return [*code, *without]
 
 
-def _use_merged(kind: str | None, task: str, two: bool) -> list[str]:
-    several = load_task(task).READS.label == "classes"
+def _use_piped(kind: str | None, reads: Reads, two: bool) -> list[str]:
+    several = reads.label == "classes"
     more = ", top_k=None" if several else ""
     code = ["```python", "from transformers import pipeline", "", f'answer = pipeline("{kind}", "."{more})']
     if two:
@@ -299,6 +306,31 @@ def _use_merged(kind: str | None, task: str, two: bool) -> list[str]:
     if several:
         code += ["# each class has a probability of its own; those above one half are the answer"]
     return [*code, "```"]
+
+
+def _use_sentences(reads: Reads, two: bool) -> list[str]:
+    """Code that prints what a text is."""
+    texts = '[("a text", "its second"), ("another", "and its own")]' if two else '["a text", "another one"]'
+    shown = {
+        "class": ["rows.softmax(1)", "names[int(row.argmax())], float(row.max())"],
+        "classes": ["rows.sigmoid()", "[name for name, p in zip(names, row) if p > 0.5]"],
+        "number": ["rows", "float(row[0])"],
+    }
+    answers, answer = shown[str(reads.label)]
+    names = [] if reads.label == "number" else ["names = model[0].auto_model.config.labels"]
+    unit = "the number of each text, in the labels' unit" if reads.label == "number" else "(N, K) logits, no embeddings"
+    return [
+        "```python",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        'model = SentenceTransformer(".")',
+        *names,
+        f"texts = {texts}",
+        f"rows = model.encode(texts, convert_to_tensor=True)  # {unit}",
+        f"for text, row in zip(texts, {answers}):",
+        f"    print(text, {answer})",
+        "```",
+    ]
 
 
 def _limits(report: dict[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from transformers import (
 from ...common.data.images import ImageForm
 from ...common.errors import ConfigError, ModelError
 from ...common.model.generation import Generator, choice
+from ...common.model.pooling import PooledClassifier
 from ...common.tasks import task_names
 from ...common.whole import require_new, whole_folder
 from .card import card, copy_adapter, written
@@ -87,13 +88,13 @@ def export_plain(
         model.save_pretrained(place)
         kind, attention = _AUTO[run.model.task.PIPELINE], model.config._attn_implementation
         del model
-        _write_reader(run, place)
-        found = _logits(kind.from_pretrained(place, attn_implementation=attention, trust_remote_code=False), inputs)
-        if not _apart(found, wanted) <= PARITY:
+        write_reader(run, place)
+        found = logits_of(kind.from_pretrained(place, attn_implementation=attention, trust_remote_code=False), inputs)
+        if not apart(found, wanted) <= PARITY:
             raise _refused(run)
         if adapter:
             copy_adapter(folder, place / "adapter", base, plain=True)
-        text = card(folder, [], base=base, intended=intended, licence=licence, merged=True)
+        text = card(folder, [], base=base, intended=intended, licence=licence, library="transformers")
         (place / "README.md").write_text(text, encoding="utf-8")
     return written(out)
 
@@ -103,14 +104,14 @@ def _in_its_class(run: FinishedRun) -> tuple[PreTrainedModel, dict[str, torch.Te
     merged, kind = run.classifier(), _AUTO.get(run.model.task.PIPELINE)
     if kind is None:
         raise _refused(run)
-    inputs, scaled = _examples(run), run.config.data.scale if run.model.task.READS.label == "number" else None
+    inputs, scaled = examples(run), run.config.data.scale if run.model.task.READS.label == "number" else None
     if isinstance(merged, PreTrainedModel):
         model = merged
         _describe(model, run)
         if scaled is not None:
             _in_label_units(model, *scaled)
-        return model, inputs, _logits(model, inputs)
-    wanted, form = _logits(merged, inputs), run.model.image
+        return model, inputs, logits_of(model, inputs)
+    wanted, form = logits_of(merged, inputs), run.model.image
     model = _rebuilt(run, merged, kind)
     _describe(model, run)
     return model, inputs if form is None else {"pixel_values": _preprocessed(inputs["pixel_values"], form)}, wanted
@@ -170,7 +171,7 @@ def _in_label_units(model: PreTrainedModel, mean: float, deviation: float) -> No
     layer.bias.mul_(deviation).add_(mean)
 
 
-def _examples(run: FinishedRun) -> dict[str, torch.Tensor]:
+def examples(run: FinishedRun) -> dict[str, torch.Tensor]:
     """input_ids, attention_mask and perhaps token_type_ids (2, T), or pixel_values (2, C, H, W) from 0 to 255."""
     if (form := run.model.image) is not None:
         images = np.random.default_rng(0).integers(0, 256, (2, form.channels, form.height, form.width))
@@ -188,20 +189,20 @@ def _preprocessed(images: torch.Tensor, form: ImageForm) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def logits_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Of the positions that are read."""
     found = model(**inputs).logits.float()
     return found[inputs["attention_mask"].bool()] if found.ndim == 3 else found
 
 
-def _apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference, relative to the largest number that is wanted."""
     if found.shape != wanted.shape:
         return math.inf
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
 
 
-def _write_reader(run: FinishedRun, place: Path) -> None:
+def write_reader(run: FinishedRun, place: Path) -> None:
     """The tokenizer, with the template of the run's conversations, or how images are scaled."""
     if (form := run.model.image) is not None:
         facts = {
@@ -221,6 +222,8 @@ def _write_reader(run: FinishedRun, place: Path) -> None:
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     length = run.model.positions if run.model.task.EXPORT == "text" else run.model.max_length
     tokenizer.model_max_length = length or tokenizer.model_max_length
+    if run.model.task.EXPORT == "logits":
+        tokenizer.padding_side = "right"  # as the run's batches are
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if run.config.data.messages is not None and run.config.data.template is not None:
@@ -233,19 +236,24 @@ def _reads_types(run: FinishedRun) -> bool:
     is taken without any."""
     if "token_type_ids" not in run.tokenizer.model_input_names:
         return False
-    inputs, model = _examples(run), run.classifier()
+    inputs, model = examples(run), run.classifier()
     try:
-        told = _logits(model, {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
+        told = logits_of(model, {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
     except TypeError:
         return True
-    return not torch.allclose(told, _logits(model, inputs), rtol=PARITY, atol=PARITY)
+    return not torch.allclose(told, logits_of(model, inputs), rtol=PARITY, atol=PARITY)
 
 
 def _refused(run: FinishedRun) -> ConfigError | ModelError:
     task, model = run.model.task, run.config.model
     if isinstance(run.model.module.get_base_model(), PreTrainedModel):
         return ModelError("the folder's model answers otherwise than the run's; ship it as hub, and report this")
-    ways = [_REMEDIES[task.PIPELINE]] if task.PIPELINE in _REMEDIES else []
+    ways = (
+        ["give --format sentence-transformers"]
+        if isinstance(run.model.module.get_base_model(), PooledClassifier)
+        else []
+    )
+    ways += [_REMEDIES[task.PIPELINE]] if task.PIPELINE in _REMEDIES else []
     ways += ["ship it as ONNX: confide compress RUN, then --format hub"] if task.EXPORT == "logits" else []
     return ConfigError(
         f"--format: 'transformers' received for a run of task '{model.task}' with model.pooling = '{model.pooling}'; "
