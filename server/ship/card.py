@@ -10,9 +10,8 @@ from ... import __version__
 from ...common.data.spelling import Words
 from ...common.errors import ConfigError, ModelError
 from ...common.json_file import read_object
-from ...common.model.adapter import CARD, asked_text, read_adapter
-from ...common.model.backbones import resolve_backbone
-from ...common.model.lora import STAND_IN
+from ...common.model.adapter import CARD, DRAWN, PEFT, asked_text, is_whole, read_adapter
+from ...common.model.backbones import DEMO_GEMMA, DEMO_VIT, resolve_backbone
 from ...common.tasks import load_task
 from ...common.types import Reads
 from ...common.whole import require_new, whole_folder
@@ -26,9 +25,8 @@ _AUDITS = (
     ("clipped_records", "on released updates, through the clip"),
     ("records", "on the final model"),
 )
-_PEFT = "adapter_config.json"
 _AGAIN = "copy the run's folder again"
-_WEIGHTS = ("adapter_model.safetensors", _PEFT, CARD)
+_WEIGHTS = ("adapter_model.safetensors", PEFT, CARD)
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
 """where a hub's cache keeps a revision"""
 
@@ -131,49 +129,50 @@ def written(out: Path) -> list[str]:
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
-def copy_adapter(folder: Path, out: Path, base: str | None, *, plain: bool = False) -> None:
+def copy_adapter(folder: Path, out: Path, base: str | None) -> None:
     """A run's adapter and tokenizer, without paths of this machine, which mean nothing elsewhere. base: as of `card`.
 
-    plain: only what PEFT reads. Raises ConfigError where there is no adapter, and for `plain` one that PEFT cannot load
-    onto a model of transformers, or whose backbone has no name that people could find.
+    Raises ConfigError where there is no adapter.
     """
+    source = folder / "adapter"
+    config, backbone = adapter_config(folder), read_report(folder)["model"]["backbone"]
+    read_adapter(source)  # whole, and numbers: others will load it
+    out.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file() and path.name != "README.md":
+            shutil.copyfile(path, out / path.name)
+    fits = is_whole(config) and not (source / DRAWN).is_file()
+    name, revision = base_of(config, backbone, base) if fits else (None, None)
+    config |= {"base_model_name_or_path": name, "revision": revision}
+    (out / PEFT).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    content = read_object(source / CARD, _AGAIN)
+    content["model"]["backbone"] = base or _name_of(backbone)
+    content["model"].pop("init_from", None)
+    (out / CARD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a run. Raises ConfigError where there is no adapter."""
     source = folder / "adapter"
     if not all((source / name).is_file() for name in _WEIGHTS):
         raise ConfigError(f"{source}: no adapter of a finished run")
-    config, backbone = read_object(source / _PEFT, _AGAIN), read_report(folder)["model"]["backbone"]
-    read_adapter(source)  # whole, and numbers: others will load it
-    fits = _loads_plainly(config)
-    if plain and not fits:
-        raise ConfigError("--adapter: received for a run whose adapter only confide.load_base fits; leave it out")
-    if plain and base is None and _is_folder(backbone):
-        raise ConfigError(
-            "--base: nothing received with --adapter, and model.backbone is a folder of this machine; give the name "
-            "under which people find it"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_file() and path.name != "README.md" and (not plain or path.name in _WEIGHTS[:2]):
-            shutil.copyfile(path, out / path.name)
-    snapshot = _SNAPSHOT.search(str(config.get("base_model_name_or_path"))) if base is None else None
-    # without a base `pipeline` says that there is none; with one it would put a random head on it
-    config["base_model_name_or_path"] = (base or _name_of(backbone)) if fits else None
-    config["revision"] = snapshot[1] if fits and snapshot else None
-    (out / _PEFT).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if not plain:
-        content = read_object(source / CARD, _AGAIN)
-        content["model"]["backbone"] = base or _name_of(backbone)
-        content["model"].pop("init_from", None)
-        (out / CARD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return read_object(source / PEFT, _AGAIN)
 
 
-def _loads_plainly(config: dict[str, Any]) -> bool:
-    """Whether an adapter belongs to a class of transformers: not to a head of confide's, nor to a stand-in for LoRA."""
-    library = (config.get("auto_mapping") or {}).get("parent_library", "")
-    return library.startswith("transformers.") and config["target_modules"] != [STAND_IN]
+def base_of(config: dict[str, Any], backbone: str, base: str | None) -> tuple[str | None, str | None]:
+    """The name and revision under which people find a run's backbone; None, None: nobody has said.
+
+    config: adapter_config.json. backbone: `model.backbone`. base: as of `card`.
+    """
+    read_from = str(config.get("base_model_name_or_path"))
+    if base is not None or _is_folder(backbone) or read_from == backbone or backbone in (DEMO_VIT, DEMO_GEMMA):
+        return base, None
+    snapshot = _SNAPSHOT.search(read_from)
+    return backbone, snapshot[1] if snapshot else None
 
 
 def _is_folder(backbone: str) -> bool:
-    return backbone.startswith((".", "/", "~"))
+    return backbone.startswith((".", "/", "~")) or Path(backbone).is_dir()
 
 
 def _name_of(backbone: str) -> str:

@@ -28,12 +28,15 @@ from ...common.model.generation import Generator, choice
 from ...common.model.pooling import PooledClassifier
 from ...common.tasks import task_names
 from ...common.whole import require_new, whole_folder
-from .card import card, copy_adapter, written
+from .card import card, written
 from .finished import FinishedRun
+from .plain_adapter import require_adapter, with_adapter, write_adapter
 from .runtime import padded
 
 PARITY = 1e-5
 """largest difference of a logit, relative to the largest one, between the run's model and the folder's"""
+UNMERGED, _ROUNDED = 1e-4, 0.05
+"""the same where LoRA is computed beside its layer: in float32, and in bfloat16"""
 _OF_DRAWING = ("temperature", "top_k", "top_p")
 _AUTO: dict[str | None, Any] = {
     "fill-mask": AutoModelForMaskedLM,
@@ -73,6 +76,8 @@ def export_plain(
     """
     require_new(out)
     run = FinishedRun(folder, *task_names(), two_texts=True)
+    if adapter:
+        require_adapter(run, base)
     if run.model.spelling is not None:
         raise ConfigError(
             f"--format: 'transformers' received for a run with model.spelling = '{run.config.model.spelling}'; texts "
@@ -89,11 +94,15 @@ def export_plain(
         kind, attention = _AUTO[run.model.task.PIPELINE], model.config._attn_implementation
         del model
         write_reader(run, place)
-        found = logits_of(kind.from_pretrained(place, attn_implementation=attention, trust_remote_code=False), inputs)
+        model = kind.from_pretrained(place, attn_implementation=attention, trust_remote_code=False)
+        found = logits_of(model, inputs)
         if not apart(found, wanted) <= PARITY:
             raise _refused(run)
         if adapter:
-            copy_adapter(folder, place / "adapter", base, plain=True)
+            write_adapter(run, model, place / "adapter", base)
+            found = logits_of(with_adapter(run, kind, model.config, place / "adapter"), inputs)
+            if not apart(found, wanted) <= (UNMERGED if model.dtype == torch.float32 else _ROUNDED):
+                raise ConfigError("--adapter: received for a run whose adapter PEFT alone does not fit; leave it out")
         text = card(folder, [], base=base, intended=intended, licence=licence, library="transformers")
         (place / "README.md").write_text(text, encoding="utf-8")
     return written(out)

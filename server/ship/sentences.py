@@ -85,7 +85,7 @@ def _pooled(run: FinishedRun) -> PooledClassifier:
 
 def _head(merged: PooledClassifier, run: FinishedRun) -> tuple[torch.Tensor, torch.Tensor]:
     """(K, h) and (K,), in the labels' own unit."""
-    weight, bias = (p.detach().clone() for p in (merged.head.weight, merged.head.bias))
+    weight, bias = (merged.head.get_parameter(name).detach().clone() for name in ("weight", "bias"))
     if run.config.data.scale is None:
         return weight, bias
     mean, deviation = run.config.data.scale
@@ -100,7 +100,7 @@ def _write_backbone(backbone: PreTrainedModel, run: FinishedRun, place: Path) ->
     config.labels = run.labels or [run.config.data.label]
     if config.pad_token_id is None:
         config.pad_token_id = run.model.pad
-    whole = type(backbone)._from_config(config)
+    whole: PreTrainedModel = type(backbone)._from_config(config)
     read = whole.load_state_dict(backbone.state_dict(), strict=False)
     for name in read.missing_keys:
         whole.get_parameter(name).data.zero_()
@@ -108,8 +108,9 @@ def _write_backbone(backbone: PreTrainedModel, run: FinishedRun, place: Path) ->
 
 
 def _write_pooling(merged: PooledClassifier, place: Path) -> None:
+    width = merged.head.get_parameter("weight").shape[1]
     modes = {mode: name == merged.pooling for name, mode in _MODES.items()}
-    _write(place / "config.json", {"word_embedding_dimension": merged.head.in_features, **modes})
+    _write(place / "config.json", {"word_embedding_dimension": width, **modes})
 
 
 def _write_dense(weight: torch.Tensor, bias: torch.Tensor, place: Path) -> None:
