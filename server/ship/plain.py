@@ -56,6 +56,8 @@ _REMEDIES = {
     "image-classification": "train with model.pooling = 'first'",
     "text-classification": _OWN_HEAD,
 }
+_GREY = (0.299, 0.587, 0.114)
+"""of red, green and blue in the grey of PIL: `pipeline` gives every model three channels"""
 _TEXTS = ["a text of some words", "another one"]
 
 
@@ -82,11 +84,6 @@ def export_plain(
         raise ConfigError(
             f"--format: 'transformers' received for a run with model.spelling = '{run.config.model.spelling}'; texts "
             "are corrected before they become tokens, which transformers does not do; ship it as hub"
-        )
-    if run.model.image is not None and run.model.image.channels == 1:
-        raise ConfigError(
-            "--format: 'transformers' received for a model of images with one channel; transformers' pipeline gives it "
-            "three; ship it as ONNX: confide compress RUN, then --format hub"
         )
     model, inputs, wanted = _in_its_class(run)
     with whole_folder(out) as place:
@@ -133,13 +130,23 @@ def _rebuilt(run: FinishedRun, merged: Any, kind: Any) -> PreTrainedModel:
     config = copy.deepcopy(tower.config)
     config.num_labels = merged.head.out_features
     try:
+        if getattr(run.model.image, "channels", None) == 1:
+            config.num_channels = len(_GREY)
         model = kind.from_config(config, trust_remote_code=False)
-        model.base_model.load_state_dict(tower.state_dict())
+        shapes = {name: array.shape for name, array in model.base_model.state_dict().items()}
+        model.base_model.load_state_dict({k: _of_grey(v, shapes.get(k)) for k, v in tower.state_dict().items()})
         (head,) = (part for part in model.children() if isinstance(part, nn.Linear))
         head.load_state_dict(merged.head.state_dict())
     except (AttributeError, RuntimeError, ValueError):  # no such class, other parts, no single head
         raise _refused(run) from None
     return model.eval()
+
+
+def _of_grey(array: torch.Tensor, wanted: torch.Size | None) -> torch.Tensor:
+    """(O, 1, h, w) that reads one channel → (O, 3, h, w) that reads the grey of three; others as they are."""
+    if array.ndim != 4 or wanted is None or array.shape[1] != 1 or wanted[1] != len(_GREY):
+        return array
+    return array * torch.tensor(_GREY)[None, :, None, None]
 
 
 def _describe(model: PreTrainedModel, run: FinishedRun) -> None:
@@ -194,7 +201,7 @@ def examples(run: FinishedRun) -> dict[str, torch.Tensor]:
 
 def _preprocessed(images: torch.Tensor, form: ImageForm) -> torch.Tensor:
     mean, deviation = (torch.tensor(values)[None, :, None, None] for values in (form.mean, form.deviation))
-    return (images / 255 - mean) / deviation
+    return ((images / 255 - mean) / deviation).expand(-1, len(_GREY), -1, -1)
 
 
 @torch.no_grad()
@@ -220,8 +227,8 @@ def write_reader(run: FinishedRun, place: Path) -> None:
             "size": {"height": form.height, "width": form.width},
             "resample": 2,  # bilinear
             "rescale_factor": 1 / 255,
-            "image_mean": form.mean,
-            "image_std": form.deviation,
+            "image_mean": form.mean * (len(_GREY) // form.channels),
+            "image_std": form.deviation * (len(_GREY) // form.channels),
         }
         (place / "preprocessor_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return
