@@ -8,6 +8,8 @@ import copy
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging as hf_logging
 
 from ...common.errors import ConfigError
 from ...common.model.adapter import PEFT
@@ -75,9 +78,20 @@ def with_adapter(run: FinishedRun, kind: Any, plain: Any, place: Path) -> nn.Mod
     """The backbone in its auto class, and the written adapter on it. plain: the configuration of the plain model."""
     path, config = resolve_backbone(run.config.model.backbone), copy.deepcopy(plain)
     options = {"dtype": config.dtype, "attn_implementation": plain._attn_implementation, "trust_remote_code": False}
-    with warnings.catch_warnings():
+    with _without_report(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT's
         return PeftModel.from_pretrained(kind.from_pretrained(path, config=config, **options), str(place)).eval()
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Within, transformers does not tell what a file lacks: a head, which the adapter brings."""
+    before = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
 
 
 def _renamed(name: str, model: PreTrainedModel) -> str:

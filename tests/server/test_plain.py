@@ -192,11 +192,15 @@ def coloured(folder: Path, count: int) -> Path:
     return write_csv(folder / "rows.csv", rows, ("image", "label"))
 
 
-def seeing(make_config, tmp_path: Path, pooling: str) -> Path:
+def save_vit(folder: Path) -> Path:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    vit = ViTModel(ViTConfig(**sizes, hidden_size=32, image_size=8, patch_size=4))
-    vit.save_pretrained(tmp_path / "vit")
+    ViTModel(ViTConfig(**sizes, hidden_size=32, image_size=8, patch_size=4)).save_pretrained(folder)
+    return folder
+
+
+def seeing(make_config, tmp_path: Path, pooling: str) -> Path:
+    save_vit(tmp_path / "vit")
     data = {name: str(coloured(tmp_path / name, count)) for name, count in (("train", 80), ("test", 20))}
     model = {"task": "image-classification", "backbone": str(tmp_path / "vit"), "pooling": pooling}
     model |= {"lora": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
