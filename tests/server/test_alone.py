@@ -23,30 +23,21 @@ from confide.server.ship.sentences import export_sentences
 from confide.simulations.run import simulate
 from confide.tests import asked_alone
 from confide.tests.architectures import save_architecture
+from confide.tests.asked_alone import Case
 from confide.tests.server.test_plain import TEXTS, coloured, save_vit
 from confide.tests.simulations.test_two_texts_runs import lists, pairs
 from confide.tests.tiny import merged, run_content, save_data, save_wordpiece, sentences, with_types, write_conll
 from confide.tests.tiny import write_csv as write_rows
 
 APART = 1e-5
-CLASSIFIERS = [
-    "bert",
-    "roberta",
-    "electra",
-    "albert",
-    "distilbert",
-    "mpnet",
-    "modernbert",
-    "deberta-v3",
-    "xlm-r",
-    "gpt2",
-    "llama",
-    "qwen3",
-    "gemma3",
-]
-WRITERS = ["gpt2", "gpt-neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3"]
+CLASSIFIERS = {
+    **dict.fromkeys(("bert", "electra", "albert", "distilbert", "mpnet", "modernbert", "deberta-v3", "gemma3"), "mean"),
+    **dict.fromkeys(("roberta", "xlm-r"), "first"),
+    **dict.fromkeys(("gpt2", "llama", "qwen3"), "last"),
+}
+"""by the pooling of the head that is no auto class's"""
+WRITERS = ("gpt2", "gpt-neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3")
 ALL = {"lora": {"targets": "all-linear"}}
-Case = asked_alone.Case
 
 
 class Workshop:
@@ -118,26 +109,25 @@ def classes(run: Path) -> Case:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CLASSIFIERS)
-def test_classes_of_an_architecture(workshop: Workshop, name: str) -> None:
-    backbone = workshop.backbone(name)
-    run = workshop.run("own", backbone, {"pooling": "model", **ALL})
-    workshop.plain(run, backbone, "text-classification", "SequenceClassification", classes(run))
-    for pooling in ("mean", "first", "last"):
-        run = workshop.run(pooling, backbone, {"pooling": pooling})
-        workshop.sentences(run, classes(run))
-    workshop.onnx(run, classes(run))
+def test_classes_of_many_architectures(workshop: Workshop) -> None:
+    for name, pooling in CLASSIFIERS.items():
+        backbone = workshop.backbone(name)
+        own = workshop.run(f"{name}-own", backbone, {"pooling": "model", **ALL})
+        workshop.plain(own, backbone, "text-classification", "SequenceClassification", classes(own))
+        pooled = workshop.run(f"{name}-{pooling}", backbone, {"pooling": pooling, **ALL})
+        workshop.sentences(pooled, classes(pooled))
+        workshop.onnx(pooled, classes(pooled))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WRITERS)
-def test_texts_of_an_architecture(workshop: Workshop, name: str) -> None:
-    backbone = workshop.backbone(name)
-    run = workshop.run("written", backbone, {"task": "causal-lm", "max_length": 24})
-    wanted = [{one["continuation"]: 0.0} for one in predicted(run, TEXTS[:4])]
-    options = {"max_new_tokens": 32, "do_sample": False, "return_full_text": False}
-    asked = {"given": TEXTS[:4], "wanted": wanted, "options": options}
-    workshop.plain(run, backbone, "text-generation", "CausalLM", asked)
+def test_texts_of_many_architectures(workshop: Workshop) -> None:
+    for name in WRITERS:
+        backbone = workshop.backbone(name)
+        run = workshop.run(name, backbone, {"task": "causal-lm", "max_length": 24})
+        wanted = [{one["continuation"]: 0.0} for one in predicted(run, TEXTS[:4])]
+        options = {"max_new_tokens": 32, "do_sample": False, "return_full_text": False}
+        asked = {"given": TEXTS[:4], "wanted": wanted, "options": options}
+        workshop.plain(run, backbone, "text-generation", "CausalLM", asked)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """A plain folder answers as the run does in a process without confide; what has no class of transformers is refused."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,6 @@ asked.save_pretrained({folder!r} + "-again")
 assert pipeline({task!r}, {folder!r} + "-again")({given!r}, **{options!r}) == found
 print(json.dumps(found, default=float))
 """
-
-
-@pytest.fixture(scope="module")
-def without_confide() -> Iterator[Elsewhere]:
-    """Another process, in which whoever asks for confide gets an ImportError."""
-    process = Elsewhere()
-    process('import sys; sys.modules["confide"] = None', Path("/"))
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")
