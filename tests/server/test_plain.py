@@ -1,6 +1,7 @@
 """A plain folder answers as the run does in a process without confide; what has no class of transformers is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -293,16 +295,47 @@ def test_the_adapter_loads_by_plain_peft(without_confide: Elsewhere, written, gp
     np.testing.assert_allclose(json.loads(printed.splitlines()[-1]), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize(("pooling", "train"), [("mean", "lora"), ("model", "head")])
+def named(folder: Path) -> str | None:
+    """The backbone that an adapter names."""
+    return json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+@pytest.mark.parametrize(("pooling", "train"), [("mean", "lora"), ("model", "lora"), ("model", "head")])
 def test_no_folder_makes_a_random_head(
     piped, make_config, pooling: str, train: str, bert: Path, tmp_path: Path
 ) -> None:
     """`pipeline` on an adapter for a head of confide's took the backbone, ignored the adapter and answered."""
     run = simulate(make_config(model={"pooling": pooling, "train": train}, run={"rounds": 1}))
     export_hub(run, tmp_path / "hub", base=str(bert))
-    assert json.loads((tmp_path / "hub" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert named(tmp_path / "hub") is None
     for folder in (tmp_path / "hub", run / "adapter"):
         with pytest.raises(AssertionError, match="Error"):
             piped("text-classification", folder, TEXTS[:1])
-    if pooling == "model":
+    if train == "head":
         refused(run, tmp_path / "plain", "only confide.load_base fits", adapter=True)
+
+
+def test_an_adapter_brings_what_the_backbones_file_lacks(make_config, tmp_path: Path) -> None:
+    """DistilBERT's layer before the head: drawn when the run began, frozen, and in no file that people find."""
+    backbone = save_architecture("distilbert", tmp_path / "distilbert")
+    run = simulate(make_config(model={"backbone": str(backbone), "pooling": "model"}, run={"rounds": 1}))
+    assert "pre_classifier.weight" in load_file(run / "adapter" / "drawn.safetensors")
+    export_plain(run, tmp_path / "plain", adapter=True, base="tiny/distilbert")
+    config = json.loads((tmp_path / "plain" / "adapter" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["classifier", "pre_classifier"]
+    arrays = load_file(tmp_path / "plain" / "adapter" / "adapter_model.safetensors")
+    assert {"base_model.model.pre_classifier.weight", "base_model.model.classifier.bias"} <= arrays.keys()
+
+
+def test_no_adapter_names_a_folder_of_this_machine(written, gpt2: Path, tmp_path: Path, monkeypatch) -> None:
+    """Also one whose path looks like a name of the hub."""
+    shutil.copytree(gpt2, tmp_path / "models" / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    run = written(Path("models/gpt2"))
+    export_hub(run, tmp_path / "hub")
+    assert named(tmp_path / "hub") is None
+    refused(run, tmp_path / "plain", "--base: nothing received with --adapter", adapter=True)
+    export_hub(run, tmp_path / "named", base="tiny/gpt2")
+    assert (
+        json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny/gpt2"
+    )
