@@ -32,6 +32,7 @@ from .card import card, written
 from .finished import FinishedRun
 from .plain_adapter import require_adapter, with_adapter, write_adapter
 from .runtime import padded
+from .writer import CONTINUED
 
 PARITY = 1e-5
 """largest difference of a logit, relative to the largest one, between the run's model and the folder's"""
@@ -166,10 +167,11 @@ def _describe(model: PreTrainedModel, run: FinishedRun) -> None:
         config.tie_word_embeddings = False  # so they were trained
         model.all_tied_weights_keys = {}
     if run.model.task.EXPORT == "text" and model.generation_config is not None:
-        generator = Generator.of(model, run.tokenizer, run.config.data, run.config.model.max_length, 1)
+        generator = Generator.of(model, run.tokenizer, run.config.data, run.config.model.max_length, CONTINUED)
         if generator.chat is not None:
             model.generation_config.eos_token_id = generator.ends
-        for name, value in {**choice(None), **dict.fromkeys(_OF_DRAWING)}.items():
+        written = {"max_new_tokens": generator.tokens, **choice(None), **dict.fromkeys(_OF_DRAWING)}
+        for name, value in written.items():
             setattr(model.generation_config, name, value)  # as `confide predict` writes
 
 
