@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from confide.common.config.run import RunConfig
+from confide.common.errors import ConfigError
+from confide.common.model.backbones import DEMO_VIT
 from confide.common.types import Rows
 from confide.server.ship.compress import make_variants
 from confide.server.ship.finished import FinishedRun
@@ -25,6 +27,7 @@ from confide.tests import asked_alone
 from confide.tests.architectures import save_architecture
 from confide.tests.asked_alone import Case
 from confide.tests.server.test_plain import TEXTS, coloured, save_vit
+from confide.tests.simulations.test_image_tasks import write_images
 from confide.tests.simulations.test_two_texts_runs import lists, pairs
 from confide.tests.tiny import merged, run_content, save_data, save_wordpiece, sentences, with_types, write_conll
 from confide.tests.tiny import write_csv as write_rows
@@ -210,7 +213,7 @@ def test_hidden_words(workshop: Workshop, wordpiece: Path) -> None:
 
 
 @pytest.mark.slow
-def test_images(workshop: Workshop, bert: Path) -> None:
+def test_images(workshop: Workshop) -> None:
     vit = save_vit(workshop.place / "vit")
     data = {name: str(coloured(workshop.place / name, count)) for name, count in (("train", 80), ("test", 12))}
     lora = {"lora": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
@@ -223,3 +226,20 @@ def test_images(workshop: Workshop, bert: Path) -> None:
     asked = {"given": files, "images": rows.images.tolist(), "wanted": wanted, "link": "softmax", "options": {}}
     workshop.plain(run, vit, "image-classification", "ImageClassification", asked)
     workshop.onnx(run, asked)
+
+
+@pytest.mark.slow
+def test_images_with_texts(workshop: Workshop, bert: Path) -> None:
+    """Of no auto class: onnxruntime answers."""
+    counts = {"train": 80, "test": 12}
+    data = {name: str(write_images(workshop.place / name, count, count)) for name, count in counts.items()}
+    model: dict[str, Any] = {"task": "image-text-classification", "image_backbone": DEMO_VIT}
+    model |= {"lora": {"rank": 2, "modules_to_save": ["image_encoder"]}}
+    run = workshop.run("both", bert, model, data)
+    finished = FinishedRun(run, "image-text-classification")
+    rows = finished.rows()
+    assert rows.images is not None
+    wanted = [one["probabilities"] for one in finished.merged().answers(rows)]
+    workshop.onnx(run, {"given": rows.text, "images": rows.images.tolist(), "wanted": wanted, "link": "softmax"})
+    with pytest.raises(ConfigError, match="no auto class .*; ship it as ONNX"):
+        export_plain(run, workshop.place / "plain")

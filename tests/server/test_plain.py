@@ -315,16 +315,15 @@ def test_no_folder_makes_a_random_head(
         refused(run, tmp_path / "plain", "only confide.load_base fits", adapter=True)
 
 
-def test_an_adapter_brings_what_the_backbones_file_lacks(make_config, tmp_path: Path) -> None:
-    """DistilBERT's layer before the head: drawn when the run began, frozen, and in no file that people find."""
-    backbone = save_architecture("distilbert", tmp_path / "distilbert")
-    run = simulate(make_config(model={"backbone": str(backbone), "pooling": "model"}, run={"rounds": 1}))
-    assert "pre_classifier.weight" in load_file(run / "adapter" / "drawn.safetensors")
-    export_plain(run, tmp_path / "plain", adapter=True, base="tiny/distilbert")
+def test_an_adapter_brings_what_the_backbones_file_lacks(make_config, wordpiece: Path, tmp_path: Path) -> None:
+    """A BERT for hidden words has no pooler: it was drawn when the run began, is frozen, and in no file of others."""
+    run = simulate(make_config(model={"backbone": str(wordpiece), "pooling": "model"}, run={"rounds": 1}))
+    assert "bert.pooler.dense.weight" in load_file(run / "adapter" / "drawn.safetensors")
+    export_plain(run, tmp_path / "plain", adapter=True, base="tiny/bert")
     config = json.loads((tmp_path / "plain" / "adapter" / "adapter_config.json").read_text())
-    assert config["modules_to_save"] == ["classifier", "pre_classifier"]
+    assert config["modules_to_save"] == ["bert.pooler.dense", "classifier"]
     arrays = load_file(tmp_path / "plain" / "adapter" / "adapter_model.safetensors")
-    assert {"base_model.model.pre_classifier.weight", "base_model.model.classifier.bias"} <= arrays.keys()
+    assert {"base_model.model.bert.pooler.dense.weight", "base_model.model.classifier.bias"} <= arrays.keys()
 
 
 def test_no_adapter_names_a_folder_of_this_machine(written, gpt2: Path, tmp_path: Path, monkeypatch) -> None:
