@@ -241,5 +241,5 @@ def test_images_with_texts(workshop: Workshop, bert: Path) -> None:
     assert rows.images is not None
     wanted = [one["probabilities"] for one in finished.merged().answers(rows)]
     workshop.onnx(run, {"given": rows.text, "images": rows.images.tolist(), "wanted": wanted, "link": "softmax"})
-    with pytest.raises(ConfigError, match="no auto class .*; ship it as ONNX"):
+    with pytest.raises(ConfigError, match=r"no auto class .*; ship it as ONNX"):
         export_plain(run, workshop.place / "plain")
