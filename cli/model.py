@@ -136,7 +136,7 @@ def export(
         typer.Option(
             "--format",
             help="hub: a model card, the adapter, and onnx/ variants; transformers: a plain model, LoRA merged, for "
-            "pipeline() and the auto classes.",
+            "pipeline() and the auto classes; sentence-transformers: the same for a head over pooled vectors.",
         ),
     ] = "hub",
     variant: Annotated[
@@ -155,21 +155,27 @@ def export(
     from ..common.errors import ConfigError
     from ..server.ship.card import export_hub
 
-    if format_ not in ("hub", "transformers"):
-        raise ConfigError(f"--format: received '{format_}'; allowed: hub, transformers")
+    formats = ("hub", "transformers", "sentence-transformers")
+    if format_ not in formats:
+        raise ConfigError(f"--format: received '{format_}'; allowed: {', '.join(formats)}")
     if base is not None and base.startswith((".", "/", "~")):
         raise ConfigError(f"--base: received '{base}'; allowed: a name on a hub, such as google/gemma-3-270m")
+    if adapter and format_ != "transformers":
+        why = "which is the adapter" if format_ == "hub" else "whose model PEFT alone cannot build"
+        raise ConfigError(f"--adapter: received with --format {format_}, {why}; leave it out")
+    if variant and format_ != "hub":
+        raise ConfigError(f"--variant: received with --format {format_}, which is torch's; leave it out")
     said = {"base": base, "intended": intended, "licence": licence}
     if format_ == "hub":
-        if adapter:
-            raise ConfigError("--adapter: received with --format hub, which is the adapter; leave it out")
         names = export_hub(run, out, variants=variant, **said)
-    else:
-        if variant:
-            raise ConfigError("--variant: received with --format transformers, which is torch's; leave it out")
+    elif format_ == "transformers":
         from ..server.ship.plain import export_plain
 
         names = export_plain(run, out, adapter=adapter, **said)
+    else:
+        from ..server.ship.sentences import export_sentences
+
+        names = export_sentences(run, out, **said)
     for name in names:
         typer.echo(out / name)
 

@@ -179,6 +179,15 @@ def elsewhere() -> Iterator[Elsewhere]:
     elsewhere.close()
 
 
+@pytest.fixture(scope="session")
+def without_confide() -> Iterator[Elsewhere]:
+    """Another process, in which whoever asks for confide gets an ImportError."""
+    process = Elsewhere()
+    process('import sys; sys.modules["confide"] = None', Path("/"))
+    yield process
+    process.close()
+
+
 @pytest.fixture
 def content(bert: Path, data: Path, tmp_path: Path) -> dict:
     return run_content(bert, data, tmp_path / "run")

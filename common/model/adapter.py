@@ -27,7 +27,7 @@ from .lora import STAND_IN
 from .reading import reader_of
 from .weights import drawn_arrays
 
-CARD, DRAWN = "confide.json", "drawn.safetensors"
+CARD, DRAWN, PEFT = "confide.json", "drawn.safetensors", "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -38,8 +38,13 @@ def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str
         warnings.filterwarnings("ignore", message=".*Could not find a config file.*")  # offline: the vocabulary check
         warnings.filterwarnings("ignore", message=".*Unable to fetch remote file.*")
         model.module.save_pretrained(str(folder), save_embedding_layers=False)
-    if drawn := drawn_arrays(model.module.get_base_model()):
+    drawn = drawn_arrays(model.module.get_base_model())
+    if drawn:
         save_file({name: array.cpu().contiguous().clone() for name, array in drawn.items()}, folder / DRAWN)
+    config = json.loads((folder / PEFT).read_text(encoding="utf-8"))
+    if drawn or not is_whole(config):
+        config["base_model_name_or_path"] = None
+        (folder / PEFT).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if model.reader is not None:
         model.reader.save_pretrained(str(folder))
     card = {"model": section.model_dump(mode="json"), "labels": labels, "two_texts": model.two_texts}
@@ -47,6 +52,15 @@ def export_adapter(model: FineTuneModel, section: ModelSection, labels: list[str
     asked = asked_text(section.spelling)
     readme = _ADAPTER_README.replace(asked_text("none"), f"{asked}, {asked}" if model.two_texts else asked)
     (folder / "README.md").write_text(readme, encoding="utf-8")
+
+
+def is_whole(config: dict[str, Any]) -> bool:
+    """Whether the adapter of an adapter_config.json is all that its backbone needs. It may name the backbone then: with
+    a name, `pipeline` puts a head on the backbone by itself, which knows neither names nor number of the classes, and
+    what neither of the two holds is random."""
+    library = (config.get("auto_mapping") or {}).get("parent_library", "")
+    headless = not config.get("modules_to_save") and config.get("target_modules") != [STAND_IN]
+    return headless and library.startswith("transformers.")
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], list[str], Adapter]:

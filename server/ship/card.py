@@ -4,29 +4,29 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ... import __version__
 from ...common.data.spelling import Words
 from ...common.errors import ConfigError, ModelError
 from ...common.json_file import read_object
-from ...common.model.adapter import CARD, asked_text, read_adapter
-from ...common.model.backbones import resolve_backbone
-from ...common.model.lora import STAND_IN
+from ...common.model.adapter import CARD, DRAWN, PEFT, asked_text, is_whole, read_adapter
+from ...common.model.backbones import DEMO_GEMMA, DEMO_VIT, resolve_backbone
 from ...common.tasks import load_task
+from ...common.types import Reads
 from ...common.whole import require_new, whole_folder
 from ..report import figures, read_report
 from .runtime import FACTS, MODEL, TOKENIZER, VARIANTS, load_variant
 
+Library = Literal["peft", "transformers", "sentence-transformers"]
 _UNKNOWN = "unknown"
 _AUDITS = (
     ("gradient", "on released updates"),
     ("clipped_records", "on released updates, through the clip"),
     ("records", "on the final model"),
 )
-_PEFT = "adapter_config.json"
 _AGAIN = "copy the run's folder again"
-_WEIGHTS = ("adapter_model.safetensors", _PEFT, CARD)
+_WEIGHTS = ("adapter_model.safetensors", PEFT, CARD)
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
 """where a hub's cache keeps a revision"""
 
@@ -38,13 +38,13 @@ def card(
     base: str | None = None,
     intended: str | None = None,
     licence: str | None = None,
-    merged: bool = False,
+    library: Library = "peft",
 ) -> str:
     """README.md of a model: YAML for the hub, then what a reader has to know. Nothing in it is derived from a record.
 
     variants: names of those that are shipped. base: the backbone's name on a hub. intended: what the model is for, in
-    the words of whoever ships it. licence: of the backbone; omitted: what its folder says. merged: of a plain model
-    rather than an adapter. Raises ConfigError without a finished run.
+    the words of whoever ships it. licence: of the backbone; omitted: what its folder says. library: what loads it; PEFT
+    an adapter, others a whole model. Raises ConfigError without a finished run.
     """
     report = read_report(folder)
     model, config = report["model"], report["config"]
@@ -53,9 +53,10 @@ def card(
     train = config["model"].get("train", "lora")
     tags = ["federated-learning"]
     tags += ["differential-privacy"] if report["privacy"]["mode"] != "none" else []
+    merged = library != "peft"
     tags += ["lora"] if train == "lora" and not merged else []
     head = {
-        "library_name": "transformers" if merged else "peft",
+        "library_name": library,
         "base_model": backbone,
         "license": found,
         "tags": tags,
@@ -80,7 +81,11 @@ def card(
     if report.get("compression"):
         lines += ["", "## Variants", *_compression(report["compression"], variants)]
     two = config["data"].get("text_pair") is not None
-    use = _use_merged(kind, model["task"], two) if merged else _use(model["task"], variants, spelling, two)
+    reads = load_task(model["task"]).READS
+    if library == "peft":
+        use = _use(model["task"], variants, spelling, two)
+    else:
+        use = _use_piped(kind, reads, two) if library == "transformers" else _use_sentences(reads, two)
     lines += ["", "## Use", *use]
     lines += ["", "## Limits", *_limits(report), "", "## Licence", _licence(backbone, found), ""]
     return "\n".join(lines)
@@ -124,49 +129,50 @@ def written(out: Path) -> list[str]:
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
-def copy_adapter(folder: Path, out: Path, base: str | None, *, plain: bool = False) -> None:
+def copy_adapter(folder: Path, out: Path, base: str | None) -> None:
     """A run's adapter and tokenizer, without paths of this machine, which mean nothing elsewhere. base: as of `card`.
 
-    plain: only what PEFT reads. Raises ConfigError where there is no adapter, and for `plain` one that PEFT cannot load
-    onto a model of transformers, or whose backbone has no name that people could find.
+    Raises ConfigError where there is no adapter.
     """
+    source = folder / "adapter"
+    config, backbone = adapter_config(folder), read_report(folder)["model"]["backbone"]
+    read_adapter(source)  # whole, and numbers: others will load it
+    out.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file() and path.name != "README.md":
+            shutil.copyfile(path, out / path.name)
+    fits = is_whole(config) and not (source / DRAWN).is_file()
+    name, revision = base_of(config, backbone, base) if fits else (None, None)
+    config |= {"base_model_name_or_path": name, "revision": revision}
+    (out / PEFT).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    content = read_object(source / CARD, _AGAIN)
+    content["model"]["backbone"] = base or _name_of(backbone)
+    content["model"].pop("init_from", None)
+    (out / CARD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a run. Raises ConfigError where there is no adapter."""
     source = folder / "adapter"
     if not all((source / name).is_file() for name in _WEIGHTS):
         raise ConfigError(f"{source}: no adapter of a finished run")
-    config, backbone = read_object(source / _PEFT, _AGAIN), read_report(folder)["model"]["backbone"]
-    read_adapter(source)  # whole, and numbers: others will load it
-    fits = _loads_plainly(config)
-    if plain and not fits:
-        raise ConfigError("--adapter: received for a run whose adapter only confide.load_base fits; leave it out")
-    if plain and base is None and _is_folder(backbone):
-        raise ConfigError(
-            "--base: nothing received with --adapter, and model.backbone is a folder of this machine; give the name "
-            "under which people find it"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_file() and path.name != "README.md" and (not plain or path.name in _WEIGHTS[:2]):
-            shutil.copyfile(path, out / path.name)
-    snapshot = _SNAPSHOT.search(str(config.get("base_model_name_or_path"))) if base is None else None
-    # without a base `pipeline` says that there is none; with one it would put a random head on it
-    config["base_model_name_or_path"] = (base or _name_of(backbone)) if fits else None
-    config["revision"] = snapshot[1] if fits and snapshot else None
-    (out / _PEFT).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if not plain:
-        content = read_object(source / CARD, _AGAIN)
-        content["model"]["backbone"] = base or _name_of(backbone)
-        content["model"].pop("init_from", None)
-        (out / CARD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return read_object(source / PEFT, _AGAIN)
 
 
-def _loads_plainly(config: dict[str, Any]) -> bool:
-    """Whether an adapter belongs to a class of transformers: not to a head of confide's, nor to a stand-in for LoRA."""
-    library = (config.get("auto_mapping") or {}).get("parent_library", "")
-    return library.startswith("transformers.") and config["target_modules"] != [STAND_IN]
+def base_of(config: dict[str, Any], backbone: str, base: str | None) -> tuple[str | None, str | None]:
+    """The name and revision under which people find a run's backbone; None, None: nobody has said.
+
+    config: adapter_config.json. backbone: `model.backbone`. base: as of `card`.
+    """
+    read_from = str(config.get("base_model_name_or_path"))
+    if base is not None or _is_folder(backbone) or read_from == backbone or backbone in (DEMO_VIT, DEMO_GEMMA):
+        return base, None
+    snapshot = _SNAPSHOT.search(read_from)
+    return backbone, snapshot[1] if snapshot else None
 
 
 def _is_folder(backbone: str) -> bool:
-    return backbone.startswith((".", "/", "~"))
+    return backbone.startswith((".", "/", "~")) or Path(backbone).is_dir()
 
 
 def _name_of(backbone: str) -> str:
@@ -290,8 +296,8 @@ def _use(task: str, shipped: list[str], spelling: Words, two: bool) -> list[str]
     return [*code, *without]
 
 
-def _use_merged(kind: str | None, task: str, two: bool) -> list[str]:
-    several = load_task(task).READS.label == "classes"
+def _use_piped(kind: str | None, reads: Reads, two: bool) -> list[str]:
+    several = reads.label == "classes"
     more = ", top_k=None" if several else ""
     code = ["```python", "from transformers import pipeline", "", f'answer = pipeline("{kind}", "."{more})']
     if two:
@@ -299,6 +305,31 @@ def _use_merged(kind: str | None, task: str, two: bool) -> list[str]:
     if several:
         code += ["# each class has a probability of its own; those above one half are the answer"]
     return [*code, "```"]
+
+
+def _use_sentences(reads: Reads, two: bool) -> list[str]:
+    """Code that prints what a text is."""
+    texts = '[("a text", "its second"), ("another", "and its own")]' if two else '["a text", "another one"]'
+    shown = {
+        "class": ["rows.softmax(1)", "names[int(row.argmax())], float(row.max())"],
+        "classes": ["rows.sigmoid()", "[name for name, p in zip(names, row) if p > 0.5]"],
+        "number": ["rows", "float(row[0])"],
+    }
+    answers, answer = shown[str(reads.label)]
+    names = [] if reads.label == "number" else ["names = model[0].auto_model.config.labels"]
+    unit = "the number of each text, in the labels' unit" if reads.label == "number" else "(N, K) logits, no embeddings"
+    return [
+        "```python",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        'model = SentenceTransformer(".")',
+        *names,
+        f"texts = {texts}",
+        f"rows = model.encode(texts, convert_to_tensor=True)  # {unit}",
+        f"for text, row in zip(texts, {answers}):",
+        f"    print(text, {answer})",
+        "```",
+    ]
 
 
 def _limits(report: dict[str, Any]) -> list[str]:

@@ -25,14 +25,19 @@ from transformers import (
 from ...common.data.images import ImageForm
 from ...common.errors import ConfigError, ModelError
 from ...common.model.generation import Generator, choice
+from ...common.model.pooling import PooledClassifier
 from ...common.tasks import task_names
 from ...common.whole import require_new, whole_folder
-from .card import card, copy_adapter, written
+from .card import card, written
 from .finished import FinishedRun
+from .plain_adapter import require_adapter, with_adapter, write_adapter
 from .runtime import padded
+from .writer import CONTINUED
 
 PARITY = 1e-5
 """largest difference of a logit, relative to the largest one, between the run's model and the folder's"""
+UNMERGED, _ROUNDED = 1e-4, 0.05
+"""the same where LoRA is computed beside its layer: in float32, and in bfloat16"""
 _OF_DRAWING = ("temperature", "top_k", "top_p")
 _AUTO: dict[str | None, Any] = {
     "fill-mask": AutoModelForMaskedLM,
@@ -52,6 +57,8 @@ _REMEDIES = {
     "image-classification": "train with model.pooling = 'first'",
     "text-classification": _OWN_HEAD,
 }
+_GREY = (0.299, 0.587, 0.114)
+"""of red, green and blue in the grey of PIL: `pipeline` gives every model three channels"""
 _TEXTS = ["a text of some words", "another one"]
 
 
@@ -72,28 +79,29 @@ def export_plain(
     """
     require_new(out)
     run = FinishedRun(folder, *task_names(), two_texts=True)
+    if adapter:
+        require_adapter(run, base)
     if run.model.spelling is not None:
         raise ConfigError(
             f"--format: 'transformers' received for a run with model.spelling = '{run.config.model.spelling}'; texts "
             "are corrected before they become tokens, which transformers does not do; ship it as hub"
-        )
-    if run.model.image is not None and run.model.image.channels == 1:
-        raise ConfigError(
-            "--format: 'transformers' received for a model of images with one channel; transformers' pipeline gives it "
-            "three; ship it as ONNX: confide compress RUN, then --format hub"
         )
     model, inputs, wanted = _in_its_class(run)
     with whole_folder(out) as place:
         model.save_pretrained(place)
         kind, attention = _AUTO[run.model.task.PIPELINE], model.config._attn_implementation
         del model
-        _write_reader(run, place)
-        found = _logits(kind.from_pretrained(place, attn_implementation=attention, trust_remote_code=False), inputs)
-        if not _apart(found, wanted) <= PARITY:
+        write_reader(run, place)
+        model = kind.from_pretrained(place, attn_implementation=attention, trust_remote_code=False)
+        found = logits_of(model, inputs)
+        if not apart(found, wanted) <= PARITY:
             raise _refused(run)
         if adapter:
-            copy_adapter(folder, place / "adapter", base, plain=True)
-        text = card(folder, [], base=base, intended=intended, licence=licence, merged=True)
+            write_adapter(run, model, place / "adapter", base)
+            found = logits_of(with_adapter(run, kind, model.config, place / "adapter"), inputs)
+            if not apart(found, wanted) <= (UNMERGED if model.dtype == torch.float32 else _ROUNDED):
+                raise ConfigError("--adapter: received for a run whose adapter PEFT alone does not fit; leave it out")
+        text = card(folder, [], base=base, intended=intended, licence=licence, library="transformers")
         (place / "README.md").write_text(text, encoding="utf-8")
     return written(out)
 
@@ -103,14 +111,14 @@ def _in_its_class(run: FinishedRun) -> tuple[PreTrainedModel, dict[str, torch.Te
     merged, kind = run.classifier(), _AUTO.get(run.model.task.PIPELINE)
     if kind is None:
         raise _refused(run)
-    inputs, scaled = _examples(run), run.config.data.scale if run.model.task.READS.label == "number" else None
+    inputs, scaled = examples(run), run.config.data.scale if run.model.task.READS.label == "number" else None
     if isinstance(merged, PreTrainedModel):
         model = merged
         _describe(model, run)
         if scaled is not None:
             _in_label_units(model, *scaled)
-        return model, inputs, _logits(model, inputs)
-    wanted, form = _logits(merged, inputs), run.model.image
+        return model, inputs, logits_of(model, inputs)
+    wanted, form = logits_of(merged, inputs), run.model.image
     model = _rebuilt(run, merged, kind)
     _describe(model, run)
     return model, inputs if form is None else {"pixel_values": _preprocessed(inputs["pixel_values"], form)}, wanted
@@ -123,13 +131,23 @@ def _rebuilt(run: FinishedRun, merged: Any, kind: Any) -> PreTrainedModel:
     config = copy.deepcopy(tower.config)
     config.num_labels = merged.head.out_features
     try:
+        if getattr(run.model.image, "channels", None) == 1:
+            config.num_channels = len(_GREY)
         model = kind.from_config(config, trust_remote_code=False)
-        model.base_model.load_state_dict(tower.state_dict())
+        shapes = {name: array.shape for name, array in model.base_model.state_dict().items()}
+        model.base_model.load_state_dict({k: _of_grey(v, shapes.get(k)) for k, v in tower.state_dict().items()})
         (head,) = (part for part in model.children() if isinstance(part, nn.Linear))
         head.load_state_dict(merged.head.state_dict())
     except (AttributeError, RuntimeError, ValueError):  # no such class, other parts, no single head
         raise _refused(run) from None
     return model.eval()
+
+
+def _of_grey(array: torch.Tensor, wanted: torch.Size | None) -> torch.Tensor:
+    """(O, 1, h, w) that reads one channel → (O, 3, h, w) that reads the grey of three; others as they are."""
+    if array.ndim != 4 or wanted is None or array.shape[1] != 1 or wanted[1] != len(_GREY):
+        return array
+    return array * torch.tensor(_GREY)[None, :, None, None]
 
 
 def _describe(model: PreTrainedModel, run: FinishedRun) -> None:
@@ -149,10 +167,11 @@ def _describe(model: PreTrainedModel, run: FinishedRun) -> None:
         config.tie_word_embeddings = False  # so they were trained
         model.all_tied_weights_keys = {}
     if run.model.task.EXPORT == "text" and model.generation_config is not None:
-        generator = Generator.of(model, run.tokenizer, run.config.data, run.config.model.max_length, 1)
+        generator = Generator.of(model, run.tokenizer, run.config.data, run.config.model.max_length, CONTINUED)
         if generator.chat is not None:
             model.generation_config.eos_token_id = generator.ends
-        for name, value in {**choice(None), **dict.fromkeys(_OF_DRAWING)}.items():
+        written = {"max_new_tokens": generator.tokens, **choice(None), **dict.fromkeys(_OF_DRAWING)}
+        for name, value in written.items():
             setattr(model.generation_config, name, value)  # as `confide predict` writes
 
 
@@ -170,7 +189,7 @@ def _in_label_units(model: PreTrainedModel, mean: float, deviation: float) -> No
     layer.bias.mul_(deviation).add_(mean)
 
 
-def _examples(run: FinishedRun) -> dict[str, torch.Tensor]:
+def examples(run: FinishedRun) -> dict[str, torch.Tensor]:
     """input_ids, attention_mask and perhaps token_type_ids (2, T), or pixel_values (2, C, H, W) from 0 to 255."""
     if (form := run.model.image) is not None:
         images = np.random.default_rng(0).integers(0, 256, (2, form.channels, form.height, form.width))
@@ -184,24 +203,24 @@ def _examples(run: FinishedRun) -> dict[str, torch.Tensor]:
 
 def _preprocessed(images: torch.Tensor, form: ImageForm) -> torch.Tensor:
     mean, deviation = (torch.tensor(values)[None, :, None, None] for values in (form.mean, form.deviation))
-    return (images / 255 - mean) / deviation
+    return ((images / 255 - mean) / deviation).expand(-1, len(_GREY), -1, -1)
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def logits_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Of the positions that are read."""
     found = model(**inputs).logits.float()
     return found[inputs["attention_mask"].bool()] if found.ndim == 3 else found
 
 
-def _apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference, relative to the largest number that is wanted."""
     if found.shape != wanted.shape:
         return math.inf
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
 
 
-def _write_reader(run: FinishedRun, place: Path) -> None:
+def write_reader(run: FinishedRun, place: Path) -> None:
     """The tokenizer, with the template of the run's conversations, or how images are scaled."""
     if (form := run.model.image) is not None:
         facts = {
@@ -210,8 +229,8 @@ def _write_reader(run: FinishedRun, place: Path) -> None:
             "size": {"height": form.height, "width": form.width},
             "resample": 2,  # bilinear
             "rescale_factor": 1 / 255,
-            "image_mean": form.mean,
-            "image_std": form.deviation,
+            "image_mean": form.mean * (len(_GREY) // form.channels),
+            "image_std": form.deviation * (len(_GREY) // form.channels),
         }
         (place / "preprocessor_config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         return
@@ -221,6 +240,8 @@ def _write_reader(run: FinishedRun, place: Path) -> None:
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     length = run.model.positions if run.model.task.EXPORT == "text" else run.model.max_length
     tokenizer.model_max_length = length or tokenizer.model_max_length
+    if run.model.task.EXPORT == "logits":
+        tokenizer.padding_side = "right"  # as the run's batches are
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if run.config.data.messages is not None and run.config.data.template is not None:
@@ -233,19 +254,24 @@ def _reads_types(run: FinishedRun) -> bool:
     is taken without any."""
     if "token_type_ids" not in run.tokenizer.model_input_names:
         return False
-    inputs, model = _examples(run), run.classifier()
+    inputs, model = examples(run), run.classifier()
     try:
-        told = _logits(model, {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
+        told = logits_of(model, {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
     except TypeError:
         return True
-    return not torch.allclose(told, _logits(model, inputs), rtol=PARITY, atol=PARITY)
+    return not torch.allclose(told, logits_of(model, inputs), rtol=PARITY, atol=PARITY)
 
 
 def _refused(run: FinishedRun) -> ConfigError | ModelError:
     task, model = run.model.task, run.config.model
     if isinstance(run.model.module.get_base_model(), PreTrainedModel):
         return ModelError("the folder's model answers otherwise than the run's; ship it as hub, and report this")
-    ways = [_REMEDIES[task.PIPELINE]] if task.PIPELINE in _REMEDIES else []
+    ways = (
+        ["give --format sentence-transformers"]
+        if isinstance(run.model.module.get_base_model(), PooledClassifier)
+        else []
+    )
+    ways += [_REMEDIES[task.PIPELINE]] if task.PIPELINE in _REMEDIES else []
     ways += ["ship it as ONNX: confide compress RUN, then --format hub"] if task.EXPORT == "logits" else []
     return ConfigError(
         f"--format: 'transformers' received for a run of task '{model.task}' with model.pooling = '{model.pooling}'; "

@@ -17,6 +17,8 @@ from ...common.tasks import beginnings, marks_after
 from ...common.types import Conversation, Reads, Rows
 from .finished import FinishedRun, NextLogits
 
+CONTINUED = 64
+"""tokens that a text is continued by, at most, unless somebody says otherwise"""
 Told = Callable[[str], None]
 """gets each part of a text as it is written; what it raises ends the writing"""
 
@@ -41,7 +43,7 @@ class Writer:
     reads = Reads(label=None)
     two_texts = False
 
-    def __init__(self, run: FinishedRun, tokens: int = 64) -> None:
+    def __init__(self, run: FinishedRun, tokens: int = CONTINUED) -> None:
         self.task = run.config.model.task
         self.labels: list[str] = []
         self.scale: tuple[float, float] | None = None

@@ -1,7 +1,7 @@
 """A plain folder answers as the run does in a process without confide; what has no class of transformers is refused."""
 
 import json
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -44,15 +45,6 @@ asked.save_pretrained({folder!r} + "-again")
 assert pipeline({task!r}, {folder!r} + "-again")({given!r}, **{options!r}) == found
 print(json.dumps(found, default=float))
 """
-
-
-@pytest.fixture(scope="module")
-def without_confide() -> Iterator[Elsewhere]:
-    """Another process, in which whoever asks for confide gets an ImportError."""
-    process = Elsewhere()
-    process('import sys; sys.modules["confide"] = None', Path("/"))
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +93,8 @@ def test_a_language_model_loads_alone(piped, written, train: str, tmp_path: Path
     np.testing.assert_allclose(found, right, atol=1e-5)
     writer, _ = load(run)
     answers = [one["continuation"] for one in writer.answers(Rows("rows", TEXTS[:3]))]
-    options = {"max_new_tokens": 32, "do_sample": False, "return_full_text": False}
-    assert [one[0]["generated_text"] for one in piped("text-generation", out, TEXTS[:3], **options)] == answers
+    found = piped("text-generation", out, TEXTS[:3], return_full_text=False)
+    assert [one[0]["generated_text"] for one in found] == answers
     no_path_of_this_machine(out, run.parent, tmp_path)
     assert 'library_name: "transformers"' in (out / "README.md").read_text()
 
@@ -192,11 +184,15 @@ def coloured(folder: Path, count: int) -> Path:
     return write_csv(folder / "rows.csv", rows, ("image", "label"))
 
 
-def seeing(make_config, tmp_path: Path, pooling: str) -> Path:
+def save_vit(folder: Path) -> Path:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    vit = ViTModel(ViTConfig(**sizes, hidden_size=32, image_size=8, patch_size=4))
-    vit.save_pretrained(tmp_path / "vit")
+    ViTModel(ViTConfig(**sizes, hidden_size=32, image_size=8, patch_size=4)).save_pretrained(folder)
+    return folder
+
+
+def seeing(make_config, tmp_path: Path, pooling: str) -> Path:
+    save_vit(tmp_path / "vit")
     data = {name: str(coloured(tmp_path / name, count)) for name, count in (("train", 80), ("test", 20))}
     model = {"task": "image-classification", "backbone": str(tmp_path / "vit"), "pooling": pooling}
     model |= {"lora": {"rank": 2, "targets": ["q_proj", "v_proj"]}}
@@ -209,6 +205,22 @@ def test_images_are_scaled_and_classified_alike(piped, make_config, tmp_path: Pa
     finished = FinishedRun(run, "image-classification")
     wanted = finished.merged().answers(finished.rows())
     found = piped("image-classification", tmp_path / "plain", [str(tmp_path / f"test/{i}.png") for i in range(20)])
+    assert [one[0]["label"] for one in found] == [one["label"] for one in wanted]
+    np.testing.assert_allclose([one[0]["score"] for one in found], [one["probability"] for one in wanted], atol=1e-5)
+
+
+def test_grey_images_are_answered_alike_in_three_channels(piped, make_config, tmp_path: Path) -> None:
+    """`pipeline` gives every model three channels: the first layer reads their grey, in colours to a rounding."""
+    data = {name: str(write_images(tmp_path / f"grey-{name}", 40, i)) for i, name in enumerate(("train", "test"))}
+    grey = {"task": "image-classification", "backbone": DEMO_VIT, "train": "full", "pooling": "first"}
+    run = simulate(make_config(model=grey, data=data, run={"rounds": 1}))
+    export_plain(run, tmp_path / "plain")
+    finished = FinishedRun(run, "image-classification")
+    rows = finished.rows()
+    assert rows.images is not None
+    files = [str(path) for path in sorted((tmp_path / "grey-test").glob("*.png"), key=lambda path: int(path.stem))]
+    found = piped("image-classification", tmp_path / "plain", files)
+    wanted = finished.merged().answers(rows)
     assert [one[0]["label"] for one in found] == [one["label"] for one in wanted]
     np.testing.assert_allclose([one[0]["score"] for one in found], [one["probability"] for one in wanted], atol=1e-5)
 
@@ -246,10 +258,6 @@ def test_what_has_no_class_is_refused(make_config, wordpiece: Path, tmp_path: Pa
     spelled = {"pooling": "model", "spelling": "vocabulary"}
     refused(simulate(make_config(model=spelled, run={**one, "output": next(output)})), out, "texts are corrected")
     refused(seeing(make_config, tmp_path, "mean"), out, r"model\.pooling = 'first'")
-    data = {name: str(write_images(tmp_path / f"grey-{name}", 40, i)) for i, name in enumerate(("train", "test"))}
-    grey = {"task": "image-classification", "backbone": DEMO_VIT, "train": "full", "pooling": "first"}
-    run = simulate(make_config(model=grey, data=data, run={**one, "output": next(output)}))
-    refused(run, out, "images with one channel")
     (out / "x").mkdir(parents=True)
     with pytest.raises(ConfigError, match="is not empty"):
         export_plain(mean, out)
@@ -287,16 +295,46 @@ def test_the_adapter_loads_by_plain_peft(without_confide: Elsewhere, written, gp
     np.testing.assert_allclose(json.loads(printed.splitlines()[-1]), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize(("pooling", "train"), [("mean", "lora"), ("model", "head")])
+def named(folder: Path) -> str | None:
+    """The backbone that an adapter names."""
+    return json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+@pytest.mark.parametrize(("pooling", "train"), [("mean", "lora"), ("model", "lora"), ("model", "head")])
 def test_no_folder_makes_a_random_head(
     piped, make_config, pooling: str, train: str, bert: Path, tmp_path: Path
 ) -> None:
     """`pipeline` on an adapter for a head of confide's took the backbone, ignored the adapter and answered."""
     run = simulate(make_config(model={"pooling": pooling, "train": train}, run={"rounds": 1}))
     export_hub(run, tmp_path / "hub", base=str(bert))
-    assert json.loads((tmp_path / "hub" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    assert named(tmp_path / "hub") is None
     for folder in (tmp_path / "hub", run / "adapter"):
         with pytest.raises(AssertionError, match="Error"):
             piped("text-classification", folder, TEXTS[:1])
-    if pooling == "model":
+    if train == "head":
         refused(run, tmp_path / "plain", "only confide.load_base fits", adapter=True)
+
+
+def test_an_adapter_brings_what_the_backbones_file_lacks(make_config, wordpiece: Path, tmp_path: Path) -> None:
+    """A BERT for hidden words has no pooler: it was drawn when the run began, is frozen, and in no file of others."""
+    run = simulate(make_config(model={"backbone": str(wordpiece), "pooling": "model"}, run={"rounds": 1}))
+    assert "bert.pooler.dense.weight" in load_file(run / "adapter" / "drawn.safetensors")
+    export_plain(run, tmp_path / "plain", adapter=True, base="tiny/bert")
+    config = json.loads((tmp_path / "plain" / "adapter" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["bert.pooler.dense", "classifier"]
+    arrays = load_file(tmp_path / "plain" / "adapter" / "adapter_model.safetensors")
+    assert {"base_model.model.bert.pooler.dense.weight", "base_model.model.classifier.bias"} <= arrays.keys()
+
+
+def test_no_adapter_names_a_folder_of_this_machine(written, gpt2: Path, tmp_path: Path, monkeypatch) -> None:
+    """Also one whose path looks like a name of the hub."""
+    shutil.copytree(gpt2, tmp_path / "models" / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    run = written(Path("models/gpt2"))
+    export_hub(run, tmp_path / "hub")
+    assert named(tmp_path / "hub") is None
+    refused(run, tmp_path / "plain", "--base: nothing received with --adapter", adapter=True)
+    export_hub(run, tmp_path / "named", base="tiny/gpt2")
+    assert (
+        json.loads((tmp_path / "named" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny/gpt2"
+    )
