@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig
@@ -37,6 +38,7 @@ from ..common.model.proof import TOLERANCES, check_reached, proved_shapes
 from ..common.model.weights import with_type
 from ..common.modes import mode_of
 from ..server.report.build import PACKAGES
+from .fitness import Finding, judged
 
 _TYPICAL = 0.5
 """share of max_length that a record of the time estimate has"""
@@ -57,11 +59,12 @@ def plan_for_gpu(config: RunConfig, size: float) -> bool:
     return _print(f"confide doctor, a GPU of {size:g} GiB", _planned_for_gpu(config, size))
 
 
-def _print(title: str, findings: Iterator[tuple[str, str, bool]]) -> bool:
+def _print(title: str, findings: Iterator[Finding]) -> bool:
     table, fit = Table(title=title, title_justify="left", show_header=False), True
+    marks = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]mind[/]"}
     for name, text, good in findings:
-        table.add_row("[green]ok[/]" if good else "[red]no[/]", name, text)
-        fit = fit and good
+        table.add_row(marks[good], name, Text(text))  # plain: ':train:' is no picture
+        fit = fit and good is not False
     Console().print(table)
     return fit
 
@@ -101,8 +104,7 @@ def _of_plan(plan: Plan, usable: int, *, gpu: bool) -> Iterator[tuple[str, str, 
 def _with_labels(config: RunConfig) -> RunConfig:
     """With the classes and the task that a run finds in its public files; two classes where it would find none."""
     try:
-        files = all(Path(source).is_file() for source in public_sources(config))
-        found = resolve(config) if files else config
+        found = resolve(config) if all(map(_is_here, public_sources(config))) else config
     except ConfideError:  # of the data, which a run says
         found = config
     labels = found.data.labels or ["first", "second"]
@@ -114,7 +116,12 @@ def _with_labels(config: RunConfig) -> RunConfig:
     )
 
 
-def findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
+def _is_here(source: str) -> bool:
+    """Whether a look at it asks no hub and no database."""
+    return Path(source).is_file() or source.startswith("demo:")
+
+
+def findings(config: RunConfig) -> Iterator[Finding]:
     """Of each finding its name, its words, and whether the run may go on with it."""
     yield "python", sys.version.split()[0], sys.version_info >= (3, 11)
     tested = tested_versions()
@@ -141,11 +148,14 @@ def findings(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
     yield "model", f"{config.model.backbone}, {config.model.dtype}: {trained:,} of {whole:,} parameters trained", True
     text, good, followed_by_opacus = _per_sample(config, sized, model)
     yield "per-sample gradients", text, good
-    if not followed_by_opacus:
-        return
-    given = config.training.batch_tokens
-    seconds = estimate(config, model, batch_tokens(plan, usable) if given == "auto" else given)
-    yield "time per round", f"about {seconds:.1f} s, if all cores keep busy, evaluation aside", True
+    seconds = None
+    if followed_by_opacus:
+        given = config.training.batch_tokens
+        seconds = estimate(config, model, batch_tokens(plan, usable) if given == "auto" else given)
+        yield "time per round", f"about {seconds:.1f} s, if all cores keep busy, evaluation aside", True
+    train = config.data.train
+    if good and train is not None and _is_here(train) and config.data.partition.clients is not None:
+        yield from judged(config, model, seconds)
 
 
 def _per_sample(config: RunConfig, sized: RunConfig, model: FineTuneModel) -> tuple[str, bool, bool]:

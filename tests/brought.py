@@ -146,7 +146,7 @@ def one_run(content: dict[str, Any]) -> tuple[str | None, str]:
     said so before."""
     load_model.cache_clear()  # a model that was refused may be left with hooks
     told = [(text, good) for _, text, good in findings(RunConfig.parse(content, "brought"))]
-    expected, refusal, note = next((text for text, good in told if not good), None), None, ""
+    expected, refusal, note = next((text for text, good in told if good is False), None), None, ""
     try:
         note = check_answers_again(confide.simulate(content))
     except ModelError as error:

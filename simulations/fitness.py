@@ -1,0 +1,159 @@
+"""What `confide doctor` says of a run's data and privacy before a second is spent: what will be learned from, how much
+of a step is noise, and which other settings would carry more signal at the same ε."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..common.config.run import RunConfig
+from ..common.errors import ConfideError
+from ..common.model.loading import FineTuneModel
+from ..common.modes import mode_of
+from ..common.privacy.plan import privacy_plan
+from .sites import simulated_data
+
+Finding = tuple[str, str, bool | None]
+"""its name, its words, and whether the run may go on with it; None: it may, and will be the worse for it"""
+
+_FEW, _APART, _LOUD, _DROWNED = 20.0, 1.5, 2.0, 5.0
+"""expected records of a step below which little is learned; rows and declaration apart; z; noise over signal"""
+_CUT = 0.1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One released step of a private run."""
+
+    multiplier: float
+    """z"""
+    noise: float
+    """standard deviation of the noise in one number of the sum over all sites, in clip norms"""
+    expected: float
+    """B: records (persons, sites) that are drawn, over all sites"""
+    numbers: int
+    """d"""
+
+    @property
+    def ratio(self) -> float:
+        """√d·σ/B: the noise's norm over the largest norm that the drawn gradients can add up to, each clipped to C."""
+        return math.sqrt(self.numbers) * self.noise / self.expected
+
+
+def step_of(config: RunConfig, trained: int) -> Step | None:
+    """None without privacy, or where what is released are teachers' answers."""
+    plan, mode = privacy_plan(config, trained), mode_of(config)
+    if plan is None or mode.TEACHERS:
+        return None
+    sites, z = config.clients, plan.noise_multiplier
+    summed = config.secure or config.privacy.mode == "client"
+    more = sites / plan.most_shares if config.secure else (1 if summed else sites)
+    return Step(z, z * math.sqrt(more), plan.sampling_rate * _units(config), plan.coordinates)
+
+
+def _units(config: RunConfig) -> float:
+    """Declared at all sites together."""
+    privacy = config.privacy
+    return float(privacy.declared_examples or privacy.declared_persons or config.clients)
+
+
+def judged(config: RunConfig, model: FineTuneModel, seconds: float | None) -> Iterator[Finding]:
+    """Of a simulation. seconds: of a round, as measured; None where it was not."""
+    rows = yield from _of_data(config, model)
+    step = step_of(config, model.count()[0])
+    if step is not None:
+        yield from _of_privacy(config, step, rows)
+        if step.expected < _FEW or step.multiplier > _LOUD or step.ratio > _DROWNED:
+            yield from _better(config, model, step)
+    if seconds is not None:
+        whole = seconds * config.run.rounds
+        yield "time in all", f"about {_time(whole)} for {config.run.rounds} rounds, evaluation aside", True
+
+
+def _of_data(config: RunConfig, model: FineTuneModel) -> Iterator[Finding]:
+    """Returns how many records, or persons, the sites hold together; None where the data cannot be read here."""
+    try:
+        data = simulated_data(config, model)
+    except ConfideError as error:
+        yield "data", str(error), False
+        return None
+    count, sizes = len(np.concatenate(data.parts)), [len(part) for part in data.parts]
+    text = f"{count:,} records at {len(sizes)} sites, {min(sizes):,} to {max(sizes):,} each"
+    if data.labels is not None and config.data.labels:
+        held = np.bincount(data.labels[np.concatenate(data.parts)], minlength=len(config.data.labels))
+        text += f"; {len(held)} classes, the smallest of {held.min():,} records and the largest of {held.max():,}"
+    yield "data", text, True
+    cut = 0.0 if data.records.cut is None else float(data.records.cut.mean())
+    longest = int(np.diff(data.records.offsets).max(initial=0))
+    if model.task.READS.text:
+        text = f"up to {longest} tokens; {100 * cut:.1f} % of the records are cut to model.max_length"
+        yield "lengths", text if cut <= _CUT else f"{text}; raise it", True if cut <= _CUT else None
+    person = data.records.person
+    return count if person is None else len(np.unique(person))
+
+
+def _of_privacy(config: RunConfig, step: Step, rows: int | None) -> Iterator[Finding]:
+    unit = {"client": "sites"}.get(config.privacy.mode, "records" if config.data.person is None else "persons")
+    z = f"noise multiplier z = {step.multiplier:.3g} for ε = {config.privacy.epsilon:g}"
+    yield (
+        "noise",
+        z if step.multiplier <= _LOUD else f"{z}; above {_LOUD:g} little is learned",
+        _mind(step.multiplier <= _LOUD),
+    )
+    text = f"{step.expected:.4g} {unit} expected in a step"
+    enough = step.expected >= _FEW
+    yield "batch", text if enough else f"{text}; below {_FEW:g} a step is mostly noise", _mind(enough)
+    told = f"on a sum of {step.numbers:,} numbers the noise is {step.ratio:.2g} times the most that its gradients reach"
+    yield "signal", told, _mind(step.ratio <= _DROWNED)
+    if rows is not None and config.privacy.mode != "client":
+        declared = _units(config)
+        apart = max(declared / max(1, rows), rows / declared)
+        text = f"{declared:,.0f} {unit} declared, {rows:,} are there"
+        yield "declared", text if apart <= _APART else f"{text}; {_declare(config, rows)}", _mind(apart <= _APART)
+    if config.secure and config.clients - config.privacy.colluders <= 1:
+        text = "each site must add all of the noise, as in mode local, and trusts more; take mode local, or more sites"
+        yield "mode", text, None
+
+
+def _declare(config: RunConfig, rows: int) -> str:
+    key = "declared_examples" if config.data.person is None else "declared_persons"
+    return (
+        f"a public size nearer to the truth would do: privacy.{key} = {rows:,} if that may be known, or a round number"
+    )
+
+
+def _mind(good: bool) -> bool | None:
+    return True if good else None
+
+
+def _better(config: RunConfig, model: FineTuneModel, step: Step) -> Iterator[Finding]:
+    """Settings with more signal at the same ε."""
+    found: list[tuple[str, Step | None, str]] = []
+    head = sum(p.numel() for name, p in model.trained.items() if "lora_" not in name)
+    if config.model.train == "lora" and 0 < head < step.numbers and model.pools:
+        found.append(("model.train = 'head'", step_of(config, head), "fewer numbers, each with its noise"))
+    rate, rounds = config.privacy.sampling_rate or 1.0, config.run.rounds
+    if rate < 1:
+        other = _with(config, step, "privacy", sampling_rate=min(1.0, 2 * rate))
+        found.append((f"privacy.sampling_rate = {min(1.0, 2 * rate):g}", other, "larger sums"))
+    if rounds > 1:
+        other = _with(config, step, "run", rounds=rounds // 2)
+        found.append((f"run.rounds = {rounds // 2}", other, "less noise a step"))
+    told = [f"{what}: {other.ratio:.2g} ({why})" for what, other, why in found if other and other.ratio < step.ratio]
+    if told:
+        yield "instead", f"noise over signal {step.ratio:.2g}; with " + "; ".join(told), None
+
+
+def _with(config: RunConfig, step: Step, section: str, **changes: object) -> Step | None:
+    table = getattr(config, section).model_copy(update=changes)
+    try:
+        return step_of(config.model_copy(update={section: table}), step.numbers)
+    except ConfideError:
+        return None
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
