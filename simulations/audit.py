@@ -84,7 +84,7 @@ def audit_canaries(
 def _control_of(config: RunConfig, folder: Path) -> RunConfig:
     content = config.model_dump()
     content["audit"]["control"] = True
-    content["engine"]["ledger"] = None
+    content["engine"]["ledger"], content["baselines"] = None, {}
     content["run"] |= {"output": str(folder), "id": None}
     return RunConfig.parse(content, "control")
 

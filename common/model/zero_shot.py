@@ -24,8 +24,10 @@ def nearest_centroid(
     """(n,) the class whose mean embedding is nearest by cosine. known: public records whose classes are `targets`.
     Raises ModelError as `zero_shot`."""
     vectors = directions(model, known, np.arange(len(known)))
-    centroids = np.stack([vectors[known.targets == label].sum(0) for label in range(classes)])
-    return (directions(model, records, which) @ _unit(centroids).T).argmax(1)
+    members = [vectors[known.targets == label] for label in range(classes)]
+    centroids = _unit(np.stack([own.sum(0) for own in members]))
+    near = directions(model, records, which) @ centroids.T  # (n, K)
+    return np.where([len(own) > 0 for own in members], near, -np.inf).argmax(1)  # a class that nobody knows is nobody's
 
 
 def as_text(name: str) -> str:

@@ -73,7 +73,7 @@ def _reference(config: RunConfig, number: int, folder: Path | None = None) -> Ru
     content["data"]["reference"] = number
     content["run"] |= {"id": None, "output": str(folder) if folder else None}
     content["engine"]["ledger"] = None
-    content["audit"] = {}
+    content["audit"] = content["baselines"] = {}
     return RunConfig.parse(content, "reference")
 
 

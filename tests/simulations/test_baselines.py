@@ -1,13 +1,21 @@
 """What a simulation is compared with: each site alone, all data in one place, and what needs no training."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from confide.common.config.resolve import resolve
 from confide.common.config.run import RunConfig
+from confide.common.model.loading import model_of
+from confide.common.model.zero_shot import directions, nearest_centroid
+from confide.server.evaluation import read_public
 from confide.server.report import read_report
-from confide.simulations import baselines
+from confide.simulations import audit, baselines
+from confide.simulations.attacks import leakage
 from confide.simulations.run import simulate
+from confide.tests.tiny import sentences
 
 ALL = {"alone": True, "pooled": True, "pooled_private": True}
 
@@ -91,3 +99,31 @@ def test_the_flag_asks_for_all(confide, make_config, tmp_path: Path) -> None:
     assert "training alone" in " ".join(shown.split())
     code, _, told = confide("simulate", "--resume", tmp_path / "out", "--baselines")
     assert (code, "--baselines" in told) == (2, True)
+
+
+def test_what_attacks_a_run_plays_no_baselines_of_its_own(make_config, local, tmp_path: Path) -> None:
+    privacy = {**local, "mode": "distributed"}
+    config = make_config(privacy=privacy, data={"limit": 100}, baselines=ALL, audit={"canaries": 20})
+    assert not leakage._reference(config, 1).baselines.asked
+    assert not audit._control_of(config, tmp_path).baselines.asked
+
+
+def test_without_names_the_nearest_validation_records_are_the_zero_shot(make_config, tmp_path: Path) -> None:
+    numbered = {}
+    for part, count in (("train", 60), ("test", 30), ("validation", 40)):
+        lines = [f'"{text}",{int(label == "positive")}' for text, label in sentences(count, len(part))]
+        numbered[part] = tmp_path / f"{part}.csv"
+        numbered[part].write_text("text,label\n" + "\n".join(lines) + "\n")
+    config = resolve(make_config(data={name: str(path) for name, path in numbered.items()}))
+    model = model_of(config)
+    test, known = (read_public(config, model, str(config.data.model_dump()[name])) for name in ("test", "validation"))
+    everyone = np.arange(len(test))
+    vectors = directions(model, known, np.arange(len(known)))
+    centroids = np.stack([vectors[known.targets == label].mean(0) for label in (0, 1)])
+    wanted = (directions(model, test, everyone) @ (centroids / np.linalg.norm(centroids, axis=1)[:, None]).T).argmax(1)
+    np.testing.assert_array_equal(nearest_centroid(model, test, everyone, known, 2), wanted)
+    alone = replace(known, targets=np.zeros_like(known.targets))
+    assert set(nearest_centroid(model, test, everyone, alone, 2)) == {0}  # nobody is of a class without records
+    found = measured(make_config(run={"rounds": 1}, data={name: str(path) for name, path in numbered.items()}))
+    assert found["baselines"]["zero_shot"]["how"].startswith("the class whose public validation records are nearest")
+    assert found["calibration"]["temperature"] > 0
