@@ -282,7 +282,7 @@ def demo_data(
     import pyarrow.csv
 
     from ..common.data import demo
-    from ..common.whole import whole_file
+    from ..common.whole import whole_folder
 
     folder.mkdir(parents=True, exist_ok=True)
     tables = {split: demo.table(split) for split in demo.SPLITS}
@@ -290,9 +290,9 @@ def demo_data(
         train = tables.pop("train")
         for number in range(sites):
             tables[f"train-{number + 1}"] = train.take(list(range(number, len(train), sites)))
-    for name in sorted(tables):
-        with whole_file(folder / f"{name}.csv") as partial:
-            pyarrow.csv.write_csv(tables[name], partial)
+    with whole_folder(folder) as place:
+        for name in sorted(tables):
+            pyarrow.csv.write_csv(tables[name], place / f"{name}.csv")
     typer.echo(f"wrote {', '.join(f'{name}.csv' for name in sorted(tables))} to {folder}")
 
 

@@ -69,11 +69,12 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder, which is not there or empty. Gives a folder of mode 0700 to write to."""
+    """The same for a folder. Gives a folder of mode 0700 to write to; what is in one that is there already stays, but
+    for files of the same names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         naming(path),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch,
+        tempfile.TemporaryDirectory(dir=_near(path), prefix=".") as scratch,
         naming(path, Path(scratch)),
     ):
         place = Path(scratch) / "whole"
@@ -84,6 +85,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
             return
         for part in sorted(place.iterdir()):  # the folder may be the one that somebody stands in
             part.rename(path / part.name)
+
+
+def _near(path: Path) -> Path:
+    """Where files can be renamed into a folder from: beside it, or in it, where that is another disk's or user's."""
+    beside = path.parent
+    same = not path.is_dir() or path.stat().st_dev == beside.stat().st_dev
+    return beside if same and os.access(beside, os.W_OK | os.X_OK) else path
 
 
 @contextmanager

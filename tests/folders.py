@@ -105,6 +105,29 @@ def run_folder(folder: Path) -> Path:
     return folder
 
 
+def fewer_layers(make: Callable[[], hf.PreTrainedModel], key: str) -> Callable[[Path], Path]:
+    """With a configuration of one layer for a file of two."""
+
+    def changed(folder: Path) -> Path:
+        file = saved(folder, make()) / "config.json"
+        content = json.loads(file.read_text())
+        assert content[key] == 2
+        file.write_text(json.dumps(content | {key: 1}))
+        return folder
+
+    return changed
+
+
+def two_layers() -> hf.PreTrainedModel:
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    return hf.BertForMaskedLM(hf.BertConfig(**SMALL | sizes))
+
+
+def two_layers_in_turn() -> hf.PreTrainedModel:
+    sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 66}
+    return hf.GPT2Model(hf.GPT2Config(vocab_size=len(WORDS), **sizes, bos_token_id=2, eos_token_id=4))
+
+
 def not_a_number(folder: Path) -> Path:
     model = hf.AutoModel.from_pretrained(bert(folder))
     with torch.no_grad():

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+import pyarrow.csv
 import pytest
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
@@ -333,6 +334,40 @@ def test_a_full_disk_leaves_nothing_half_written(confide, toml: Path, tmp_path: 
         code, _, err = confide("simulate", toml, "--out", tmp_path / "run")
     assert (code, (tmp_path / "run").exists()) == (2, False)  # nothing is charged or trained yet
     assert err.splitlines()[-1].startswith(f"confide: {tmp_path / 'run'}")
+
+
+def test_a_check_and_a_demonstration_that_fail_halfway_leave_none_of_their_files(
+    confide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\na,yes\nb,no\n")
+    out, real = tmp_path / "out", pyarrow.csv.write_csv
+
+    def full(table: object, path: Path, *_: object) -> None:
+        if isinstance(path, Path) and path.stem == "train":
+            raise OSError(errno.ENOSPC, "full", str(path))
+        real(table, path)
+
+    def full_disk(place: Path, *_: object) -> None:
+        assert {path.name for path in place.iterdir()} == {"cleaned.csv", "dropped.csv"}
+        raise OSError(errno.ENOSPC, "full", str(place / "check.html"))
+
+    check = ("data", "check", tmp_path / "rows.csv", "--backbone", "", "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.csv.write_csv", full)
+        patch.setattr("confide.client.check.run.write_page", full_disk)
+        for command in (("demo-data", out), check):
+            code, _, err = confide(*command)
+            assert (code, err.count("\n")) == (2, 1)
+            assert f"{out}: no room is left" in err
+            assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "rows.csv"]
+            assert not [*tmp_path.glob(".*")]
+    (out / "check.html").write_text("before")
+    (out / "mine.txt").write_text("mine")
+    assert confide(*check)[0] == 2
+    assert (out / "check.html").read_text() == "before"
+    assert confide(*check, "--overwrite")[0] == 0
+    assert {path.name for path in out.iterdir()} == {"check.html", "cleaned.csv", "dropped.csv", "mine.txt"}
+    assert (out / "check.html").read_text() != "before"
 
 
 def test_class_names_in_plots_are_no_formulas(tmp_path: Path) -> None:

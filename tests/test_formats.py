@@ -22,6 +22,7 @@ import pytest
 from confide.client.check.run import check_source
 from confide.client.labelling import import_labels
 from confide.common.config.tables import DataSection
+from confide.common.data import files
 from confide.common.data.classes import label_names
 from confide.common.data.formats import Problem
 from confide.common.data.sources import examine, read_rows, read_table
@@ -352,6 +353,21 @@ def test_a_column_whose_name_cannot_be_written_again_costs_its_row(tmp_path: Pat
         problems: list[Problem] = []
         assert learned(str(path), problems)[0] == ["a", "c"]
         assert [one.row for one in problems] == [2]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_file_that_unpacks_to_more_than_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"rows.csv{suffix}"
+    path.write_bytes(_PACKED[suffix](b"text,label\n" + b"a,yes\n" * 2**23))  # 48 MiB
+    assert path.stat().st_size < 2**20
+    monkeypatch.setattr(files, "total_ram", lambda: 8 * 2**20)
+    for found in (learned(str(path))[1], asked(str(path))[1], learned(str(path), [])[1]):
+        assert found == (
+            f"{path}: unpacks to more than 1 MiB, an eighth of this machine's memory; give fewer rows, or a parquet "
+            "file, whose columns are read one by one"
+        )
 
 
 DAY = datetime.date(2020, 1, 31)

@@ -14,6 +14,7 @@ from ...common.data.sources import read_table
 from ...common.errors import ConfigError, DataError
 from ...common.model.backbones import resolve_backbone
 from ...common.model.reading import tokenizer_of
+from ...common.whole import require_writable, whole_folder
 from ..deploy.folder import POLICY, data_section, load_site, named_dataset
 from .clean import write_clean
 from .look import Findings, StageCallback, check_rows
@@ -60,6 +61,7 @@ def check_source(
         named = named_dataset(Path(source), config, dataset)
         data = data_section(Path(source), named, DataSection(name=dataset, test=""))
         text, label, pair = data.messages or data.text, label and data.label, data.text_pair
+    require_writable(out, "--out")
     if out.exists() and not overwrite and any(out.iterdir()):
         raise ConfigError(f"{out}: is not empty; give another folder with --out, or --overwrite")
     progress("reading")
@@ -72,10 +74,11 @@ def check_source(
         checked = check_rows(read[0], column, label, read[1], embed, seed, progress, label_cut, nearly=pair is None)
     except DataError as error:
         raise DataError(f"{data.test}: {error}") from None
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    left_out = write_clean(out, _as_text(table), checked, drop_labels=drop_labels)
-    seconds = time.monotonic() - started
-    return Outcome(checked, left_out, write_page(out, data.test, checked, left_out, seconds), seconds)
+    with whole_folder(out) as place:
+        left_out = write_clean(place, _as_text(table), checked, drop_labels=drop_labels)
+        seconds = time.monotonic() - started
+        page = write_page(place, data.test, checked, left_out, seconds)
+    return Outcome(checked, left_out, out / page.name, seconds)
 
 
 def _as_text(table: pa.Table) -> pa.Table:

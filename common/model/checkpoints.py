@@ -9,7 +9,6 @@ import json
 import re
 import struct
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,6 @@ def check_complete(files: Iterable[Path]) -> None:
             )
 
 
-@lru_cache
 def number_of_weights(path: str) -> int:
     """Of a folder's safetensors files, by their headers; 0 where there are none. Raises ModelError for a file that is
     none."""

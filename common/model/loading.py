@@ -8,7 +8,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -30,6 +29,7 @@ from ..types import DEFAULT_BETA, Adapter, Reads, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .building import build
 from .dummies import check_answers
+from .kept import kept
 from .limits import SHARED, check_length, check_order, check_room, input_embeddings, positions, tells_apart
 from .lora import train_in_float32, with_lora
 from .reading import check_vocabulary, encoded, reader_of
@@ -282,7 +282,7 @@ class FineTuneModel:
         return sum(p.numel() for p in self.trained.values()), halves + sum(p.numel() for p in self.module.parameters())
 
 
-@lru_cache(maxsize=3)
+@kept(most=3)
 def load_model(
     model: ModelSection,
     classes: int,
@@ -292,7 +292,7 @@ def load_model(
     beta: float = DEFAULT_BETA,
     two_texts: bool = False,
 ) -> FineTuneModel:
-    """Loads a model once a process; the same arguments give the same object, whoever asks.
+    """Loads a model once a process; the same arguments and files give the same object, whoever asks.
 
     seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024). beta:
     of the task `preference`. two_texts: whether records have a second text.
@@ -315,7 +315,7 @@ def outline(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
     return _outline(config.model, classes, freeze_a, folders, config.training.beta)
 
 
-@lru_cache(maxsize=8)
+@kept(most=8)
 def _outline(model: ModelSection, classes: int, freeze_a: bool, folders: Folders, beta: float) -> FineTuneModel:
     with outlined():
         return _loaded(model, resolve_backbone(model.backbone, folders), classes, 0, freeze_a, folders, beta)

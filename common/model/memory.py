@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..config.run import RunConfig
 from ..errors import ModelError, first_line
+from ..machine import total_ram
 from .backbones import Folders, resolve_backbone
 from .checkpointing import recomputable
 from .checkpoints import number_of_weights
@@ -212,12 +213,7 @@ def usable_memory(config: RunConfig) -> int:
 
 def total_memory() -> int:
     """Bytes of the GPU where there is one, otherwise of the machine or of its control group."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[1]
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError, ValueError):  # other systems have no such file, and a file without a limit a word
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(found)
+    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else total_ram()
 
 
 def free_memory() -> int:

@@ -7,8 +7,9 @@ are picked over a whole batch, and no record may decide how another is computed)
 blocks of 64 (Dettmers et al. 2023, "QLoRA").
 """
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -94,6 +95,7 @@ def read_weights(kind: Any, path: str, model: ModelSection, **more: Any) -> Any:
 def _noted(loaded: tuple[Any, dict[str, Any]], path: str) -> Any:
     """The model. loaded: with what transformers tells of its loading. Raises ModelError."""
     read, found = loaded
+    _check_depth(read, found["unexpected_keys"], path)
     sizes = {name: p.numel() for name, p in read.named_parameters()}
     drawn = sorted(name for name in found["missing_keys"] if name in sizes)
     base = f"{read.base_model_prefix}." if hasattr(read, read.base_model_prefix) else ""
@@ -117,6 +119,23 @@ def _noted(loaded: tuple[Any, dict[str, Any]], path: str) -> Any:
         )
     read.drawn = frozenset(drawn)
     return read
+
+
+def _check_depth(read: Any, unread: Iterable[str], path: str) -> None:
+    """Raises ModelError where the file goes on with a list of layers that the model has fewer of: transformers would
+    cut the model off without a word. A head or a decoder that is not read is no such list."""
+    base = f"{read.base_model_prefix}."
+    lists = {name.removeprefix(base): len(m) for name, m in read.named_modules() if isinstance(m, nn.ModuleList)}
+    for name in sorted(unread):
+        parts = name.removeprefix(base).split(".")
+        for place, part in enumerate(parts):
+            inside = ".".join(parts[:place])
+            if part.isdecimal() and int(part) >= lists.get(inside, math.inf):
+                raise ModelError(
+                    f"model.backbone: '{path}' holds {name}, and by its config.json '{inside}' has {lists[inside]} "
+                    "layers: the model would be cut off; correct the number of layers there, or download both again, "
+                    "of one model"
+                )
 
 
 def _is_finite(array: torch.Tensor) -> bool:

@@ -73,6 +73,16 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict, str]] = {
         {},
         r"holds NaN or infinite values in 1 arrays, such as embeddings\.word_embeddings\.weight",
     ),
+    "more layers than config.json says": (
+        folders.fewer_layers(folders.two_layers, "num_hidden_layers"),
+        {},
+        r"holds .*encoder\.layer\.1\..*, and by its config\.json 'encoder\.layer' has 1 layers: the model would be cut",
+    ),
+    "more layers, to write": (
+        folders.fewer_layers(folders.two_layers_in_turn, "n_layer"),
+        {"task": "causal-lm"},
+        r"holds .*h\.1\..*, and by its config\.json 'h' has 1 layers: the model would be cut",
+    ),
     "a decoder's first vector": (
         lambda folder: save_architecture("gpt2", folder),
         {"pooling": "first"},

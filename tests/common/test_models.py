@@ -1,6 +1,7 @@
 """Models of every kind load, train where they should, and their exports give the same logits in another process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.model import backbones
 from confide.common.model.adapter import export_adapter, load_base, plain
 from confide.common.model.backbones import resolve_backbone
-from confide.common.model.loading import load_model, model_of
+from confide.common.model.limits import input_embeddings
+from confide.common.model.loading import FineTuneModel, load_model, model_of
 from confide.common.model.lora import lora_pairs
 from confide.common.tasks import load_task, task_names
 from confide.server.evaluation import read_public
@@ -105,6 +107,26 @@ def test_the_seed_decides_the_initial_adapter_and_touches_no_global_state(bert: 
 
 def test_one_load_a_process(bert: Path) -> None:
     assert load_model(section(bert), 2, 0) is load_model(section(bert), 2, 0)
+
+
+def embeddings(model: FineTuneModel) -> torch.Tensor:
+    weight = input_embeddings(model.module).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def test_a_backbone_that_is_saved_anew_is_read_anew(tmp_path: Path, bert: Path) -> None:
+    folder = tmp_path / "backbone"
+    shutil.copytree(bert, folder)
+    chosen = section(folder)
+    first = load_model(chosen, 2, 0)
+    assert load_model(chosen, 2, 0, False, folders=()) is first
+    saved = BertModel.from_pretrained(folder)
+    saved.load_state_dict({name: torch.zeros_like(values) for name, values in saved.state_dict().items()})
+    saved.save_pretrained(folder)
+    again = load_model(chosen, 2, 0)
+    assert again is not first
+    assert not embeddings(again).any()
 
 
 def test_adapters_of_another_model_are_refused(bert: Path) -> None:
