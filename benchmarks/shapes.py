@@ -12,8 +12,8 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from benchmarks.run import DATA
-from confide.client.train import _cheapest_cuts
 from confide.common.model.backbones import DEMO_BACKBONE, resolve_backbone
+from confide.common.model.cuts import cheapest_cuts
 from confide.common.model.shapes import Shapes
 
 OVERHEAD, LONGEST, ROWS, DRAWS = 122, 64, 64, 40
@@ -34,7 +34,7 @@ def cost(lengths: np.ndarray, expected: int) -> float:
     for _ in range(DRAWS):
         drawn = np.sort(rng.choice(lengths, rng.poisson(expected) + 1))
         fixed += sum(OVERHEAD + len(rows) * length for _, rows, length in shapes.batches(drawn))
-        cuts = [*_cheapest_cuts(drawn, ROWS), len(drawn)]
+        cuts = [*cheapest_cuts(drawn, ROWS), len(drawn)]
         cheapest += sum(OVERHEAD + (end - start) * int(drawn[end - 1]) for start, end in pairwise(cuts))
     return fixed / cheapest
 

@@ -173,20 +173,34 @@ def personalize(
 @evaluate_app.command("robustness")
 def evaluate_robustness_(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
-    rows: Annotated[int, typer.Option(min=1, help="Test texts for noise and checks.")] = 500,
-    attacked: Annotated[int, typer.Option(min=1, help="Of these, how many are attacked.")] = 100,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Test texts for noise and checks; otherwise 200 (--full: 500).")
+    ] = None,
+    attacked: Annotated[
+        int | None, typer.Option(min=1, help="Of these, how many are attacked; otherwise 30 (--full: 100).")
+    ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Questions an attacker may ask the model about one text.")] = 200,
-    seeds: Annotated[int, typer.Option(min=1, help="Times that noise is drawn.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Times that noise is drawn; otherwise 2 (--full: 3).")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="All that belongs in a report: about five times as long.")
+    ] = False,
 ) -> None:
     """Accuracy under noise, checks that should (not) matter, attacks by queries and on embeddings."""
+    from dataclasses import replace
+
     from ..common.whole import require_writable
-    from ..simulations.attacks.robustness import evaluate_robustness
+    from ..simulations.attacks.robustness import WHOLE, Extent, evaluate_robustness
     from .printing import print_robustness
     from .progress import bar
 
     require_writable(run, "RUN")
-    with bar() as progress:
-        facts = evaluate_robustness(run, progress, rows=rows, attacked=attacked, budget=budget, seeds=seeds)
+    given = {"rows": rows, "attacked": attacked, "seeds": seeds, "budget": budget}
+    extent = replace(WHOLE if full else Extent(), **{key: value for key, value in given.items() if value is not None})
+    what = f"noise on {extent.rows} texts, {extent.seeds} times, and attacks on {extent.attacked} of them"
+    with bar(what if full else f"{what} (--full: more of each)") as progress:
+        facts = evaluate_robustness(run, progress, extent)
     print_robustness(facts)
     typer.echo(f"report: {run / 'report.html'}")
 

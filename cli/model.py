@@ -9,7 +9,7 @@ import typer
 app = typer.Typer()
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
 Column = Annotated[str, typer.Option(help="Column, or key, of the texts.")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of distillation, 64 texts each.")]
+_STEPS, _ALL_STEPS = 100, 1000
 
 
 @app.command()
@@ -20,10 +20,13 @@ def distill(
     ],
     student: Annotated[str, typer.Option(help="How many of the model's own layers, or a backbone: hub id or folder.")],
     text: Column = "text",
-    steps: Steps = 1000,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps, 64 texts each; otherwise 100 (--full: 1000).")
+    ] = None,
     learning_rate: Annotated[float, typer.Option()] = 3e-4,
     temperature: Annotated[float, typer.Option()] = 2.0,
     hidden: Annotated[float, typer.Option(min=0, help="Weight of hidden states beside the answers.")] = 0.0,
+    full: Annotated[bool, typer.Option("--full", help="As many steps as a student learns from: 1000.")] = False,
 ) -> None:
     """Teach a smaller model what the federated one answers, on public text; nothing private is read."""
     from ..common.data.sources import read_texts
@@ -35,8 +38,9 @@ def distill(
     _check_positive("--learning-rate", learning_rate)
     _check_positive("--temperature", temperature)
     require_writable(run, "RUN")
+    steps = steps or (_ALL_STEPS if full else _STEPS)
     settings = DistillationConfig(steps=steps, learning_rate=learning_rate, temperature=temperature, hidden=hidden)
-    with bar() as progress:
+    with bar(f"distilling, {steps} steps of {settings.batch} texts{'' if full else ' (--full: 1000)'}") as progress:
         names = make_student(run, student, read_texts(public, text), settings, progress=progress)
     typer.echo(f"made {', '.join(names)} in {run / 'variants'}; measure them with: confide compress {run}")
 
@@ -54,11 +58,15 @@ def compress(
     factors: Annotated[
         float | None, typer.Option(help="Share of each matrix's numbers to keep, as two low-rank factors.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Steps of recovery after cutting, 64 texts each.")] = 500,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Steps of recovery after cutting, 64 texts each; otherwise 100 (--full: 500)."),
+    ] = None,
     max_ms: Annotated[float | None, typer.Option(help="Limit: median milliseconds of one text.")] = None,
     max_mb: Annotated[float | None, typer.Option(help="Limit: MB of the file.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Limit: accuracy on the public test set.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Test rows behind the accuracies; otherwise all.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="500 steps of recovery.")] = False,
 ) -> None:
     """Make variants (float32, int8, pruned), measure all there are, and say which to take under the limits."""
     from ..common.data.sources import read_texts
@@ -72,6 +80,7 @@ def compress(
         if value is not None:
             _check_positive(name, value)
     require_writable(run, "RUN")
+    steps = (5 * _STEPS if full else _STEPS) if steps is None else steps
     settings = DistillationConfig(steps=steps) if steps else None
     texts = None if public is None else read_texts(public, text)
     with bar() as progress:
@@ -96,7 +105,11 @@ def explain_model(
         ),
     ],
     against: Annotated[Path | None, typer.Option(metavar="RUN", help="Another run, whose maps stand beside.")] = None,
-    sample: Annotated[int, typer.Option(min=0, help="Public texts behind the checks and the words of a class.")] = 60,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=0, help="Public texts behind the checks and the words of a class; otherwise 20 (--full: 60)."),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Checks on as many public texts as a report needs: 60.")] = False,
 ) -> None:
     """Show which words, or which parts of an image, spoke for an answer, whether the map adds up, and is faithful."""
     from ..common.errors import ConfigError
@@ -115,7 +128,10 @@ def explain_model(
         raise ConfigError(
             "--against: received for a model of images; two maps side by side are for texts; leave it out"
         )
-    with bar() as progress:
+    sample = (60 if full else 20) if sample is None else sample
+    kind = "images" if images else "texts"
+    what = f"explaining {len(texts)} {kind}, and checks on {sample} public ones"
+    with bar(what if full else f"{what} (--full: 60)") as progress:
         if images:
             facts = explain_images(FinishedRun(run, task), texts, sample=sample, progress=progress)
         else:
@@ -124,7 +140,7 @@ def explain_model(
             facts = explain_run(finished, texts, against=other, sample=sample, progress=progress)
     amend_report(run, "explanation", facts)
     print_explained(facts)
-    typer.echo(f"report: {run / 'report.html'}; it quotes the {'images' if images else 'texts'} that you gave")
+    typer.echo(f"report: {run / 'report.html'}; it quotes the {kind} that you gave")
 
 
 @app.command()

@@ -1,25 +1,42 @@
-"""What a person sees while a run goes on, and the table at its end; read from the run folder, whatever engine runs."""
+"""What a person sees while a run goes on, read from the run folder whatever engine runs, and the table at its end;
+and the same for work of this process.
+
+On a terminal there are bars with the time left; elsewhere lines, one every half a minute at least. Before work of more
+than ten seconds it is said what will be done, and how long it will take: measured on the first pieces of it.
+"""
 
 import json
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from ..common.run_folder import CONFIG, METRICS, PROGRESS
+from ..common.types import ProgressCallback
 from ..server.report import figures, read_report, sentences
 from .terminal import Terminal
 
-_INTERVAL, _SILENCE = 0.2, 3.0
-"""seconds: between looks; until a run that has said nothing is said to be loading"""
+_INTERVAL, _SILENCE, _QUIET = 0.2, 3.0, 30.0
+"""seconds: between looks; until a run that has said nothing is said to be loading; without a line, where there is no
+terminal"""
+_MEASURED, _LONG = 2.0, 10.0
+"""seconds: that are measured before it is said how long work will take; of work of which that is said"""
 _LOADING = "loading and checking the model"
 
 
@@ -40,15 +57,97 @@ def watch(folder: Path, title: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def bar() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar for work in this process: called with stage, done, and of how many."""
+def bar(what: str = "") -> Iterator[ProgressCallback]:
+    """One bar for work in this process: called with stage, done, and of how many.
+
+    what: is done, in words, with the option that makes it more or less; said with the time it will take, once that has
+    been measured, where it is long.
+    """
     with _progress() as shown:
-        task = shown.add_task("loading", total=None)
+        end, work = threading.Event(), _Work(what, shown)
+        thread = threading.Thread(target=work.watch, args=(end,), daemon=True)
+        thread.start()
+        try:
+            yield work.update
+        finally:
+            end.set()
+            thread.join()
 
-        def progress(stage: str, done: int, total: int) -> None:
-            shown.update(task, description=stage, completed=done, total=total)
 
-        yield progress
+class _Work:
+    """Work of this process: how far it is, and how long what is left will take at the pace so far."""
+
+    def __init__(self, what: str, shown: Progress) -> None:
+        self._what, self._shown = what, shown
+        self._task = shown.add_task("loading", total=None)
+        self._started = self._since = self._told = time.monotonic()
+        self._stage, self._first, self._done, self._total = "loading", 0, 0, 0
+        """of what is counted now: where the count began, how far it is, and its end"""
+        self._announced = False
+        self._named, self._stage_since = "", self._started
+        """the stage that was last said, and when the one that goes on began"""
+        self._lock = threading.Lock()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        with self._lock:
+            if total != self._total or done < self._done:  # something else is counted from here on
+                self._first, self._since, self._announced = done, time.monotonic(), False
+            if _plain(stage) != _plain(self._stage):
+                self._stage_since = time.monotonic()
+            self._stage, self._done, self._total = stage, done, total
+            self._shown.update(self._task, description=stage, completed=done, total=total)
+            self._announce()
+
+    def watch(self, end: threading.Event) -> None:
+        """Where there is no terminal: says stages that take seconds, and at least every half a minute how far they
+        are."""
+        while self._shown.disable and not end.wait(_INTERVAL):
+            with self._lock:
+                now, stage = time.monotonic(), _plain(self._stage)
+                if now - self._told > _QUIET:
+                    self._say(self._state())
+                elif stage != self._named and now - self._stage_since > _SILENCE:
+                    self._say(stage)
+
+    def _announce(self) -> None:
+        elapsed = time.monotonic() - self._since
+        if self._announced or elapsed < _MEASURED or (left := self._left()) is None:
+            return
+        self._announced = True
+        if elapsed + left > _LONG:
+            self._say(f"{self._what or _plain(self._stage)}: about {duration(elapsed + left)} on this machine")
+            self._what = ""  # of the first count; the next is another's
+
+    def _left(self) -> float | None:
+        """Seconds; None before a piece is done."""
+        pieces = self._done - self._first
+        return (time.monotonic() - self._since) / pieces * (self._total - self._done) if pieces else None
+
+    def _state(self) -> str:
+        counted = [f"{self._done:,} of {self._total:,}"] if self._total > 1 else []
+        left = self._left()
+        ahead = [] if left is None else [f"about {duration(left)} left"]
+        return ", ".join([self._stage, *counted, f"{duration(time.monotonic() - self._started)} so far", *ahead])
+
+    def _say(self, line: str) -> None:
+        self._told, self._named = time.monotonic(), _plain(self._stage)
+        if self._shown.disable:
+            typer.echo(line, err=True)
+        else:
+            self._shown.console.print(line)
+
+
+def _plain(stage: str) -> str:
+    """Without what changes within it."""
+    return stage.partition(",")[0].partition(":")[0]
+
+
+def duration(seconds: float) -> str:
+    """In words, as exact as an estimate is."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.0f} h"
 
 
 def _progress() -> Progress:
@@ -59,9 +158,12 @@ def _progress() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
     )
     console = Terminal(stderr=True)
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    disable = not console.is_terminal
+    return Progress(*columns, console=console, disable=disable, transient=True, speed_estimate_period=120)
 
 
 def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) -> None:
@@ -86,20 +188,78 @@ def _follow(progress: Progress, folder: Path, title: str, end: threading.Event) 
 
 def _tell(known: set[str], folder: Path, title: str, end: threading.Event) -> None:
     """known: rounds that were done before, of this run or of one that it replaces."""
-    before, over, stage, started = f"{title}: " if title else "", False, "", time.monotonic()
+    before, over, stage = f"{title}: " if title else "", False, ""
+    started = told_at = time.monotonic()
+    pace = _Pace()
     while not over:
         over = end.wait(_INTERVAL)
-        now = (_state(folder) or {}).get("stage", stage)
+        state = _state(folder) or {}
+        now = state.get("stage", stage)
         lines = [line for line in _rounds_done(folder) if line not in known]
         known.update(lines)
         told = [words for line in lines if (words := _in_words(line, folder, title))]
+        told += [f"{before}{line}" for line in pace.said(lines, state)]
         if not now and not told and time.monotonic() - started > _SILENCE:
             now = _LOADING
         if now != stage and not over:  # rounds come after their stage, and before what follows them
             stage = now
             told.insert(0 if now == "training" else len(told), f"{before}{now}")
+        if not told and not over and time.monotonic() - told_at > _QUIET:
+            told.append(f"{before}{_under_way(stage, state, time.monotonic() - started)}{pace.left(state)}")
         for line in told:
+            told_at = time.monotonic()
             typer.echo(line, err=True)
+
+
+def _under_way(stage: str, state: dict[str, Any], seconds: float) -> str:
+    """What a run does that has not said anything for a while."""
+    done = [f"{state['done']} of {state['asked']}"] if state.get("asked") else []
+    number = [f"round {state['round']} of {state['rounds']}"] if stage == "training" else []
+    return ", ".join([stage, *number, *done, f"{duration(seconds)} so far"])
+
+
+class _Pace:
+    """How long a run's rounds take, by those that were seen."""
+
+    def __init__(self) -> None:
+        self._rounds, self._first, self._seen, self._last = 0, 0.0, 0.0, 0.0
+        """rounds; seconds of the first one, by its own account; when that and the last one were seen"""
+
+    def said(self, lines: list[str], state: dict[str, Any]) -> list[str]:
+        """lines: of metrics.jsonl that have come since the last look. After the first one how long the other rounds
+        will take, where that is long."""
+        if not lines:
+            return []
+        first = not self._rounds
+        self._rounds += len(lines)
+        self._last = time.monotonic()
+        if first:
+            self._first, self._seen = sum(map(_seconds_of, lines)), self._last
+        if not first or self._seconds(state) <= _LONG:
+            return []
+        return [f"{_ahead(state)} rounds left: about {duration(self._seconds(state))} on this machine"]
+
+    def left(self, state: dict[str, Any]) -> str:
+        return f", about {duration(seconds)} of rounds left" if (seconds := self._seconds(state)) else ""
+
+    def _seconds(self, state: dict[str, Any]) -> float:
+        """0 outside training, and before a round is done."""
+        return (self._first + self._last - self._seen) / self._rounds * _ahead(state) if self._rounds else 0.0
+
+
+def _seconds_of(line: str) -> float:
+    """Of a round; 0 for a line that somebody changed."""
+    try:
+        return float(json.loads(line)["seconds"])
+    except (ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _ahead(state: dict[str, Any]) -> int:
+    """Rounds that are not over, that under way included; 0 outside training."""
+    if state.get("stage") != "training":
+        return 0
+    return state["rounds"] - state["round"] + (state["done"] < state["asked"])
 
 
 def _state(folder: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from ..common.config.run import RunConfig
 from ..common.data.augmentation import Draw, padded_to, view_losses
 from ..common.errors import PrivacyError, contain
 from ..common.model.checkpointing import recomputing
+from ..common.model.cuts import cheapest_cuts
 from ..common.model.loading import FineTuneModel
 from ..common.model.optimizer import make_optimizer, rate_of_round, shrink
 from ..common.model.per_sample import clipped_rows, forget, record_gradients
@@ -29,8 +30,6 @@ from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches
 log = logging.getLogger("confide.worker")
 _HELD = 2**25
 """numbers of persons' gradients that are held at once: 256 MiB in float64"""
-_BATCH_COST = 80
-"""What a physical batch costs on a CPU beside its tokens, in tokens: MiniLM takes 0.3 ms a token and 25 ms a batch."""
 
 
 @dataclass(frozen=True)
@@ -232,27 +231,9 @@ def _by_length(records: Records, drawn: np.ndarray, tokens: int, device: torch.d
     lengths = records.lengths(drawn)
     order = np.argsort(lengths, kind="stable")
     size = max(1, tokens // max(1, int(lengths.max(initial=1))))
-    cuts = range(0, len(drawn), size) if device.type != "cpu" else _cheapest_cuts(lengths[order], size)
+    cuts = range(0, len(drawn), size) if device.type != "cpu" else cheapest_cuts(lengths[order], size)
     for start, end in pairwise([*cuts, len(drawn)]):
         yield drawn[order[start:end]]
-
-
-def _cheapest_cuts(lengths: np.ndarray, size: int) -> list[int]:
-    """Starts of the batches of at most `size` that minimise Σ (batch cost + records × longest).
-
-    lengths: (n,) ascending. Dynamic programme over the last batch's start, n·size steps.
-    """
-    best, start = np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, dtype=int)
-    for end in range(1, len(lengths) + 1):
-        first = max(0, end - size)
-        costs = best[first:end] + _BATCH_COST + np.arange(end - first, 0, -1) * lengths[end - 1]
-        chosen = int(costs.argmin())
-        best[end], start[end] = costs[chosen], first + chosen
-    cuts, end = [], len(lengths)
-    while end:
-        end = int(start[end])
-        cuts.append(end)
-    return cuts[::-1]
 
 
 def _take_steps(work: Work, step: Callable[[], tuple[torch.Tensor, float]]) -> tuple[Adapter, float]:

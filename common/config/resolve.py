@@ -4,14 +4,14 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.classes import bio_names, has_lists, label_names, number_scale
+from ..data.classes import bio_names, class_counts, has_lists, label_names, number_scale
 from ..data.sources import read_table
 from ..errors import ConfigError, ModelError
 from ..model.backbones import Folders, resolve_backbone
 from ..model.weights import with_type
 from ..tasks import load_task
 from .run import RunConfig
-from .tables import ModelSection
+from .tables import DataSection, ModelSection
 
 
 def public_sources(config: RunConfig) -> list[str]:
@@ -38,6 +38,8 @@ def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
         changes["numbered_tags"] = data.numbered_tags or data.labels
     if task.CLASSES:
         _require_classes(changes.get("labels", data.labels), config)
+    if config.training.class_weights == "balanced":
+        changes["class_shares"] = _class_shares(config, data.model_copy(update=changes))
     if task.READS.label == "number" and data.scale is None:
         changes["scale"] = number_scale(public_sources(config), data)
     if data.partition.kind == "natural" and data.partition.clients is None:
@@ -88,6 +90,26 @@ def _require_classes(labels: Sequence[str], config: RunConfig) -> None:
         f"data.labels: {len(set(labels))} class {where} ({', '.join(map(repr, labels))}); allowed: two and more; "
         "correct the column data.label, or state all classes in data.labels"
     )
+
+
+def _class_shares(config: RunConfig, data: DataSection) -> tuple[float, ...]:
+    """How often each class is expected, by public values alone. data: with its labels. Raises ConfigError for a class
+    without a share: its weight would be infinite."""
+    labels = data.labels or []
+    if data.class_shares is not None:
+        if len(data.class_shares) != len(labels):
+            raise ConfigError(
+                f"data.class_shares: {len(data.class_shares)} shares received for {len(labels)} classes "
+                f"({', '.join(labels)}); give one each, in this order"
+            )
+        return data.class_shares
+    counts = class_counts(public_sources(config), data, load_task(config.model.task).READS.label)
+    if missing := [name for name, count in zip(labels, counts, strict=True) if not count]:
+        raise ConfigError(
+            f"training.class_weights: 'balanced' received, and no row of {', '.join(public_sources(config))} has the "
+            f"class '{missing[0]}', so its weight would be infinite; state data.class_shares"
+        )
+    return tuple(float(count) / float(counts.sum()) for count in counts)
 
 
 def _typed(model: ModelSection, folders: Folders) -> ModelSection:

@@ -196,6 +196,10 @@ class DataSection(Section, frozen=True):
     numbered_tags: list[str] | None = None
     """`token-classification`: what numbers in the column of the tags mean, from 0 on; omitted: data.labels as they
     stand"""
+    class_shares: tuple[PositiveFloat, ...] | None = None
+    """with training.class_weights: how often each class of `labels` is expected, in their order; only the ratios count.
+    Omitted: as in the public test and validation sets. It must not be counted on private rows: that would be a
+    release"""
     scale: tuple[float, PositiveFloat] | None = None
     """`regression`: mean and standard deviation that labels are measured by; omitted: those of the public sets"""
     limit: Positive | None = None
@@ -271,6 +275,13 @@ class TrainingSection(Section, frozen=True):
     and free memory (at a real site half of all memory), at most 4,096 (on a GPU 65,536)"""
     beta: PositiveFloat = DEFAULT_BETA
     """`preference`: β of DPO; the smaller, the farther the model may move from what it was"""
+    class_weights: Literal["none", "balanced"] = "none"
+    """tasks with one class a record or word: what a record of each class counts in the loss. `balanced`: 1 / (K·share)
+    by `data.class_shares`, which are public, so that a rare class counts as much as a common one. The weights are
+    constants of the run: a record's loss is a function of that record alone, and ε does not change"""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """the same tasks: share of each label that is spread over all classes (Szegedy et al. 2016), so that the model is
+    less sure. Losses that are reported are without it, and without weights"""
     augmentation: Rate | None = None
     """share of characters perturbed in copies of each text, which are trained on beside it; omitted: none"""
     views: Annotated[int, Field(ge=2)] = 2

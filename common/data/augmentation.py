@@ -14,6 +14,7 @@ from ..errors import PrivacyError
 from ..model.embeddings import ascended, embedding_layer, moved
 from ..model.loading import FineTuneModel
 from ..model.per_sample import unhooked
+from ..tasks import answers_of
 from ..types import CHARACTERS, Records, Rows
 from .images import perturbed
 from .perturbations import characters, reworded
@@ -156,7 +157,9 @@ def _losses(
     kept, other = torch.from_numpy(share).to(read.device), torch.from_numpy(rng.permutation(len(part))).to(read.device)
     mixed = kept[:, None] * read + (1 - kept)[:, None] * read[other]
     own, others = (
-        model.task.record_losses(model.module, {"features": mixed, "targets": targets})
-        for targets in (batch["targets"], batch["targets"][other])
+        model.task.record_losses(
+            model.module, {"features": mixed, **{name: values[order] for name, values in answers_of(batch).items()}}
+        )
+        for order in (slice(None), other)
     )
     return kept * own + (1 - kept) * others

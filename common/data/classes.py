@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 
 import numpy as np
@@ -45,11 +46,21 @@ def label_names(sources: list[str], data: DataSection, kind: str | None = "class
         if kind == "classes":
             names.update(read_label_names(_column(source, data.label), data.label))
             continue
-        found = read_strings(_column(source, data.label), data.label, words=per_word, reader=as_class)
-        if per_word:
-            found = (as_bio(tag, data.numbered_tags) for tags in found for tag in tags.split())
-        names.update(found)
+        names.update(_names(source, data, per_word=per_word))
     return bio_names(names, ", ".join(sources)) if per_word else sorted_names(names)
+
+
+def class_counts(sources: list[str], data: DataSection, kind: str | None = "class") -> np.ndarray:
+    """(K,) rows of each of `data.labels` in public sources; of tags words. kind: as `Reads.label`, one a row or word.
+    Raises DataError as `read_rows`."""
+    found = Counter(name for source in sources for name in _names(source, data, per_word=kind == "tags"))
+    return np.array([found[name] for name in data.labels or []], dtype=np.int64)
+
+
+def _names(source: str, data: DataSection, *, per_word: bool) -> list[str]:
+    """The class of each row, or the tag of each word as BIO."""
+    found = read_strings(_column(source, data.label), data.label, words=per_word, reader=as_class)
+    return [as_bio(tag, data.numbered_tags) for row in found for tag in row.split()] if per_word else found
 
 
 def sorted_names(names: Collection[str]) -> list[str]:

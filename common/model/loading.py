@@ -28,6 +28,7 @@ from ..tasks import Batch, Task, collate, inputs_of, load_task
 from ..types import DEFAULT_BETA, Adapter, Reads, Records, Rows, split
 from .backbones import Folders, resolve_backbone
 from .building import build
+from .class_loss import ClassLoss, class_loss_of
 from .dummies import check_answers
 from .kept import kept
 from .limits import SHARED, check_length, check_order, check_room, input_embeddings, positions, tells_apart
@@ -70,6 +71,8 @@ class FineTuneModel:
     """whether a record has a second text"""
     segments: bool = False
     """whether the backbone is told which of the two texts a token is of"""
+    class_loss: ClassLoss | None = None
+    """class weights and label smoothing; None: the plain cross-entropy"""
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -140,6 +143,8 @@ class FineTuneModel:
         batch = collate(self.task, records, indices, self.pad, self.device, length)
         if self.task.READS.pairs:
             batch["beta"] = torch.full((len(indices),), self.beta, device=self.device)
+        if self.class_loss is not None:
+            batch["class_shares"] = self.class_loss.shares(batch["targets"])
         return batch
 
     @torch.no_grad()
@@ -291,17 +296,18 @@ def load_model(
     folders: Folders = (),
     beta: float = DEFAULT_BETA,
     two_texts: bool = False,
+    class_loss: ClassLoss | None = None,
 ) -> FineTuneModel:
     """Loads a model once a process; the same arguments and files give the same object, whoever asks.
 
     seed decides the initial adapter. freeze_a: the A factors of LoRA are not trained (FFA-LoRA, Sun et al. 2024). beta:
-    of the task `preference`. two_texts: whether records have a second text.
+    of the task `preference`. two_texts: whether records have a second text. class_loss: of tasks with classes.
     Raises ModelError: backbone not found, unknown architecture, targets that are not in it, a model that does not
     answer two dummy records.
     """
     loaded = _loaded(model, resolve_backbone(model.backbone, folders), classes, seed, freeze_a, folders, beta)
     told_apart = two_texts and tells_apart(loaded.module.get_base_model(), loaded.reader)
-    loaded = replace(loaded, two_texts=two_texts, segments=told_apart)
+    loaded = replace(loaded, two_texts=two_texts, segments=told_apart, class_loss=class_loss)
     if loaded.reader is not None:
         check_room(loaded.reader, model.max_length, two_texts)
     check_answers(loaded.copy())
@@ -388,8 +394,16 @@ def _saved_name(name: str) -> str:
 def model_of(config: RunConfig, folders: Folders = ()) -> FineTuneModel:
     """The model of a run; its classes must be resolved. folders: where backbones are that the caller keeps."""
     classes, freeze_a = len(config.data.labels or []), config.server.aggregation == "ffa"
-    more = {"beta": config.training.beta, "two_texts": config.data.text_pair is not None}
-    found = load_model(config.model, classes, config.run.seed, freeze_a=freeze_a, folders=folders, **more)
+    found = load_model(
+        config.model,
+        classes,
+        config.run.seed,
+        freeze_a=freeze_a,
+        folders=folders,
+        beta=config.training.beta,
+        two_texts=config.data.text_pair is not None,
+        class_loss=class_loss_of(config),
+    )
     check_order(found.module.get_base_model(), config.data.labels or [])
     return found
 

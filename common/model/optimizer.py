@@ -55,8 +55,11 @@ def shrink(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
 def warmed_up(
     parameters: Iterable[nn.Parameter], learning_rate: float, steps: int, rise: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW for training from nothing or from a teacher: the rate rises linearly for `rise` steps, then falls to 0."""
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    """AdamW for training from nothing or from a teacher: the rate rises linearly for `rise` steps, then falls to 0.
+
+    Fused: all arrays of a step in one pass over memory, which of a backbone of 22 million numbers takes a tenth of it.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / rise, (steps - step) / max(1, steps - rise))
     )

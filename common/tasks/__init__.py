@@ -51,7 +51,9 @@ _UNREAD = ("pooler", "contact_head", "head")
 Batch = dict[str, torch.Tensor]
 """input_ids and attention_mask (B, T) of text, token_type_ids (B, T) of two that are told apart, pixel_values
 (B, C, H, W) of images, or features (B, F) in place of these; targets (B,), (B, K) or (B, T), of pairs (B, 2, T) and
-beta (B,)."""
+beta (B,); with class weights or label smoothing also class_shares (B, K) or (B, T, K), see `model.class_loss`."""
+_ANSWERS = ("targets", "class_shares")
+"""of a batch what no model reads"""
 
 
 class Task(Protocol):
@@ -157,7 +159,21 @@ def _padded(values: np.ndarray, records: Records, indices: np.ndarray, length: i
 
 def inputs_of(batch: Batch) -> Batch:
     """What a model reads of a batch."""
-    return {name: values for name, values in batch.items() if name != "targets"}
+    return {name: values for name, values in batch.items() if name not in _ANSWERS}
+
+
+def answers_of(batch: Batch) -> Batch:
+    """What a loss compares with."""
+    return {name: values for name, values in batch.items() if name in _ANSWERS}
+
+
+def class_losses(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Cross-entropy, (B,) of logits (B, K) and (B, T) of (B, T, K), by the class weights and the smoothing of a run that
+    has some; 0 where no class is wanted."""
+    if "class_shares" in batch:
+        return -(batch["class_shares"] * logits.log_softmax(-1)).sum(-1)
+    by_class = logits if logits.dim() == 2 else logits.transpose(1, 2)
+    return F.cross_entropy(by_class, batch["targets"], reduction="none", ignore_index=IGNORED)
 
 
 def load_backbone(path: str, model: ModelSection) -> PreTrainedModel:
@@ -185,17 +201,8 @@ def token_targets(records: Records, indices: np.ndarray, length: int) -> torch.T
     return torch.from_numpy(_padded(wanted, records, indices, length, IGNORED))
 
 
-def token_losses(logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of each position (B, T), 0 where none is wanted, and its mean over each record's own (B,).
-
-    logits: (B, T, K). wanted: (B, T). A record without a wanted position has loss 0, not 0/0.
-    """
-    losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED)
-    return losses, record_means(losses, wanted)
-
-
 def record_means(losses: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """(B,): the mean of each record's own losses (B, T)."""
+    """(B,): the mean of each record's own losses (B, T). One without a wanted position has loss 0, not 0/0."""
     return losses.sum(1) / (wanted != IGNORED).sum(1).clamp(min=1)
 
 

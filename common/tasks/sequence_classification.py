@@ -10,7 +10,7 @@ from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
 from ..model.weights import read_weights
 from ..types import Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, inputs_of, load_backbone, mean_of, texts
+from . import ACCURACY, Batch, class_losses, inputs_of, load_backbone, mean_of, texts
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = True, 1, Reads()
@@ -39,7 +39,7 @@ def targets(records: Records, indices: np.ndarray, length: int) -> torch.Tensor:
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
     logits = module(**inputs_of(batch)).logits  # (B, K)
-    return F.cross_entropy(logits.float(), batch["targets"], reduction="none")
+    return class_losses(logits.float(), batch)
 
 
 def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:

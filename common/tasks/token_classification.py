@@ -15,7 +15,18 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from ..config.tables import ModelSection
 from ..data.words import with_blanks, word_numbers
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import Batch, Main, load_backbone, no_constant, ragged, read_by, token_losses, token_targets, was_cut
+from . import (
+    Batch,
+    Main,
+    class_losses,
+    load_backbone,
+    no_constant,
+    ragged,
+    read_by,
+    record_means,
+    token_targets,
+    was_cut,
+)
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(label="tags")
@@ -74,13 +85,14 @@ def _logits(module: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def record_losses(module: nn.Module, batch: Batch) -> torch.Tensor:
-    return token_losses(_logits(module, batch), batch["targets"])[1]
+    return record_means(class_losses(_logits(module, batch), batch), batch["targets"])
 
 
 def score(module: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
-    logits, true = _logits(module, batch), batch["targets"].cpu().numpy()
+    logits, wanted = _logits(module, batch), batch["targets"]
+    true = wanted.cpu().numpy()
     return {
-        "loss": token_losses(logits, batch["targets"])[1].cpu().numpy(),
+        "loss": record_means(class_losses(logits, {"targets": wanted}), wanted).cpu().numpy(),
         "predicted": _ragged(logits.argmax(-1).cpu().numpy(), true != IGNORED),
         "true": _ragged(true, true != IGNORED),
     }

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ...common.model.cuts import cheapest_cuts
 from ...common.types import Reads, Rows
 from .finished import TorchModel
 from .runtime import by_word
@@ -47,6 +48,16 @@ class Compared:
         self._goals = goals
         self.texts = np.flatnonzero([len(row) > 0 for row in goals])
         """those with something to compare"""
+
+    def rows(self, chosen: np.ndarray) -> int:
+        """N of the chosen texts."""
+        return sum(len(self._goals[i]) for i in chosen)
+
+    def by_length(self, chosen: np.ndarray) -> list[np.ndarray]:
+        """The chosen texts in batches of like length, by what the student reads."""
+        lengths = np.array([len(self.ids[i]) for i in chosen])
+        order = np.argsort(lengths, kind="stable")
+        return np.split(chosen[order], cheapest_cuts(lengths[order], len(chosen))[1:])
 
     def wanted(self, chosen: np.ndarray) -> torch.Tensor:
         """(N, K) of the chosen texts."""

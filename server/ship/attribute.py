@@ -17,6 +17,7 @@ import torch
 
 from ...common.errors import ConfigError
 from ...common.model.embeddings import input_embeddings
+from ...common.stages import Stages
 from ...common.types import ProgressCallback, Rows
 from .finished import FinishedRun, exported_texts, writers
 from .goals import HIGHER, LOWER, OUTSIDE, Asked, Goal, Split, goals, split, tag_of, title, unit, worth
@@ -162,7 +163,8 @@ class Explainer:
                     gone = np.isin(read.of_word, touched, invert=what == "insertion")
                     batch.append(read.without(gone, self.model.pad))
                 keys.append(what + suffix)
-        values = worth(self.model, self._outputs(batch), found.goal)
+        different, which = np.unique(np.array(batch), axis=0, return_inverse=True)  # of few words many shares are one
+        values = worth(self.model, self._outputs(different.tolist()), found.goal)[which.ravel()]
         return dict(zip(keys, values.reshape(len(keys), SHARES), strict=True))
 
     @torch.no_grad()
@@ -208,11 +210,12 @@ def explain_run(
             raise ConfigError(f"TEXT {number}: {wrong}; give one that says something")
     explainer = explainer_of(run)
     public = run.rows(sample)
+    stages = Stages(progress, {"explaining": len(texts), "checking on public texts": len(public)})
+    stages.done("explaining", 0, len(texts))
     other = None if against is None else explainer_of(against)
     near = explainer.vectors(public.text)
     shown = []
     for number, text in enumerate(texts):
-        progress("explaining", number, len(texts))
         own = explainer.vectors([text])
         nearest = [] if near is None or own is None else _nearest(run, public, near @ own[0])
         for found in explainer.maps(text):
@@ -220,11 +223,12 @@ def explain_run(
             if other is not None:
                 fact["against"] = other.as_json(text, found.goal.word)
             shown.append(fact)
+        stages.done("explaining", number + 1, len(texts))
     return {
         "texts": shown,
         "against": None if against is None else against.report["name"],
         "measure": "number" if explainer.model.reads.label == "number" else "probability",
-        **_checked(explainer, public.text, progress),
+        **_checked(explainer, public.text, stages),
     }
 
 
@@ -241,12 +245,12 @@ def _nearest(run: FinishedRun, public: Rows, closeness: np.ndarray) -> list[dict
     ]
 
 
-def _checked(explainer: Explainer, texts: list[str], progress: ProgressCallback) -> dict[str, Any]:
+def _checked(explainer: Explainer, texts: list[str], stages: Stages) -> dict[str, Any]:
     """Over public texts: how many maps hold, the mean curves, and the words that speak most for each class."""
     deltas, curves = [], defaultdict(list)
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number, text in enumerate(texts):
-        progress("checking on public texts", number, len(texts))
+        stages.done("checking on public texts", number, len(texts))
         for found in explainer.maps(text):
             deltas.append(found.delta)
             if found.refused:

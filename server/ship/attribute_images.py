@@ -16,6 +16,7 @@ import torch
 from ...common.data.images import as_png, decoded
 from ...common.data.sources import shuffled_limit
 from ...common.errors import ConfigError
+from ...common.stages import Stages
 from ...common.tasks import tasks_where
 from ...common.types import ProgressCallback, Rows
 from .attribute import NEIGHBOURS, SHARES, TOLERANCE, settled
@@ -110,9 +111,11 @@ def explain_images(
     public = shuffled_limit(test, sample, run.config.run.seed)
     explainer = ImageExplainer(run, public)
     assert public.images is not None  # noqa: S101  # the explainer has looked
+    stages = Stages(progress, {"explaining": len(given), "checking on public images": len(public)})
+    stages.done("explaining", 0, len(given))
     near, shown = explainer.vectors(public.images), []
     for number, name in enumerate(given):
-        progress("explaining", number, len(given))
+        stages.done("explaining", number, len(given))
         image = _image(run, test, name)
         found = explainer.explain(image)
         closeness = near @ explainer.vectors(image[None])[0]
@@ -134,7 +137,7 @@ def explain_images(
         )
     deltas, curves = [], defaultdict(list)
     for number, image in enumerate(public.images):
-        progress("checking on public images", number, len(public))
+        stages.done("checking on public images", number, len(public))
         found = explainer.explain(image)
         deltas.append(found["delta"])
         if not found["refused"]:

@@ -78,25 +78,47 @@ def distil(
     parts = shuffled_batches(both.texts, settings.batch, np.random.default_rng([settings.seed, 0xD15]))
     for p in student.module.parameters():
         p.requires_grad_()
+    lessons = _Distillation(teacher, student, both, pairs, settings)
     for step, chosen in zip(range(settings.steps), parts, strict=False):
-        tokens, mask = student.batch([both.ids[i] for i in chosen])
-        with _noted([layer for _, layer in pairs]) as learned:
-            found = both.found(student.module(tokens, mask), chosen)
-        loss = apart(both.wanted(chosen), found, both.reads, settings.temperature)
-        if pairs:
-            with torch.no_grad(), _noted([layer for layer, _ in pairs]) as known:
-                teacher.module(tokens, mask)
-            weight = mask[..., None] / mask.sum()
-            loss = loss + settings.hidden * sum(
-                (((a - b) ** 2).mean(-1, keepdim=True) * weight).sum() for a, b in zip(known, learned, strict=True)
-            )
         optimizer.zero_grad()
-        loss.backward()
+        loss = sum(lessons.add_gradient(part, chosen) for part in both.by_length(chosen))
         nn.utils.clip_grad_norm_(student.module.parameters(), _NORM)
         optimizer.step()
         schedule.step()
-        progress(f"distilling, loss {float(loss.detach()):.3f}", step + 1, settings.steps)
+        progress(f"distilling, loss {loss:.3f}", step + 1, settings.steps)
     student.module.eval()
+
+
+@dataclass(frozen=True)
+class _Distillation:
+    """What a step is made of."""
+
+    teacher: TorchModel
+    student: TorchModel
+    both: Compared
+    pairs: list[tuple[nn.Module, nn.Module]]
+    settings: DistillationConfig
+
+    def add_gradient(self, part: np.ndarray, step: np.ndarray) -> float:
+        """The share that some texts have in the loss of their step; its gradient is added to the student's.
+
+        A step's loss is a mean over its rows, and of hidden states over its tokens, so it is the sum of these shares
+        however its texts are cut into batches.
+        """
+        both = self.both
+        tokens, mask = self.student.batch([both.ids[i] for i in part])
+        with _noted([layer for _, layer in self.pairs]) as learned:
+            found = both.found(self.student.module(tokens, mask), part)
+        loss = apart(both.wanted(part), found, both.reads, self.settings.temperature) * (len(found) / both.rows(step))
+        if self.pairs:
+            with torch.no_grad(), _noted([layer for layer, _ in self.pairs]) as known:
+                self.teacher.module(tokens, mask)
+            weight = mask[..., None] / sum(len(both.ids[i]) for i in step)
+            loss = loss + self.settings.hidden * sum(
+                (((a - b) ** 2).mean(-1, keepdim=True) * weight).sum() for a, b in zip(known, learned, strict=True)
+            )
+        loss.backward()
+        return float(loss.detach())
 
 
 def _pairs(teacher: TorchModel, student: TorchModel) -> list[tuple[nn.Module, nn.Module]]:

@@ -4,7 +4,7 @@ Words are ranked by how much the true class loses when they are left out; then, 
 hurts most, until the class changes or the budget is spent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,16 +30,58 @@ def attack(text: str, true: int, ask: Ask, budget: int, rng: np.random.Generator
 
     Returns the changed text that came furthest.
     """
+    return attack_all([text], [true], ask, budget, [rng])[0]
+
+
+def attack_all(
+    texts: Sequence[str],
+    trues: Sequence[int],
+    ask: Ask,
+    budget: int,
+    rngs: Sequence[np.random.Generator],
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Attempt]:
+    """`attack` on each of the texts, by itself, with what all of them want to know next asked in one batch.
+
+    progress: told how many attacks have ended.
+    """
+    attackers = [_attacker(*one, budget, rng) for one, rng in zip(zip(texts, trues, strict=True), rngs, strict=True)]
+    ended: dict[int, Attempt] = {}
+    answers: dict[int, np.ndarray | None] = dict.fromkeys(range(len(attackers)))
+    while answers:
+        asked: dict[int, list[str]] = {}
+        for number, answer in answers.items():
+            try:
+                asked[number] = attackers[number].send(answer)
+            except StopIteration as end:
+                ended[number] = end.value
+        progress(len(ended))
+        if not asked:
+            break
+        scores = ask([text for batch in asked.values() for text in batch])
+        ends = np.cumsum([len(batch) for batch in asked.values()])
+        answers = dict(zip(asked, np.split(scores, ends[:-1]), strict=True))
+    return [ended[number] for number in range(len(attackers))]
+
+
+def _attacker(
+    text: str, true: int, budget: int, rng: np.random.Generator
+) -> Generator[list[str], np.ndarray | None, Attempt]:
+    """Yields texts to ask about, is sent their (N, K) probabilities, and returns how it went."""
     words = text.split()
-    order, queries = _by_importance(words, true, ask, budget)
-    best = 1.0
+    places = [i for i, word in enumerate(words) if any(c.isalpha() for c in word)][: max(1, budget // 2)]
+    order: list[int] = []
+    if places:
+        left = _given((yield [" ".join([*words[:i], *words[i + 1 :]]) or " " for i in places]))[:, true]
+        order = [places[i] for i in np.argsort(left, kind="stable")]
+    queries, best = len(places), 1.0
     for place in order:
         word = words[place]
         if queries + len(EDITS) > budget:
             break
         tries = _edited(word, rng)
         texts = [" ".join([*words[:place], changed, *words[place + 1 :]]) for changed in tries]
-        scores = ask(texts)
+        scores = _given((yield texts))
         queries += len(texts)
         worst = int(scores[:, true].argmin())
         if scores[worst, true] < best:
@@ -50,13 +92,10 @@ def attack(text: str, true: int, ask: Ask, budget: int, rng: np.random.Generator
     return Attempt(text, " ".join(words), False, queries)
 
 
-def _by_importance(words: list[str], true: int, ask: Ask, budget: int) -> tuple[list[int], int]:
-    places = [i for i, word in enumerate(words) if any(c.isalpha() for c in word)][: max(1, budget // 2)]
-    without = [" ".join([*words[:i], *words[i + 1 :]]) or " " for i in places]
-    if not without:
-        return [], 0
-    left = ask(without)[:, true]
-    return [places[i] for i in np.argsort(left, kind="stable")], len(without)
+def _given(scores: np.ndarray | None) -> np.ndarray:
+    if scores is None:
+        raise ValueError("an attacker was sent no answer to its questions")
+    return scores
 
 
 def _edited(word: str, rng: np.random.Generator) -> list[str]:

@@ -4,6 +4,8 @@ site.
 Reads the run's public test set and, of a simulation, each site's records. The outcome becomes part of the run's report.
 """
 
+from dataclasses import dataclass
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +14,68 @@ import torch
 
 from ...client.worker import SiteData
 from ...common.config.probes import AttackSection
+from ...common.config.run import RunConfig
 from ...common.data.partition import site_name
 from ...common.data.perturbations import PERTURBATIONS, STRENGTHS, names_swapped, negated
 from ...common.model.embeddings import ascended, embedding_layer, moved
+from ...common.stages import Stages
 from ...common.tasks.sequence_classification import calibration_error
 from ...common.types import ProgressCallback, Rows
-from ...server.evaluation import evaluate, probabilities
+from ...server.evaluation import evaluate
 from ...server.report import amend_report
 from ...server.ship.finished import FinishedRun
 from ..sites import simulated_data
 from . import blackbox
 
+NOISE, SITES, QUERIES, EMBEDDINGS = "noise and checks", "sites", "attack by queries", "attack on embeddings"
+"""stages"""
 RADII = (0.01, 0.02, 0.05, 0.1)
 """of PGD on embeddings, relative to each token's norm"""
 _PGD_STEPS, _EXAMPLES, _ROWS_OF_A_SITE = 10, 6, 200
+_PASSES_OF_QUERIES, _PASSES_OF_A_STEP = 20, 3
+"""passes of a text: that an attack by queries takes, more or less; of a step of PGD, forward and backward"""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is looked at. What fewer rows and draws leave open: docs/how-to/robustness.md."""
+
+    rows: int = 200
+    """of the test set, for noise and checks"""
+    attacked: int = 30
+    """of these, how many are attacked"""
+    budget: int = 200
+    """questions an attacker may ask about a text"""
+    seeds: int = 2
+    """times that noise is drawn"""
+
+
+WHOLE = Extent(rows=500, attacked=100, seeds=3)
 
 
 class Subject(FinishedRun):
-    """A finished run's model, asked about texts."""
+    """A finished run's model, asked about texts. LoRA is merged into a copy of the weights: a pass takes a tenth less,
+    and answers the same but for rounding."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ConfigError as `FinishedRun`."""
+        super().__init__(folder)
+        self.model = self.model.copy(share=False)
+        self.model.set(self.adapter)
+        self.model.module.merge_adapter()
+        self._known: dict[bytes, np.ndarray] = {}
 
     def ask(self, texts: list[str]) -> np.ndarray:
-        """(N, K) probabilities."""
+        """(N, K) probabilities. Texts of the same tokens, of which changed case and marks make many, are read once."""
         rows = Rows("texts", texts, labels=np.zeros(len(texts), dtype=np.int64))
-        records = self.model.encode(rows)
-        return probabilities(self.model, self.adapter, records)
+        records = self.model.tokenised(rows)
+        keys = [records.tokens[a:b].tobytes() for a, b in pairwise(records.offsets)]
+        new = {key: i for i, key in enumerate(keys) if key not in self._known}
+        if new:
+            which = np.array(sorted(new.values()))
+            found = self.model.scores(records, which)["probabilities"]
+            self._known |= {keys[i]: row for i, row in zip(which, found, strict=True)}
+        return np.stack([self._known[key] for key in keys])
 
     def of_sites(self) -> SiteData | None:
         """A simulation's records as they were before anybody lied, and who holds which; None: of a deployment."""
@@ -44,29 +84,40 @@ class Subject(FinishedRun):
         return simulated_data(self.config.model_copy(update={"attack": AttackSection()}), self.model)
 
 
-def evaluate_robustness(
-    folder: Path, progress: ProgressCallback, *, rows: int = 500, attacked: int = 100, budget: int = 200, seeds: int = 3
-) -> dict[str, Any]:
-    """rows: of the test set, for noise and checks. attacked: of these, for attackers. budget: queries a text."""
+def evaluate_robustness(folder: Path, progress: ProgressCallback, extent: Extent = Extent()) -> dict[str, Any]:
+    """Becomes part of the run's report, too."""
     subject = Subject(folder)
-    sample = subject.rows(rows)
+    sample = subject.rows(extent.rows)
     labels = np.asarray(sample.labels)
+    stages = Stages(progress, _passes(len(sample), extent, subject.config))
+    stages.done(NOISE, 0, 1)
     clean = subject.ask(sample.text)
-    right = np.flatnonzero(clean.argmax(1) == labels)[:attacked]
+    right = np.flatnonzero(clean.argmax(1) == labels)[: extent.attacked]
     facts = {
         "rows": len(sample),
-        "seeds": seeds,
+        "seeds": extent.seeds,
         "clean": float((clean.argmax(1) == labels).mean()),
         "spelling": _spelling(subject, sample.text),
-        "perturbations": _perturbations(subject, sample, labels, seeds, progress),
+        "perturbations": _perturbations(subject, sample, labels, extent.seeds, stages),
         "checks": _checks(subject, sample, clean.argmax(1)),
         "slices": _slices(subject, sample, labels, clean),
-        "sites": _sites(subject),
-        "blackbox": _black_box(subject, sample, labels, right, budget, progress),
-        "embeddings": _white_box(subject, sample, right, progress),
+        "sites": _sites(subject, stages),
+        "blackbox": _black_box(subject, sample, labels, right, extent.budget, stages),
+        "embeddings": _white_box(subject, sample, right, stages),
     }
     amend_report(folder, "robustness", facts)
     return facts
+
+
+def _passes(rows: int, extent: Extent, config: RunConfig) -> dict[str, float]:
+    """How many times a text passes through the model in each stage, more or less."""
+    attacked = min(rows, extent.attacked)
+    return {
+        NOISE: rows * (len(PERTURBATIONS) * len(STRENGTHS) * extent.seeds + 4),
+        SITES: 0 if config.data.train is None else config.clients * _ROWS_OF_A_SITE,
+        QUERIES: attacked * min(extent.budget, _PASSES_OF_QUERIES),
+        EMBEDDINGS: attacked * len(RADII) * _PGD_STEPS * _PASSES_OF_A_STEP,
+    }
 
 
 def _spelling(subject: Subject, texts: list[str]) -> dict[str, Any] | None:
@@ -79,19 +130,19 @@ def _spelling(subject: Subject, texts: list[str]) -> dict[str, Any] | None:
 
 
 def _perturbations(
-    subject: Subject, sample: Rows, labels: np.ndarray, seeds: int, progress: ProgressCallback
+    subject: Subject, sample: Rows, labels: np.ndarray, seeds: int, stages: Stages
 ) -> list[dict[str, Any]]:
     found = []
-    for done, (name, perturb) in enumerate(PERTURBATIONS.items()):
-        for strength in STRENGTHS:
-            progress(f"noise: {name}", done, len(PERTURBATIONS))
-            accuracies = []
-            for seed in range(seeds):
-                rng = np.random.default_rng([seed, 0x9E7])
-                texts = [perturb(text, strength, rng) for text in sample.text]
-                accuracies.append(float((subject.ask(texts).argmax(1) == labels).mean()))
-            mean, spread = float(np.mean(accuracies)), (max(accuracies) - min(accuracies)) / 2
-            found.append({"name": name, "strength": strength, "accuracy": mean, "spread": spread})
+    cells = list(product(PERTURBATIONS.items(), STRENGTHS))
+    for done, ((name, perturb), strength) in enumerate(cells):
+        accuracies = []
+        for seed in range(seeds):
+            rng = np.random.default_rng([seed, 0x9E7])
+            texts = [perturb(text, strength, rng) for text in sample.text]
+            accuracies.append(float((subject.ask(texts).argmax(1) == labels).mean()))
+        mean, spread = float(np.mean(accuracies)), (max(accuracies) - min(accuracies)) / 2
+        found.append({"name": name, "strength": strength, "accuracy": mean, "spread": spread})
+        stages.done(NOISE, done + 1, len(cells), name)
     return found
 
 
@@ -128,7 +179,7 @@ def _slices(subject: Subject, sample: Rows, labels: np.ndarray, clean: np.ndarra
     ]
 
 
-def _sites(subject: Subject) -> list[dict[str, Any]] | None:
+def _sites(subject: Subject, stages: Stages) -> list[dict[str, Any]] | None:
     """Of a simulation, which knows all records: accuracy on each site's own. A deployment would have to release it."""
     data = subject.of_sites()
     if data is None:
@@ -139,17 +190,21 @@ def _sites(subject: Subject) -> list[dict[str, Any]] | None:
         metrics = evaluate(subject.model, subject.adapter, data.records, np.sort(rows)).metrics
         name = site_name(number, len(data.parts))
         found.append({"name": name, "rows": len(rows), "records": len(part), "accuracy": metrics["accuracy"]})
+        stages.done(SITES, number + 1, len(data.parts))
     return found
 
 
 def _black_box(
-    subject: Subject, sample: Rows, labels: np.ndarray, right: np.ndarray, budget: int, progress: ProgressCallback
+    subject: Subject, sample: Rows, labels: np.ndarray, right: np.ndarray, budget: int, stages: Stages
 ) -> dict[str, Any]:
-    attempts = []
-    for done, index in enumerate(right):
-        progress("attack by queries", done, len(right))
-        rng = np.random.default_rng([int(index), 0xDEE9])
-        attempts.append(blackbox.attack(sample.text[index], int(labels[index]), subject.ask, budget, rng))
+    attempts = blackbox.attack_all(
+        [sample.text[index] for index in right],
+        [int(labels[index]) for index in right],
+        subject.ask,
+        budget,
+        [np.random.default_rng([int(index), 0xDEE9]) for index in right],
+        lambda done: stages.done(QUERIES, done, len(right)),
+    )
     won = [attempt for attempt in attempts if attempt.success]
     return {
         "attacked": len(attempts),
@@ -160,7 +215,7 @@ def _black_box(
     }
 
 
-def _white_box(subject: Subject, sample: Rows, right: np.ndarray, progress: ProgressCallback) -> list[dict[str, Any]]:
+def _white_box(subject: Subject, sample: Rows, right: np.ndarray, stages: Stages) -> list[dict[str, Any]]:
     """Success of PGD on embeddings among texts that are classified right."""
     model = subject.model
     records = model.encode(sample)
@@ -168,7 +223,7 @@ def _white_box(subject: Subject, sample: Rows, right: np.ndarray, progress: Prog
     layer = embedding_layer(model)
     found = []
     for done, radius in enumerate(RADII):
-        progress("attack on embeddings", done, len(RADII))
+        stages.done(EMBEDDINGS, done, len(RADII))
         fooled = 0
         for part in np.array_split(right, max(1, -(-len(right) // 32))):
             if not len(part):

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from confide.client.site import SiteAccount
-from confide.client.train import _BATCH_COST, Work, _batch_sum, _cheapest_cuts
+from confide.client.train import Work, _batch_sum
 from confide.client.worker import Worker
 from confide.common.data.augmentation import Draw
 from confide.common.data.partition import site_name
 from confide.common.errors import BudgetError, PrivacyError
+from confide.common.model.cuts import BATCH_COST, cheapest_cuts
 from confide.common.model.per_sample import hooked
 from confide.common.privacy.mechanism import PoissonMechanism
 from confide.common.types import RoundTask
@@ -250,12 +251,12 @@ def test_cuts_are_the_cheapest() -> None:
             pieces = list(pairwise([*cuts, len(lengths)]))
             if any(end - start > size for start, end in pieces):
                 return np.inf
-            return sum(_BATCH_COST + (end - start) * lengths[end - 1] for start, end in pieces)
+            return sum(BATCH_COST + (end - start) * lengths[end - 1] for start, end in pieces)
 
         inner = range(1, count)
         every = [cost([0, *chosen]) for n in range(count) for chosen in combinations(inner, n)]
-        assert cost(_cheapest_cuts(lengths, size)) == min(every)
-    assert _cheapest_cuts(np.empty(0, dtype=int), 4) == []
+        assert cost(cheapest_cuts(lengths, size)) == min(every)
+    assert cheapest_cuts(np.empty(0, dtype=int), 4) == []
 
 
 def test_a_record_without_numbers_does_not_reach_its_mates(worker, local, monkeypatch: pytest.MonkeyPatch) -> None:

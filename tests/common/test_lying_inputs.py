@@ -97,6 +97,22 @@ def test_the_attacker_finds_the_word_that_matters_within_its_budget() -> None:
     assert not blackbox.attack("123 456", 1, ask, 100, rng()).success
 
 
+def test_many_attackers_in_one_batch_find_what_each_finds_alone() -> None:
+    texts = ["this was a rather bad evening", "bad", "123 456", "nothing of that kind", "so bad a day , and bad food"]
+    sizes: list[int] = []
+
+    def ask(texts: list[str]) -> np.ndarray:
+        sizes.append(len(texts))
+        return counts_bad(texts)
+
+    ended: list[int] = []
+    together = blackbox.attack_all(texts, [1] * 5, ask, 30, [rng() for _ in texts], ended.append)
+    assert together == [blackbox.attack(text, 1, counts_bad, 30, rng()) for text in texts]
+    assert sum(sizes) == sum(attempt.queries for attempt in together)
+    assert sizes[0] == 6 + 1 + 4 + 7  # the first question of all that have one
+    assert ended[-1] == 5
+
+
 @pytest.fixture
 def model(make_config) -> FineTuneModel:
     return load_model(make_config().model, 2, 0)

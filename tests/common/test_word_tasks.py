@@ -20,7 +20,7 @@ from confide.common.data.sources import examine, read_rows
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.model.loading import FineTuneModel, load_model
 from confide.common.model.per_sample import clipped_sum, hooked
-from confide.common.tasks import collate, masked_lm, token_classification, token_losses
+from confide.common.tasks import class_losses, collate, masked_lm, record_means, token_classification
 from confide.common.types import IGNORED, Reads, Rows
 from confide.tests.tiny import merged
 
@@ -223,7 +223,7 @@ def test_only_hidden_tokens_are_compared_with_all_words_and_nothing_else_changes
     for index in range(3):
         batch = model.batch(records, np.array([index]))
         whole = model.module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        loss = token_losses(whole, batch["targets"])[1].sum()
+        loss = record_means(class_losses(whole, batch), batch["targets"]).sum()
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.trained.values()))])
         wanted.append(gradient * min(1, clip / float(gradient.norm())))
         losses.append(float(loss.detach()))

@@ -9,7 +9,10 @@ import pytest
 
 from confide.cli.main import main
 from confide.common.errors import ConfigError
-from confide.simulations.attacks.robustness import Subject, evaluate_robustness
+from confide.common.types import Rows
+from confide.server.evaluation import probabilities
+from confide.server.ship.finished import FinishedRun
+from confide.simulations.attacks.robustness import Extent, Subject, evaluate_robustness
 from confide.simulations.run import simulate
 
 
@@ -52,7 +55,7 @@ def test_misspelled_words_that_are_read_as_known_ones_cost_less(make_config, tmp
     for words in ("none", "vocabulary"):
         out = str(tmp_path / words)
         folder = simulate(make_config(model={"spelling": words}, run={"rounds": 15, "output": out}))
-        facts.append(evaluate_robustness(folder, lambda *_: None, rows=100, attacked=10, budget=60, seeds=2))
+        facts.append(evaluate_robustness(folder, lambda *_: None, Extent(rows=100, attacked=10, budget=60)))
     plain, spelled = facts
     noisy = [next(row["accuracy"] for row in f["perturbations"] if row["strength"] == 0.2) for f in facts]
     assert spelled["clean"] == plain["clean"]  # every word of these texts is known
@@ -69,6 +72,15 @@ def test_the_model_is_the_one_of_the_report(finished: Path) -> None:
     rows = subject.rows(1000)
     accuracy = (subject.ask(rows.text).argmax(1) == np.asarray(rows.labels)).mean()
     assert accuracy == pytest.approx(json.loads((finished / "report.json").read_text())["after"]["accuracy"])
+
+
+def test_the_merged_model_and_known_texts_answer_as_the_run_s_own(finished: Path) -> None:
+    subject, run = Subject(finished), FinishedRun(finished)
+    texts = [*subject.rows(20).text, subject.rows(20).text[0].upper()]
+    records = run.model.encode(Rows("texts", texts, labels=np.zeros(len(texts), dtype=np.int64)))
+    wanted = probabilities(run.model, run.adapter, records)
+    np.testing.assert_allclose(subject.ask(texts), wanted, atol=1e-5)
+    np.testing.assert_array_equal(subject.ask(texts), subject.ask(texts))  # which are read once
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,33 @@ def _with_qfedavg(key: str, constant: str | int, example: str) -> Rule:
     )
 
 
+_ONE_CLASS = ("sequence-classification", "token-classification", "image-classification", "image-text-classification")
+"""tasks with one class a record or word"""
+
+
+def _one_class(key: str, plain: str | float, example: str) -> Rule:
+    """A setting of the cross-entropy over classes, with a task that has none."""
+    return Rule(
+        key=f"training.{key}",
+        when="a task without one class a record or word",
+        refused=lambda c: getattr(c.training, key) != plain and c.model.task not in _ONE_CLASS,
+        reason="task {c.model.task} has no class that it could say how much counts",
+        remedy=f"remove it, or choose one of {', '.join(_ONE_CLASS)}",
+        example=("model.task=regression", f"training.{key}={example}"),
+    )
+
+
 TRAINING = (
+    _one_class("class_weights", "none", "balanced"),
+    _one_class("label_smoothing", 0.0, "0.1"),
+    Rule(
+        key="data.class_shares",
+        when="class_weights 'none'",
+        refused=lambda c: c.data.class_shares is not None and c.training.class_weights == "none",
+        reason="nothing reads them",
+        remedy="remove them, or set training.class_weights = 'balanced'",
+        example=("data.class_shares=[0.9, 0.1]",),
+    ),
     Rule(
         key="training.warmup",
         when="no more rounds than that",
