@@ -124,6 +124,7 @@ def explain(
     from ..common.privacy.explain import alternatives, calibrated, in_words, meanings
     from ..common.privacy.plan import privacy_plan
     from ..common.whole import require_image, whole_file
+    from ..server.report.drawing import png
     from ..server.report.plots import epsilon_over_rounds
     from .printing import print_explanation
     from .progress import bar
@@ -148,7 +149,7 @@ def explain(
         targets = {f"ε = {target:g} after {config.run.rounds} rounds": target for target in (1.0, 3.0)}
         others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
         with whole_file(plot) as partial:
-            partial.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others))
+            partial.write_bytes(png(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others)))
     print_explanation(*told, choices)
     typer.echo(f"plot: {plot}")
 
