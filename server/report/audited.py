@@ -78,9 +78,12 @@ def verdict(report: Mapping[str, Any]) -> tuple[str, bool | None]:
     states = [row.consistent for row in reconciled(report) if row.consistent is not None]
     if not states:
         return f"nothing is claimed; {measured}", None
+    claim = privacy["epsilon_spent"]
     if not all(states):
-        return f"NOT consistent with the claim: {measured}, ε = {privacy['epsilon_spent']:.2f} is claimed", False
-    return f"consistent with the claim: {measured}, at most {privacy['epsilon_spent']:.2f} is claimed", True
+        return f"NOT consistent with the claim: {measured}, ε = {claim:.2f} is claimed", False
+    ceilings = [found[kind]["ceiling_steinke"] for kind in _SEES if kind in found]
+    small = "; the test was too small to contradict it" if max(ceilings, default=0.0) < claim else ""
+    return f"consistent with the claim: {measured}, at most {claim:.2f} is claimed{small}", True
 
 
 def unit(privacy: Mapping[str, Any]) -> str:
@@ -97,7 +100,7 @@ def limits(report: Mapping[str, Any]) -> list[dict[str, str]]:
     epsilon, whose = privacy["epsilon_spent"], unit(privacy)
     rows = [
         {
-            "what": f"How sure can an attacker, who thought it a coin toss before, become that a given {whose} was used?",
+            "what": f"How sure can an attacker become, who thought it a coin toss before, that one {whose} was used?",
             "most": _percent(1 / (1 + math.exp(-epsilon))),
             "by": "ε alone: after the most telling outcome there is, however rare",
         }

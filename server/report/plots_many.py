@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .drawing import INK, MARKERS, ON_LIGHT, SERIES, SOFT, WIDTH, figure, legend, line_of, scale
+from .drawing import ACCENT, INK, MARKERS, ON_LIGHT, SECOND, SERIES, SOFT, WIDTH, figure, legend, line_of, scale
 
 
 def learning_curves(labels: list[int], rows: list[dict[str, Any]]) -> Figure:
@@ -83,4 +83,39 @@ def heat_map(
         color = INK if np.isnan(value) else "white" if value > 0.6 else ON_LIGHT
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     scale(drawn, image, "share")
+    return drawn
+
+
+def against_epsilon(rows: list[dict[str, Any]]) -> Figure:
+    """The main figure of each run with its interval against ε; a run without privacy is a line across."""
+    drawn, axes = figure(WIDTH, 3.8)
+    axes.xaxis.set_major_locator(MaxNLocator())
+    main = rows[0]["main"]
+    for index, row in enumerate(rows):
+        found, style = row["main"], line_of(index)
+        if row["epsilon"] is None:
+            label = f"{row['name']} (no privacy)"
+            axes.axhline(found["value"], color=style["color"], linestyle="--", linewidth=1.2, label=label)
+            continue
+        error = [[max(found["value"] - found["low"], 0)], [max(found["high"] - found["value"], 0)]]
+        axes.errorbar(
+            [row["epsilon"]], [found["value"]], yerr=error, **style, linestyle="none", capsize=3, label=row["name"]
+        )
+    axes.set(xlabel="ε spent", ylabel=main["name"])
+    axes.set_xlim(left=0)
+    legend(axes, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return drawn
+
+
+def seeds(rows: list[dict[str, Any]], mean: float) -> Figure:
+    """The main figure of each seed with the interval of its test records, and the mean of all."""
+    drawn, axes = figure(WIDTH, 3.0)
+    values = np.array([[row["value"], row["low"], row["high"]] for row in rows])
+    errors = np.maximum([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]], 0)
+    axes.errorbar(
+        [row["seed"] for row in rows], values[:, 0], yerr=errors, fmt="o", color=ACCENT, capsize=3, label="each seed"
+    )
+    axes.axhline(mean, color=SECOND, linestyle="--", linewidth=1.2, label="mean")
+    axes.set(xlabel="seed", ylabel=rows[0]["main"]["name"])
+    legend(axes, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return drawn
