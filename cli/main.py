@@ -14,6 +14,7 @@ from .arguments import DEBUG, read_arguments, with_named_paths
 from .audit import app as audit_app
 from .deployment import app as deployment_app
 from .failures import say_failure
+from .many import app as many_app
 from .model import app as model_app
 from .process import ended_like_ctrl_c, open_streams, threads_in_a_line
 from .recipe import Sets, load_recipe
@@ -32,7 +33,7 @@ app = typer.Typer(
 evaluate_app = typer.Typer(
     no_args_is_help=True, suggest_commands=False, help="Look at a finished run's model from other sides."
 )
-for part in (deployment_app, model_app):
+for part in (deployment_app, many_app, model_app):
     app.add_typer(part)  # without a name: its commands stand among these
 for name, part in {"audit": audit_app, "evaluate": evaluate_app, "data": data_app, "label": label_app}.items():
     app.add_typer(part, name=name)
@@ -124,6 +125,7 @@ def explain(
     from ..common.privacy.explain import alternatives, calibrated, in_words, meanings
     from ..common.privacy.plan import privacy_plan
     from ..common.whole import require_image, whole_file
+    from ..server.report.drawing import png
     from ..server.report.plots import epsilon_over_rounds
     from .printing import print_explanation
     from .progress import bar
@@ -148,7 +150,7 @@ def explain(
         targets = {f"ε = {target:g} after {config.run.rounds} rounds": target for target in (1.0, 3.0)}
         others = {name: found for name, target in targets.items() if (found := calibrated(plan, target, plan.steps))}
         with whole_file(plot) as partial:
-            partial.write_bytes(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others))
+            partial.write_bytes(png(epsilon_over_rounds(plan, config.run.rounds, config.steps_per_round, others)))
     print_explanation(*told, choices)
     typer.echo(f"plot: {plot}")
 

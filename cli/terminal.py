@@ -7,6 +7,8 @@ from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ..common.errors import ConfigError
 
@@ -19,6 +21,23 @@ class Terminal(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """Columns whose name begins with '>' hold numbers."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return table
+
+
+def show(what: Any) -> None:
+    """On a terminal as wide as it is."""
+    console = Terminal()
+    if console.is_terminal:
+        console.print(what)
+    else:  # a file or a pipe has no width: nothing is cut
+        Terminal(width=160).print(what, soft_wrap=isinstance(what, str | Text))
 
 
 def write_any_text() -> None:

@@ -82,13 +82,18 @@ class EarlyStopping(Callback):
 
 
 class Tracking(Callback):
-    """metrics.jsonl, TensorBoard and progress.json."""
+    """metrics.jsonl, TensorBoard and progress.json. A row also gets the ε spent so far, of the site that spent most."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
     def started(self, run: RunState) -> None:
-        self._measure = run.model.task.MAIN
+        self._measure, self._run = run.model.task.MAIN, run
+
+    def round_done(self, row: dict[str, Any]) -> None:
+        plan, state = self._run.plan, self._run.state
+        if plan is not None and not self._run.config.audit.control:
+            row["epsilon"] = plan.epsilon(max(state.asked.values(), default=0))
 
     def replied(self, number: int, done: int, asked: int) -> None:
         self._recorder.progress("training", number, done, asked)

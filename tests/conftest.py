@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from confide.cli.main import main
 from confide.common.config.run import RunConfig
 from confide.common.model import proof
-from confide.server.report import plots
+from confide.server.report import drawing, plots, plots_many
 from confide.server.ship import compress, peak
 from confide.server.ship.compress import _memory
 from confide.tests.elsewhere import Elsewhere
@@ -54,31 +54,33 @@ def _handlers_end_with_their_test() -> Iterator[None]:
 def _each_plot_once() -> Iterator[None]:
     """Plots take half the time of a tiny run: each kind is drawn to its end once, and built once for facts of each form
     (another part missing, a list empty or of one entry); what is alike gets the image that is there."""
-    drawn: dict[str, bytes] = {}
+    drawn: dict[str, Figure] = {}
     built: set[tuple] = set()
+    texts: dict[str, str] = {}
 
-    def png(figure: Figure) -> bytes:
-        kind = sys._getframe(1).f_code.co_name
-        if kind not in drawn:
-            drawn[kind] = real(figure)
-        return drawn[kind]
+    def svg(figure: Figure, name: str, title: str) -> str:
+        if name not in texts:
+            texts[name] = real(figure, name, title)
+        return texts[name]
 
-    def once(kind: str, plot: Callable[..., bytes]) -> Callable[..., bytes]:
-        def image(*facts: object, **named: object) -> bytes:
+    def once(kind: str, plot: Callable[..., Figure]) -> Callable[..., Figure]:
+        def image(*facts: object, **named: object) -> Figure:
             form = kind, _form(facts), _form(named)
             if form not in built or kind not in drawn:
-                plot(*facts, **named)
+                drawn[kind] = plot(*facts, **named)
                 built.add(form)
             return drawn[kind]
 
         return image
 
     with pytest.MonkeyPatch.context() as patched:
-        real = plots._png
-        for kind, plot in list(vars(plots).items()):
-            if inspect.isfunction(plot) and plot.__module__ == plots.__name__ and not kind.startswith("_"):
-                patched.setattr(plots, kind, once(kind, plot))
-        patched.setattr(plots, "_png", png)
+        real = drawing.svg
+        for module in (plots, plots_many):
+            for kind, plot in list(vars(module).items()):
+                own = inspect.isfunction(plot) and plot.__module__ == module.__name__ and not kind.startswith("_")
+                if own and inspect.signature(plot).return_annotation is Figure:
+                    patched.setattr(module, kind, once(kind, plot))
+        patched.setattr(drawing, "svg", svg)
         yield
 
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from ...common.modes import mode_of
 from ...common.privacy import claims
 from ...common.privacy.accounting import ACCOUNTANT, epsilon_prv
 from ...common.privacy.events import history_of, repeated
+from ...common.privacy.explain import most_found
 from ...common.privacy.mechanism import PrivacyPlan
 from ...common.privacy.plan import declared_steps
 from ..checkpoint import Checkpoint
@@ -22,6 +24,8 @@ from ..start import start_facts
 from .facts import Metrics, NoPrivacy, Partition, Privacy, Report, Spent, Taken
 
 SCHEMA = 1
+FALSE_POSITIVE_RATES = (0.01, 0.001)
+"""at which membership tests are judged"""
 PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "flwr", "datasets", "numpy", "randomgen")
 
 _EXACT = (
@@ -127,6 +131,7 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
             "what": "the same by Opacus' PRV accountant, whose upper bound lies 0.01 above its estimate",
             "epsilon": _cross_check(plan, max(by_steps, default=0)),
         },
+        "most_found": _most_found(plan, max(by_steps, default=0)),
         "mechanism": (
             f"Discrete Gaussian noise on a grid of 2^{plan.grid.bit_length() - 1} steps per clip norm, "
             f"{plan.coordinates} numbers a step"
@@ -137,6 +142,13 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
         ),
         "sites": sites,
     }
+
+
+def _most_found(plan: PrivacyPlan, steps: int) -> dict[str, float]:
+    """The largest true positive rate of a membership test after so many steps, by its false positive rate."""
+    if not steps:
+        return {}
+    return {str(rate): most_found(replace(plan, steps=steps), rate) for rate in FALSE_POSITIVE_RATES}
 
 
 def _nothing_promised(config: RunConfig, state: Checkpoint) -> NoPrivacy:

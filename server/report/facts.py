@@ -57,6 +57,8 @@ class Privacy(TypedDict):
     composition: str
     accountant: str
     cross_check: CrossCheck
+    most_found: NotRequired[dict[str, float] | None]
+    """false positive rate → the largest true positive rate of any membership test, by the whole curve of the noise"""
     mechanism: str
     statement: str
     sites: list[Spent]

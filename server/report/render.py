@@ -1,14 +1,16 @@
 """report.json → report.html: one file that opens offline, its images inside."""
 
-import base64
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
 
 from ...common.config.run import RunConfig
 from ...common.errors import ConfigError
@@ -17,12 +19,26 @@ from ...common.privacy.audit import CANARY_KINDS
 from ...common.privacy.mechanism import PrivacyPlan
 from ...common.whole import write_whole
 from ..checkpoint import Checkpoint
-from . import plots, verdict
+from . import audited, drawing, plots, verdict
 from .build import SCHEMA, build_report
 from .facts import Partition, Report, figures, misfit
 
 PARTITION = "partition.json"
+_CONTENTS = "<!--contents-->"
+"""where a page has its table of contents"""
 _REMOVE = "restore it, or remove it: only a plot is made of it"
+Image = tuple[str, str, Figure]
+"""of a page: title, name, plot"""
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A plot as a template puts it into a page."""
+
+    title: str
+    svg: str
+    wide: bool
+    """wider than a telephone: it scrolls in its box"""
 
 
 def write_report(
@@ -84,19 +100,48 @@ def write_pair(folder: Path, report: Mapping[str, Any], html: str) -> None:
 
 
 def render_html(report: Report) -> str:
-    """One page, images inside."""
-    images = [("By round", "accuracy", plots.accuracy(report)), ("Compared", "compared", plots.compared(report))]
+    """One page, plots inside."""
+    counts = report["confusion"]["after"]
+    labels = report["model"]["labels"]
+    return render(
+        "template.html",
+        _images(report),
+        report=report,
+        verdict=verdict.sentences(report),
+        audited=audited.verdict(report),
+        reconciled=audited.reconciled(report) if report["audit"] else [],
+        unit=audited.unit(report["privacy"]) if report["privacy"]["mode"] != "none" else "",
+        limits=audited.limits(report),
+        differ=audited.differ(report),
+        quotes=audited.quotes(report),
+        compared=_compared(report),
+        confused=plots.most_confused(counts, labels) if counts and len(labels) > plots.MAX_NAMED else [],
+        spent=bool(report["rounds"]) and all("epsilon" in row for row in report["rounds"]),
+        told=verdict.told,
+        measured={when: figures(report[when]) for when in ("before", "after")},
+        audit_kinds=plots.AUDIT_KINDS,
+        canary_kinds=CANARY_KINDS,
+        attacks=plots.ATTACKS,
+        shade=_shade,
+        configuration=tomli_w.dumps(report["config"]),
+        failures=[(row["round"], failure) for row in report["rounds"] for failure in _failures(row)],
+    )
+
+
+def _images(report: Report) -> list[Image]:
+    """The plots of what is in the report; a name is an id of the page, and the template puts each beside its facts."""
+    images = [("By round", "accuracy", plots.accuracy(report)), ("Compared", "compared-plot", plots.compared(report))]
     privacy = report["privacy"]
     if privacy["mode"] != "none":
         images.append(("Privacy spent", "epsilon", plots.epsilon(privacy, report["config"]["run"]["rounds"])))
     if facts := report["audit"]:
-        images.append(("What an attack could measure", "audit", plots.audit(facts, privacy)))
+        images.append(("What an attack could measure", "measured", plots.audit(facts, privacy)))
     if facts := report["leakage"]:
-        images.append(("Who was in the training data?", "leakage", plots.leakage(facts, privacy)))
+        images.append(("Who was in the training data?", "roc", plots.leakage(facts, privacy)))
     if facts := report["robustness"]:
         images.append(("Accuracy under noise", "noise", plots.noise(facts)))
     if facts := report.get("personal"):
-        images.append(("Shared head and heads of the sites", "personal", plots.personal(facts)))
+        images.append(("Shared head and heads of the sites", "heads", plots.personal(facts)))
     if facts := report.get("compression"):
         images.append(("Variants of the model", "variants", plots.variants(facts)))
     if (facts := report.get("explanation")) and facts["curves"]:
@@ -108,21 +153,7 @@ def render_html(report: Report) -> str:
         if counts := report["confusion"][when]:
             drawn = plots.confusion(counts, report["model"]["labels"])
             images.append((f"Confusion {when}", f"confusion-{when}", drawn))
-    return render(
-        "template.html",
-        images,
-        report=report,
-        verdict=verdict.sentences(report),
-        compared=_compared(report),
-        told=verdict.told,
-        measured={when: figures(report[when]) for when in ("before", "after")},
-        audit_kinds=plots.AUDIT_KINDS,
-        canary_kinds=CANARY_KINDS,
-        attacks=plots.ATTACKS,
-        shade=_shade,
-        configuration=tomli_w.dumps(report["config"]),
-        failures=[(row["round"], failure) for row in report["rounds"] for failure in _failures(row)],
-    )
+    return images
 
 
 def _compared(report: Report) -> list[dict[str, Any]]:
@@ -148,10 +179,17 @@ def _compared(report: Report) -> list[dict[str, Any]]:
     return rows
 
 
-def render(template: str, images: list[tuple[str, str, bytes]], **facts: Any) -> str:
-    """A page of this folder's templates. images: title, name and PNG of each."""
-    drawn = [(title, name, base64.b64encode(png).decode()) for title, name, png in images]
-    return _templates().get_template(template).render(images=drawn, **facts)
+def render(template: str, images: list[Image], **facts: Any) -> str:
+    """A page of this folder's templates, with its table of contents."""
+    drawn = {name: _Drawn(title, drawing.svg(plot, name, title), _wide(plot)) for title, name, plot in images}
+    page = _templates().get_template(template).render(images=drawn, **facts)
+    sections = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', page)
+    items = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in sections)
+    return page.replace(_CONTENTS, f'<nav aria-label="Contents"><ul>{items}</ul></nav>', 1)
+
+
+def _wide(plot: Figure) -> bool:
+    return plot.get_size_inches()[0] > drawing.WIDTH
 
 
 @lru_cache(maxsize=1)
@@ -161,10 +199,10 @@ def _templates() -> Environment:
 
 
 def _shade(scores: list[float], index: int) -> str:
-    """The background of a word in a map: green for the class, orange against it."""
+    """The background of a word in a map: green for the class, orange against it, in the page's own shades."""
     most = max((abs(score) for score in scores), default=0.0)
     strength = abs(scores[index]) / most if most else 0.0
-    return f"rgba({'46, 160, 100' if scores[index] > 0 else '234, 110, 60'}, {0.75 * strength:.2f})"
+    return f"rgb(var(--{'for' if scores[index] > 0 else 'against'}) / {0.75 * strength:.2f})"
 
 
 def _failures(row: dict[str, Any]) -> list[dict[str, str]]:

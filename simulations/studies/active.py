@@ -27,7 +27,7 @@ from ...common.ledger.verify import audit, find_ledgers
 from ...common.model.adapter import read_arrays
 from ...common.model.loading import FineTuneModel, model_of
 from ...common.types import Reads, Records, Rows
-from ...server.report import plots
+from ...server.report import plots_many as plots
 from ..sites import make_ledgers
 from .runner import Key, Results, RoundCallback, most, over_seeds, reported, run_at
 

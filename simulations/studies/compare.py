@@ -19,7 +19,7 @@ from ...common.errors import ConfigError
 from ...common.model.loading import model_of
 from ...common.model.zero_shot import as_text, zero_shot
 from ...common.types import Reads
-from ...server.report import plots
+from ...server.report import plots_many as plots
 from .runner import Key, Results, RoundCallback, most, over_seeds, reported, run_at, varied
 
 ZERO_SHOT = "zero-shot"

@@ -16,7 +16,7 @@ from ...common.config.section import assignment, override
 from ...common.run_folder import CONFIG, require_room
 from ...common.whole import naming, write_whole
 from ...server.report import read_report
-from ...server.report.render import render, write_pair
+from ...server.report.render import Image, render, write_pair
 from ..run import simulate
 
 RESULTS = "results.jsonl"
@@ -82,12 +82,10 @@ class Results:
         """The folder of one run."""
         return self.folder / "runs" / "-".join(_slug(str(part)) for part in parts)
 
-    def write_page(
-        self, kind: str, name: str, facts: dict[str, Any], images: list[tuple[str, str, bytes]], **shown: Any
-    ) -> None:
+    def write_page(self, kind: str, name: str, facts: dict[str, Any], images: list[Image], **shown: Any) -> None:
         """report.json, and report.html by the template of the kind. shown: what the template needs beside the report.
 
-        images: title, name and PNG of each.
+        images: title, name and figure of each.
         """
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         report = {"schema": 1, "kind": kind, "name": name, "finished": finished, **facts}

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from pydantic import Field
 
 from ...common.config.run import RunConfig
 from ...common.config.section import Positive, Section
 from ...common.errors import ConfigError
-from ...server.report import plots
+from ...server.report import plots_many as plots
 from .runner import Key, Results, RoundCallback, most, over_seeds, reported, run_at
 
 NOBODY = "none"
@@ -159,7 +160,7 @@ def _write(results: Results, name: str, sweep: SweepSection, cells: list[Cell]) 
     results.write_page("sweep", name, facts, images, percent=_percent)
 
 
-def _backdoors(cells: list[Cell], sweep: SweepSection, attacks: list[str]) -> bytes:
+def _backdoors(cells: list[Cell], sweep: SweepSection, attacks: list[str]) -> Figure:
     names = [attack for attack in attacks if any(c.attack == attack and c.backdoor is not None for c in cells)]
     mean, spread = _table(cells, list(sweep.defences), names, "backdoor")
     worst = np.array([[np.nan if np.isnan(row).all() else np.nanmax(row)] for row in mean])
