@@ -41,3 +41,12 @@ def require_run(folder: Path) -> Path:
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"--resume: {folder} holds no {CONFIG}; give the folder of an interrupted run")
     return folder / CONFIG
+
+
+def own_file(path: Path) -> Path:
+    """The path of a file that a run wrote, to be read. Raises ConfigError for a folder in its place, and for a pipe or
+    a device, which would be waited for; not where nothing is."""
+    if not path.exists() or path.is_file():
+        return path
+    kind = "a folder" if path.is_dir() else "a named pipe" if path.is_fifo() else "no regular file"
+    raise ConfigError(f"{path}: is {kind}, and a file is expected there; remove it, and copy the run's folder again")

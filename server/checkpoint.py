@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from ..common.errors import ConfigError
 from ..common.json_file import read_object
 from ..common.ledger.chain import write_json
+from ..common.run_folder import own_file
 from ..common.types import Adapter
 from ..common.whole import whole_file
 
@@ -115,7 +116,7 @@ def load_latest(folder: Path, config_digest: str) -> Checkpoint:
     if not paths:
         raise ConfigError(f"{folder}: no checkpoint to resume from; start the run without --resume")
     try:
-        with safe_open(paths[-1], framework="numpy") as stored:
+        with safe_open(own_file(paths[-1]), framework="numpy") as stored:
             facts = json.loads((stored.metadata() or {})["confide"])
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # not a dictionary
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ from ..common.config.run import RunConfig
 from ..common.errors import ConfigError, ModelError
 from ..common.model.adapter import read_adapter
 from ..common.model.loading import FineTuneModel
+from ..common.run_folder import own_file
 from ..common.types import Adapter
 
 _SAME = ("backbone", "lora")
@@ -58,7 +59,7 @@ def start_facts(config: RunConfig) -> dict[str, Any] | None:
     if config.model.init_from is None:
         return None
     try:
-        report = json.loads((Path(config.model.init_from) / "report.json").read_text(encoding="utf-8"))
+        report = json.loads(own_file(Path(config.model.init_from) / "report.json").read_text(encoding="utf-8"))
         privacy = report["privacy"]
         facts = {"name": report["name"], "mode": privacy["mode"], "epsilon": privacy.get("epsilon_spent")}
         return {"folder": config.model.init_from, **facts}

@@ -21,7 +21,7 @@ from ..common.config.section import assign
 from ..common.config.tables import GIVEN_STRATEGY, DataSection, RunSection
 from ..common.data.sources import read_table
 from ..common.errors import ConfigError
-from ..common.run_folder import CONFIG, METRICS, require_room
+from ..common.run_folder import CONFIG, METRICS, own_file, require_room
 from ..server.callbacks import Callback
 from ..server.report import read_report
 from . import run as engine
@@ -59,7 +59,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """A row for each round."""
-        lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
+        lines = own_file(self.folder / METRICS).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
     @cached_property

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
@@ -24,9 +24,14 @@ from confide.cli.main import main
 from confide.cli.process import ended_like_ctrl_c, threads_in_a_line
 from confide.client.check.page import _bars
 from confide.common.errors import ConfigError, RoundError
+from confide.common.json_file import read_object
+from confide.common.model.adapter import read_adapter, read_arrays
 from confide.common.run_folder import make_room, require_room
 from confide.common.whole import naming, require_new, whole_file, whole_folder, write_whole
+from confide.server.checkpoint import load_latest
+from confide.server.report import read_report
 from confide.server.report.plots import _plain
+from confide.server.ship.runtime import load_variant
 
 
 @pytest.fixture
@@ -368,6 +373,23 @@ def test_a_check_and_a_demonstration_that_fail_halfway_leave_none_of_their_files
     assert confide(*check, "--overwrite")[0] == 0
     assert {path.name for path in out.iterdir()} == {"check.html", "cleaned.csv", "dropped.csv", "mine.txt"}
     assert (out / "check.html").read_text() != "before"
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe"])
+def test_what_stands_in_place_of_a_runs_file_is_told_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    made = Path.mkdir if kind == "a folder" else os.mkfifo
+    readers: dict[str, Callable[[], object]] = {
+        "report.json": lambda: read_report(tmp_path),
+        "any.json": lambda: read_object(tmp_path / "any.json", "run again"),
+        "confide.json": lambda: read_adapter(tmp_path),
+        "adapter_model.safetensors": lambda: read_arrays(tmp_path),
+        "round-00001.safetensors": lambda: load_latest(tmp_path, "x"),
+        "variant.json": lambda: load_variant(tmp_path),
+    }
+    for name, read in readers.items():
+        made(tmp_path / name)
+        with pytest.raises(ConfigError, match=f"{name}: is {kind}, and a file is expected there; remove it"):
+            read()
 
 
 def test_class_names_in_plots_are_no_formulas(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from ..config.tables import ModelSection
 from ..data.spelling import Spelling, Words
 from ..errors import ModelError
+from ..run_folder import own_file
 from ..tasks import load_task
 from ..types import Adapter
 from .backbones import resolve_backbone
@@ -70,7 +71,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], list[str], Adapter]:
 
 def reads_two_texts(folder: Path) -> bool:
     """Of an adapter's folder that `read_adapter` reads: whether a record has a second text."""
-    return bool(json.loads((folder / CARD).read_text(encoding="utf-8")).get("two_texts"))
+    return bool(json.loads(own_file(folder / CARD).read_text(encoding="utf-8")).get("two_texts"))
 
 
 def read_arrays(folder: Path) -> Adapter:
@@ -78,7 +79,7 @@ def read_arrays(folder: Path) -> Adapter:
     leaves: whole numbers, NaN or infinite values."""
     path = folder / _WEIGHTS
     try:
-        arrays = load_file(path)
+        arrays = load_file(own_file(path))
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; give a finished run, or its folder adapter/") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -97,7 +98,7 @@ def read_arrays(folder: Path) -> Adapter:
 def _read_card(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The content of [model], and the classes. Raises ModelError."""
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = json.loads(own_file(folder / CARD).read_text(encoding="utf-8"))
         section, labels = card["model"], card["labels"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ModelError(f"{folder}: no adapter of confide; give the adapter folder of a finished run") from None

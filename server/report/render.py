@@ -17,6 +17,7 @@ from ...common.errors import ConfigError
 from ...common.json_file import read_object
 from ...common.privacy.audit import CANARY_KINDS
 from ...common.privacy.mechanism import PrivacyPlan
+from ...common.run_folder import own_file
 from ...common.whole import write_whole
 from ..checkpoint import Checkpoint
 from . import audited, drawing, plots, verdict
@@ -66,7 +67,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     """The facts of a finished run. Raises ConfigError when there is none."""
     path = folder / "report.json"
     try:
-        report = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        report = json.loads(own_file(path).read_text(encoding="utf-8"), parse_constant=_no_number)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder}: no report.json there; give the folder of a finished run") from None
     except (ValueError, RecursionError):

@@ -18,6 +18,7 @@ from ...common.data.images import ImageForm
 from ...common.data.spelling import Spelling, Words, spelling_of
 from ...common.data.words import with_blanks, word_numbers
 from ...common.errors import ConfigError
+from ...common.run_folder import own_file
 from ...common.types import DEFAULT_TASK, Reads, Rows
 from ...common.whole import write_whole
 
@@ -88,7 +89,7 @@ class Variant:
 def load_variant(folder: Path) -> Variant:
     """Raises ConfigError: no variant, or a model.onnx that is not the one that was made."""
     try:
-        variant = Variant(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
+        variant = Variant(**json.loads(own_file(folder / FACTS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise ConfigError(f"{folder}: no {FACTS} there; make variants with confide compress RUN") from None
     if variant.spelling not in get_args(Words):
