@@ -35,6 +35,7 @@ from .apart import (
     small_products,
     works_alike,
 )
+from .class_loss import ClassLoss
 from .dummies import dummy_records
 from .elementwise import Elementwise
 from .loading import FineTuneModel
@@ -49,7 +50,9 @@ _REACHING = 4
 _CHUNK = 2**16
 """times eight bytes of each row that are multiplied at once"""
 
-_proved: WeakKeyDictionary[nn.Module, dict[tuple[Shapes, tuple[int, ...], int], Shapes]] = WeakKeyDictionary()
+_Asked = tuple[Shapes, tuple[int, ...], int, ClassLoss | None]
+"""shapes, views, threads, and what the loss weighs"""
+_proved: WeakKeyDictionary[nn.Module, dict[_Asked, Shapes]] = WeakKeyDictionary()
 _proving = threading.Lock()
 
 
@@ -116,7 +119,7 @@ def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -
     gradient is not its own.
     """
     done = _proved.setdefault(model.template, {})
-    key = shapes, views, torch.get_num_threads()
+    key = shapes, views, torch.get_num_threads(), model.class_loss
     if key not in done:
         check_stateless(model, shapes)
         with _filled_in(model):
