@@ -8,14 +8,19 @@ from pathlib import Path
 
 from .errors import ConfigError
 
+_RUNS_OWN = ("adapter", "checkpoints")
 _PNG = b"\x89PNG"
 
 
 def require_writable(path: Path, what: str) -> None:
     """Before minutes are spent on what will be written there. what: the option or key that named it.
 
-    Raises ConfigError where a folder above it is a file, or this user may not write to the last that is there.
+    Raises ConfigError where a folder above it is a file, or this user may not write to the last that is there, and for
+    a place among the files of a run, which are read as a whole.
     """
+    for one in (path.resolve(), *path.resolve().parents):
+        if one.name in _RUNS_OWN and (one.parent / "config.toml").is_file():
+            raise ConfigError(f"{what}: received {path}, which is within {one.name}/ of a run; give another path")
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if there != path and not there.is_dir():
         raise ConfigError(f"{what}: received {path}, but {there} is a file, and no folder; give another path")

@@ -392,6 +392,24 @@ def test_what_stands_in_place_of_a_runs_file_is_told_and_not_waited_for(tmp_path
             read()
 
 
+def test_nothing_is_written_among_the_files_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    (run / "config.toml").write_text("")
+    require_new(run / "export")
+    require_new(tmp_path / "adapter" / "x")
+    monkeypatch.chdir(run / "adapter")
+    for out in (
+        run / "adapter" / "x",
+        run / "adapter" / "a" / "b",
+        run / "checkpoints",
+        Path("x"),
+        Path("../adapter/x"),
+    ):
+        with pytest.raises(ConfigError, match=r"--out: received .*, which is within \w+/ of a run; give another path"):
+            require_new(out)
+
+
 def test_class_names_in_plots_are_no_formulas(tmp_path: Path) -> None:
     names = ["$\\frac{$", "x" * 500]
     drawn = Figure()

@@ -9,8 +9,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..data.images import ImageForm
+from ..errors import ModelError
 
 _FUSED = 128
+_CLASS_TOKENS = ("cls_token", "class_embedding", "class_token")
+"""what transformers calls the array; one in a head is no part of what the backbone gives"""
 
 
 class _Classifier(nn.Module):
@@ -96,18 +99,31 @@ class _ImageEncoder(nn.Module):
         super().__init__()
         self.tower = backbone  # not `backbone`: PEFT finds modules by the end of their names
         self.pooling = pooling
+        self.patches_from = 1 if has_class_token(backbone) else 0
+        if pooling == "first" and not self.patches_from:
+            raise ModelError(
+                f"model.pooling: 'first' received, and {type(backbone).__name__} has no class token: its first vector "
+                "is one patch of the image; set model.pooling = 'mean'"
+            )
         for name in ("mean", "deviation"):
             values = torch.tensor(getattr(form, name), dtype=torch.float32)
             self.register_buffer(name, values[None, :, None, None], persistent=False)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         scaled = (pixel_values / 255 - self.mean) / self.deviation
-        hidden = self.tower(pixel_values=scaled.to(self.tower.dtype)).last_hidden_state.float()  # (B, 1 + patches, h)
-        return hidden[:, 0] if self.pooling == "first" else hidden[:, 1:].mean(1)
+        hidden = self.tower(pixel_values=scaled.to(self.tower.dtype)).last_hidden_state.float()  # (B, T, h)
+        return hidden[:, 0] if self.pooling == "first" else hidden[:, self.patches_from :].mean(1)
+
+
+def has_class_token(backbone: nn.Module) -> bool:
+    """Whether the first vector that a vision backbone gives is that of a token of its own (ViT, CLIP, DINOv2), and no
+    patch (SigLIP, Swin, Hiera, I-JEPA): such a token is an array that the backbone has learned."""
+    learned = (name.split(".") for name, _ in backbone.named_parameters())
+    return any(name[-1] in _CLASS_TOKENS and "head" not in name for name in learned)
 
 
 class ImageClassifier(_Classifier):
-    """The same for images: the mean over patches, or the class token (`first`)."""
+    """The same for images: the mean over patches, or the class token (`first`), where there is one."""
 
     def __init__(self, backbone: PreTrainedModel, form: ImageForm, pooling: str, outputs: int) -> None:
         super().__init__()

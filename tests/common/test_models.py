@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel
 
 from confide.common.config.resolve import resolve
 from confide.common.config.tables import LoraSection, ModelSection
+from confide.common.data.images import ImageForm
 from confide.common.errors import ConfigError, DataError, ModelError
 from confide.common.model import backbones
 from confide.common.model.adapter import export_adapter, load_base, plain
@@ -18,9 +19,11 @@ from confide.common.model.backbones import resolve_backbone
 from confide.common.model.limits import input_embeddings
 from confide.common.model.loading import FineTuneModel, load_model, model_of
 from confide.common.model.lora import lora_pairs
+from confide.common.model.pooling import ImageClassifier
 from confide.common.tasks import load_task, task_names
 from confide.server.evaluation import read_public
 from confide.tests.architectures import save_architecture
+from confide.tests.catalogue import IMAGES
 from confide.tests.elsewhere import Elsewhere
 from confide.tests.tiny import save
 
@@ -103,6 +106,32 @@ def test_the_seed_decides_the_initial_adapter_and_touches_no_global_state(bert: 
     other = load_model(section(bert), 2, 2)
     assert all(np.array_equal(first.initial[name], again.initial[name]) for name in first.initial)
     assert not all(np.array_equal(first.initial[name], other.initial[name]) for name in first.initial)
+
+
+@pytest.mark.parametrize(
+    ("kind", "token"),
+    [
+        *((kind, True) for kind in ("vit", "clip_vision_model", "dinov2", "deit")),
+        *((kind, False) for kind in ("siglip_vision_model", "swin", "ijepa", "hiera", "aimv2_vision_model")),
+    ],
+)
+def test_the_mean_is_over_all_patches_and_nothing_else(kind: str, token: bool) -> None:
+    config = IMAGES[kind].config(images=True)
+    tower = AutoModel.from_config(config).eval()
+    size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+    form = ImageForm(3, size, size, (0.0,) * 3, (255.0,) * 3)
+    images = 255 * torch.rand((2, 3, size, size), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hidden = tower(pixel_values=images / 255 / 255).last_hidden_state
+        model = ImageClassifier(tower, form, "mean", 2).eval()
+        found = model.represent(pixel_values=images)
+        assert torch.equal(found, (hidden[:, 1:] if token else hidden).mean(1))
+        if token:
+            first = ImageClassifier(tower, form, "first", 2).eval().represent(pixel_values=images)
+            assert torch.equal(first, hidden[:, 0])
+        else:
+            with pytest.raises(ModelError, match=r"pooling: 'first' received, and \w+ has no class token.*set model"):
+                ImageClassifier(tower, form, "first", 2)
 
 
 def test_one_load_a_process(bert: Path) -> None:
