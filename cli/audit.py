@@ -38,16 +38,24 @@ def canary(
 @app.command("leakage")
 def leakage(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run with data.limit.")],
-    references: Annotated[int, typer.Option(help="Reference models of the likelihood-ratio attack.")] = 8,
+    references: Annotated[
+        int | None,
+        typer.Option(help="Reference models of the likelihood-ratio attack; otherwise 2 (--full: 8)."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="8 reference models: each is trained as the run was, and takes as long.")
+    ] = False,
 ) -> None:
     """Attack a finished run: membership inference on its model, gradient inversion on an update with and without DP."""
     from ..common.whole import require_writable
     from ..simulations.attacks.leakage import audit_leakage
     from .printing import print_leakage
-    from .progress import watch
+    from .progress import say_rounds, watch
 
     require_writable(run, "RUN")
-    outcome = audit_leakage(run, references, watch)
+    asked = (8 if full else 2) if references is None else references
+    say_rounds(run, asked, f"{asked} reference models, each trained as the run was{'' if full else ' (--full: 8)'}")
+    outcome = audit_leakage(run, asked, watch)
     print_leakage(outcome)
     typer.echo(f"report: {run / 'report.html'}")
 

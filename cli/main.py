@@ -116,7 +116,13 @@ def _plays_many(recipe: str, sets: list[str] | None, out: Path | None, ledger: P
 def explain(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, a .toml file or a shipped recipe.")],
     sets: Sets = None,
-    plot: Annotated[Path, typer.Option(help="Where the image of ε against rounds goes.")] = Path("explain.png"),
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the image of ε against rounds goes; otherwise a new file: epsilon.png in a run's folder, "
+            "or, of a recipe, NAME-epsilon.png here."
+        ),
+    ] = None,
 ) -> None:
     """Say in words what the ε of a run protects, against whom, and what other rounds or noise would give."""
     from ..common.config.resolve import resolve
@@ -124,15 +130,19 @@ def explain(
     from ..common.model.loading import model_of
     from ..common.privacy.explain import alternatives, calibrated, in_words, meanings
     from ..common.privacy.plan import privacy_plan
-    from ..common.whole import require_image, whole_file
+    from ..common.whole import new_file, require_image, whole_file
     from ..server.report.drawing import png
     from ..server.report.plots import epsilon_over_rounds
     from .printing import print_explanation
     from .progress import bar
 
-    require_image(plot, "--plot")
-    folder = Path(run) / "config.toml"
-    config = load_recipe(str(folder) if folder.is_file() else run, sets)
+    if plot is not None:
+        require_image(plot, "--plot")  # before anything is computed, and before the recipe is read
+    file = Path(run) / "config.toml"
+    config = load_recipe(str(file) if file.is_file() else run, sets)
+    if plot is None:
+        plot = new_file(file.with_name("epsilon.png") if file.is_file() else Path(f"{config.run.name}-epsilon.png"))
+        require_image(plot, "--plot")
     if not config.private:
         raise ConfigError(
             "privacy.mode: 'none' protects nothing: the server sees every update as it is; choose distributed or local"

@@ -237,7 +237,7 @@ def predict_(
             return Columns(text or usual.text, pair or usual.pair, image or usual.image)
 
         done = predict_file(
-            model, source, out, name, columns=columns, progress=lambda count: progress(f"{count:,} rows", count, count)
+            model, source, out, name, columns=columns, progress=lambda done, total: progress("rows", done, total)
         )
     if out is not None:
         typer.echo(f"{done:,} rows: {out}")

@@ -218,6 +218,13 @@ def _under_way(stage: str, state: dict[str, Any], seconds: float) -> str:
     return ", ".join([stage, *number, *done, f"{duration(seconds)} so far"])
 
 
+def say_rounds(folder: Path, times: int, what: str) -> None:
+    """Says how long a finished run's rounds, so many times over, will take: by what they took, where that is long."""
+    seconds = times * sum(row["seconds"] for row in read_report(folder)["rounds"])
+    if seconds > _LONG:
+        typer.echo(f"{what}: about {duration(seconds)}, by the rounds of the run itself", err=True)
+
+
 class _Pace:
     """How long a run's rounds take, by those that were seen."""
 

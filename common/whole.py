@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from .errors import ConfigError
@@ -41,6 +42,12 @@ def require_image(path: Path, what: str) -> None:
 def _begins(path: Path, beginning: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(len(beginning)) == beginning
+
+
+def new_file(path: Path) -> Path:
+    """The path, or the first of NAME-2, NAME-3, … where nothing is yet."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return path if not path.exists() else next(one for one in numbered if not one.exists())
 
 
 def require_new(out: Path) -> None:

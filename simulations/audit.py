@@ -35,6 +35,7 @@ from ..server.start import initial_adapter
 from .canaries import canary_rows_of
 from .run import simulate
 from .studies.runner import RoundCallback
+from .unread import unread
 
 CONTROL = "control"
 _NEIGHBOURS, _AMONG = 8, 256
@@ -74,7 +75,7 @@ def audit_canaries(
             found["sensitivity"] = _sensitivity_facts(load(folder / CONFIG, []), folder)
     if control and config.private:
         with tempfile.TemporaryDirectory(prefix="confide-control-") as scratch:
-            plain = _control_of(config, Path(scratch) / CONTROL)
+            plain = _control_of(load(folder / CONFIG, []), Path(scratch) / CONTROL)
             with watch(plain.output, "control without noise"):
                 found[CONTROL] = read_report(simulate(plain))["audit"]
     amend_report(folder, "audit", found)
@@ -82,7 +83,9 @@ def audit_canaries(
 
 
 def _control_of(config: RunConfig, folder: Path) -> RunConfig:
+    """config: resolved, with the classes of all public sets."""
     content = config.model_dump()
+    unread(content)
     content["audit"]["control"] = True
     content["engine"]["ledger"], content["baselines"] = None, {}
     content["run"] |= {"output": str(folder), "id": None}

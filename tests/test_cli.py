@@ -249,6 +249,9 @@ def test_explain_says_it_in_words_and_draws_it(confide, toml: Path, private_toml
     assert plot.read_bytes().startswith(b"\x89PNG")
     confide("simulate", private_toml, "--out", tmp_path / "run")
     assert confide("explain", tmp_path / "run", "--plot", plot)[0] == 0
+    for name in ("epsilon.png", "epsilon-2.png"):  # no image is overwritten that nobody named
+        assert f"plot: {tmp_path / 'run' / name}" in confide("explain", tmp_path / "run")[1]
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
     code, _, err = confide("explain", toml, "--plot", plot)
     assert code == 2
     assert "protects nothing" in err

@@ -31,8 +31,8 @@ from .building import build
 from .class_loss import ClassLoss, class_loss_of
 from .dummies import check_answers
 from .kept import kept
-from .limits import SHARED, check_length, check_order, check_room, input_embeddings, positions, tells_apart
-from .lora import train_in_float32, with_lora
+from .limits import check_length, check_order, check_room, input_embeddings, positions, tells_apart
+from .lora import not_trained, saved_name, train_in_float32, with_lora
 from .reading import check_vocabulary, encoded, reader_of
 from .shapes import Shapes
 from .weights import is_outlined, outlined, shared_state
@@ -251,11 +251,11 @@ class FineTuneModel:
 
         share: False: the frozen weights are copied, too.
         """
-        frozen = [p for name, p in self.template.named_parameters() if _saved_name(name) not in self.parameters]
+        frozen = [p for name, p in self.template.named_parameters() if saved_name(name) not in self.parameters]
         held = [*frozen, *(array for layer in self.template.modules() for array in shared_state(layer))]
         shared = {id(array): array for array in held if share}
         module = copy.deepcopy(self.template, shared)
-        arrays = {_saved_name(name): p for name, p in module.named_parameters()}
+        arrays = {saved_name(name): p for name, p in module.named_parameters()}
         return replace(self, module=module, parameters={name: arrays[name] for name in self.parameters})
 
     def losses(self, records: Records, batch: np.ndarray, length: int | None = None) -> torch.Tensor:
@@ -343,8 +343,8 @@ def _loaded(
     train_in_float32(module)
     module.eval()  # dropout off; `per_sample.hooked` puts only the trained layers into training mode
     module.to(device)
-    parameters = {_saved_name(name): p for name, p in sorted(module.named_parameters()) if p.requires_grad}
-    frozen = _not_trained(module, freeze_a, lora=model.train == "lora")
+    parameters = {saved_name(name): p for name, p in sorted(module.named_parameters()) if p.requires_grad}
+    frozen = not_trained(module, freeze_a, lora=model.train == "lora")
     for name, p in parameters.items():
         p.requires_grad_(name not in frozen)
     initial: Adapter = {}
@@ -370,25 +370,6 @@ def _loaded(
         recomputes=model.checkpointing is True,
         spelling=None if reads is None else reads.spelling,
     )
-
-
-def _not_trained(module: PeftModel, freeze_a: bool, *, lora: bool) -> set[str]:
-    """Names of the adapter's arrays that stay as they are: A factors (FFA-LoRA), the stand-in's LoRA, and arrays that
-    have no per-sample gradients: those that belong to no layer of their own (a class token), and tables of positions
-    and segments, which are looked up once for a whole batch."""
-    loose = {
-        _saved_name(f"{owner}.{name}")
-        for owner, part in module.named_modules()
-        if next(part.children(), None) is not None or SHARED.search(owner)
-        for name, _ in part.named_parameters(recurse=False)
-    }
-    names = {_saved_name(name) for name, p in module.named_parameters() if p.requires_grad}
-    return {n for n in names if n in loose or (".lora_" in n and not lora) or (".lora_A." in n and freeze_a)}
-
-
-def _saved_name(name: str) -> str:
-    """As PEFT's files name an array."""
-    return name.replace(".modules_to_save.default", "").replace(".default", "")
 
 
 def model_of(config: RunConfig, folders: Folders = ()) -> FineTuneModel:

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ..config.tables import ModelSection
 from ..errors import ModelError, first_line
 from ..tasks import Task
+from .limits import SHARED
 
 STAND_IN = "stand_in"
 """a layer that nothing runs through: PEFT wants a place for LoRA also where only whole modules are trained"""
@@ -208,3 +209,22 @@ def train_in_float32(module: PeftModel) -> None:
 
 def _read_in_float32(_: nn.Module, inputs: tuple) -> tuple:
     return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def not_trained(module: PeftModel, freeze_a: bool, *, lora: bool) -> set[str]:
+    """Names of the adapter's arrays that stay as they are: A factors (FFA-LoRA), the stand-in's LoRA, and arrays that
+    have no per-sample gradients: those that belong to no layer of their own (a class token), and tables of positions
+    and segments, which are looked up once for a whole batch."""
+    loose = {
+        saved_name(f"{owner}.{name}")
+        for owner, part in module.named_modules()
+        if next(part.children(), None) is not None or SHARED.search(owner)
+        for name, _ in part.named_parameters(recurse=False)
+    }
+    names = {saved_name(name) for name, p in module.named_parameters() if p.requires_grad}
+    return {n for n in names if n in loose or (".lora_" in n and not lora) or (".lora_A." in n and freeze_a)}
+
+
+def saved_name(name: str) -> str:
+    """As PEFT's files name an array."""
+    return name.replace(".modules_to_save.default", "").replace(".default", "")

@@ -168,8 +168,8 @@ def answers_of(batch: Batch) -> Batch:
 
 
 def class_losses(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Cross-entropy, (B,) of logits (B, K) and (B, T) of (B, T, K), by the class weights and the smoothing of a run
-    that has some; 0 where no class is wanted."""
+    """Cross-entropy, (B,) of logits (B, K) and (B, T) of (B, T, K), by the class weights and the smoothing that a run
+    has; 0 where no class is wanted."""
     if "class_shares" in batch:
         return -(batch["class_shares"] * logits.log_softmax(-1)).sum(-1)
     by_class = logits if logits.dim() == 2 else logits.transpose(1, 2)

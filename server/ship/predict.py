@@ -166,7 +166,7 @@ def predict_file(
     format_: Format | None,
     *,
     columns: Columns | Callable[[Sequence[str]], Columns] = Columns(),
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> int:
     """source: a file, hub id, SQL url, or - for standard input. columns: or what makes them of the names that there
     are. out: a new file, there only when all rows have been answered; None: standard output, batch by batch; of a model
@@ -216,7 +216,7 @@ def predict(
     written: Written,
     *,
     columns: Columns = Columns(),
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> int:
     """Writes each row with its answer, in order; returns how many.
 
@@ -248,7 +248,7 @@ def predict(
                 writer.writeheader()
             writer.writerow(full)
         out.flush()
-        progress(min(part.stop, count))
+        progress(min(part.stop, count), count)
     return count
 
 

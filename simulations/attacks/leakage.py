@@ -28,6 +28,7 @@ from ...server.evaluation import record_losses
 from ...server.report import amend_report, read_report
 from ..run import simulate
 from ..studies.runner import RoundCallback
+from ..unread import unread
 from . import inversion, membership
 
 RECORDS_IN_UPDATE = (1, 2, 4, 8)
@@ -68,8 +69,9 @@ def _pool(config: RunConfig, model: FineTuneModel, references: int) -> tuple[Rec
 
 
 def _reference(config: RunConfig, number: int, folder: Path | None = None) -> RunConfig:
-    """The run again on another half of the pool, its ledger in memory."""
+    """The run again on another half of the pool, its ledger in memory; nobody reads what it reaches."""
     content = config.model_dump()
+    unread(content)
     content["data"]["reference"] = number
     content["run"] |= {"id": None, "output": str(folder) if folder else None}
     content["engine"]["ledger"] = None
