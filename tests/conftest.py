@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import redirect_stdout
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def _each_plot_once() -> Iterator[None]:
         return texts[name]
 
     def once(kind: str, plot: Callable[..., Figure]) -> Callable[..., Figure]:
+        @wraps(plot)
         def image(*facts: object, **named: object) -> Figure:
             form = kind, _form(facts), _form(named)
             if form not in built or kind not in drawn:
@@ -75,12 +77,24 @@ def _each_plot_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         real = drawing.svg
+        svg.__wrapped__ = real  # pyright: ignore[reportFunctionMemberAccess]
         for module in (plots, plots_many):
             for kind, plot in list(vars(module).items()):
                 own = inspect.isfunction(plot) and plot.__module__ == module.__name__ and not kind.startswith("_")
                 if own and inspect.signature(plot).return_annotation is Figure:
                     patched.setattr(module, kind, once(kind, plot))
         patched.setattr(drawing, "svg", svg)
+        yield
+
+
+@pytest.fixture(scope="module")
+def real_plots() -> Iterator[None]:
+    """Every plot is drawn of its own facts, for tests that look at it."""
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (drawing, plots, plots_many):
+            for kind, plot in list(vars(module).items()):
+                if inspect.isfunction(plot) and hasattr(plot, "__wrapped__"):
+                    patched.setattr(module, kind, inspect.unwrap(plot))
         yield
 
 

@@ -129,7 +129,7 @@ def test_a_defence_keeps_what_the_mean_loses(make_config, tmp_path) -> None:
         if name == "trimmedmean":
             assert report["attack"]["detection"]["recall"] > 0.9
             html = (tmp_path / name / "report.html").read_text()
-            assert "Sites that lied" in html
+            assert "Byzantine sites" in html
         else:
             assert report["attack"]["detection"] is None
     assert found["trimmedmean"] > 0.8 > found["fedavg"]

@@ -45,7 +45,7 @@ def test_the_command_adds_to_the_report(finished: Path, monkeypatch, capsys) -> 
     right = sum(row["accuracy"] * row["rows"] for row in classes.values())
     assert right / 40 == pytest.approx(facts["clean"])
     html = (finished / "report.html").read_text()
-    assert "Inputs that lie" in html
+    assert "Perturbed inputs" in html
     assert "<mark>" in html
     assert "attack by queries" in out
 
