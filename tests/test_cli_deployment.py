@@ -144,6 +144,19 @@ def test_server_toml_is_checked(confide, folders, tmp_path: Path) -> None:
     assert code == 2
     assert "prot" in err
     assert ServerFile.model_fields["port"].default == 8443
+    path.write_text("port = 9\n")
+    assert confide("server status server")[2].endswith("names: nothing received; it is required; set it in the file\n")
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "127.0.0.1:99999", "nope.invalid", "a b", "é"])
+def test_the_status_of_a_server_with_any_host(confide, folders, tmp_path: Path, host: str) -> None:
+    """An address of IPv6, and what no url can hold, were a fault of confide."""
+    path = tmp_path / "server" / "server.toml"
+    path.write_text(path.read_text().replace('host = "0.0.0.0"', f'host = "{host}"'))
+    assert ServerFile.load(tmp_path / "server").host == host
+    code, out, err = confide("server status server")
+    assert (code, err) == (1, "")
+    assert "not running" in out
 
 
 def test_a_part_of_a_site_that_is_a_folder_or_any_bytes_fails_its_line_alone(confide, folders, tmp_path: Path) -> None:

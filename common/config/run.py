@@ -293,6 +293,7 @@ class SiteSection(Section, frozen=True):
 class SiteConfig(Section, frozen=True):
     """site.toml: the data sets of a site with their budgets, and the policy that may refuse a run."""
 
+    OVERRIDES = ""
     site: SiteSection | None = None
     """deployment only"""
     backbones: dict[str, PathText] = Field(default_factory=dict)

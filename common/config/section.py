@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable
 from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator
@@ -50,6 +50,9 @@ _KIND = re.compile(r"(literal|constrained-|tuple)\[|constrained-")
 class Section(BaseModel, frozen=True, extra="forbid"):
     """A table of a file, or a whole file; unknown keys are errors."""
 
+    OVERRIDES: ClassVar[str] = " or with --set {key}=VALUE"
+    """where a key may be set beside the file, as messages say it"""
+
     @field_validator("*", mode="before")
     @classmethod
     def _numbers(cls, value: object, info: ValidationInfo) -> object:
@@ -80,7 +83,7 @@ def _takes_truth(annotation: Any) -> bool:
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Raises ConfigError; `what` ends the sentence when there is no such file."""
     try:
-        return parse_toml(path.read_text(encoding="utf-8"), str(path))
+        return parse_toml(path.read_text(encoding="utf-8-sig"), str(path))  # with the mark of some editors
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; {what}") from None
     except UnicodeDecodeError as error:
@@ -146,6 +149,7 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
     first, *others = found
     more = f" (and {len(others)} more)" if others else ""
     key = _key(first["loc"])
+    beside = model.OVERRIDES.format(key=key) if issubclass(model, Section) else ""
     if key in RENAMED and first["type"] == "extra_forbidden":
         return f"{key}: renamed; use {RENAMED[key]}{more}"
     if not key:  # a check that spans sections says it all itself
@@ -156,7 +160,7 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
         remedy = f"did you mean '{close[0]}'?" if close else "remove it"
         return f"{key}: unknown key; allowed here: {', '.join(allowed)}; {remedy}{more}"
     if first["type"] == "missing":
-        return f"{key}: nothing received; it is required; set it in the file or with --set {key}=VALUE{more}"
+        return f"{key}: nothing received; it is required; set it in the file{beside}{more}"
     if first["type"] == "string_type" and isinstance(first["input"], int | float | date | time):
         quoted = as_toml(_shown(first["input"]))
         return f"{key}: received {_shown(first['input'])}; allowed: a text; write it in quotes: {quoted}{more}"
@@ -164,7 +168,7 @@ def _one_line(model: type[BaseModel], error: ValidationError) -> str:
     allowed = " or ".join(one["msg"].removeprefix("Value error, ").removeprefix("Input should be ") for one in ways)
     more = f" (and {len(found) - len(ways)} more)" if len(found) > len(ways) else ""
     shown = _shown(first["input"])
-    return f"{key}: received {shown}; allowed: {allowed}; change it there or with --set {key}=VALUE{more}"
+    return f"{key}: received {shown}; allowed: {allowed}; change it there{beside}{more}"
 
 
 def _shown(value: object) -> str:

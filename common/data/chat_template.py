@@ -154,17 +154,13 @@ def shortened(ids: list[int], learned: np.ndarray, max_length: int) -> Encoded:
 def _exchanges(turns: Conversation) -> tuple[Conversation, list[Conversation]]:
     """The system's message at the beginning, and what a user began each time."""
     first = int(turns[0][0] == "system")
-    starts = [place for place in range(first + 1, len(turns)) if turns[place][0] == "user"]
-    edges = [first, *starts, len(turns)]
-    parts = [turns[a:b] for a, b in pairwise(edges)]
-    # what is left of turns after an answer, as of a user who says something twice, is one exchange with the next
-    whole: list[Conversation] = []
-    for part in parts:
-        if whole and not any(role == "assistant" for role, _ in whole[-1]):
-            whole[-1] += part
-        else:
-            whole.append(part)
-    return turns[:first], whole
+    starts, answered = [first], False
+    for place in range(first, len(turns)):
+        if answered and turns[place][0] == "user":  # before an answer, as of a user who says something twice: the same
+            starts.append(place)
+            answered = False
+        answered = answered or turns[place][0] == "assistant"
+    return turns[:first], [turns[a:b] for a, b in pairwise([*starts, len(turns)])]
 
 
 def _flat(parts: list[Conversation]) -> Conversation:

@@ -21,6 +21,8 @@ from .values import EMPTY, EXACT, UnreadableError, as_class, as_text
 
 LONGEST = 2**22
 """characters of a text or label: what one row may cost in memory is bounded, whatever is in it"""
+_LONGEST_NAME = 1000
+"""characters of whose a row is: to write accents in one form takes the square of their number"""
 _WHERE = "image"
 _WHOLE = re.compile(r"-?\d{1,15}\.0+")
 _ROUNDED = re.compile(r"[-+]?(\d+\.\d+[eE][-+]?\d+|\d+[eE][-+]\d+|\d{16,}\.\d*)")
@@ -190,10 +192,10 @@ def _read_several(notes: Notes, column: str, index: dict[str, int]) -> np.ndarra
             found = index.get(name or "", index.get(_otherwise(one)))
             if found is not None:
                 classes[place, found] = 1
-            elif not (name or "").strip():
-                notes.add(place, column, EMPTY)
-            else:
-                notes.add(place, column, f"a label that is not one of {_allowed([*index])}")
+                continue
+            what = f"a label that is not one of {_allowed([*index])}" if (name or "").strip() else EMPTY
+            notes.add(place, column, what)
+            break  # the first decides; there may be millions
     return classes
 
 
@@ -244,8 +246,11 @@ def read_persons(notes: Notes, column: str) -> np.ndarray:
     """
     result = []
     for place, value in enumerate(notes.table.column(column)):
-        person = _canonical(read_text(notes, column, place, value) or "")
-        if (isinstance(value, float) and abs(value) >= EXACT) or _ROUNDED.fullmatch(person):
+        text = read_text(notes, column, place, value) or ""
+        person = _canonical(text) if len(text) <= _LONGEST_NAME else ""
+        if len(text) > _LONGEST_NAME:
+            notes.add(place, column, f"a person's name of more than {_LONGEST_NAME:,} characters; shorten it")
+        elif (isinstance(value, float) and abs(value) >= EXACT) or _ROUNDED.fullmatch(person):
             what = "a rounded number, which may stand for several persons; write such numbers as text"
             notes.add(place, column, what)
         elif not person.strip(_UNSEEN) or person.casefold() in _NOBODY:

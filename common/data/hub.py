@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 
 _ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_SPLIT = re.compile(r"[\w.\[\]:%+-]*")
+"""also of parts, such as train[:10%]+test; anything else is a mistyped url"""
 
 
 def rows_of(source: str) -> pa.Table:
@@ -20,7 +22,8 @@ def rows_of(source: str) -> pa.Table:
     from datasets import Dataset, load_dataset
 
     name, _, split = source.partition(":")
-    if not _ID.fullmatch(name) or find_spec(f"datasets.packaged_modules.{name.lower()}") is not None:
+    usual = _ID.fullmatch(name) and _SPLIT.fullmatch(split)
+    if not usual or find_spec(f"datasets.packaged_modules.{name.lower()}") is not None:
         # `datasets` would read files of this folder by the reader of this name, one of which unpickles
         raise DataError(
             f"{source}: neither a file nor a data set of the hub; allowed: a path, OWNER/NAME, or NAME:SPLIT"

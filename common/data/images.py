@@ -6,7 +6,9 @@ Images are scaled to what the backbone takes when they are read, and stay 8-bit 
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,12 @@ LARGEST = 32 * 2**20
 """pixels; beyond that a file is taken for an attack on memory"""
 LARGEST_FILE = 64 * 2**20
 """bytes of an encoded image"""
+_PASSES = 100
+"""of a progressive JPEG, each of some bytes, which go over the whole image again; programs write about ten"""
+_TILE = 1024
+"""pixels a side of what is scaled at once: of a large image all numbers together would take a gigabyte"""
 _BEGINNINGS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_JPEG, _PASS = b"\xff\xd8\xff", b"\xff\xda"
 _MODES = {1: "L", 3: "RGB"}
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)
 """bits of a number that cameras and scanners write, whatever the file's own numbers could hold"""
@@ -105,21 +112,31 @@ def _read(path: Path, where: str) -> bytes:
 
 def decoded(content: bytes, form: ImageForm, where: str, largest: int = LARGEST) -> np.ndarray:
     """(C, H, W) uint8 from a file's bytes, upright as its camera says. largest: pixels. Raises DataError."""
+    if content.startswith(_JPEG) and content.count(_PASS) > _PASSES:
+        raise DataError(f"{where}: an image in more than {_PASSES} passes; save it again")
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > largest:
                 raise DataError(f"{where}: an image of {image.width} × {image.height}; at most {largest:,} pixels")
-            if getattr(image, "n_frames", 1) > 1:
+            if getattr(image, "is_animated", False):  # to count them all may take an hour
                 raise DataError(f"{where}: an image of several pages or frames; give one a row")
-            fitted = ImageOps.exif_transpose(_in_eight_bits(image, where)).convert(_MODES[form.channels])
-            if fitted.size != (form.width, form.height):
-                fitted = fitted.resize((form.width, form.height), Image.Resampling.BILINEAR)
-            values = np.array(fitted, dtype=np.uint8)  # its own: a view of the file would be read-only
+            values = np.array(_fitted(_in_eight_bits(image, where), form), dtype=np.uint8)  # its own, to be written to
     except DataError:
         raise
     except Exception:  # a damaged file makes a decoder raise anything, and a row that ends a run tells of itself
         raise DataError(f"{where}: not a readable {', '.join(_FORMATS)} image; convert it") from None
     return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+
+
+def _fitted(image: Image.Image, form: ImageForm) -> Image.Image:
+    """Upright, and as the backbone takes it, with as few copies as can be; grey becomes coloured when it is small."""
+    ImageOps.exif_transpose(image, in_place=True)
+    mode, size = _MODES[form.channels], (form.width, form.height)
+    if image.mode not in (mode, "L"):
+        image = image.convert(mode)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return image.convert(mode)
 
 
 def _in_eight_bits(image: Image.Image, where: str) -> Image.Image:
@@ -129,25 +146,35 @@ def _in_eight_bits(image: Image.Image, where: str) -> Image.Image:
     write 12 bits in 16; broken numbers that of 0 to 1, or of 0 to 255.
     """
     if image.has_transparency_data:
-        layered = image.convert("RGBA")
+        layered = image if image.mode == "RGBA" else image.convert("RGBA")
         if layered.getchannel("A").getextrema()[0] != 255:
             raise DataError(f"{where}: an image with transparent pixels; lay it on a background first, white or black")
         return _kept(layered.convert("RGB"), image)
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
-    numbers = np.asarray(image, dtype=np.float64)
-    lowest, highest = numbers.min(), numbers.max()
-    if not (np.isfinite(numbers).all() and lowest >= 0 and (image.mode != "F" or highest <= 255)):
+    ends = [(part.min(), part.max()) for _, part in _tiles(image)]
+    lowest, highest = np.min(ends), np.max(ends)  # NaN where a number is none
+    if not (np.isfinite([lowest, highest]).all() and lowest >= 0 and (image.mode != "F" or highest <= 255)):
         what = "0 to 1, or 0 to 255" if image.mode == "F" else "0 or more"
         raise DataError(f"{where}: an image whose numbers are not {what}; convert it to 8 or 16 bits")
     if image.mode == "F":
         white = 1.0 if highest <= 1 else 255.0
     else:
         white = next(2.0**depth - 1 for depth in _DEPTHS if highest < 2**depth)
-    scaled = np.rint(numbers * (255 / white))
+    scaled = np.empty((image.height, image.width), dtype=np.uint8)
+    for place, part in _tiles(image):
+        scaled[place] = np.rint(part * (255 / white))
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _INVERTED:
         scaled = 255 - scaled
-    return _kept(Image.fromarray(scaled.astype(np.uint8)), image)
+    return _kept(Image.fromarray(scaled), image)
+
+
+def _tiles(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+    """Parts of an image: where they are, and their numbers as (h, w) float64."""
+    for top, left in product(range(0, image.height, _TILE), range(0, image.width, _TILE)):
+        bottom, right = min(top + _TILE, image.height), min(left + _TILE, image.width)
+        part = np.asarray(image.crop((left, top, right, bottom)), dtype=np.float64)
+        yield (slice(top, bottom), slice(left, right)), part
 
 
 def _kept(made: Image.Image, image: Image.Image) -> Image.Image:

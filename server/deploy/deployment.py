@@ -48,6 +48,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class ServerFile(Section, frozen=True):
     """server.toml"""
 
+    OVERRIDES = ""
     names: tuple[str, ...]
     """DNS names and addresses by which sites reach the server; the certificate holds these"""
     host: str = "0.0.0.0"  # noqa: S104  # the one public address of a federation
@@ -77,6 +78,7 @@ class ServerFile(Section, frozen=True):
 class RegisteredSite(Section, frozen=True):
     """An entry of sites.json."""
 
+    OVERRIDES = ""
     node: str
     identity: PublicKey
 
@@ -235,10 +237,11 @@ def server_status(folder: Path) -> ServerStatus:
 
 def _healthy(folder: Path, file: ServerFile) -> bool:
     host = "127.0.0.1" if file.host in ("0.0.0.0", "::") else file.host  # noqa: S104
+    host = f"[{host}]" if ":" in host else host  # an address of IPv6
     try:
         context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
         return httpx.get(f"https://{host}:{file.port}/health", verify=context, timeout=5.0).status_code == 200
-    except (httpx.HTTPError, OSError):
+    except (httpx.HTTPError, httpx.InvalidURL, OSError):
         return False
 
 

@@ -170,6 +170,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"name = '\xff'")
     assert "not valid TOML" in refused(tmp_path / "bytes.toml")
     assert "cannot be read" in refused(tmp_path)
+    (tmp_path / "marked.toml").write_text("[run]\nrounds = 0\n", encoding="utf-8-sig")  # as some editors save
+    assert "run.rounds" in refused(tmp_path / "marked.toml")
     with pytest.raises(ConfigError, match=r"received 'nosuch'; allowed: a .toml file, or one of .*demo"):
         find_recipe("nosuch")
 
