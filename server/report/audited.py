@@ -88,8 +88,8 @@ def verdict(report: Mapping[str, Any]) -> tuple[str, bool | None]:
 
 def unit(privacy: Mapping[str, Any]) -> str:
     """Whom ε is of, in a word."""
-    name = privacy["unit"].split(":")[0]
-    return _UNITS.get(name, name)
+    name: str = privacy["unit"].split(":")[0]
+    return _UNITS.get(name) or name
 
 
 def limits(report: Mapping[str, Any]) -> list[dict[str, str]]:

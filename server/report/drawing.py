@@ -22,7 +22,7 @@ WIDTH = 5.4
 """inches: in a page 389 units, in which letters of 9 can be read on a telephone"""
 _PAGE = {INK: "currentColor", "#000000": "currentColor", ACCENT: "var(--accent)", SECOND: "var(--warn)"}
 _PAGE |= {SOFT: "var(--faint)", LINE: "var(--line)", **{color: f"var(--s{i})" for i, color in enumerate(SERIES)}}
-_LOOK: dict[str, Any] = {
+_LOOK: Any = {  # the keys that matplotlib's stubs allow are a type that older ones lack
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],
     "font.size": 9.5,

@@ -54,7 +54,7 @@ def test_the_page_and_the_table(tmp_path: Path) -> None:
     assert "+5.0 ± 4.2 points" in page
     assert 'id="against-epsilon"' in page
     assert "In no key." in page
-    rows = list(csv.DictReader((tmp_path / "out" / TABLE).open()))
+    rows = list(csv.DictReader((tmp_path / "out" / TABLE).read_text().splitlines()))
     assert [row["value"] for row in rows] == ["0.7", "0.75"]
     assert rows[1]["epsilon"] == "7.99"
 

@@ -44,7 +44,7 @@ def test_seeds_are_played_once_and_spread(confide, toml: Path, tmp_path: Path) -
 
 def test_other_recipes_are_refused(make_config, tmp_path: Path) -> None:
     content = make_config().model_dump(exclude_none=True)
-    with pytest.raises(ConfigError, match="compare.seeds"):
+    with pytest.raises(ConfigError, match=r"compare\.seeds"):
         seeds.play({**content, "compare": {}}, 2, tmp_path / "out", lambda *_: pytest.fail("played"))
     content["engine"] = {"ledger": str(tmp_path)}
     assert RunConfig.parse(content, "x").engine.ledger

@@ -43,7 +43,7 @@ def test_every_cell_is_played_once_and_the_page_says_the_worst(recipe: dict, tmp
     assert {cell["attack"] for cell in report["refused"]} == set(TABLE["attacks"])
     assert "tolerates none" in report["refused"][0]["reason"]
     html = (folder / "report.html").read_text()
-    assert html.count("<img") == 3
+    assert html.count("<svg") == 3
     assert "tolerates none" in html
     assert sweep.play(recipe, None, watch) == folder
     assert len(played) == 12  # nothing is played again
