@@ -42,8 +42,15 @@ def leakage(
         int | None,
         typer.Option(help="Reference models of the likelihood-ratio attack; otherwise 2 (--full: 8)."),
     ] = None,
+    records: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of members and of others, how many are scored; otherwise 1,000 (--full: all)."),
+    ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="8 reference models: each is trained as the run was, and takes as long.")
+        bool,
+        typer.Option(
+            "--full", help="All records, and 8 reference models: each is trained as the run was, and as long."
+        ),
     ] = False,
 ) -> None:
     """Attack a finished run: membership inference on its model, gradient inversion on an update with and without DP."""
@@ -55,7 +62,7 @@ def leakage(
     require_writable(run, "RUN")
     asked = (8 if full else 2) if references is None else references
     say_rounds(run, asked, f"{asked} reference models, each trained as the run was{'' if full else ' (--full: 8)'}")
-    outcome = audit_leakage(run, asked, watch)
+    outcome = audit_leakage(run, asked, watch, records or (None if full else 1000))
     print_leakage(outcome)
     typer.echo(f"report: {run / 'report.html'}")
 

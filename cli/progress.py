@@ -84,7 +84,7 @@ class _Work:
         self._stage, self._first, self._done, self._total = "loading", 0, 0, 0
         """of what is counted now: where the count began, how far it is, and its end"""
         self._announced = False
-        self._named, self._stage_since = "", self._started
+        self._named, self._stage_since = self._stage, self._started
         """the stage that was last said, and when the one that goes on began"""
         self._lock = threading.Lock()
 

@@ -26,7 +26,8 @@ def dummy_records(model: "FineTuneModel", lengths: list[int], seed: int = 0) -> 
     lists: list[np.ndarray] = [np.empty(0, dtype=np.int32)] * count
     wanted = None
     if reads.text:
-        lists = [rng.choice(usual_tokens(model), length).astype(np.int32) for length in lengths]
+        tokens = usual_tokens(model)
+        lists = [rng.choice(tokens, length).astype(np.int32) for length in lengths]
     if reads.label == "tags":
         wanted = [rng.integers(0, model.classes, length).astype(np.int32) for length in lengths]
     elif reads.pairs:

@@ -35,10 +35,11 @@ RECORDS_IN_UPDATE = (1, 2, 4, 8)
 _TRIALS = 8
 
 
-def audit_leakage(folder: Path, references: int, watch: RoundCallback) -> dict[str, Any]:
+def audit_leakage(folder: Path, references: int, watch: RoundCallback, scored: int | None = None) -> dict[str, Any]:
     """Attacks the run in `folder`, adds the outcome to its report and returns it.
 
-    references: an even number of reference models. Raises ConfigError: no finished run, or no rows left over.
+    references: an even number of reference models. scored: of the members, and of as many others, how many are scored;
+    None: all. Raises ConfigError: no finished run, or no rows left over.
     """
     report = read_report(folder)
     if references < 2 or references % 2:
@@ -53,7 +54,7 @@ def audit_leakage(folder: Path, references: int, watch: RoundCallback) -> dict[s
     adapter = read_arrays(folder / "adapter")
     records, halves = _pool(config, model, references)
     outcome = {
-        "membership": _membership(config, report["privacy"], model, adapter, records, halves, watch),
+        "membership": _membership(config, report["privacy"], model, adapter, records, halves, watch, scored),
         "inversion": invert(config, model, adapter, records),
     }
     amend_report(folder, "leakage", outcome)
@@ -87,9 +88,10 @@ def _membership(
     records: Records,
     halves: list[np.ndarray],
     watch: RoundCallback,
+    scored: int | None,
 ) -> dict[str, Any]:
-    everything = np.arange(len(records))
-    members = everything < len(records) // 2
+    which = _scored(len(records), scored, config.run.seed)
+    members = which < len(records) // 2
     was_in = np.zeros((len(halves), len(records)), dtype=bool)
     losses = []
     with tempfile.TemporaryDirectory(prefix="confide-references-") as scratch:
@@ -99,12 +101,12 @@ def _membership(
             with watch(folder, f"reference model {number + 1} of {len(halves)}"):
                 simulate(_reference(config, number, folder))
             trained = read_arrays(folder / "adapter")
-            losses.append(record_losses(model, trained, records, everything))
-    target = record_losses(model, adapter, records, everything)
+            losses.append(record_losses(model, trained, records, which))
+    target = record_losses(model, adapter, records, which)
     references = membership.confidence(np.stack(losses))
     scores = {
         "loss": -target,
-        "lira": membership.likelihood_ratio(membership.confidence(target), references, was_in),
+        "lira": membership.likelihood_ratio(membership.confidence(target), references, was_in[:, which]),
     }
     epsilon = privacy["epsilon_spent"]
     rates = membership.FALSE_POSITIVE_RATES
@@ -117,6 +119,14 @@ def _membership(
         if epsilon is None or mode_of(config).ledger_unit(config) != "example"  # ε is of another unit
         else {str(rate): largest_rate(epsilon, privacy["delta"], rate) for rate in rates},
     }
+
+
+def _scored(count: int, most: int | None, seed: int) -> np.ndarray:
+    """At most so many of the members, which are the first half of all records, and of the others, in order."""
+    half, rng = count // 2, np.random.default_rng([seed, 0x5C0])
+    return np.sort(
+        np.concatenate([first + rng.permutation(size)[:most] for first, size in ((0, half), (half, count - half))])
+    )
 
 
 def invert(

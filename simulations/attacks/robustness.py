@@ -31,7 +31,7 @@ NOISE, SITES, QUERIES, EMBEDDINGS = "noise and checks", "sites", "attack by quer
 """stages"""
 RADII = (0.01, 0.02, 0.05, 0.1)
 """of PGD on embeddings, relative to each token's norm"""
-_PGD_STEPS, _EXAMPLES, _ROWS_OF_A_SITE = 10, 6, 200
+_PGD_STEPS, _EXAMPLES = 10, 6
 _PASSES_OF_QUERIES, _PASSES_OF_A_STEP = 20, 3
 """passes of a text: that an attack by queries takes, more or less; of a step of PGD, forward and backward"""
 
@@ -48,9 +48,11 @@ class Extent:
     """questions an attacker may ask about a text"""
     seeds: int = 2
     """times that noise is drawn"""
+    of_a_site: int = 100
+    """records of each simulated site"""
 
 
-WHOLE = Extent(rows=500, attacked=100, seeds=3)
+WHOLE = Extent(rows=500, attacked=100, seeds=3, of_a_site=200)
 
 
 class Subject(FinishedRun):
@@ -101,7 +103,7 @@ def evaluate_robustness(folder: Path, progress: ProgressCallback, extent: Extent
         "perturbations": _perturbations(subject, sample, labels, extent.seeds, stages),
         "checks": _checks(subject, sample, clean.argmax(1)),
         "slices": _slices(subject, sample, labels, clean),
-        "sites": _sites(subject, stages),
+        "sites": _sites(subject, extent.of_a_site, stages),
         "blackbox": _black_box(subject, sample, labels, right, extent.budget, stages),
         "embeddings": _white_box(subject, sample, right, stages),
     }
@@ -114,7 +116,7 @@ def _passes(rows: int, extent: Extent, config: RunConfig) -> dict[str, float]:
     attacked = min(rows, extent.attacked)
     return {
         NOISE: rows * (len(PERTURBATIONS) * len(STRENGTHS) * extent.seeds + 4),
-        SITES: 0 if config.data.train is None else config.clients * _ROWS_OF_A_SITE,
+        SITES: 0 if config.data.train is None else config.clients * extent.of_a_site,
         QUERIES: attacked * min(extent.budget, _PASSES_OF_QUERIES),
         EMBEDDINGS: attacked * len(RADII) * _PGD_STEPS * _PASSES_OF_A_STEP,
     }
@@ -179,14 +181,14 @@ def _slices(subject: Subject, sample: Rows, labels: np.ndarray, clean: np.ndarra
     ]
 
 
-def _sites(subject: Subject, stages: Stages) -> list[dict[str, Any]] | None:
+def _sites(subject: Subject, most: int, stages: Stages) -> list[dict[str, Any]] | None:
     """Of a simulation, which knows all records: accuracy on each site's own. A deployment would have to release it."""
     data = subject.of_sites()
     if data is None:
         return None
     found = []
     for number, part in enumerate(data.parts):
-        rows = np.random.default_rng([number, 0x517E]).permutation(part)[:_ROWS_OF_A_SITE]
+        rows = np.random.default_rng([number, 0x517E]).permutation(part)[:most]
         metrics = evaluate(subject.model, subject.adapter, data.records, np.sort(rows)).metrics
         name = site_name(number, len(data.parts))
         found.append({"name": name, "rows": len(rows), "records": len(part), "accuracy": metrics["accuracy"]})

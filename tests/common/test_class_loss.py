@@ -66,7 +66,7 @@ def test_balanced_weights_follow_from_the_public_sets(content: dict) -> None:
     found = class_loss_of(RunConfig.from_flat(config.to_flat()))  # as a site gets it
     assert found is not None
     assert found.weights == pytest.approx((7 / 12, 7 / 6, 7 / 3))  # 1 / (K · share), as scikit-learn's "balanced"
-    assert np.dot(found.weights, config.data.class_shares) == pytest.approx(1)  # over what is expected
+    assert np.dot(found.weights, (4 / 7, 2 / 7, 1 / 7)) == pytest.approx(1)  # over what is expected
 
 
 def test_stated_shares_come_before_counted_ones(content: dict) -> None:

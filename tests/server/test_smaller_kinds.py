@@ -10,7 +10,7 @@ from confide.common.config.run import RunConfig
 from confide.server.report import read_report
 from confide.server.ship.answers import Compared, answer_rows, apart, stacked
 from confide.server.ship.compress import make_student, make_variants
-from confide.server.ship.distil import DistillationConfig, distil, other_backbone, shallow
+from confide.server.ship.distil import DistillationConfig, _Distillation, _pairs, distil, other_backbone, shallow
 from confide.server.ship.factors import factorise
 from confide.server.ship.finished import FinishedRun, TorchModel
 from confide.server.ship.prune import importance, layers_of, least_needed_layers, prune
@@ -68,6 +68,29 @@ def test_a_student_learns_its_teachers_answers(runs, task: str) -> None:
     )
     assert distance(teacher, student, task) < 0.3 * before
     np.testing.assert_array_equal(stacked(answer_rows(teacher, PUBLIC[task])), whole)
+
+
+@pytest.mark.parametrize("task", [TAGS, NUMBERS])
+def test_a_step_has_the_same_gradient_however_it_is_cut(runs, task: str) -> None:
+    teacher = runs[task].merged()
+    student = shallow(teacher, 1)
+    for p in student.module.parameters():
+        p.requires_grad_()
+    with torch.no_grad():
+        linear(student.module.get_submodule("classifier"), "head").weight.mul_(0.5)
+    both = Compared(teacher, student, PUBLIC[task][:40])
+    step = _Distillation(teacher, student, both, _pairs(teacher, student), DistillationConfig(hidden=0.1))
+    chosen = both.texts
+    assert sorted(np.concatenate(both.by_length(chosen))) == sorted(chosen)
+    found = []
+    for parts in ([chosen], [chosen[:5], chosen[5:6], chosen[6:]], np.split(chosen, len(chosen))):
+        student.module.zero_grad()
+        loss = sum(step.add_gradient(part, chosen) for part in parts)
+        grads = [p.grad.flatten() for p in student.module.parameters() if p.grad is not None]
+        found.append((loss, torch.cat(grads)))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-4)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-3, atol=1e-5)
 
 
 def test_words_are_compared_by_the_tokens_that_answer_for_them(runs, bert: Path) -> None:
