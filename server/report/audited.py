@@ -16,6 +16,8 @@ _SEES = {
 }
 """the attacker of each part of an audit"""
 _UNITS = {"example": "record", "person": "person", "client": "site"}
+_NEAR_ALL = 0.99
+"""above which a share needs another digit"""
 NO_AUDIT = "none was run: no attack has been tried against this run"
 
 
@@ -118,7 +120,7 @@ def limits(report: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
+    return f"{100 * share:.{4 if share > _NEAR_ALL else 3}g} %"
 
 
 def differ(report: Mapping[str, Any]) -> str | None:
