@@ -57,12 +57,13 @@ def leakage(
     from ..common.whole import require_writable
     from ..simulations.attacks.leakage import audit_leakage
     from .printing import print_leakage
-    from .progress import say_rounds, watch
+    from .progress import bar, watching
 
     require_writable(run, "RUN")
     asked = (8 if full else 2) if references is None else references
-    say_rounds(run, asked, f"{asked} reference models, each trained as the run was{'' if full else ' (--full: 8)'}")
-    outcome = audit_leakage(run, asked, watch, records or (None if full else 1000))
+    what = f"{asked} reference models are trained as the run was{'' if full else ' (--full: 8)'}"
+    scored = records or (None if full else 1000)
+    outcome = audit_leakage(run, asked, watching(what, asked), scored, bar)
     print_leakage(outcome)
     typer.echo(f"report: {run / 'report.html'}")
 

@@ -9,8 +9,8 @@ import json
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -218,11 +218,24 @@ def _under_way(stage: str, state: dict[str, Any], seconds: float) -> str:
     return ", ".join([stage, *number, *done, f"{duration(seconds)} so far"])
 
 
-def say_rounds(folder: Path, times: int, what: str) -> None:
-    """Says how long a finished run's rounds, so many times over, will take: by what they took, where that is long."""
-    seconds = times * sum(row["seconds"] for row in read_report(folder)["rounds"])
-    if seconds > _LONG:
-        typer.echo(f"{what}: about {duration(seconds)}, by the rounds of the run itself", err=True)
+def watching(what: str, times: int) -> Callable[[Path, str], AbstractContextManager[None]]:
+    """`watch` for runs of one kind, so many of them: what is said before the first one, and after each how long the
+    others will take, where that is long."""
+    done: list[float] = []
+
+    @contextmanager
+    def watch_one(folder: Path, title: str) -> Iterator[None]:
+        if not done:
+            typer.echo(f"{what}; how long, is said after the first", err=True)
+        started = time.monotonic()
+        with watch(folder, title):
+            yield
+        done.append(time.monotonic() - started)
+        left = max(0, times - len(done)) * sum(done) / len(done)
+        if left > _LONG:
+            typer.echo(f"{title}: {duration(done[-1])}; the others: about {duration(left)}", err=True)
+
+    return watch_one
 
 
 class _Pace:

@@ -87,9 +87,15 @@ def figure_of(model: FineTuneModel, scores: dict[str, np.ndarray]) -> Figure:
     return Figure(task.MAIN, task.parts(scores, model.classes), task.main)
 
 
-def record_losses(model: FineTuneModel, adapter: Adapter, records: Records, indices: np.ndarray) -> np.ndarray:
-    """(len(indices),) losses under `adapter`."""
-    return _scores(model, adapter, records, indices)["loss"]
+def record_losses(
+    model: FineTuneModel,
+    adapter: Adapter,
+    records: Records,
+    indices: np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """(len(indices),) losses under `adapter`. progress: as of `evaluate`."""
+    return _scores(model, adapter, records, indices, progress)["loss"]
 
 
 def predictions(model: FineTuneModel, adapter: Adapter, records: Records) -> np.ndarray:

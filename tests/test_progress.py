@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from confide.cli import progress
-from confide.cli.progress import bar, duration, say_rounds, watch
+from confide.cli.progress import bar, duration, watch
 from confide.common.run_folder import CONFIG, METRICS
 from confide.common.stages import Stages
 from confide.server.record import write_progress
@@ -76,15 +76,19 @@ def test_a_run_tells_how_long_its_other_rounds_take(quick: None, tmp_path: Path,
     )
 
 
-def test_rounds_of_a_finished_run_are_the_measure_of_more_of_them(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_after_each_of_several_runs_it_is_said_how_long_the_others_take(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(progress, "read_report", lambda folder: {"rounds": [{"seconds": 20.0}, {"seconds": 10.0}]})
-    say_rounds(Path("run"), 2, "2 reference models")
-    assert capsys.readouterr().err == "2 reference models: about 60 s, by the rounds of the run itself\n"
-    monkeypatch.setattr(progress, "read_report", lambda folder: {"rounds": [{"seconds": 1.0}]})
-    say_rounds(Path("run"), 2, "2 reference models")
-    assert capsys.readouterr().err == ""
+    seen = progress.watching("3 reference models", 3)
+    for number in range(3):
+        with seen(tmp_path, f"model {number + 1}"):
+            time.sleep(0.6)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]
+    assert lines == [
+        "3 reference models; how long, is said after the first",
+        "model 1: 1 s; the others: about 1 s",
+        "model 2: 1 s; the others: about 1 s",
+    ]
 
 
 def test_stages_are_told_as_one_whole() -> None:

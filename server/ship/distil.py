@@ -66,6 +66,7 @@ def distil(
 
     texts: public or unlabelled. Raises ConfigError for too few, or hidden states of unlike widths.
     """
+    progress("the teacher's answers", 0, 1)
     both = Compared(teacher, student, texts)
     if len(both.texts) < settings.batch:
         raise ConfigError(f"--public: {len(both.texts)} texts received; at least {settings.batch}, a batch, are needed")

@@ -9,7 +9,7 @@ Embedding gradient: only rows of tokens that occurred differ from zero. LoRA fre
 it is here for what training them would give away.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -120,10 +120,12 @@ def span_check(
     wanted: list[int],
     length: int,
     known: list[int],
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[list[tuple[int, int, float]]]:
     """For each basis the `wanted` candidates that lie closest to its span: (token, position, distance), closest first.
 
     distance: ‖x − QQᵀx‖ ÷ ‖x‖, 0 for an input that is in the span. known: tokens that need no guessing.
+    progress: told how many tokens have been tried, of how many.
     """
     best: list[list[tuple[int, int, float]]] = [[] for _ in bases]
     width = max((len(basis) for basis in bases), default=0)
@@ -131,7 +133,9 @@ def span_check(
     for number, basis in enumerate(bases):
         stacked[number, : len(basis)] = basis
     directions = torch.from_numpy(stacked.reshape(-1, stacked.shape[2])).to(model.device)
+    vocabulary = len(word_embedding(model))
     for first, inputs in candidates(model, layer, length):
+        progress(first, vocabulary)
         flat = inputs.reshape(-1, inputs.shape[-1])  # (c·length, d)
         inside = ((flat @ directions.T) ** 2).view(len(flat), len(bases), width).sum(2)
         distances = (1 - inside / (flat**2).sum(1, keepdim=True)).clamp(min=0).sqrt()

@@ -5,7 +5,10 @@ of one site, without and with differential privacy. Run it where the data is: it
 """
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from ...common.privacy.audit import largest_rate
 from ...common.privacy.mechanism import PoissonMechanism, PrivacyPlan
 from ...common.privacy.noise import secure_generator
 from ...common.privacy.plan import privacy_plan
-from ...common.types import Adapter, Records
+from ...common.types import Adapter, ProgressCallback, Records
 from ...server.evaluation import record_losses
 from ...server.report import amend_report, read_report
 from ..run import simulate
@@ -35,7 +38,17 @@ RECORDS_IN_UPDATE = (1, 2, 4, 8)
 _TRIALS = 8
 
 
-def audit_leakage(folder: Path, references: int, watch: RoundCallback, scored: int | None = None) -> dict[str, Any]:
+Working = Callable[[], AbstractContextManager[ProgressCallback]]
+"""shows the progress of work in this process"""
+
+
+def _unseen() -> AbstractContextManager[ProgressCallback]:
+    return nullcontext(lambda *_: None)
+
+
+def audit_leakage(
+    folder: Path, references: int, watch: RoundCallback, scored: int | None = None, working: Working = _unseen
+) -> dict[str, Any]:
     """Attacks the run in `folder`, adds the outcome to its report and returns it.
 
     references: an even number of reference models. scored: of the members, and of as many others, how many are scored;
@@ -54,9 +67,10 @@ def audit_leakage(folder: Path, references: int, watch: RoundCallback, scored: i
     adapter = read_arrays(folder / "adapter")
     records, halves = _pool(config, model, references)
     outcome = {
-        "membership": _membership(config, report["privacy"], model, adapter, records, halves, watch, scored),
-        "inversion": invert(config, model, adapter, records),
+        "membership": _membership(config, report["privacy"], model, adapter, records, halves, watch, scored, working),
     }
+    with working() as progress:
+        outcome["inversion"] = invert(config, model, adapter, records, progress=progress)
     amend_report(folder, "leakage", outcome)
     return outcome
 
@@ -80,6 +94,16 @@ def _reference(config: RunConfig, number: int, folder: Path | None = None) -> Ru
     return RunConfig.parse(content, "reference")
 
 
+def _references(config: RunConfig, count: int, watch: RoundCallback) -> Iterator[Adapter]:
+    """The adapters of so many reference models, as they are trained."""
+    with tempfile.TemporaryDirectory(prefix="confide-references-") as scratch:
+        for number in range(count):
+            folder = Path(scratch) / str(number)
+            with watch(folder, f"reference model {number + 1} of {count}"):
+                simulate(_reference(config, number, folder))
+            yield read_arrays(folder / "adapter")
+
+
 def _membership(
     config: RunConfig,
     privacy: dict[str, Any],
@@ -89,24 +113,21 @@ def _membership(
     halves: list[np.ndarray],
     watch: RoundCallback,
     scored: int | None,
+    working: Working,
 ) -> dict[str, Any]:
+    def losses_of(adapter: Adapter) -> np.ndarray:
+        with working() as progress:
+            return record_losses(model, adapter, records, which, partial(progress, "scoring records"))
+
     which = _scored(len(records), scored, config.run.seed)
     members = which < len(records) // 2
-    was_in = np.zeros((len(halves), len(records)), dtype=bool)
-    losses = []
-    with tempfile.TemporaryDirectory(prefix="confide-references-") as scratch:
-        for number, half in enumerate(halves):
-            was_in[number, half] = True
-            folder = Path(scratch) / str(number)
-            with watch(folder, f"reference model {number + 1} of {len(halves)}"):
-                simulate(_reference(config, number, folder))
-            trained = read_arrays(folder / "adapter")
-            losses.append(record_losses(model, trained, records, which))
-    target = record_losses(model, adapter, records, which)
+    was_in = np.stack([np.isin(which, half) for half in halves])
+    losses = [losses_of(trained) for trained in _references(config, len(halves), watch)]
+    target = losses_of(adapter)
     references = membership.confidence(np.stack(losses))
     scores = {
         "loss": -target,
-        "lira": membership.likelihood_ratio(membership.confidence(target), references, was_in[:, which]),
+        "lira": membership.likelihood_ratio(membership.confidence(target), references, was_in),
     }
     epsilon = privacy["epsilon_spent"]
     rates = membership.FALSE_POSITIVE_RATES
@@ -130,7 +151,12 @@ def _scored(count: int, most: int | None, seed: int) -> np.ndarray:
 
 
 def invert(
-    config: RunConfig, model: FineTuneModel, adapter: Adapter, records: Records, seed: int = 0
+    config: RunConfig,
+    model: FineTuneModel,
+    adapter: Adapter,
+    records: Records,
+    seed: int = 0,
+    progress: ProgressCallback = lambda *_: None,
 ) -> dict[str, Any]:
     """Tries to read tokens and labels from single updates at the final model, without and with noise.
 
@@ -144,6 +170,7 @@ def invert(
         (count, rng.choice(len(records), count, replace=False)) for _ in range(_TRIALS) for count in RECORDS_IN_UPDATE
     ]
     length = int(max(records.lengths(batch).max() for _, batch in trials))
+    progress("gradient inversion: updates", 0, 1)
     layers = inversion.first_layer(model, length)
     known = set(model.tokenizer.all_special_ids)
     truths = [_tokens(records, batch, known) for _, batch in trials]
@@ -158,7 +185,8 @@ def invert(
             inversion.span([update[name] for name in layers]) for updates in released.values() for update in updates
         ]
         wanted = [len(truth) for truth in truths] * len(released)
-        near = inversion.span_check(model, layer, bases, wanted, length, sorted(known))
+        told = partial(progress, "gradient inversion: tokens")
+        near = inversion.span_check(model, layer, bases, wanted, length, sorted(known), told)
     outcomes: dict[str, dict[int, list[dict[str, float]]]] = {how: {} for how in released}
     for place, (how, number) in enumerate((how, number) for how in released for number in range(len(trials))):
         count, batch = trials[number]
