@@ -4,39 +4,25 @@ evaluation needs (canaries, attacks).
 Thin: a process that runs sites loads nothing of the server's, and the other way round.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from ..client.handlers import ACTIONS, Host, handle
 from ..common.config.run import RunConfig
+from .answering import client_app
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
+    from ..client.handlers import Host
     from ..server.callbacks import Callback
 
 server = ServerApp()
 
 
-def client_app(host: Callable[[dict, int, RecordDict], Host]) -> ClientApp:
-    """host: of a run-config, a site's number and its state, who answers."""
-    app = ClientApp()
-
-    def answered(message: Message, context: Context) -> Message:
-        number = int(context.node_config["partition-id"])
-        return handle(message, host(dict(context.run_config), number, context.state))
-
-    for action in ACTIONS:
-        app.query(action)(answered)
-    app.train()(answered)
-    return app
-
-
-def _simulated(run_config: dict, number: int, state: RecordDict) -> Host:
+def _simulated(run_config: dict, number: int, state: RecordDict) -> "Host":
     from .sites import SimulatedHost
 
     return SimulatedHost(run_config, number, state)

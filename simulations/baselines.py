@@ -6,14 +6,11 @@ but what they reach on the test set. Byzantine sites and canaries are left out.
 
 import hashlib
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from ..client.site import Site
 from ..client.worker import SiteData, Worker
@@ -32,8 +29,8 @@ from ..server.record import write_progress
 from ..server.rounds import RoundResult, result_row, run_rounds
 from ..server.start import initial_adapter
 from ..server.testing import BASELINES, Baseline
-from .app import client_app
-from .local import LocalGrid
+from .answering import client_app
+from .local import LocalGrid, kept_identity
 from .sites import SimulatedHost, SimulatedSites, simulated_data, worker_for
 
 _TRAINED = BASELINES[2:]
@@ -105,7 +102,7 @@ def _trained(run: RunState, name: str, data: SiteData) -> Adapter:
     config = _alone(run.config, name, data)
     worker, sites = Worker(config, lambda *_: data), SimulatedSites(config)
     app = client_app(lambda flat, number, state: _Lone(flat, number, state, worker, sites.site(number)))
-    with _identity():
+    with kept_identity():
         grid = LocalGrid(app, config.to_flat(), 1)
         state = Checkpoint(0, config.digest(), initial_adapter(config, worker.model))
         plan = privacy_plan(config, worker.model.count()[0])
@@ -189,13 +186,3 @@ class _Lone(SimulatedHost):
 
     def worker(self) -> Worker:
         return self._worker
-
-
-@contextmanager
-def _identity() -> Iterator[None]:
-    """What Flower stamps messages of this process with stays the run's."""
-    before = TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id
-    try:
-        yield
-    finally:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = before

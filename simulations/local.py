@@ -10,6 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -104,3 +105,13 @@ def _arrived(coming: deque[Future[Message | None]]) -> Iterator[Message]:
     reply = coming.popleft().result()
     if reply is not None:
         yield reply
+
+
+@contextmanager
+def kept_identity() -> Iterator[None]:
+    """After the block Flower stamps messages of this process as before: a grid that is made within changes it."""
+    before = TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id
+    try:
+        yield
+    finally:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = before
