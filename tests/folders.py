@@ -35,6 +35,20 @@ def pointer(name: str) -> Callable[[Path], Path]:
     return make
 
 
+def written(name: str, text: str, make: Callable[[Path], Path] = bert) -> Callable[[Path], Path]:
+    """With a file of this content."""
+
+    def changed(folder: Path) -> Path:
+        (make(folder) / name).write_text(text)
+        return folder
+
+    return changed
+
+
+def vit(folder: Path) -> Path:
+    return save_architecture("vit", folder)
+
+
 def cut(folder: Path) -> Path:
     file = bert(folder) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])

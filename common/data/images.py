@@ -61,10 +61,16 @@ class ImageForm:
             )
         height, width = (size, size) if isinstance(size, int) else size
         file = Path(path) / "preprocessor_config.json"
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        mean, deviation = (
-            tuple(float(value) for value in content.get(key, [0.5] * channels)) for key in ("image_mean", "image_std")
-        )
+        try:
+            content = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+            mean, deviation = (
+                tuple(float(value) for value in content.get(key) or [0.5] * channels)
+                for key in ("image_mean", "image_std")
+            )
+        except (ValueError, TypeError, RecursionError):
+            raise ModelError(
+                f"{file}: not JSON, or image_mean and image_std are no lists of numbers; download it again"
+            ) from None
         if len(mean) != channels or len(deviation) != channels or min(deviation) <= 0:
             raise ModelError(
                 f"{file}: image_mean and image_std need {channels} numbers, the latter above 0; correct it"

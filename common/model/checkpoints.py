@@ -15,6 +15,15 @@ from typing import Any
 from ..errors import ModelError, harmless
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_BESIDE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+"""what transformers reads beside config.json, and names in none of its errors"""
 _POINTER = b"version https://git-lfs"
 _LARGEST_POINTER = 1024
 """bytes of a Git LFS pointer, at most"""
@@ -47,6 +56,8 @@ def check_folder(path: str) -> None:
             f"model.backbone: no config.json in '{path}'{found}; give a folder as transformers' save_pretrained writes "
             "it, or a hub id"
         )
+    for name in _BESIDE:
+        _json(folder / name)
     config = _json(folder / "config.json")
     if not isinstance(config, dict) or not _text_of(config, "model_type"):
         raise ModelError(
@@ -71,7 +82,12 @@ def check_weights(path: str) -> None:
         )
     for index in (folder / name for name in INDICES):
         if index.is_file() and not (index.name == INDICES[1] and safe):
-            names = sorted({str(name) for name in dict(_json(index).get("weight_map", {})).values()})
+            where = _json(index).get("weight_map")
+            if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+                raise ModelError(
+                    f"model.backbone: {index} has no weight_map, which names the file of each array; download it again"
+                )
+            names = sorted(set(where.values()))
             if missing := [name for name in names if not (folder / name).is_file()]:
                 raise ModelError(
                     f"model.backbone: {len(missing)} of the {len(names)} files of weights that {index.name} names are "
@@ -149,6 +165,6 @@ def _json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise ModelError(f"model.backbone: {file} is not JSON; download it again") from None
     return content if isinstance(content, dict) else {}

@@ -48,7 +48,13 @@ def linear_layers(base: nn.Module, task: Task, but: list[str]) -> list[str]:
         and (task.READS.images or not _OTHER_INPUTS.search(name))
     ]
     if not found:
-        raise ModelError(f"model.lora.targets: '{ALL_LINEAR}' received; this model has no linear layer; name modules")
+        saved = [name for name in but if name != STAND_IN and name not in task.HEAD]
+        raise ModelError(
+            f"model.lora.modules_to_save: {', '.join(map(repr, saved))} received, beside which this model has no "
+            "linear layer for LoRA; take it out, or set model.train = 'full'"
+            if saved
+            else f"model.lora.targets: '{ALL_LINEAR}' received; this model has no linear layer; name modules"
+        )
     return found
 
 

@@ -7,6 +7,7 @@ autograd; and bit for bit, in other positions, among other mates, among fewer.
 """
 
 import math
+import re
 import threading
 import traceback
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..config.run import RunConfig
 from ..data.augmentation import views_of
@@ -310,16 +313,20 @@ def _layer_of(model: FineTuneModel, error: Exception) -> str:
 
 
 def _advice(model: FineTuneModel) -> str:
-    trained = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in model.trained if ".lora_" in name}
-    if not trained:
+    if not any(".lora_" in name for name in model.trained):
         return "choose model.train = 'lora' or 'head'"
+    tables = sorted({_layer(name).rsplit(".", 1)[-1] for name in model.trained if ".lora_embedding_" in name})
+    outputs = {id(m.get_output_embeddings()) for m in model.module.modules() if isinstance(m, PreTrainedModel)}
     kinds = {
         name.removesuffix(".base_layer").rsplit(".", 1)[-1]
         for name, module in model.module.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name and "modules_to_save" not in name
-    }
-    left = sorted(kinds - set(model.task.HEAD) - {"stand_in", "original_module"})
-    return f"choose other model.lora.targets (layers here: {', '.join(left)}), or model.train = 'head'"
+        if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in name and "modules_to_save" not in name
+        and id(module) not in outputs
+    }  # fmt: skip
+    left = ", ".join(sorted(kinds - set(model.task.HEAD) - {"stand_in", "original_module"}))
+    if tables:
+        return f"take {', '.join(tables)}, an embedding, out of model.lora.targets; layers that can be there: {left}"
+    return f"choose other model.lora.targets (layers here: {left}), or model.train = 'head'"
 
 
 def _alone(model: FineTuneModel, records: Records, index: int, length: int) -> list[torch.Tensor]:
@@ -346,7 +353,7 @@ def _compare(model: FineTuneModel, alone: list[torch.Tensor], together: list[tor
 
 def _layer(name: str) -> str:
     """Of an array's saved name."""
-    return plain_name(name).removesuffix(".weight").replace(".lora_A", "").replace(".lora_B", "")
+    return re.sub(r"\.lora_(embedding_)?[AB]", "", plain_name(name).removesuffix(".weight"))
 
 
 @contextmanager

@@ -83,6 +83,31 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict, str]] = {
         {"task": "causal-lm"},
         r"holds .*h\.1\..*, and by its config\.json 'h' has 1 layers: the model would be cut",
     ),
+    "a broken tokenizer_config.json": (
+        folders.written("tokenizer_config.json", '{"a'),
+        {},
+        r"/tokenizer_config\.json is not JSON; download it again",
+    ),
+    "a broken preprocessor_config.json": (
+        folders.written("preprocessor_config.json", '{"image_mean": [0.5', folders.vit),
+        {"task": "image-classification"},
+        r"/preprocessor_config\.json is not JSON; download it again",
+    ),
+    "means of an image that are no numbers": (
+        folders.written("preprocessor_config.json", '{"image_mean": 0.5}', folders.vit),
+        {"task": "image-classification"},
+        r"/preprocessor_config\.json: not JSON, or image_mean and image_std are no lists of numbers; download",
+    ),
+    "an index that is none": (
+        folders.written("model.safetensors.index.json", '{"weight_map": [1]}'),
+        {},
+        r"/model\.safetensors\.index\.json has no weight_map, which names the file of each array; download",
+    ),
+    "everything trained whole": (
+        lambda folder: save_architecture("gpt2", folder),
+        {"task": "causal-lm", "lora": {"modules_to_save": ["transformer"]}},
+        r"model\.lora\.modules_to_save: 'transformer' received, beside which this model has no linear layer for LoRA",
+    ),
     "a decoder's first vector": (
         lambda folder: save_architecture("gpt2", folder),
         {"pooling": "first"},

@@ -57,6 +57,13 @@ def test_every_linear_layer_but_head_and_output(tmp_path, name: str, changes: di
     prove(model, Shapes(0 if name == "vit" else 16, 4, 30.0))
 
 
+def test_lora_on_words_in_a_private_mode_names_what_can_be_there(gpt2: Path) -> None:
+    chosen = ModelSection(backbone=str(gpt2), task="causal-lm", max_length=8, lora=LoraSection(targets=("wte",)))
+    words = r"take wte, an embedding, out of model\.lora\.targets; layers that can be there: c_attn, c_fc, c_proj$"
+    with pytest.raises(ModelError, match=words):
+        prove(load_model(chosen, 0, 0), Shapes(8, 4, 30.0))
+
+
 class TwoTowers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
