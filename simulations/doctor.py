@@ -37,6 +37,7 @@ from ..common.model.per_sample import clipped_sum, hooked, validate
 from ..common.model.proof import TOLERANCES, check_reached, proved_shapes
 from ..common.model.weights import with_type
 from ..common.modes import mode_of
+from ..common.tasks import load_task
 from ..server.report.build import PACKAGES
 from .fitness import Finding, judged
 
@@ -107,7 +108,8 @@ def _with_labels(config: RunConfig) -> RunConfig:
         found = resolve(config) if all(map(_is_here, public_sources(config))) else config
     except ConfideError:  # of the data, which a run says
         found = config
-    labels = found.data.labels or ["first", "second"]
+    needed = load_task(found.model.task).CLASSES
+    labels = found.data.labels or (["first", "second"] if needed else None)
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"labels": labels}),

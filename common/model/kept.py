@@ -21,10 +21,11 @@ class Kept(Generic[P, R]):
 
     def __init__(self, made: Callable[P, R], most: int) -> None:
         self._signature = signature(made)
+        function: Callable[..., R] = made
 
         @lru_cache(maxsize=most)
         def kept(files: tuple[_Files, ...], *args: Any) -> R:
-            return made(*args)
+            return function(*args)
 
         self._kept = kept
         self.cache_clear = kept.cache_clear

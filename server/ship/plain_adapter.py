@@ -77,10 +77,11 @@ def write_adapter(run: FinishedRun, model: PreTrainedModel, place: Path, base: s
 def with_adapter(run: FinishedRun, kind: Any, plain: Any, place: Path) -> nn.Module:
     """The backbone in its auto class, and the written adapter on it. plain: the configuration of the plain model."""
     path, config = resolve_backbone(run.config.model.backbone), copy.deepcopy(plain)
-    options = {"dtype": config.dtype, "attn_implementation": plain._attn_implementation, "trust_remote_code": False}
+    options = {"dtype": config.dtype, "attn_implementation": plain._attn_implementation}
     with _without_report(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT's
-        return PeftModel.from_pretrained(kind.from_pretrained(path, config=config, **options), str(place)).eval()
+        model = kind.from_pretrained(path, config=config, trust_remote_code=False, **options)
+        return PeftModel.from_pretrained(model, str(place)).eval()
 
 
 @contextmanager

@@ -138,6 +138,6 @@ def _write(path: Path, content: Any) -> None:
 @torch.no_grad()
 def _answers(kind: type[PreTrainedModel], pooling: str, place: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """(B, K) of the folder, by its own files."""
-    backbone = kind.from_pretrained(place / _TRANSFORMER)
+    backbone = kind.from_pretrained(place / _TRANSFORMER, trust_remote_code=False)
     head = load_file(place / _DENSE / _WEIGHTS)
     return F.linear(pooled(backbone, pooling, **inputs), head["linear.weight"], head["linear.bias"])

@@ -270,7 +270,7 @@ def test_a_configuration_that_asks_for_tuples_is_taken(tmp_path: Path) -> None:
 def _with_own_head(make_config, folder: Path, names: Sequence[str], labels: list[str] | None) -> RunConfig:
     """A run on a checkpoint whose head has these classes, and on rows of the classes a, b and c."""
     folders.three_classes(folder, dict(enumerate(names)))
-    write_csv(folder / "rows.csv", [("one two", label) for label in "abc"], ("text", "label"))
+    write_csv(folder / "rows.csv", [("one two", label) for label in "abc" * 8], ("text", "label"))
     data = {"train": str(folder / "rows.csv"), "test": str(folder / "rows.csv"), "labels": labels}
     return make_config(model={"backbone": str(folder), "pooling": "model", "max_length": 24}, data=data)
 
@@ -356,6 +356,7 @@ def test_code_of_a_hub_is_refused_in_so_many_words_wherever_something_is_loaded(
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in ("from_pretrained", "from_config")
+        and ast.unparse(node.func.value) != "PeftModel"
     ]
     assert len(calls) > 8
     said = ast.unparse(ast.parse("f(trust_remote_code=False)")).removeprefix("f(").removesuffix(")")
