@@ -1,11 +1,12 @@
 """Models that people bring, from the folder to the answers, as docs/reference/architectures.md says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from confide.tests.brought import GROUPS, NO, tried, without_page
-from confide.tests.brought_page import in_brief, parse
+from confide.tests.brought import GROUPS, NO, PADDING, tried, without_page
+from confide.tests.brought_page import brief, in_brief, parse
 from confide.tests.neighbours.page import PAGE
 
 ALL = [(group, name) for group, entries in GROUPS.items() for name in entries]
@@ -26,7 +27,11 @@ def test_the_page_has_every_model_and_most_of_them_train() -> None:
 def test_a_model_of_each_group(group: str, name: str, tmp_path: Path) -> None:
     expected = parse(PAGE.read_text(encoding="utf-8"))[group, name]
     with without_page():
-        assert in_brief(tried(group, name, tmp_path / "brought")) == expected
+        found = in_brief(tried(group, name, tmp_path / "brought"))
+    for mode in ("none", "distributed"):
+        wanted, cell = getattr(expected, mode), getattr(found, mode)
+        # of a private run the noise decides whether padding is seen in the words that a model writes
+        assert cell == wanted or (cell == replace(wanted, why="") and wanted.why == brief(PADDING))
 
 
 @pytest.mark.slow
