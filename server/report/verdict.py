@@ -109,11 +109,13 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     if (error := after.get("calibration_error", 0.0)) > _UNCALIBRATED:
         calibration = report.get("calibration")
         remedy = "give data.validation, and a temperature is fitted on it"
-        if calibration is not None:
+        if calibration is not None and calibration["error"] < error:
             remedy = (
                 f"dividing its logits by {calibration['temperature']:.2f}, fitted on the validation set, leaves "
                 f"{calibration['error']:.2f}"
             )
+        elif calibration is not None:
+            remedy = "a temperature fitted on the validation set does not mend it"
         told_of.append(f"Careful: its probabilities are off by {error:.2f} in the mean (calibration error); {remedy}.")
     if report["config"]["server"].get("patience") and not report["config"]["data"].get("validation"):
         told_of.append(

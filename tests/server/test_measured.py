@@ -187,6 +187,8 @@ def test_probabilities_that_are_off_are_told() -> None:
     assert any("off by 0.30" in line and "give data.validation" in line for line in sentences(facts))
     facts["calibration"] = {"temperature": 0.4, "error": 0.02}
     assert any("dividing its logits by 0.40" in line and "leaves 0.02" in line for line in sentences(facts))
+    facts["calibration"] = {"temperature": 1.1, "error": 0.31}
+    assert any("does not mend it" in line for line in sentences(facts))
 
 
 def test_a_round_that_was_chosen_on_the_test_set_is_told() -> None:
