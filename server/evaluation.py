@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -22,9 +23,13 @@ class Evaluation:
     metrics: Metrics
     confusion: np.ndarray | None
     """(K, K), row: true"""
-    figure: Figure
     scores: dict[str, np.ndarray]
     """what the task scored, one entry a record"""
+    model: FineTuneModel
+
+    @cached_property
+    def figure(self) -> Figure:
+        return figure_of(self.model, self.scores)
 
 
 def read_public(config: RunConfig, model: FineTuneModel, source: str) -> Records:
@@ -78,7 +83,7 @@ def evaluate(
     """Metrics of `adapter` on the named records, which are batched by length. progress: told done, of how much."""
     scores = _scores(model, adapter, records, indices, progress)
     metrics, confusion = model.task.metrics(scores, model.classes)
-    return Evaluation(metrics, confusion, figure_of(model, scores), scores)
+    return Evaluation(metrics, confusion, scores, model)
 
 
 def figure_of(model: FineTuneModel, scores: dict[str, np.ndarray]) -> Figure:

@@ -11,6 +11,7 @@ from ..common.config.run import RunConfig
 from ..common.errors import ConfideError
 from ..common.model.loading import FineTuneModel
 from ..common.modes import mode_of
+from ..common.modes.by_record import declared
 from ..common.privacy.plan import privacy_plan
 from .sites import simulated_data
 
@@ -54,8 +55,7 @@ def step_of(config: RunConfig, trained: int) -> Step | None:
 
 def _units(config: RunConfig) -> float:
     """Declared at all sites together."""
-    privacy = config.privacy
-    return float(privacy.declared_examples or privacy.declared_persons or config.clients)
+    return float(config.clients if config.privacy.mode == "client" else declared(config))
 
 
 def judged(config: RunConfig, model: FineTuneModel, seconds: float | None) -> Iterator[Finding]:
@@ -107,9 +107,9 @@ def _of_privacy(config: RunConfig, step: Step, rows: int | None) -> Iterator[Fin
     told = f"on a sum of {step.numbers:,} numbers the noise is {step.ratio:.2g} times the most that its gradients reach"
     yield "signal", told, _mind(step.ratio <= _DROWNED)
     if rows is not None and config.privacy.mode != "client":
-        declared = _units(config)
-        apart = max(declared / max(1, rows), rows / declared)
-        text = f"{declared:,.0f} {unit} declared, {rows:,} are there"
+        units = _units(config)
+        apart = max(units / max(1, rows), rows / units)
+        text = f"{units:,.0f} {unit} declared, {rows:,} are there"
         yield "declared", text if apart <= _APART else f"{text}; {_declare(config, rows)}", _mind(apart <= _APART)
     if config.secure and config.clients - config.privacy.colluders <= 1:
         text = "each site must add all of the noise, as in mode local, and trusts more; take mode local, or more sites"

@@ -30,7 +30,7 @@ PACKAGES = ("torch", "transformers", "peft", "opacus", "dp-accounting", "flwr", 
 
 _EXACT = (
     " It speaks of the model. This page of a simulation also shows exact numbers that no ε covers: records by site and "
-    "class, and what `confide personalize` adds."
+    "class, what baselines reach that were trained on the same records, and what `confide personalize` adds."
 )
 
 

@@ -11,7 +11,7 @@ from ...common.errors import ConfigError
 from ...common.whole import write_whole
 from . import plots_many
 from .render import read_report, render
-from .verdict import told
+from .verdict import distance, told
 
 PAGE, TABLE = "compare.html", "compare.csv"
 _OWN = ("run.name", "run.output", "run.id", "engine.ledger")
@@ -91,10 +91,7 @@ def in_words(main: Mapping[str, Any], difference: Mapping[str, float] | None) ->
     """A difference from the first run, as people say it."""
     if difference is None:
         return ""
-    half = (difference["high"] - difference["low"]) / 2
-    share = told(main, main["value"]).endswith("%")
-    value = f"{100 * difference['value']:+.1f} ± {100 * half:.1f} points" if share else None
-    value = value or f"{difference['value']:+.3f} ± {half:.3f}"
+    value = ("-" if difference["value"] < 0 else "+") + distance(main, difference)
     return value + (" (cannot be told from 0)" if difference["low"] <= 0 <= difference["high"] else "")
 
 

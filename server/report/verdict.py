@@ -39,13 +39,16 @@ def told(main: Mapping[str, Any], value: float) -> str:
     return f"{100 * value:.1f} %" if main["key"] in SHARES else f"{value:.3f}"
 
 
+def distance(main: Mapping[str, Any], gain: Mapping[str, float]) -> str:
+    """How far two values of the main metric are apart, with half of the interval, as people say it."""
+    value, half = abs(gain["value"]), (gain["high"] - gain["low"]) / 2
+    return f"{100 * value:.1f} ± {100 * half:.1f} points" if main["key"] in SHARES else f"{value:.3f} ± {half:.3f}"
+
+
 def difference(main: Mapping[str, Any], gain: Mapping[str, float]) -> tuple[float, str, bool]:
     """How much better the run is (worse: below 0), that in words without its sign, and whether it is surely not 0."""
     better = gain["value"] if main["higher"] else -gain["value"]
-    half = (gain["high"] - gain["low"]) / 2
-    points = main["key"] in SHARES
-    words = f"{100 * abs(better):.1f} ± {100 * half:.1f} points" if points else f"{abs(better):.3f} ± {half:.3f}"
-    return better, words, not gain["low"] <= 0 <= gain["high"]
+    return better, distance(main, gain), not gain["low"] <= 0 <= gain["high"]
 
 
 def _joining(report: Mapping[str, Any]) -> list[str]:

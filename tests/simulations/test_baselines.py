@@ -63,6 +63,8 @@ def test_a_private_run_is_compared_at_its_own_epsilon(make_config, local, monkey
         assert one.privacy.sampling_rate == config.privacy.sampling_rate
         whole = config.privacy.declared_examples or 0
         assert one.privacy.declared_examples == (round(whole / config.clients) if name == "alone" else whole)
+    assert "no ε covers" in report["privacy"]["statement"]
+    assert "what baselines reach" in report["privacy"]["statement"]
     page = (config.output / "report.html").read_text()
     assert "each site alone" in page
     assert "all data in one place, at the same ε" in page
