@@ -35,6 +35,8 @@ from .terminal import Terminal
 _INTERVAL, _SILENCE, _QUIET = 0.2, 3.0, 30.0
 """seconds: between looks; until a run that has said nothing is said to be loading; without a line, where there is no
 terminal"""
+_PACED, _FAR = 3, 1.5
+"""rounds after which the time that is left is said again, where it differs by such a factor"""
 _MEASURED, _LONG = 2.0, 10.0
 """seconds: that are measured before it is said how long work will take; of work of which that is said"""
 _LOADING = "loading and checking the model"
@@ -239,32 +241,46 @@ def watching(what: str, times: int) -> Callable[[Path, str], AbstractContextMana
 
 
 class _Pace:
-    """How long a run's rounds take, by those that were seen."""
+    """How long a run's rounds take, by those that were seen. The first one also prepares what the others share."""
 
     def __init__(self) -> None:
-        self._rounds, self._first, self._seen, self._last = 0, 0.0, 0.0, 0.0
-        """rounds; seconds of the first one, by its own account; when that and the last one were seen"""
+        self._rounds, self._first_ones = 0, 0
+        """that were seen; of these, at the first look"""
+        self._first, self._seen, self._last, self._told = 0.0, 0.0, 0.0, 0.0
+        """seconds of the first one, by its own account; when that and the last one were seen; seconds a round
+        that were last said"""
 
     def said(self, lines: list[str], state: dict[str, Any]) -> list[str]:
-        """lines: of metrics.jsonl that have come since the last look. After the first one how long the other rounds
-        will take, where that is long."""
+        """lines: of metrics.jsonl that have come since the last look. After the first round how long the others will
+        take, where that is long; again after some, where that was far from it."""
         if not lines:
             return []
         first = not self._rounds
         self._rounds += len(lines)
         self._last = time.monotonic()
         if first:
-            self._first, self._seen = sum(map(_seconds_of, lines)), self._last
-        if not first or self._seconds(state) <= _LONG:
+            self._first, self._seen = sum(map(_seconds_of, lines)) / len(lines), self._last
+            self._first_ones = self._rounds
+        pace, left = self._pace(), self._seconds(state)
+        if not first and (self._rounds < _PACED or self._told / _FAR < pace < self._told * _FAR):
             return []
-        return [f"{_ahead(state)} rounds left: about {duration(self._seconds(state))} on this machine"]
+        self._told = pace
+        if left <= _LONG:
+            return []
+        rest = "if all take as long as the first" if first else "on this machine"
+        return [f"{_ahead(state)} rounds left: about {duration(left)}, {rest}"]
 
     def left(self, state: dict[str, Any]) -> str:
         return f", about {duration(seconds)} of rounds left" if (seconds := self._seconds(state)) else ""
 
+    def _pace(self) -> float:
+        """Seconds a round: of those after the first, once there are any."""
+        after = self._rounds - self._first_ones
+        return (self._last - self._seen) / after if after else self._first
+
     def _seconds(self, state: dict[str, Any]) -> float:
         """0 outside training, and before a round is done."""
-        return (self._first + self._last - self._seen) / self._rounds * _ahead(state) if self._rounds else 0.0
+        return self._pace() * _ahead(state) if self._rounds else 0.0
 
 
 def _seconds_of(line: str) -> float:

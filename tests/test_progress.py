@@ -69,11 +69,30 @@ def test_a_run_tells_how_long_its_other_rounds_take(quick: None, tmp_path: Path,
         write_progress(tmp_path, state | {"round": 2, "done": 1, "asked": 3})
         time.sleep(0.9)
     lines = capsys.readouterr().err.splitlines()
-    assert "mine: 4 rounds left: about 28 s on this machine" in lines
+    assert "mine: 4 rounds left: about 28 s, if all take as long as the first" in lines
     assert any(
         re.fullmatch(r"mine: training, round 2 of 5, 1 of 3, \d+ s so far, about \d+ s of rounds left", line)
         for line in lines
     )
+
+
+def test_a_first_round_that_took_much_longer_is_put_right(
+    quick: None, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / CONFIG).write_text("[run]\nrounds = 30\n")
+    with watch(tmp_path):
+        for number in range(1, 9):
+            write_progress(tmp_path, {"stage": "training", "round": number, "rounds": 30, "done": 0, "asked": 0})
+            with (tmp_path / METRICS).open("a") as file:
+                file.write(json.dumps({"round": number, "seconds": 25.0 if number == 1 else 0.1, "failed": []}) + "\n")
+            time.sleep(0.1)
+    said = [line for line in capsys.readouterr().err.splitlines() if "rounds left" in line]
+    first, second = (re.fullmatch(r"(\d+) rounds left: about (\d+) (s|min), .*", line) for line in said)
+    assert first is not None
+    assert first.group(2, 3) == ("12", "min")
+    assert second is not None
+    assert int(second[2]) < 10
+    assert second[3] == "s"
 
 
 def test_after_each_of_several_runs_it_is_said_how_long_the_others_take(
