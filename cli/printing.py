@@ -152,12 +152,15 @@ def print_ledgers(audits: list[LedgerAudit]) -> None:
 
 def print_account(content: dict[str, Any]) -> None:
     """A verified account."""
-    table = new_table(f"account of {content['site']}, {content['time']}", "data set", ">limit", ">spent", ">δ", ">runs")
+    columns = ("data set", ">limit", ">spent", "by", ">remaining", ">δ", ">runs")
+    table = new_table(f"account of {content['site']}, {content['time']}", *columns)
     for facts in content["datasets"]:
         table.add_row(
             facts["dataset"],
             _number(facts["limit"]["epsilon"]),
-            _number(facts["epsilon"]["rdp"]),
+            _number(facts["epsilon_spent"]),
+            facts["accountant"],
+            _number(facts["remaining"]),
             f"{facts['limit']['delta']:g}",
             str(len(facts["runs"])),
         )

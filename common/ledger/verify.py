@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import ConfideError, LedgerError
 from ..privacy import events
 from ..privacy.accounting import epsilon_pld, epsilon_prv, epsilon_rdp, filter_epsilon, is_private
-from ..privacy.events import History, Step, history_of, repeated
+from ..privacy.events import History, Step, counted, history_of, repeated
 from .book import RELATION, Book, Charge, Limit
 from .chain import Head, check_document, read_json, read_public_key, signed_document
 from .ledger import DATABASE, PUBLIC_KEY, RECEIPT, Ledger, locked
@@ -129,23 +129,19 @@ def _read(database: Path, public: str, site: str, receipt: dict[str, Any]) -> tu
 
 def _dataset(name: str, limit: Limit, charges: list[Charge]) -> dict[str, Any]:
     """One data set: what was charged, by run and in all, and by which accountant."""
-    history: History = history_of([repeated(c.step, c.steps) for c in charges if not c.aborted])
-    by = _epsilons(history, limit.delta)
-    findings = [f"data set '{name}': {finding}" for finding in _disagreements(by)]
+    standing = [charge for charge in charges if not charge.aborted]
+    computed = _computed(history_of([repeated(charge.step, charge.steps) for charge in standing]), limit, len(standing))
+    findings = [f"data set '{name}': {finding}" for finding in _disagreements(computed["epsilon"])]
     units = sorted({charge.unit for charge in charges if not charge.aborted and is_private(history_of([charge.step]))})
     if len(units) > 1:
         findings.append(f"data set '{name}': charged per {' and per '.join(units)}; ε of two units do not add up")
-    spent, accountant, filtered = _spent(history, limit, charges)
+    spent = computed["epsilon_spent"]
     if limit.epsilon is not None and spent > limit.epsilon:
         findings.append(f"data set '{name}': spent ε = {spent:.4g} is above the limit {limit.epsilon:g}")
     return {
         "dataset": name,
         "limit": vars(limit),
-        "epsilon": by,
-        "epsilon_spent": spent,
-        "accountant": accountant,
-        "epsilon_filter": filtered,
-        "remaining": None if limit.epsilon is None else max(0.0, limit.epsilon - (filtered or 0.0)),
+        **computed,
         "unit": sorted({charge.unit for charge in charges}),
         "relation": RELATION,
         "contents": sorted({charge.content for charge in charges}),
@@ -154,12 +150,19 @@ def _dataset(name: str, limit: Limit, charges: list[Charge]) -> dict[str, Any]:
     }
 
 
-def _spent(history: History, limit: Limit, charges: list[Charge]) -> tuple[float, str, float | None]:
-    """ε that the limit is held to, by what, and by the filter, which a further run adds to; None before an order."""
+def _computed(history: History, limit: Limit, runs: int) -> dict[str, Any]:
+    """What follows from what `runs` runs were charged: ε by each accountant; that which the limit is held to, and by
+    what; by the filter, which a further run adds to (None before an order); and what is left."""
+    by = _epsilons(history, limit.delta)
     filtered = None if limit.order is None else filter_epsilon(history, limit.order, limit.delta, limit.epsilon)
-    if filtered is not None and sum(not charge.aborted for charge in charges) > 1:
-        return filtered, "Rényi filter", filtered
-    return epsilon_pld(history, limit.delta), "PLD", filtered
+    several = filtered is not None and runs > 1
+    return {
+        "epsilon": by,
+        "epsilon_spent": filtered if several else by["pld"],
+        "accountant": "Rényi filter" if several else "PLD",
+        "epsilon_filter": filtered,
+        "remaining": None if limit.epsilon is None else max(0.0, limit.epsilon - (filtered or 0.0)),
+    }
 
 
 def _run(charge: Charge, delta: float) -> dict[str, Any]:
@@ -231,20 +234,36 @@ def verify_account(document: Any, public: str, source: str) -> dict[str, Any]:
     content = check_document(document, "account", public, source)
     try:
         for facts in content["datasets"]:
-            limit = facts["limit"]
-            history = history_of([events.from_json(run["event"]) for run in facts["runs"] if not run["aborted"]])
-            for name, value in _finite(_epsilons(history, limit["delta"])).items():
-                claimed = facts["epsilon"][name]
-                same = claimed == value or (
-                    isinstance(value, float)
-                    and isinstance(claimed, float)
-                    and math.isclose(value, claimed, rel_tol=1e-3, abs_tol=1e-6)
-                )
-                if not same:
-                    raise LedgerError(f"{source}: states {name} ε = {claimed}, the events give {value}")
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+            _require_computed(facts, source)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise LedgerError(f"{source}: a part is missing or wrong ({type(error).__name__})") from None
     return content
+
+
+def _require_computed(facts: dict[str, Any], source: str) -> None:
+    """Raises LedgerError where a data set's account states another ε than its events give, or more than its limit."""
+    limit, where = Limit(**facts["limit"]), f"{source}: data set '{facts['dataset']}'"
+    reserved = [events.from_json(run["event"]) for run in facts["runs"] if not run["aborted"]]
+    computed = _computed(history_of(reserved), limit, len(reserved))
+    for name, value in {**computed.pop("epsilon"), **computed}.items():
+        _require_same(facts["epsilon"].get(name, facts.get(name)), value, name, where)
+    for run in facts["runs"]:
+        step, steps = counted(events.from_json(run["event"]))
+        if run["steps"] != steps or not 0 <= run["used"] <= steps:
+            raise LedgerError(f"{where}: states {run['used']} of {run['steps']} steps, the event has {steps}")
+        counts = {"epsilon_reserved": 0 if run["aborted"] else steps, "epsilon_used": run["used"]}
+        for name, count in counts.items():
+            _require_same(run[name], _epsilon(step, count, limit.delta), name, f"{where}, run {run['run']}")
+    if limit.epsilon is not None and computed["epsilon_spent"] > limit.epsilon:
+        spent = computed["epsilon_spent"]
+        raise LedgerError(f"{where}: spent ε = {spent:.4g} is above the limit {limit.epsilon:g}")
+
+
+def _require_same(claimed: Any, value: Any, name: str, where: str) -> None:
+    value = _finite(value)
+    numbers = isinstance(value, float) and isinstance(claimed, float)
+    if claimed != value and not (numbers and math.isclose(value, claimed, rel_tol=1e-3, abs_tol=1e-6)):
+        raise LedgerError(f"{where}: states {name} ε = {claimed}, the events give {value}")
 
 
 def _finite(value: Any) -> Any:

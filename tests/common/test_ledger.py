@@ -446,6 +446,37 @@ def test_an_account_is_verified_with_the_public_key_alone(ledger: Ledger) -> Non
         verify_account([], ledger.key.public, "account")
 
 
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epsilon_spent", 0.1),
+        ("accountant", "another"),
+        ("epsilon_filter", 0.1),
+        ("remaining", 40.0),
+        ("runs.epsilon_used", 0.1),
+        ("runs.epsilon_reserved", 0.1),
+        ("runs.steps", 3),
+        ("runs.used", 10**6),
+        ("limit.epsilon", 1.0),
+    ],
+)
+def test_every_figure_of_an_account_is_computed_again(ledger: Ledger, key: str, value: object, runs: int) -> None:
+    for number in range(runs):
+        with ledger.reserve(asked(f"run-{number}"), Limit(40.0, 1e-5)).taking(4):
+            pass
+    account = json.loads(json.dumps(export(ledger)))
+    verify_account(account, ledger.key.public, "account")
+    content = {name: item for name, item in account.items() if name not in ("signature", "public_key", "format")}
+    place, _, name = key.rpartition(".")
+    facts = content["datasets"][0]
+    facts = facts["runs"][-1] if place == "runs" else facts[place] if place else facts
+    assert facts[name] != value
+    facts[name] = value
+    with pytest.raises(LedgerError, match=r"account: data set 'reviews'.*(states|above the limit)"):
+        verify_account(signed_document(ledger.key, "account", content), ledger.key.public, "account")
+
+
 def test_a_signature_serves_one_purpose(ledger: Ledger) -> None:
     document = signed_document(ledger.key, "head", {"x": 1})
     assert check_document(document, "head", ledger.key.public, "d")["x"] == 1
