@@ -70,13 +70,16 @@ def fleet_client(
     most = section.max_message + FRAMING
 
     def capped(response: httpx.Response) -> None:
-        """Before the body is read."""
+        """Before the body is read. An encoding could make little of it much."""
+        if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+            raise WireError(f"the server's answer is encoded ('{encoding[:20]}'); allowed: bytes as they are")
         length = response.headers.get("content-length", "")
         if not length.isdigit() or int(length) > most:
             raise WireError(f"the server's answer has {length or 'an unknown number of'} bytes; allowed: {most:,}")
 
     inner = client._client
     inner.follow_redirects = False
+    inner.headers["accept-encoding"] = "identity"
     inner.event_hooks = {"response": [capped]}
     if seconds is not None:
         inner.timeout = httpx.Timeout(seconds)

@@ -41,6 +41,7 @@ from .gateway import nginx
 HOME = "CONFIDE_SERVER"
 """names the server's folder to the processes that the SuperLink starts"""
 FAILURE = "failure.json"
+SITES = "sites.json"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -61,6 +62,8 @@ class ServerFile(Section, frozen=True):
     """of the SuperLink, on loopback"""
     max_message: Annotated[int, Field(ge=1024)] = 64 * 2**20
     """bytes of one request of a site; larger messages travel in pieces"""
+    max_connections: Annotated[int, Field(ge=16, le=10_000)] = 512
+    """of registered sites at once; whoever is not known yet has half as many places of their own, and seconds"""
     backbones: dict[str, str] = Field(default={})
     """a backbone's name in runs → the folder that holds it here (relative to server.toml)"""
 
@@ -105,13 +108,14 @@ def _fill(folder: Path, wanted: ServerFile) -> None:
         "# operator_port = 8444",
         f"internal_port = {wanted.internal_port}   # the SuperLink, on loopback only",
         f"max_message = {wanted.max_message}",
+        f"# max_connections = {wanted.max_connections}   # of registered sites at once",
         "# [backbones]",
         '# "sentence-transformers/all-MiniLM-L6-v2" = "/srv/models/minilm"',
     ]
     (folder / "server.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for name in ("runs", "logs", "flwr"):
         (folder / name).mkdir(mode=0o700)
-    write_json(folder / "sites.json", {})
+    write_json(folder / SITES, {})
 
 
 def renew(folder: Path, names: list[str] | None = None) -> None:
@@ -124,7 +128,7 @@ def renew(folder: Path, names: list[str] | None = None) -> None:
 def registered(folder: Path) -> dict[str, RegisteredSite]:
     """Raises DeploymentError for a file that cannot be read."""
     try:
-        content = json.loads((folder / "sites.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / SITES).read_text(encoding="utf-8"))
         return {str(name): RegisteredSite.parse(entry, "sites.json") for name, entry in content.items()}
     except (OSError, ValueError, AttributeError):
         raise DeploymentError(
@@ -163,7 +167,7 @@ def remove_site(folder: Path, name: str) -> bool:
 
 
 def _write_sites(folder: Path, sites: dict[str, RegisteredSite]) -> None:
-    write_json(folder / "sites.json", {name: sites[name].model_dump() for name in sorted(sites)})
+    write_json(folder / SITES, {name: sites[name].model_dump() for name in sorted(sites)})
 
 
 def _sync_if_running(folder: Path) -> bool:

@@ -5,7 +5,9 @@ proof of identity. So the SuperLink is not reachable from outside, and this gate
 machines have a gateway of their own (`operators.py`) that asks for a client certificate and takes configurations only.
 """
 
+import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import httpx
 import uvicorn
 from starlette.applications import Starlette
+
+from .doors import HEADER_BYTES, Gateway, Limits, Room, know
 
 FLEET = frozenset(
     f"/v1/fleet/{name}"
@@ -26,55 +30,87 @@ HEALTH = "/health"
 _PASSED_ON = ("content-type", "accept")
 _UPSTREAM_SECONDS = 120.0
 
+_HEALTH_SECONDS = 2.0
+"""for which an answer about health is given again"""
+_MESSAGES_AT_ONCE, _OF_ONE_SITE = 8, 2
+"""bodies of the largest size that are held at once, in all and of one site"""
+
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+Answer = tuple[int, bytes, bytes]
+"""status, content type, content"""
 
 
 class Front:
-    """An ASGI application: POST on the allowed paths, bodies up to `limit` bytes with their length told in advance."""
+    """An ASGI application: POST on the allowed paths, signed by a registered site, with bodies up to `limit` bytes of
+    which the length is told in advance. Nothing of a body is held before its sender is known."""
 
-    def __init__(self, upstream: str, ca: Path, allowed: Iterable[str], limit: int) -> None:
+    def __init__(
+        self,
+        upstream: str,
+        ca: Path,
+        allowed: Iterable[str],
+        limit: int,
+        sender: Callable[[Headers], bytes | None],
+        limits: Limits,
+    ) -> None:
+        """sender: whose request it is by its headers, None for strangers."""
         self._upstream, self._ca, self._allowed, self._limit = upstream, ca, frozenset(allowed), limit
+        self._sender, self._limits = sender, limits
         self._client: httpx.AsyncClient | None = None
+        self._room = Room(_MESSAGES_AT_ONCE * limit, _OF_ONE_SITE * limit)
+        self._health: tuple[float, Answer] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             status, kind, content = await self._answer(scope, receive)
             headers = [(b"content-type", kind), (b"content-length", str(len(content)).encode())]
+            if status in _CLOSING:
+                headers.append((b"connection", b"close"))
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": content})
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})
 
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, bytes, bytes]:
+    async def close(self) -> None:
+        """Ends the connection to the SuperLink."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         # the path as it came: an encoded slash or dot must not turn into an allowed one further on
         path = scope.get("raw_path", b"").decode("latin-1").partition("?")[0]
         if path == HEALTH and scope["method"] == "GET":
-            return await self._pass_on("GET", HEALTH, [], b"")
+            return await self._healthy()
         if path not in self._allowed or scope["method"] != "POST" or scope.get("query_string"):
             return _refused(403, "not served here")
         headers = scope["headers"]
-        length = next((value.decode("latin-1") for name, value in headers if name == b"content-length"), "")
-        if not length.isdigit():
+        if _value(headers, b"content-encoding") not in ("", "identity"):
+            return _refused(415, "a body as it is, without an encoding")
+        length = _value(headers, b"content-length")
+        if not (length.isascii() and length.isdigit()) or len(length) > _DIGITS:
             return _refused(411, "a length is required")
         if int(length) > self._limit:
             return _refused(413, f"more than {self._limit} bytes")
-        body = bytearray()
-        while True:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                return _refused(400, "gone")
-            body += event.get("body", b"")
-            if len(body) > self._limit:
-                return _refused(413, f"more than {self._limit} bytes")
-            if not event.get("more_body"):
-                break
-        return await self._pass_on("POST", path, headers, bytes(body))
+        if (sender := self._sender(headers)) is None:
+            return _refused(401, "no registered site has signed this")
+        know(scope)
+        async with self._room.hold(sender, int(length)):
+            try:
+                async with asyncio.timeout(self._limits.body_deadline(int(length))):
+                    body = await _body(receive, int(length))
+            except TimeoutError:
+                return _refused(408, "the body did not come in time")
+            return _refused(400, "gone") if body is None else await self._pass_on("POST", path, headers, body)
 
-    async def _pass_on(
-        self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], body: bytes
-    ) -> tuple[int, bytes, bytes]:
+    async def _healthy(self) -> Answer:
+        if self._health is None or time.monotonic() - self._health[0] > _HEALTH_SECONDS:
+            self._health = time.monotonic(), await self._pass_on("GET", HEALTH, [], b"")
+        return self._health[1]
+
+    async def _pass_on(self, method: str, path: str, headers: Headers, body: bytes) -> Answer:
         if self._client is None:
             context = ssl.create_default_context(cafile=str(self._ca))
             self._client = httpx.AsyncClient(base_url=self._upstream, verify=context, timeout=_UPSTREAM_SECONDS)
@@ -90,32 +126,65 @@ class Front:
         return answer.status_code, answer.headers.get("content-type", "text/plain").encode(), answer.content
 
 
-def _refused(status: int, reason: str) -> tuple[int, bytes, bytes]:
+_CLOSING = frozenset((400, 401, 403, 408, 411, 413, 415))
+"""answers to what is not read to its end, or not to be asked again"""
+_DIGITS = 18
+
+
+def _value(headers: Headers, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in headers if key == name), "")
+
+
+async def _body(receive: Receive, length: int) -> bytes | None:
+    """None where the client went away, or sent another length than it told."""
+    parts: list[bytes] = []
+    held = 0
+    while True:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            return None
+        parts.append(event.get("body", b""))
+        held += len(parts[-1])
+        if held > length:
+            return None
+        if not event.get("more_body"):
+            return b"".join(parts) if held == length else None
+
+
+def _refused(status: int, reason: str) -> Answer:
     return status, b"text/plain", reason.encode()
 
 
 def gateway_server(
-    app: Front | Starlette, host: str, port: int, certificate: Path, key: Path, operators_ca: Path | None = None
-) -> uvicorn.Server:
+    app: Front | Starlette,
+    host: str,
+    port: int,
+    certificate: Path,
+    key: Path,
+    operators_ca: Path | None = None,
+    limits: Limits | None = None,
+) -> Gateway:
     """operators_ca: who signs the client certificates that are required; None: sites, which show none."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,  # pyright: ignore[reportArgumentType]  # ASGI's own types are looser
-            host=host,
-            port=port,
-            ssl_certfile=str(certificate),
-            ssl_keyfile=str(key),
-            ssl_ca_certs=None if operators_ca is None else str(operators_ca),
-            ssl_cert_reqs=ssl.CERT_NONE if operators_ca is None else ssl.CERT_REQUIRED,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=512,
-            timeout_keep_alive=75,
-            lifespan="off",
-            ws="none",
-        )
+    config = uvicorn.Config(
+        app,  # pyright: ignore[reportArgumentType]  # ASGI's own types are looser
+        host=host,
+        port=port,
+        ssl_certfile=str(certificate),
+        ssl_keyfile=str(key),
+        ssl_ca_certs=None if operators_ca is None else str(operators_ca),
+        ssl_cert_reqs=ssl.CERT_NONE if operators_ca is None else ssl.CERT_REQUIRED,
+        loop="asyncio",
+        http="h11",
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        lifespan="off",
+        ws="none",
     )
+    close = app.close if isinstance(app, Front) else None
+    return Gateway(config, limits or Limits(), known=operators_ca is not None, close=close)
 
 
 NGINX = """# For nginx instead of the embedded gateway (confide server run --no-gateway). It passes fleet paths only.
@@ -125,6 +194,9 @@ server {{
     ssl_certificate_key {key};
     ssl_protocols       TLSv1.2 TLSv1.3;
     client_max_body_size {limit};
+    client_header_timeout 10s;
+    client_body_timeout 30s;
+    large_client_header_buffers 4 8k;
     proxy_ssl_trusted_certificate {ca};
     proxy_ssl_verify on;
     proxy_ssl_name localhost;

@@ -16,7 +16,9 @@ from ...common.credentials import expiry
 from ...common.errors import ConfideError, DeploymentError
 from ...common.processes import end_group, require_free, tool, wait_for
 from .deployment import HOME, ServerFile, local_control, superlink_log, sync_nodes
+from .doors import Limits, files_for
 from .gateway import FLEET, Front, gateway_server
+from .identity import Registry
 from .operators import operators_app
 
 log = logging.getLogger("confide.server")
@@ -41,8 +43,11 @@ def run_server(folder: Path, *, gateway: bool = True) -> None:
             sync_nodes(folder, control)
         gateways: list[uvicorn.Server] = []
         if gateway:
-            app = Front(upstream, folder / "ca.crt", FLEET, file.max_message)
-            gateways.append(gateway_server(app, file.host, file.port, folder / "server.crt", folder / "server.key"))
+            limits = Limits(connections=file.max_connections)
+            files_for(limits.connections + limits.strangers)
+            app = Front(upstream, folder / "ca.crt", FLEET, file.max_message, Registry(folder).sender, limits)
+            pair = (folder / "server.crt", folder / "server.key")
+            gateways.append(gateway_server(app, file.host, file.port, *pair, limits=limits))
         if file.operator_port is not None:
             app = operators_app(folder, file.max_message)
             pair = (folder / "server.crt", folder / "server.key")
