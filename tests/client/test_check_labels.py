@@ -18,6 +18,7 @@ from confide.common.errors import ConfigError
 from confide.common.model.backbones import DEMO_BACKBONE
 from confide.tests.conftest import shared_data
 from confide.tests.planted import replaced
+from confide.tests.rings import slow
 from confide.tests.tiny import write_csv
 
 FILLERS = "film story actor plot scene music quite rather almost never often long".split()  # noqa: SIM905
@@ -82,7 +83,7 @@ def test_without_embeddings_words_are_judged() -> None:
     assert f1(found.wrong.tolist(), bad) >= 0.8
 
 
-@pytest.mark.parametrize("classes", [2, 5, 15])
+@pytest.mark.parametrize("classes", [2, *slow(5, 15)])
 def test_what_cannot_be_judged_is_said_and_kept(tmp_path: Path, classes: int) -> None:
     """Labels that have nothing to do with the texts: some would be named, and nothing could be said for it."""
     rng = np.random.default_rng(5)
@@ -107,6 +108,7 @@ def test_what_cannot_be_judged_is_said_and_kept(tmp_path: Path, classes: int) ->
     assert {row["named"] for row in ranking} == {"no"}
 
 
+@pytest.mark.slow
 def test_the_cut_can_be_chosen(tmp_path: Path) -> None:
     rows, bad = topics(2, 200, 10)
     found = look(rows, label_cut=7)
@@ -147,7 +149,7 @@ def test_the_ranking_is_written_and_shown(tmp_path: Path) -> None:
         ([("0 7", "")], 0),
     ],
 )
-@pytest.mark.parametrize("embed", [meant, None])
+@pytest.mark.parametrize("embed", [None, *slow(meant)])
 def test_classes_of_a_few_rows_are_not_ranked(rows: Rows, ranked: int, embed) -> None:
     found = look(rows, embed=embed)
     assert (0 if found.judgement is None else len(found.judgement.rows)) == ranked

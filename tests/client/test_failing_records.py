@@ -72,6 +72,7 @@ def test_a_panic_in_training_costs_one_record(make_config, local, monkeypatch) -
     assert np.linalg.norm(sums[1]) > 2 * config.privacy.clip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_proofs")
 def test_sites_side_by_side_prove_before_they_draw(make_config, local, caplog: pytest.LogCaptureFixture) -> None:
     """Threads of a pool have another number of torch's threads than the main one, and prove for themselves."""

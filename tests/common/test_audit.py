@@ -23,6 +23,7 @@ from confide.common.privacy.audit import (
     step_likelihood,
     top_guesses,
 )
+from confide.tests.rings import slow
 
 DELTA = 1e-5
 
@@ -41,10 +42,7 @@ def expected_bounds(epsilon: float, m: int, repeats: int = 60) -> tuple[float, f
 @pytest.mark.parametrize(
     ("epsilon", "m", "steinke", "gdp"),
     [
-        (1, 5000, 0.34, 0.43),
-        (2, 5000, 0.76, 1.0),
-        (4, 5000, 1.82, 2.48),
-        (8, 5000, 3.24, 4.63),
+        *slow((1, 5000, 0.34, 0.43), (2, 5000, 0.76, 1.0), (4, 5000, 1.82, 2.48), (8, 5000, 3.24, 4.63)),
         (4, 1000, 1.22, 1.69),
         (8, 1000, 2.52, 3.68),
         (8, 200, 0.89, 1.24),

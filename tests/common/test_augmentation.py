@@ -20,6 +20,7 @@ from confide.common.types import CHARACTERS, Records, RoundTask, Rows
 from confide.server.report.render import read_report
 from confide.simulations.run import simulate
 from confide.simulations.sites import SimulatedSites, simulated_worker
+from confide.tests.rings import slow
 
 TEXTS = ["the film was good and warm", "a gloomy story", "quite a bad actor and a dark film", "lovely"]
 LABELS = np.array([1, 0, 0, 1])
@@ -127,7 +128,7 @@ def test_plain_training_until_the_warm_up_is_over(prepared) -> None:
 
 
 @options
-@pytest.mark.parametrize("mode", ["none", "local", "distributed", "client"])
+@pytest.mark.parametrize("mode", ["distributed", *slow("none", "local", "client")])
 def test_whole_runs_in_every_mode(make_config, local, training: dict, mode: str) -> None:
     privacy = {} if mode == "none" else {**local, "mode": mode}
     report = read_report(simulate(make_config(run={"rounds": 2}, privacy=privacy, training=training)))

@@ -18,6 +18,7 @@ from confide.common.model.shapes import Shapes
 from confide.common.tasks import load_task
 from confide.tests.architectures import save_architecture
 from confide.tests.elsewhere import Elsewhere
+from confide.tests.rings import slow
 
 
 def load(folder: Path, name: str, **changes) -> FineTuneModel:
@@ -35,8 +36,10 @@ def layers(model: FineTuneModel) -> set[str]:
     ("name", "changes", "expected", "whole"),
     [
         ("bert", {}, {"query", "key", "value", "dense"}, {"head"}),
-        ("bert", {"pooling": "model"}, {"query", "key", "value", "dense"}, {"classifier"}),
-        ("bert", {"task": "masked-lm"}, {"query", "key", "value", "dense"}, {"head"}),
+        *slow(
+            ("bert", {"pooling": "model"}, {"query", "key", "value", "dense"}, {"classifier"}),
+            ("bert", {"task": "masked-lm"}, {"query", "key", "value", "dense"}, {"head"}),
+        ),
         ("bert", {"task": "masked-lm", "pooling": "model"}, {"query", "key", "value", "dense"}, set()),
         ("distilbert", {}, {"q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"}, {"head"}),
         ("gpt2", {"task": "causal-lm"}, {"c_attn", "c_fc", "c_proj"}, set()),

@@ -17,6 +17,7 @@ from confide.common.model.shapes import Shapes
 from confide.common.tasks import load_task, preference
 from confide.common.types import IGNORED, Records, Rows
 from confide.tests.architectures import save_architecture
+from confide.tests.rings import slow
 
 BETA = 0.3
 ROWS = Rows(
@@ -124,7 +125,7 @@ def test_losses_and_gradients_are_those_of_plain_dpo_one_pair_at_a_time(tmp_path
         assert float((together[index] - alone).norm() / alone.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["gpt2", *slow("qwen3", "gemma3")])
 def test_a_pairs_gradient_is_its_own(tmp_path: Path, name: str) -> None:
     """Proved as for other tasks: the same bits among other mates and in other places."""
     model = load(tmp_path, name)

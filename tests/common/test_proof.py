@@ -25,6 +25,7 @@ from confide.common.model.proof import check_reached, prove
 from confide.common.model.shapes import Shapes
 from confide.common.types import Records
 from confide.tests.architectures import WORDS, save_architecture, save_tokenizer, spread_out
+from confide.tests.rings import slow
 
 SHAPES = Shapes(24, 16, 30.0)
 
@@ -78,7 +79,7 @@ def test_where_a_product_takes_few_vectors_of_each_record_many_records_are_compa
     assert bool(small_products(operations.seen, 16)) == expected
 
 
-@pytest.mark.parametrize(("length", "most"), [(16, 4), (16, 2), (24, 4), (12, 16)])
+@pytest.mark.parametrize(("length", "most"), [(16, 4), *slow((16, 2), (24, 4), (12, 16))])
 @pytest.mark.parametrize("task", ["masked-lm", "token-classification"])
 def test_records_may_change_places_at_every_length(tmp_path: Path, task: Any, length: int, most: int) -> None:
     """Beyond sixteen tokens two rows had never changed places in the proof, and every pair came out otherwise."""
@@ -117,6 +118,7 @@ def test_a_product_to_one_number_over_all_tokens_is_shown_alike_or_read_alone(
             assert torch.equal(first.flip(0), again)
 
 
+@pytest.mark.slow
 def test_elementwise_functions_leave_no_rest_where_it_would_be_computed_otherwise(tmp_path: Path) -> None:
     """SiLU of 3 · 16 · 636 and of 3 · 21 · 636 numbers, in two ranges."""
     config = LlamaConfig(

@@ -99,6 +99,7 @@ def test_letters_that_look_latin_are_read_so_only_among_latin_ones(spelling: Spe
     assert spelling.read("ein schöner film") == "ein schöner film"
 
 
+@pytest.mark.slow
 def test_english_words_are_known_beside_the_vocabulary(english: Spelling) -> None:
     assert english.read("teh moive is refrsehingly beatiful , filming cliches") == (
         "the movie is refreshingly beautiful , filming cliches"

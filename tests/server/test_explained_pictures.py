@@ -122,6 +122,7 @@ def test_nearest_images_are_of_the_class(folder: Path) -> None:
         assert found["refused"] == (found["delta"] > TOLERANCE)
 
 
+@pytest.mark.slow
 def test_the_command_shows_them_in_the_report(folder: Path, confide, tmp_path: Path) -> None:
     big = tmp_path / "big.png"
     Image.fromarray(np.full((30, 20, 3), 200, dtype=np.uint8)).save(big)  # another size, colours

@@ -75,6 +75,7 @@ def adapter(config: RunConfig) -> dict[str, np.ndarray]:
     return load_file(simulate(config) / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_noise_of_each_group_is_whole(in_groups, monkeypatch) -> None:
     """No record is drawn: each opened sum is the noise of three shares of μ/(t − c) = μ/2."""
     totals = []

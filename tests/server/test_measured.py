@@ -90,6 +90,7 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
         assert share(right, records).interval == pytest.approx((middle - half, middle + half), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_interval_of_other_metrics_covers_the_truth() -> None:
     """R² of 400 records is in the interval in 95 % of 300 draws; fewer than 250 would be an accident of under 1e-9."""
     task, covered = load_task("regression"), 0

@@ -258,6 +258,7 @@ def served(make_config, wordpiece: Path):
         process.communicate(timeout=20)
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_told_to_stop(served) -> None:
     port, process = served
     address = f"http://127.0.0.1:{port}"

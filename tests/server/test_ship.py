@@ -75,6 +75,7 @@ def test_the_merged_model_answers_as_peft_does(make_config, train: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_variants_answer_as_the_model_and_need_no_torch(copy: Path) -> None:
     assert make_variants(copy) == ["onnx", "int8"]
     torch_model = FinishedRun(copy).merged()

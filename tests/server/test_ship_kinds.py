@@ -84,7 +84,8 @@ def by_the_task(run: FinishedRun) -> dict[str, float]:
     return evaluate(run.model, run.adapter, records, np.arange(len(records))).metrics
 
 
-@pytest.mark.parametrize("task", [*(pytest.param(one, marks=pytest.mark.slow) for one in (IMAGES, BOTH)), NUMBERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [IMAGES, BOTH, NUMBERS])
 def test_variants_answer_a_file_as_the_run_does(finished, task: str) -> None:
     folder = finished(task)
     assert make_variants(folder) == ["onnx", "int8"]

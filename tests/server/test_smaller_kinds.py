@@ -16,6 +16,7 @@ from confide.server.ship.finished import FinishedRun, TorchModel
 from confide.server.ship.prune import importance, layers_of, least_needed_layers, prune
 from confide.server.ship.runtime import VARIANTS, OnnxModel
 from confide.simulations.run import simulate
+from confide.tests.rings import slow
 from confide.tests.server.test_ship import linear
 from confide.tests.tiny import OTHER, PEOPLE, PLACES, run_content, sentences, write_conll, write_csv
 
@@ -52,7 +53,7 @@ def distance(teacher: TorchModel, student: TorchModel, task: str) -> float:
     return float(apart(wanted, found, teacher.reads))
 
 
-@pytest.mark.parametrize("task", [TAGS, NUMBERS])
+@pytest.mark.parametrize("task", [NUMBERS, *slow(TAGS)])
 def test_a_student_learns_its_teachers_answers(runs, task: str) -> None:
     teacher = runs[task].merged()
     student = shallow(teacher, 1)

@@ -146,6 +146,7 @@ def test_copies_in_file_order(audited, make_config, local, spread: Path, monkeyp
     assert sensitivity(make_config(privacy=local, model={"backbone": str(spread)}, **AUGMENTED)) > 1.02
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_per_record(audited, make_config, local, deberta: Path, monkeypatch) -> None:
     """DeBERTa's table of relative positions passes through `query_proj` with a batch of one: refused by the proof, and
     where that is switched off, seen by the sensitivity alone."""

@@ -28,6 +28,7 @@ from confide.server.ship.writer import Writer
 from confide.simulations.canaries import canary_records
 from confide.simulations.run import simulate
 from confide.simulations.sites import simulated_worker
+from confide.tests.rings import slow
 from confide.tests.tiny import BAD, CHATML, GOOD, REWRITES, merged
 
 
@@ -64,7 +65,7 @@ def talking(make_config, gpt2: Path, tmp_path: Path):
     return make
 
 
-@pytest.mark.parametrize("mode", ["none", "local"])
+@pytest.mark.parametrize("mode", ["none", *slow("local")])
 def test_conversations_are_learned(talking, local: dict, mode: str, caplog: pytest.LogCaptureFixture) -> None:
     privacy = {**local, "declared_examples": 48} if mode == "local" else {}
     config = talking(run={"rounds": 40 if mode == "none" else 2}, privacy=privacy)

@@ -30,6 +30,7 @@ from confide.simulations.local import LocalGrid
 from confide.simulations.run import resume, simulate
 from confide.simulations.sites import SimulatedSites, simulated_worker
 from confide.tests.faults import no_noise
+from confide.tests.rings import slow
 from confide.tests.tiny import save_bert, sentences, write_csv
 
 _Z = 5.5  # false alarm below 4e-8
@@ -54,7 +55,11 @@ def distil(make_config, public: Path):
 
 @pytest.mark.parametrize(
     "privacy",
-    [{"mode": "none"}, {"mode": "local", "epsilon": 1000.0}, {"mode": "distributed", "epsilon": 200.0}],  # 12 teachers
+    [
+        {"mode": "none"},
+        *slow({"mode": "local", "epsilon": 1000.0}),
+        {"mode": "distributed", "epsilon": 200.0},
+    ],  # 12 teachers
 )
 def test_the_student_learns_what_the_teachers_know(distil, privacy: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     no_noise(monkeypatch)

@@ -215,7 +215,8 @@ def test_perturbed_images_keep_shape_and_range() -> None:
     assert perturbed(images, True, 2, 0.1, rng).shape == images.shape
 
 
-@pytest.mark.parametrize("mode", FIRST)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
 def test_copies_of_images_are_trained_on_in_every_mode(images, mode: str) -> None:
     """Views of a record: the charge is that of a run without them."""
     training = {"views": 3, "local_steps": 20 if mode == "none" else 1}

@@ -14,6 +14,7 @@ from confide.simulations.audit import audit_canaries
 from confide.simulations.doctor import per_sample_error
 from confide.simulations.run import simulate
 from confide.tests.faults import no_noise
+from confide.tests.rings import slow
 from confide.tests.tiny import BAD, GOOD, NEUTRAL, write_csv
 
 HEADER = ("question", "better", "worse")
@@ -48,9 +49,7 @@ def preferring(make_config, gpt2: Path, tmp_path: Path):
     return make
 
 
-@pytest.mark.parametrize(
-    "mode", ["none", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("local", "distributed")), "client"]
-)
+@pytest.mark.parametrize("mode", ["none", *slow("local", "distributed", "client")])
 def test_the_chosen_answers_become_likelier(preferring, local, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     no_noise(monkeypatch)
     privacy = {**local, "mode": mode, "epsilon": 300.0}

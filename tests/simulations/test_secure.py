@@ -383,6 +383,7 @@ def test_a_site_that_is_out_sends_zero_and_trains_all_the_same(make_config, monk
     assert report["after"] == report["before"]
 
 
+@pytest.mark.slow
 def test_the_sum_is_audited(distributed) -> None:
     config = distributed(
         run={"rounds": 10}, privacy={"sampling_rate": 0.5}, audit={"canaries": 200, "records": 40, "guesses": 10}

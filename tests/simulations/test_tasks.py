@@ -24,6 +24,7 @@ from confide.server.start import initial_adapter
 from confide.simulations.canaries import canary_records
 from confide.simulations.run import resume, simulate
 from confide.tests.federation import Federation
+from confide.tests.rings import slow
 from confide.tests.simulations.test_simulate import CutError, _stop_after, adapter_of
 from confide.tests.tiny import PEOPLE, PLACES, merged, sentences, write_conll, write_csv
 
@@ -45,7 +46,7 @@ def private(local: dict, mode: str) -> dict:
     return {**local, "mode": mode} if mode != "none" else {}
 
 
-@pytest.mark.parametrize("mode", ["none", "local", "distributed"])
+@pytest.mark.parametrize("mode", ["none", "distributed", *slow("local")])
 def test_entities_are_learned_in_every_mode(tagging, local, mode: str) -> None:
     config = tagging(privacy=private(local, mode), run={"rounds": 40 if mode == "none" else 3})
     report = read_report(simulate(config))

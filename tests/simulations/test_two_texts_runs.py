@@ -25,6 +25,7 @@ from confide.server.ship.requests import Bounds
 from confide.server.ship.runtime import OnnxModel
 from confide.server.ship.serve import make_app
 from confide.simulations.run import simulate
+from confide.tests.rings import slow
 from confide.tests.tiny import BAD, GOOD, NEUTRAL, save_wordpiece, with_types, write_csv
 
 TASK = {"task": "multi-label-classification"}
@@ -84,7 +85,7 @@ def several(make_config, tmp_path: Path):
     return make
 
 
-@pytest.mark.parametrize("mode", ["none", "local", "distributed", "client"])
+@pytest.mark.parametrize("mode", ["none", "distributed", *slow("local", "client")])
 @pytest.mark.parametrize("kind", ["two_texts", "several"])
 def test_every_mode_plays(request: pytest.FixtureRequest, kind: str, mode: str, local: dict) -> None:
     rate = {"sampling_rate": 1.0} if mode == "client" else {}
@@ -150,6 +151,7 @@ def read_pairs(asked: dict[str, list[str]]):
     return Rows("rows", asked["texts"], pair=asked["text_pairs"])
 
 
+@pytest.mark.slow
 def test_several_classes_are_asked_and_shipped(several, tmp_path: Path) -> None:
     backbone = several().model.backbone
     run = simulate(several(model={"backbone": backbone, "pooling": "model"}, run={"rounds": 2}))
