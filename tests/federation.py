@@ -24,13 +24,17 @@ from confide.server.deploy import deployment
 from confide.tests import tiny
 
 BACKBONE = "tiny/bert"
+PERSON = "patient"
 
 
 class Federation:
     """One server and `count` sites with csv, parquet and SQLite in turn; ended by `close`."""
 
-    def __init__(self, folder: Path, count: int, rows: int = 120, prefix: list[list[str]] | None = None) -> None:
-        """prefix: a command before each process, the server's first: ["ip", "netns", "exec", …]."""
+    def __init__(
+        self, folder: Path, count: int, rows: int = 120, prefix: list[list[str]] | None = None, *, persons: int = 0
+    ) -> None:
+        """prefix: a command before each process, the server's first: ["ip", "netns", "exec", …]. persons: at each site,
+        among whom the rows are dealt, and whom site.toml names; 0: a row is nobody's."""
         self.folder, self.names = folder, [f"site-{i + 1}" for i in range(count)]
         self.server = folder / "server"
         self._prefix = prefix or [[] for _ in range(count + 1)]
@@ -39,7 +43,7 @@ class Federation:
         tiny.save_data(folder)
         self.host = "127.0.0.1"
         self.port, self.operator_port = free_port(), free_port()
-        self._count, self._rows = count, rows
+        self._count, self._rows, self._persons = count, rows, persons
 
     def make(self, epsilon: float = 50.0, poll: float = 0.2, **policy: Any) -> None:
         """All folders, as operators would make them."""
@@ -57,16 +61,22 @@ class Federation:
             deployment.add_site(self.server, name, line)
 
     def _make_site(self, number: int, name: str, epsilon: float, poll: float, policy: dict[str, Any]) -> None:
-        source = write_source(self.folder, number, tiny.sentences(self._rows, 10 + number))
+        rows = [(*row, *self._whose(i)) for i, row in enumerate(tiny.sentences(self._rows, 10 + number))]
+        source = write_source(self.folder, number, rows)
         init_site(self.site(name), name, f"{self.host}:{self.port}", self.server / "ca.crt", "default", source, epsilon)
         config, _ = load_site(self.site(name))
         content = config.model_dump(mode="json", exclude_none=True)
         content["backbones"] = {BACKBONE: "../bert"}
         content["policy"] |= {"modes": ["none", "local", "distributed", "client"], **policy}
         content["site"]["poll"] = poll
+        if self._persons:
+            content["datasets"]["default"]["person"] = PERSON
         if "none" in policy.get("modes", ()):
             del content["datasets"]["default"]["epsilon"]
         (self.site(name) / "site.toml").write_text(tomli_w.dumps(content))
+
+    def _whose(self, row: int) -> list[str]:
+        return [f"p{row % self._persons}"] if self._persons else []
 
     def site(self, name: str) -> Path:
         return self.folder / name
@@ -162,19 +172,21 @@ class Federation:
         return json.loads((self.server / "runs" / run / "report.json").read_text())
 
 
-def write_source(folder: Path, number: int, rows: list[tuple[str, str]]) -> str:
-    """csv, parquet or SQLite, by turns; the source as site.toml names it."""
+def write_source(folder: Path, number: int, rows: list[tuple[str, ...]]) -> str:
+    """csv, parquet or SQLite, by turns; the source as site.toml names it. rows: text, label and, maybe, whose it is."""
     path = folder / f"data-{number}"
+    header = ("text", "label", PERSON)[: len(rows[0])]
     if number % 3 == 0:
-        tiny.write_csv(path.with_suffix(".csv"), rows)
+        tiny.write_csv(path.with_suffix(".csv"), rows, header)
         return f"../{path.name}.csv"
     if number % 3 == 1:
-        columns = {"text": [row[0] for row in rows], "label": [row[1] for row in rows]}
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
         pyarrow.parquet.write_table(pa.table(columns), path.with_suffix(".parquet"))
         return f"../{path.name}.parquet"
     with sqlite3.connect(path.with_suffix(".db")) as database:
-        database.execute("create table messages (text text, label text)")
-        database.executemany("insert into messages values (?, ?)", rows)
+        database.execute(f"create table messages ({', '.join(f'{name} text' for name in header)})")
+        places = "insert into messages values (?, ?, ?)" if PERSON in header else "insert into messages values (?, ?)"
+        database.executemany(places, rows)
     return f"sqlite:///../{path.name}.db#messages"
 
 
@@ -223,7 +235,7 @@ def write_run(folder: Path, content: dict[str, Any]) -> Path:
 @contextmanager
 def running(folder: Path, count: int, **options: Any) -> Iterator[Federation]:
     """A federation that is up."""
-    federation = Federation(folder, count)
+    federation = Federation(folder, count, persons=options.pop("persons", 0))
     federation.make(**options)
     try:
         federation.start_all()

@@ -16,6 +16,7 @@ from confide.client.deploy.setup import check_site, init_site
 from confide.common.config.run import RunConfig
 from confide.common.credentials import issue, make_ca
 from confide.common.errors import ConfigError, DeploymentError
+from confide.common.ledger.verify import audit
 from confide.server.deploy import deployment
 from confide.server.deploy.control import Control
 from confide.server.deploy.gateway import FLEET
@@ -77,6 +78,36 @@ def test_a_run_survives_the_death_of_its_server_and_charges_each_round_once(fede
     listed = federation.command("runs", "--server", str(federation.server))
     assert "finished" in listed.stdout
     assert "tiny" in listed.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["distributed", "local"])
+def test_persons_over_tls(tmp_path: Path, mode: str) -> None:
+    """Rows of csv, parquet and SQLite belong to persons; a site whose policy asks for them admits no other unit."""
+    persons = 40
+    with running(tmp_path, SITES, persons=persons, units=["person"]) as federation:
+        content = run_content(2, SITES)
+        by_record = merged(content, {"run": {"name": "by-record"}, "privacy": {"mode": mode}})
+        refused = federation.command(
+            "run", str(write_run(federation.folder, by_record)), "--server", str(federation.server)
+        )
+        assert refused.returncode != 0
+        assert "unit of privacy example; allowed: person" in refused.stderr
+        privacy = {"mode": mode, "declared_persons": persons * SITES, "sampling_rate": 0.2}
+        mine = merged(by_record, {"run": {"name": "persons"}, "data": {"person": "whose", "person_rows": 2}})
+        mine["privacy"] = {"epsilon": 8.0, **privacy}
+        finished = federation.command(
+            "run", str(write_run(federation.folder, mine)), "--server", str(federation.server)
+        )
+        assert finished.returncode == 0, finished.stderr + federation.log("site-1")
+        report = federation.report("persons")
+        assert [len(row["sites"]) for row in report["rounds"]] == [SITES] * 2
+        assert "person" in report["privacy"]["unit"]
+        assert report["privacy"]["epsilon_spent"] == pytest.approx(8.0, abs=0.01)
+        for name in federation.names:
+            outcome = audit(federation.site(name) / "ledger" / "ledger.db")
+            assert outcome.holds, outcome.findings
+            assert outcome.datasets[0]["unit"] == ["person"]
 
 
 @pytest.mark.slow
