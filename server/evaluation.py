@@ -87,8 +87,8 @@ def evaluate(
     loss = float(scores["loss"].mean())
     if not math.isfinite(loss):
         raise RoundError(
-            f"the model's mean loss on {len(indices):,} public records is {loss}, so it has diverged, and no figure can "
-            "be had of it; lower training.learning_rate, or, where no round has been played, choose another model.dtype"
+            f"the model's mean loss on {len(indices):,} public records is {loss}, so it has diverged and has no "
+            "figure; lower training.learning_rate, or, where no round has been played, choose another model.dtype"
         )
     metrics, confusion = model.task.metrics(scores, model.classes)
     return Evaluation(metrics, confusion, scores, model)

@@ -77,8 +77,9 @@ class Figure:
 
 
 def _paired(differences: np.ndarray) -> tuple[float, float]:
-    """Of the mean of (N,) differences in −1 … 1, each of one record: Wald's interval with two records more, one for each
-    side. Without these, answers that differ in four records, or in none, would be a sure difference, or surely none."""
+    """Of the mean of (N,) differences, each of one record and no larger than 1: Wald's interval with two records more,
+    one for each side. Without these, answers that differ in four records, or in none, would be a sure difference, or
+    surely none."""
     records = len(differences) + 2
     mean = differences.sum() / records
     half = _Z * np.sqrt(((differences**2).sum() + 2) / records - mean**2) / np.sqrt(records)

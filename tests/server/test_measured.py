@@ -216,6 +216,15 @@ def test_uneven_classes_are_told() -> None:
     )
 
 
+def test_a_class_of_half_the_records_is_much_among_many_and_little_of_two() -> None:
+    facts = report(share(520, 1000))
+    facts["after"]["macro_f1"] = 0.17
+    facts["confusion"]["after"] = [[500, 0, 0, 0], [230, 20, 0, 0], [150, 0, 0, 0], [100, 0, 0, 0]]
+    assert any("50 % of the test records are of one class" in line for line in sentences(facts))
+    facts["confusion"]["after"] = [[500, 0], [480, 20]]
+    assert not any("of one class" in line for line in sentences(facts))
+
+
 def test_probabilities_that_are_off_are_told() -> None:
     facts = report(share(930, 1000))
     facts["after"]["calibration_error"] = 0.3
