@@ -89,7 +89,7 @@ class Rows:
     """the answer of an instruction (`causal-lm`), or the chosen one of two (`preference`)"""
     labels: np.ndarray | None = None
     """(N,) int64 class indices; of several classes a row (N, K) uint8, 1 for those it has; `regression`: float64, in
-    standard deviations from the public sets' mean"""
+    standard deviations from the public set's mean (`data.scale`)"""
     tags: list[np.ndarray] | None = None
     """one class index a word of the text (`token-classification`)"""
     group: np.ndarray | None = None

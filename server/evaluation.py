@@ -1,6 +1,7 @@
 """The global model on public data, at the server."""
 
 import logging
+import math
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ import numpy as np
 
 from ..common.config.run import RunConfig
 from ..common.data.sql import shown
-from ..common.errors import DataError
+from ..common.errors import DataError, RoundError
 from ..common.model.loading import FineTuneModel
 from ..common.model.reading import unknown_share
 from ..common.types import Adapter, Metrics, Records
@@ -80,8 +81,15 @@ def evaluate(
     indices: np.ndarray,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Metrics of `adapter` on the named records, which are batched by length. progress: told done, of how much."""
+    """Metrics of `adapter` on the named records, which are batched by length. progress: told done, of how much. Raises
+    RoundError for a model that has diverged."""
     scores = _scores(model, adapter, records, indices, progress)
+    loss = float(scores["loss"].mean())
+    if not math.isfinite(loss):
+        raise RoundError(
+            f"the model's mean loss on {len(indices):,} public records is {loss}, so it has diverged and has no "
+            "figure; lower training.learning_rate, or, where no round has been played, choose another model.dtype"
+        )
     metrics, confusion = model.task.metrics(scores, model.classes)
     return Evaluation(metrics, confusion, scores, model)
 

@@ -39,9 +39,9 @@ _ONE_SITE = ("groups", "cohort", "min_survivors", "secure_aggregation", "byzanti
 
 
 _HOW = {
-    "alone": "each site by itself, {terms}; the mean over the sites",
-    "pooled": "all records in one place, without privacy",
-    "pooled_private": "all records in one place, {terms}",
+    "alone": "each site by itself, with the run's rounds and settings, {terms}; the mean over the sites",
+    "pooled": "all records in one place, with the run's rounds and settings, without privacy",
+    "pooled_private": "all records in one place, with the run's rounds and settings, {terms}",
 }
 
 

@@ -19,6 +19,11 @@ def public_sources(config: RunConfig) -> list[str]:
     return [source for source in (config.data.test, config.data.validation) if source]
 
 
+def learned_from(config: RunConfig) -> list[str]:
+    """Of the public sets, those whose labels training may depend on: not the test set, unless there is no other."""
+    return [config.data.validation or config.data.test]
+
+
 def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
     """Everything a run depends on, stated: classes come from the public sets, the number of `natural` clients from its
     column, paths become absolute, the run gets its id, and the weights their type.
@@ -41,7 +46,7 @@ def resolve(config: RunConfig, folders: Folders = ()) -> RunConfig:
     if config.training.class_weights == "balanced":
         changes["class_shares"] = _class_shares(config, data.model_copy(update=changes))
     if task.READS.label == "number" and data.scale is None:
-        changes["scale"] = number_scale(public_sources(config), data)
+        changes["scale"] = number_scale(learned_from(config), data)
     if data.partition.kind == "natural" and data.partition.clients is None:
         values = read_table(data.training, data)
         column = data.partition.column or ""
@@ -103,10 +108,10 @@ def _class_shares(config: RunConfig, data: DataSection) -> tuple[float, ...]:
                 f"({', '.join(labels)}); give one each, in this order"
             )
         return data.class_shares
-    counts = class_counts(public_sources(config), data, load_task(config.model.task).READS.label)
+    counts = class_counts(learned_from(config), data, load_task(config.model.task).READS.label)
     if missing := [name for name, count in zip(labels, counts, strict=True) if not count]:
         raise ConfigError(
-            f"training.class_weights: 'balanced' received, and no row of {', '.join(public_sources(config))} has the "
+            f"training.class_weights: 'balanced' received, and no row of {', '.join(learned_from(config))} has the "
             f"class '{missing[0]}', so its weight would be infinite; state data.class_shares"
         )
     return tuple(float(count) / float(counts.sum()) for count in counts)

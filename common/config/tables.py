@@ -198,10 +198,11 @@ class DataSection(Section, frozen=True):
     stand"""
     class_shares: tuple[PositiveFloat, ...] | None = None
     """with training.class_weights: how often each class of `labels` is expected, in their order; only the ratios count.
-    Omitted: as in the public test and validation sets. It must not be counted on private rows: that would be a
+    Omitted: as in `validation`, or without it in `test`. It must not be counted on private rows: that would be a
     release"""
     scale: tuple[float, PositiveFloat] | None = None
-    """`regression`: mean and standard deviation that labels are measured by; omitted: those of the public sets"""
+    """`regression`: mean and standard deviation that labels are measured by; omitted: those of
+    `validation`, or without it of `test`"""
     limit: Positive | None = None
     """first N rows after a seeded shuffle; omitted: all"""
     reference: Annotated[int, Field(ge=0)] | None = None

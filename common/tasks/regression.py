@@ -1,7 +1,7 @@
 """One number for one text: squared error on a linear head over the pooled tokens.
 
-Numbers are in standard deviations of the public sets' labels, from their mean (`data.scale`): a site's own would be a
-release.
+Numbers are in standard deviations of the labels of the public validation set (without one, of the test set), from
+their mean (`data.scale`): a site's own would be a release.
 """
 
 import numpy as np

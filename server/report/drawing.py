@@ -6,6 +6,9 @@ In a page the text of a plot stays text, and its colours are those of the page (
 import html
 import io
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
@@ -66,14 +69,15 @@ def scale(drawn: Figure, image: Any, label: str) -> None:
 def png(drawn: Figure) -> bytes:
     """For a file of its own."""
     buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=130)
+    with _any_letters():
+        drawn.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
 
 
 def svg(drawn: Figure, name: str, title: str) -> str:
     """For a page, where several stand side by side: every id begins with `name`, and the figure is named `title`."""
     buffer = io.StringIO()
-    with mpl.rc_context({**_LOOK, "svg.hashsalt": name}):
+    with mpl.rc_context({**_LOOK, "svg.hashsalt": name}), _any_letters():
         drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     inside = text[text.index("<svg") :]
@@ -87,6 +91,14 @@ def svg(drawn: Figure, name: str, title: str) -> str:
         f'viewBox="0 0 {width:g} {height:g}" style="--natural: {width:.0f}px" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return re.sub(r"<svg.*?>", lambda _: root, inside, count=1, flags=re.DOTALL)
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """Within, matplotlib does not tell the terminal that its font lacks a letter of a name: a page has others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def described(drawn: Figure, title: str) -> str:

@@ -16,6 +16,7 @@ from .verdict import distance, told
 PAGE, TABLE = "compare.html", "compare.csv"
 _OWN = ("run.name", "run.output", "run.id", "engine.ledger")
 """keys in which any two runs differ, and which change no figure"""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _COLUMNS = ("epsilon", "delta", "mode", "unit", "rounds", "bytes_up", "bytes_down", "seconds")
 
 
@@ -111,13 +112,12 @@ def _csv(facts: Mapping[str, Any]) -> str:
     lines.writerow(["run", "folder", "metric", "value", "low", "high", *_COLUMNS, *facts["keys"]])
     for i, row in enumerate(facts["rows"]):
         figures = [row["main"][key] for key in ("key", "value", "low", "high")]
-        lines.writerow(
-            [
-                row["name"],
-                row["folder"],
-                *figures,
-                *(row[key] for key in _COLUMNS),
-                *(v[i] for v in facts["keys"].values()),
-            ]
-        )
+        more = [row[key] for key in _COLUMNS] + [values[i] for values in facts["keys"].values()]
+        lines.writerow([as_cell(value) for value in (row["name"], row["folder"], *figures, *more)])
     return text.getvalue()
+
+
+def as_cell(value: Any) -> Any:
+    """What a spreadsheet shows: a text that it would take for a formula begins with an apostrophe."""
+    text = value if value is None or isinstance(value, int | float) else str(value)
+    return f"'{text}" if isinstance(text, str) and text.startswith(_FORMULA) else text

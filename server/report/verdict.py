@@ -5,8 +5,9 @@ from typing import Any
 
 SHARES = ("accuracy", "macro_f1", "span_f1")
 """metrics between 0 and 1, which are told in percent"""
-_UNEVEN, _APART, _UNCALIBRATED = 0.6, 0.05, 0.1
-"""share of the largest class, and accuracy above macro F1, from where accuracy misleads; calibration error likewise"""
+_UNEVEN, _APART, _UNCALIBRATED = (0.6, 2.0), 0.05, 0.1
+"""share of the largest class, or how often that of even classes, and accuracy above macro F1, from where accuracy
+misleads; calibration error likewise"""
 
 _DISTANCE = "Distance gains", "Distance costs"
 NAMES = {
@@ -104,7 +105,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     if counts and main["key"] == "accuracy":
         rows = [sum(row) for row in counts]
         share = max(rows) / max(1, sum(rows))
-        if share > _UNEVEN and after["macro_f1"] < after["accuracy"] - _APART:
+        if share >= min(_UNEVEN[0], _UNEVEN[1] / len(rows)) and after["macro_f1"] < after["accuracy"] - _APART:
             told_of.append(
                 f"Careful: {100 * share:.0f} % of the test records are of one class; look at macro F1, "
                 f"{100 * after['macro_f1']:.1f} %, rather than at accuracy."

@@ -298,7 +298,10 @@ def _use(task: str, shipped: list[str], spelling: Words, two: bool) -> list[str]
 
 def _use_piped(kind: str | None, reads: Reads, two: bool) -> list[str]:
     several = reads.label == "classes"
-    more = ", top_k=None" if several else ""
+    more = (
+        ", truncation=True" if kind == "text-classification" else ""
+    )  # otherwise it cuts nothing, and the model fails
+    more += ", top_k=None" if several else ""
     code = ["```python", "from transformers import pipeline", "", f'answer = pipeline("{kind}", "."{more})']
     if two:
         code += ['answer({"text": "a text", "text_pair": "another"})']

@@ -69,6 +69,19 @@ def test_balanced_weights_follow_from_the_public_sets(content: dict) -> None:
     assert np.dot(found.weights, (4 / 7, 2 / 7, 1 / 7)) == pytest.approx(1)  # over what is expected
 
 
+def test_with_a_validation_set_nothing_is_learned_from_the_test_set(content: dict, tmp_path: Path) -> None:
+    """Neither weights nor the scale of numbers know a label of data.test."""
+    validation = tmp_path / "validation.jsonl"
+    rows = [{"text": "good", "label": LABELS[c], "number": c} for c in (0, 1, 2, 2)]
+    validation.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert resolved(content, validation=str(validation)).data.class_shares == pytest.approx((1 / 4, 1 / 4, 1 / 2))
+    test = tmp_path / "test.jsonl"
+    test.write_text("".join(json.dumps({"text": "good", "number": 100 + i}) + "\n" for i in range(9)))
+    numbers = {"validation": str(validation), "test": str(test), "label": "number"}
+    plain = content | {"model": content["model"] | {"task": "regression"}, "training": {}}
+    assert resolved(plain, **numbers).data.scale == pytest.approx((np.mean([0, 1, 2, 2]), np.std([0, 1, 2, 2])))
+
+
 def test_stated_shares_come_before_counted_ones(content: dict) -> None:
     found = class_loss_of(resolved(content, class_shares=[3, 2, 1]))
     assert found is not None

@@ -130,6 +130,21 @@ def test_classes_keep_their_names(piped, make_config, tmp_path: Path) -> None:
         assert {row["label"]: row["score"] for row in one} == pytest.approx(answer["probabilities"], abs=1e-5)
 
 
+def test_the_card_s_own_code_cuts_long_texts_as_the_run_did(
+    without_confide: Elsewhere, make_config, tmp_path: Path
+) -> None:
+    """`pipeline` cuts nothing unless told, and a text beyond the backbone's positions is an error then."""
+    run, out = simulate(make_config(model={"pooling": "model"}, run={"rounds": 2})), tmp_path / "plain"
+    export_plain(run, out)
+    text = "good bad the film " * 100
+    (wanted,) = FinishedRun(run).merged().answers(Rows("rows", [text]))
+    code = (out / "README.md").read_text().split("```python")[1].split("```")[0]
+    (found,) = json.loads(
+        without_confide(f"{code}\nimport json\nprint(json.dumps(answer({text!r})))", out).splitlines()[-1]
+    )
+    assert (found["label"], found["score"]) == (wanted["label"], pytest.approx(wanted["probability"], abs=1e-5))
+
+
 def test_a_decoder_classifies_padded_texts(piped, make_config, tmp_path: Path) -> None:
     backbone = save_architecture("llama", tmp_path / "llama")
     run = simulate(make_config(model={"backbone": str(backbone), "pooling": "model"}, run={"rounds": 1}))

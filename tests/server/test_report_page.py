@@ -16,7 +16,7 @@ import pytest
 
 from confide.common.privacy.audit import SCOPES, bounds
 from confide.server.report import audited, plots, render_html
-from confide.server.report.drawing import described, figure
+from confide.server.report.drawing import described, figure, png, svg
 from confide.server.report.facts import Report
 from confide.tests.server.test_report_facts import REPORT
 
@@ -209,6 +209,14 @@ def test_why_two_percentages_differ(text: str) -> None:
     assert "Why one figure is 99.97 % and another 13.6 %" in shown
     assert "Which ε to quote to whom" in shown
     assert audited.limits({"privacy": REPORT["privacy"]}) == []
+
+
+def test_letters_that_a_font_lacks_are_no_concern_of_the_terminal() -> None:
+    """Warnings are errors here; a browser has other fonts."""
+    drawn, axes = figure()
+    axes.set_title("🌍 世界")
+    assert "🌍 世界" in svg(drawn, "a", "t")
+    assert png(drawn)
 
 
 def test_a_plot_is_described_by_its_axes_and_lines() -> None:

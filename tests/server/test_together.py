@@ -59,6 +59,17 @@ def test_the_page_and_the_table(tmp_path: Path) -> None:
     assert rows[1]["epsilon"] == "7.99"
 
 
+def test_a_spreadsheet_shows_names_and_computes_nothing(tmp_path: Path) -> None:
+    """A name that begins as a formula is text there, and a number stays one."""
+    config = {"data": {"test": "t.csv"}, "run": {"output": "x"}, "model": {"note": "@SUM(1)", "n": -2, "s": "+a"}}
+    one, two = leave(tmp_path / "=1+1"), leave(tmp_path / "-x", config=config)
+    write(tmp_path / "out", side_by_side([one, two]))
+    rows = list(csv.reader((tmp_path / "out" / TABLE).read_text().splitlines()))
+    assert [row[0] for row in rows[1:]] == ["'=1+1", "'-x"]
+    assert {"'@SUM(1)", "-2", "'+a"} <= set(rows[2])
+    assert not any(cell.startswith(("=", "+", "@")) for row in rows for cell in row)
+
+
 def test_other_test_records_give_no_difference(tmp_path: Path) -> None:
     one, two = leave(tmp_path / "one", after=main(0.7)), leave(tmp_path / "two", after=main(0.8, records=9))
     assert side_by_side([one, two])["rows"][1]["difference"] is None

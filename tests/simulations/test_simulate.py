@@ -13,6 +13,7 @@ from confide.client.worker import Worker
 from confide.common.config.run import RunConfig
 from confide.common.config.tables import FLOWER_STRATEGIES
 from confide.common.errors import ConfigError, DataError, PrivacyError, RoundError
+from confide.common.model.loading import FineTuneModel
 from confide.server import rounds
 from confide.simulations.run import resume, simulate
 from confide.simulations.sites import forget_sites
@@ -412,3 +413,15 @@ def test_public_names() -> None:
     assert confide.load_base is not None
     with pytest.raises(AttributeError, match="nosuch"):
         _ = confide.nosuch
+
+
+@pytest.mark.parametrize("when", ["before", "after the first round"])
+def test_a_model_that_diverges_ends_the_run_in_a_line(make_config, when: str, monkeypatch) -> None:
+    """No NaN gets into a page, no round is played on it, and what was right until then stays."""
+    config = make_config(training={"learning_rate": 1e30 if when != "before" else 0.02})
+    if when == "before":
+        monkeypatch.setattr(FineTuneModel, "scores", lambda *_, **__: {"loss": np.array([np.nan, 1.0])})
+    with pytest.raises(RoundError, match=r"mean loss on [\d,]+ public records is nan, so it has diverged"):
+        simulate(config)
+    assert not (config.output / "report.json").exists()
+    assert "NaN" not in "".join(path.read_text() for path in config.output.glob("metrics.jsonl"))
