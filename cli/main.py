@@ -293,9 +293,17 @@ def doctor(
 ) -> None:
     """Check versions and device, plan memory, and see whether this model can be trained privately; estimate time per
     round. Nothing is allocated beyond the plan."""
-    from ..simulations.doctor import examine, plan_for_gpu
+    from ..simulations.doctor import findings, plan_for_gpu, show
+    from .progress import bar
 
-    if not (plan_for_gpu(load_recipe(recipe, sets), gpu) if gpu else examine(load_recipe(recipe, sets))):
+    config = load_recipe(recipe, sets)
+    if gpu:
+        fits = plan_for_gpu(config, gpu)
+    else:
+        with bar() as progress:
+            found = list(findings(config, progress))
+        fits = show("confide doctor", found)
+    if not fits:
         raise typer.Exit(1)
 
 

@@ -4,7 +4,7 @@ import importlib.metadata
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from ..common.model.proof import TOLERANCES, check_reached, proved_shapes
 from ..common.model.weights import with_type
 from ..common.modes import mode_of
 from ..common.tasks import load_task
+from ..common.types import ProgressCallback
 from ..server.report.build import PACKAGES
 from .fitness import Finding, judged
 
@@ -50,17 +51,13 @@ _CONTEXT = 1.0
 """GiB of a GPU that its driver and libraries take"""
 
 
-def examine(config: RunConfig) -> bool:
-    """Prints a table of findings; True when nothing stands in the way."""
-    return _print("confide doctor", findings(config))
-
-
 def plan_for_gpu(config: RunConfig, size: float) -> bool:
     """Prints the plan for a GPU of `size` GiB; True when the run fits."""
-    return _print(f"confide doctor, a GPU of {size:g} GiB", _planned_for_gpu(config, size))
+    return show(f"confide doctor, a GPU of {size:g} GiB", _planned_for_gpu(config, size))
 
 
-def _print(title: str, findings: Iterator[Finding]) -> bool:
+def show(title: str, findings: Iterable[Finding]) -> bool:
+    """Prints a table of findings; True when nothing stands in the way."""
     table, fit = Table(title=title, title_justify="left", show_header=False), True
     marks = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]mind[/]"}
     for name, text, good in findings:
@@ -123,8 +120,8 @@ def _is_here(source: str) -> bool:
     return Path(source).is_file() or source.startswith("demo:")
 
 
-def findings(config: RunConfig) -> Iterator[Finding]:
-    """Of each finding its name, its words, and whether the run may go on with it."""
+def findings(config: RunConfig, progress: ProgressCallback = lambda *_: None) -> Iterator[Finding]:
+    """Of each finding its name, its words, and whether the run may go on with it. progress: told what is done next."""
     yield "python", sys.version.split()[0], sys.version_info >= (3, 11)
     tested = tested_versions()
     for package in PACKAGES:
@@ -133,6 +130,7 @@ def findings(config: RunConfig) -> Iterator[Finding]:
         yield package, found + note, True
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     yield "device", device, True
+    progress("planning memory and loading the model", 0, 1)
     config, free = _with_labels(config), free_memory()
     yield "memory", f"{gib(free)} free of {gib(total_memory())}", True
     try:
@@ -148,10 +146,12 @@ def findings(config: RunConfig) -> Iterator[Finding]:
         return
     trained, whole = model.count()
     yield "model", f"{config.model.backbone}, {config.model.dtype}: {trained:,} of {whole:,} parameters trained", True
+    progress("proving for every length that a gradient is one record's", 0, 1)
     text, good, followed_by_opacus = _per_sample(config, sized, model)
     yield "per-sample gradients", text, good
     seconds = None
     if followed_by_opacus:
+        progress("timing a step", 0, 1)
         given = config.training.batch_tokens
         seconds = estimate(config, model, batch_tokens(plan, usable) if given == "auto" else given)
         yield "time per round", f"about {seconds:.1f} s, if all cores keep busy, evaluation aside", True

@@ -123,7 +123,7 @@ def test_a_traceback_is_shown_with_debug_alone(confide, toml: Path, monkeypatch:
     def broken(*_: object) -> None:
         raise RuntimeError("one\ntwo")
 
-    monkeypatch.setattr("confide.simulations.doctor.examine", broken)
+    monkeypatch.setattr("confide.simulations.doctor.findings", broken)
     code, out, err = confide("doctor", toml)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("confide: RuntimeError in ")

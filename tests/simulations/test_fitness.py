@@ -88,7 +88,7 @@ def test_rows_that_cannot_be_used_are_told_by_the_doctor(make_config, tmp_path) 
 
 def test_the_table_shows_names_as_they_are(make_config, capsys) -> None:
     """rich would make a picture of ':train:', and a command of '[bold]'."""
-    assert doctor._print("t", iter([("demo:train:", "[bold]demo:train: row 1", None)]))
+    assert doctor.show("t", iter([("demo:train:", "[bold]demo:train: row 1", None)]))
     shown = capsys.readouterr().out
     assert "[bold]demo:train: row 1" in shown
     assert "mind" in shown
