@@ -253,6 +253,12 @@ def serve(
     rate: Annotated[float, typer.Option(min=0.1, help="Requests a second of one address.")] = 1000.0,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name", help="A name by which others reach it, beside its address and the certificate's; repeat."
+        ),
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Other machines may send texts without TLS.")] = False,
 ) -> None:
     """Answer over HTTP and JSON: /predict, /health, a page for trying a text, and, of a model that writes texts,
@@ -277,7 +283,8 @@ def serve(
     scheme = "http" if certificate is None else "https"
     served = make_app(model, run.resolve().name, name, Bounds(rate=rate), why)
     typer.echo(f"{name} of {run}: {scheme}://{host}:{port}/ (Ctrl-C ends it)")
-    run_(served, host, port, None if certificate is None else str(certificate), None if key is None else str(key))
+    pair = (None, None) if certificate is None else (str(certificate), str(key))
+    run_(served, host, port, *pair, names or ())
 
 
 def _check_positive(name: str, value: float) -> None:

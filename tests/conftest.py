@@ -21,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from confide.cli.main import main
 from confide.common.config.run import RunConfig
-from confide.common.model import proof
+from confide.common.model import kept_proofs, proof
 from confide.server.report import drawing, plots, plots_many
 from confide.server.ship import compress, peak
 from confide.server.ship.compress import _memory
@@ -120,6 +120,8 @@ def _each_proof_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof
     proofs = Proofs(proof.prove, session / "proofs")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(proof, "prove", proofs)
+        patched.setattr(kept_proofs, "folder", lambda: session / "kept proofs")
+        patched.setattr(kept_proofs, "DEAR", float("inf"))
         yield proofs
 
 

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from confide.common.model.apart import state_of
+from confide.common.model.kept_proofs import content_of
 from confide.common.model.loading import FineTuneModel
 from confide.common.model.shapes import Shapes
 
@@ -37,7 +37,7 @@ class Proofs:
         if changed(model):
             return self.prove(model, shapes, views)
         if model.template not in self._contents:
-            self._contents[model.template] = content_of(model)
+            self._contents[model.template] = content_of(model, model.template)
         key = repr((self._contents[model.template], shapes, views, torch.get_num_threads()))
         kept = self._folder / hashlib.sha256(key.encode()).hexdigest()
         if not kept.is_file():
@@ -52,19 +52,3 @@ def changed(model: FineTuneModel) -> bool:
     """Whether a test has put something into the model that its weights and settings do not show."""
     hooks = any(part._forward_hooks or part._forward_pre_hooks for part in model.template.modules())
     return hooks or not model.task.record_losses.__module__.startswith("confide.common.tasks.")
-
-
-def content_of(model: FineTuneModel) -> str:
-    """A digest of the weights as they were loaded, of every layer's kind and settings, and of what is trained and
-    read. What training made of the weights does not count: a model is proved once for all of its rounds."""
-    module, made = model.template, hashlib.sha256()
-    facts = [state_of(module), str(module), str(getattr(module.get_base_model(), "config", None)), repr(model.task)]
-    facts += [model.max_length, model.head_only, model.classes, model.pad, str(model.device), list(model.trained)]
-    text = repr(facts)
-    for folder in {str(getattr(part, "name_or_path", "")) for part in module.modules()} - {""}:
-        text = text.replace(folder, "")  # the same files in another place
-    made.update(text.encode())
-    for name, array in [*module.named_parameters(), *module.named_buffers()]:
-        made.update(repr((name, array.dtype, tuple(array.shape))).encode())
-        made.update(array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return made.hexdigest()

@@ -8,7 +8,9 @@ autograd; and bit for bit, in other positions, among other mates, among fewer.
 
 import math
 import re
+import secrets
 import threading
+import time
 import traceback
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +27,7 @@ from ..config.run import RunConfig
 from ..data.augmentation import views_of
 from ..errors import ModelError, PrivacyError, first_line
 from ..types import Records
+from . import kept_proofs
 from .apart import (
     ALONE,
     COMPARED,
@@ -116,7 +119,8 @@ def proved_shapes(config: RunConfig, model: FineTuneModel) -> Shapes:
 
 def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -> Shapes:
     """The shapes with the rows of each length for which a record's gradient has the same bits whatever its mates, their
-    number and its position, on this machine with this many threads. Once each.
+    number and its position, on this machine with this many threads. Once each; what took long is kept for later
+    processes (kept_proofs.py).
 
     views: numbers of rows that a record may have in a batch. Raises ModelError, naming the layer, where a record's
     gradient is not its own.
@@ -127,7 +131,12 @@ def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -
         check_stateless(model, shapes)
         with _filled_in(model):
             proof = _Proof(model, shapes, views)
-            found = {length: proof.rows_for(length) for length in shapes.all_lengths}
+            found = kept_proofs.kept(model, key)
+            if found is None or not proof.finds_again(found):
+                started = time.monotonic()
+                found = {length: proof.rows_for(length) for length in shapes.all_lengths}
+                if time.monotonic() - started > kept_proofs.DEAR:
+                    kept_proofs.keep(model, key, found)
         if model.head_only:
             check_features(model)
         done[key] = replace(shapes, found=found)
@@ -154,6 +163,14 @@ class _Proof:
             if rows == 1 or (self._same_work(length, rows) and self._rows_alike(length, rows)):
                 return rows
         return 1
+
+    def finds_again(self, found: dict[int, int]) -> bool:
+        """Whether an earlier proof is of these shapes, and one of its lengths, drawn anew, is proved again."""
+        lengths = list(self.shapes.all_lengths)
+        if list(found) != lengths:
+            return False
+        length = secrets.choice(lengths)
+        return self.rows_for(length) == found[length]
 
     def _compare(self, length: int, rows: int) -> None:
         """A batch's gradients with those of its first records taken alone."""

@@ -16,7 +16,7 @@ import httpx
 import uvicorn
 from starlette.applications import Starlette
 
-from .doors import HEADER_BYTES, Gateway, Limits, Room, know
+from ..doors import HEADER_BYTES, Gateway, Limits, Room, know
 
 FLEET = frozenset(
     f"/v1/fleet/{name}"

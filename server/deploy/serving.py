@@ -15,8 +15,8 @@ import uvicorn
 from ...common.credentials import expiry
 from ...common.errors import ConfideError, DeploymentError
 from ...common.processes import end_group, require_free, tool, wait_for
+from ..doors import Limits, files_for
 from .deployment import HOME, ServerFile, local_control, superlink_log, sync_nodes
-from .doors import Limits, files_for
 from .gateway import FLEET, Front, gateway_server
 from .identity import Registry
 from .operators import operators_app

@@ -18,10 +18,12 @@ request, letters of a text, rows that wait, and requests a second of one address
 import asyncio
 import base64
 import ipaddress
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from starlette.routing import Route
 from ...common.data.images import LARGEST, ImageForm, decoded
 from ...common.errors import ConfideError, ConfigError
 from ...common.types import Rows
+from ..doors import know
 from .completions import Completions, refusal
 from .predict import Columns, Model, Writes
 from .requests import Bounds, Rates, RefusedError, body, check_text
@@ -248,31 +251,81 @@ def check_address(host: str, *, tls: bool, insecure: bool) -> None:
         )
 
 
-def run(app: Starlette, host: str, port: int, certificate: str | None = None, key: str | None = None) -> None:
-    """Until it is stopped. Raises ConfigError for an address or a certificate that does not serve."""
+class OwnNames:
+    """Answers requests that were meant for this server, and refuses those for another name: else a page in somebody's
+    browser whose name was made to point here (DNS rebinding) could read the answers."""
+
+    def __init__(self, app: Starlette, names: Iterable[str]) -> None:
+        """names: beside localhost and addresses, which no page can make its own; "*." stands for one label."""
+        self._app, self._names = app, {name.lower().rstrip(".") for name in names}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            know(scope)
+            host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+            if not self._is_own(host):
+                told = f"this server does not answer for '{host[:80]}'; start it with --name for a name that is its own"
+                return await _refusal(RefusedError(421, told))(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+    def _is_own(self, host: str) -> bool:
+        name = re.sub(r":\d*$", "", host).lower().rstrip(".")
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return name == "localhost" or bool({name, f"*.{name.partition('.')[2]}"} & self._names)
+        return True
+
+
+def certified(certificate: str) -> list[str]:
+    """The DNS names that a certificate vouches for."""
+    from cryptography import x509
+
+    try:
+        found = x509.load_pem_x509_certificate(Path(certificate).read_bytes())
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return names.get_values_for_type(x509.DNSName)
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return []
+
+
+def run(
+    app: Starlette,
+    host: str,
+    port: int,
+    certificate: str | None = None,
+    key: str | None = None,
+    names: Iterable[str] = (),
+) -> None:
+    """Until it is stopped. names: by which others reach the server, beside its address and what the certificate says.
+    Raises ConfigError for an address or a certificate that does not serve."""
     import uvicorn
 
+    from ..doors import HEADER_BYTES, Gateway, Limits
+
+    own = OwnNames(app, [host, *names, *([] if certificate is None else certified(certificate))])
     config = uvicorn.Config(
-        app,
+        own,
         host=host,
         port=port,
         ssl_certfile=certificate,
         ssl_keyfile=key,
+        loop="asyncio",
+        http="h11",
+        h11_max_incomplete_event_size=HEADER_BYTES,
         log_level="warning",
         access_log=False,
         server_header=False,
         ws="none",
         timeout_keep_alive=15,
         timeout_graceful_shutdown=10,
-        h11_max_incomplete_event_size=16 * 1024,
         limit_concurrency=2048,
-        backlog=2048,
     )
     try:
         config.load()
     except OSError as error:
         raise ConfigError(f"--certificate, --key: cannot be read: {error.strerror or error}") from None
-    server = uvicorn.Server(config)
+    server = Gateway(config, Limits(connections=2048, strangers_at_one_address=1024), known=False)
     try:
         server.run()
     except SystemExit:

@@ -23,9 +23,9 @@ from confide.client.deploy.connection import fleet_client, read_node_key
 from confide.common.credentials import issue, make_ca, new_node_key
 from confide.common.errors import WireError
 from confide.common.processes import free_port
-from confide.server.deploy.doors import Doors, Limits, Room
 from confide.server.deploy.gateway import FLEET, Front, gateway_server
 from confide.server.deploy.identity import Registry
+from confide.server.doors import Doors, Limits, Room
 
 LIMITS = Limits(
     connections=40,

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -19,12 +20,13 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from confide.common.credentials import issue, make_ca
 from confide.common.data.formats import parsed
 from confide.common.errors import ConfigError, DataError
 from confide.common.types import Reads
 from confide.server.ship.predict import Columns, Format, format_of, predict, predict_file, written_as
 from confide.server.ship.runtime import Answering
-from confide.server.ship.serve import Bounds, Rates, check_address, make_app
+from confide.server.ship.serve import Bounds, OwnNames, Rates, certified, check_address, make_app, run
 
 LABELS, TASK = ["negative", "positive"], "sequence-classification"
 
@@ -278,6 +280,75 @@ def test_the_command_serves_until_it_is_told_to_stop(served) -> None:
     out, err = process.communicate(timeout=20)
     assert f"http://127.0.0.1:{port}/" in out
     assert secret not in out + err
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((own, 200) for own in ("127.0.0.1", "127.0.0.1:8008", "[::1]:8008", "localhost:1", "LOCALHOST.", "10.0.0.7")),
+        *((own, 200) for own in ("model.example.org", "Model.Example.Org:443", "a.wards.example.org")),
+        *((other, 421) for other in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", ":8008")),
+        *((other, 421) for other in ("b.a.wards.example.org", "wards.example.org", "example.org", "127.0.0.1@evil")),
+    ],
+)
+def test_a_name_that_is_not_its_own_gets_no_answer(host: str, status: int) -> None:
+    """DNS rebinding: a page's own name that points here."""
+    app = make_app(Counting(), "name", "int8", Bounds())
+    with TestClient(OwnNames(app, ["127.0.0.1", "model.example.org", "*.wards.example.org"])) as client:
+        for method, path in (("GET", "/health"), ("GET", "/"), ("POST", "/predict")):
+            answer = client.request(method, path, headers={"host": host}, json={"texts": ["a"]})
+            assert answer.status_code == status, (method, path)
+            assert ("--name" in answer.text) == (status == 421)
+
+
+def test_names_of_a_certificate_are_its_own(tmp_path: Path) -> None:
+    make_ca(tmp_path)
+    issue(tmp_path, "server", ["model.example.org", "127.0.0.1"])
+    assert certified(str(tmp_path / "server.crt")) == ["model.example.org"]
+    assert certified(str(tmp_path / "nowhere")) == certified(str(tmp_path / "ca.key")) == []
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"POST /predict HTTP/1.1\r\nhost: localhost\r\n"])
+def test_whoever_sends_no_request_is_put_out(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    from confide.server import doors
+
+    def quick(**settings: Any) -> doors.Limits:
+        return Limits(**settings, stranger_seconds=1.0, header_seconds=0.5)
+
+    Limits = doors.Limits
+    monkeypatch.setattr(doors, "Limits", quick)
+    started: list[doors.Gateway] = []
+    begin = doors.Gateway.startup
+
+    async def noted(self: doors.Gateway, sockets: Any = None) -> None:
+        await begin(self, sockets)
+        started.append(self)
+
+    monkeypatch.setattr(doors.Gateway, "startup", noted)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = make_app(Counting(), "name", "int8", Bounds())
+    thread = threading.Thread(target=run, args=(app, "127.0.0.1", port), daemon=True)
+    thread.start()
+    while not started:
+        time.sleep(0.05)
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as idle:
+            idle.sendall(sent)
+            idle.settimeout(5)
+            with contextlib.suppress(ConnectionError):
+                assert idle.recv(100) == b""
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as long:
+            long.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 20_000)
+            with contextlib.suppress(ConnectionError):
+                assert long.recv(100).startswith((b"HTTP/1.1 400", b""))
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        assert httpx.post(f"http://127.0.0.1:{port}/predict", json={"texts": ["a"]}).status_code == 200
+    finally:
+        started[0].should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
 
 
 BROWSER = next(

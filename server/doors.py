@@ -1,7 +1,8 @@
-"""What strangers cannot use up: connections, seconds and bytes before a gateway knows who is there.
+"""What strangers cannot use up: connections, seconds and bytes before a server knows who is there.
 
-A connection is a stranger's until a request on it was signed by a registered site (or, for operators, until the TLS
-handshake, which asks for a certificate). Strangers have few seconds and few places, and whoever comes after them takes
+A connection is a stranger's until its application says otherwise: at the gateway once a request on it was signed by a
+registered site (for operators after the TLS handshake, which asks for a certificate), at `confide serve` once the
+headers of a request are there. Strangers have few seconds and few places, and whoever comes after them takes
 the place of the one that has been there longest; they never take a known one's.
 """
 
@@ -184,6 +185,10 @@ class Gateway(uvicorn.Server):
         self._all_known, self._close = known, close
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            self.should_exit = True
+            return
         self.servers = []
         listener = self.config.bind_socket()  # SystemExit where the port is taken
         listener.listen(_BACKLOG)
@@ -223,14 +228,9 @@ class Gateway(uvicorn.Server):
         """The TLS handshake."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         seconds = self.doors.limits.stranger_seconds
+        tls: dict[str, Any] = {"ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": 5.0} if self.config.ssl else {}
         try:
-            await loop.connect_accepted_socket(
-                lambda: self._protocol(visitor),
-                connection,
-                ssl=self.config.ssl,
-                ssl_handshake_timeout=seconds,
-                ssl_shutdown_timeout=5.0,
-            )
+            await loop.connect_accepted_socket(lambda: self._protocol(visitor), connection, ssl=self.config.ssl, **tls)
         except (OSError, ssl.SSLError, asyncio.CancelledError):  # the transport closes what it was given
             self.doors.leave(visitor)
             return
@@ -238,7 +238,8 @@ class Gateway(uvicorn.Server):
             self.doors.know(visitor)
 
     def _protocol(self, visitor: Visitor) -> _Protocol:
-        protocol = _Protocol(self.config, self.server_state, {"visitor": visitor, "doors": self.doors})
+        state = {**self.lifespan.state, "visitor": visitor, "doors": self.doors}
+        protocol = _Protocol(self.config, self.server_state, state)
         protocol.visitor, protocol.doors = visitor, self.doors
         return protocol
 
