@@ -121,8 +121,4 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         elif calibration is not None:
             remedy = "a temperature fitted on the validation set does not mend it"
         told_of.append(f"Careful: its probabilities are off by {error:.2f} in the mean (calibration error); {remedy}.")
-    if report["config"]["server"].get("patience") and not report["config"]["data"].get("validation"):
-        told_of.append(
-            "Careful: the best round was chosen on the test set itself, so the figure flatters; give data.validation."
-        )
     return told_of

@@ -157,9 +157,7 @@ def test_a_temperature_undoes_what_was_done() -> None:
     np.testing.assert_allclose(at_temperature(overconfident, 2.0), honest, atol=1e-6)
 
 
-def report(
-    main: Figure, patience: int | None = None, validation: str | None = None, **baselines: Any
-) -> dict[str, Any]:
+def report(main: Figure, **baselines: Any) -> dict[str, Any]:
     found = {
         name: None if other is None else {"value": other.value, "how": "as it is", "gain": main.over([other])}
         for name, other in {
@@ -172,10 +170,6 @@ def report(
         "baselines": {**found, "not_measured": {}},
         "privacy": {"mode": "distributed"},
         "confusion": {"before": None, "after": None},
-        "config": {
-            "server": {"patience": patience} if patience else {},
-            "data": {"validation": validation} if validation else {},
-        },
     }
 
 
@@ -233,8 +227,3 @@ def test_probabilities_that_are_off_are_told() -> None:
     assert any("dividing its logits by 0.40" in line and "leaves 0.02" in line for line in sentences(facts))
     facts["calibration"] = {"temperature": 1.1, "error": 0.31}
     assert any("does not mend it" in line for line in sentences(facts))
-
-
-def test_a_round_that_was_chosen_on_the_test_set_is_told() -> None:
-    assert any("chosen on the test set" in line for line in sentences(report(share(9, 10), patience=2)))
-    assert not any("chosen on" in line for line in sentences(report(share(9, 10), patience=2, validation="v.csv")))
