@@ -183,6 +183,25 @@ def test_sentences_that_may_be_quoted() -> None:
     assert not any(line.startswith("Careful") for line in said)
 
 
+def test_differences_that_may_be_chance_have_a_direction_and_small_ones_digits() -> None:
+    said = sentences(report(share(85, 100), alone=share(86, 100), pooled=share(85, 100), pooled_private=share(60, 100)))
+    assert said[1].endswith("training alone at the same ε (1.0 ± 3.3 points worse, which may be chance).")
+    assert "(a difference of 0.0 ± 2.7 points)" in said[2]
+    assert said[3].endswith(
+        "better than all data in one place at the same ε, trained with the run's rounds and settings."
+    )
+    main = {"key": "loss", "higher": False}
+    assert difference(main, {"value": -0.00042, "low": -0.00051, "high": -0.00033})[1] == "0.00042 ± 0.00009"
+
+
+def test_why_joining_was_not_measured_is_told() -> None:
+    facts = report(share(86, 100))
+    facts["baselines"]["not_measured"] = {"alone": "not asked for (baselines.alone)"}
+    assert "`--baselines` trains" in sentences(facts)[1]
+    facts["baselines"]["not_measured"] = {"alone": "the data stay at the sites"}
+    assert sentences(facts)[1] == "Whether joining was worth it was not measured: the data stay at the sites."
+
+
 def test_what_was_not_measured_is_no_gain() -> None:
     said = sentences(report(share(860, 1000), majority=share(500, 1000)))
     assert "was not measured" in said[1]
