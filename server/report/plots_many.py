@@ -23,8 +23,9 @@ def learning_curves(labels: list[int], rows: list[dict[str, Any]]) -> Figure:
     return drawn
 
 
-def ways(rows: list[dict[str, Any]]) -> Figure:
-    """Accuracy by round, a line a way to learn; one that does not train is level."""
+def ways(rows: list[dict[str, Any]], measure: str) -> Figure:
+    """The main figure by round, a line a way to learn; one that does not train is level. measure: the figure, and on
+    which records, in words."""
     drawn, axes = figure(WIDTH, 4.0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for index, row in enumerate(rows):
@@ -37,15 +38,16 @@ def ways(rows: list[dict[str, Any]]) -> Figure:
                 linewidth=1.4,
             )
         else:
-            axes.axhline(row["accuracy"], color=SOFT, linestyle=":", label=named(row["way"]))
-    axes.set(xlabel="round", ylabel="accuracy on the validation set")
+            axes.axhline(row["value"], color=SOFT, linestyle=":", label=named(row["way"]))
+    axes.set(xlabel="round", ylabel=measure)
     legend(axes, loc="lower right")
     return drawn
 
 
-def trade(rows: list[dict[str, Any]]) -> Figure:
-    """Accuracy when no attack against accuracy under the worst attack, a point a defence with its ε: privacy,
-    robustness and accuracy are paid for with one another (Allouah et al. 2023). On the diagonal lies cost nothing."""
+def trade(rows: list[dict[str, Any]], measure: str) -> Figure:
+    """The main figure when no attack against that under the worst attack, a point a defence with its ε: privacy,
+    robustness and accuracy are paid for with one another (Allouah et al. 2023). On the diagonal lies cost nothing.
+    measure: the figure's name."""
     rows = [row for row in rows if row["clean"] is not None and row["worst"] is not None]
     drawn, axes = figure(WIDTH, 4.4)
     axes.xaxis.set_major_locator(MaxNLocator())
@@ -64,7 +66,7 @@ def trade(rows: list[dict[str, Any]]) -> Figure:
             color=SERIES[index % len(SERIES)],
             label=f"{named(row['defence'])} ({price})",
         )
-    axes.set(xlabel="accuracy, no attack", ylabel="accuracy, worst attack", xlim=ends, ylim=ends)
+    axes.set(xlabel=f"{measure}, no attack", ylabel=f"{measure}, worst attack", xlim=ends, ylim=ends)
     legend(axes, loc="upper left")
     return drawn
 

@@ -41,6 +41,13 @@ def told(main: Mapping[str, Any], value: float) -> str:
     return f"{100 * value:.1f} %" if main["key"] in SHARES else f"{value:.3f}"
 
 
+def in_words(main: Mapping[str, Any], value: float, spread: float) -> str:
+    """A value of the main metric and how far it varies, as people say it."""
+    if main["key"] in SHARES:
+        return f"{100 * value:.1f} ± {100 * spread:.1f} %"
+    return f"{value:.3f} ± {spread:.3f}"
+
+
 def distance(main: Mapping[str, Any], gain: Mapping[str, float]) -> str:
     """How far two values of the main metric are apart, with half of the interval, as people say it."""
     value, half = abs(gain["value"]), (gain["high"] - gain["low"]) / 2
