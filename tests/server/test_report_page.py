@@ -227,7 +227,7 @@ def test_names_of_users_are_names_in_plots() -> None:
     assert "$x_{$" in svg(drawn, "a", "t")
     key = drawn.axes[0].get_legend()
     assert key is not None
-    assert [text.get_text().strip()[:6] for text in key.get_texts()] == [r"\$x_{\", "_other", "wwwwww"]
+    assert [text.get_text().strip().replace("\\", "")[:5] for text in key.get_texts()] == ["$x_{$", "_othe", "wwwww"]
     for picture in (plots.confusion([[1] * 3] * 3, names), plots.partition({"labels": names, "counts": [[1] * 3] * 2})):
         picture.draw_without_rendering()  # a warning where the axes have no room
         box = picture.axes[0].get_position()
