@@ -16,6 +16,7 @@ from ..server.deploy.runs import RunRow
 from ..server.report import read_report
 from ..server.report.audited import reconciled
 from ..server.report.plots import ATTACKS, AUDIT_KINDS
+from ..server.report.verdict import in_words
 from .terminal import Terminal, new_table, show
 
 
@@ -214,12 +215,13 @@ def _print_active(report: dict[str, Any]) -> None:
 
 def _print_compare(report: dict[str, Any]) -> None:
     """What each way of learning reached, and what it cost."""
-    table = new_table("ways to learn", "way", ">accuracy", ">trained numbers", ">kB a site and round", ">seconds", ">ε")
+    figure = f">{report['main']['name']}"
+    table = new_table("ways to learn", "way", figure, ">trained numbers", ">kB a site and round", ">seconds", ">ε")
     for row in report["ways"]:
         epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
-        accuracy = f"{100 * row['accuracy']:.1f} ± {100 * row['spread']:.1f}"
+        value = in_words(report["main"], row["value"], row["spread"])
         numbers = [f"{row['trained']:,}", f"{row['kilobytes']:,.0f}", f"{row['seconds']:.0f}"]
-        table.add_row(row["way"], accuracy, *numbers, epsilon)
+        table.add_row(row["way"], value, *numbers, epsilon)
     show(table)
 
 

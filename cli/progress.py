@@ -27,8 +27,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ..common.errors import ConfigError
 from ..common.run_folder import CONFIG, METRICS, PROGRESS
-from ..common.types import ProgressCallback
+from ..common.types import DEFAULT_TASK, ProgressCallback
 from ..server.report import figures, read_report, sentences
 from .terminal import Terminal
 
@@ -316,16 +317,18 @@ def _rounds_done(folder: Path) -> list[str]:
 
 
 def _in_words(line: str, folder: Path, title: str) -> str | None:
-    """A round; None for a line that somebody changed."""
+    """A round, by the main figure of its task and its loss; None for a line that somebody changed."""
+    from ..common.tasks import LOSS, load_task
+
     try:
-        row = json.loads(line)
-        rounds = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))["run"]["rounds"]
-        figures = [f"{name} {row[name]:.3f}" for name in ("accuracy", "loss") if name in row]
+        row, config = json.loads(line), tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        rounds, main = config["run"]["rounds"], load_task(config.get("model", {}).get("task", DEFAULT_TASK)).MAIN
+        figures = [f"{one.name} {row[one.key]:.3f}" for one in dict.fromkeys((main, LOSS)) if one.key in row]
         if row["failed"]:
             figures.append(f"{len(row['failed'])} failed")
         before = f"{title}: " if title else ""
         return f"{before}round {row['round']} of {rounds}: {', '.join([*figures, format(row['seconds'], '.1f')])} s"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
 
 

@@ -18,8 +18,10 @@ from ..common.config.run import RunConfig
 from ..common.errors import DataError
 from ..common.model.generation import TOKENS, Generator
 from ..common.model.loading import FineTuneModel
+from ..common.tasks import Main, mean_of
 from ..common.types import IGNORED, Adapter, Conversation, Metrics, Records, Rows
 from .evaluation import asked_of, subset
+from .measured import Figure
 
 _PROMPTS, _SHOWN = 64, 10
 """answered where nobody says how many; of them side by side in the report"""
@@ -49,7 +51,8 @@ class Questions:
         found: dict[str, Any] = {}
         if self.prompts:
             written = self.generator.written(self.prompts, progress)
-            found["generation"] = {**text_metrics(written, self.references), "records": len(written)}
+            metrics, intervals = text_metrics(written, self.references)
+            found["generation"] = {**metrics, "intervals": intervals, "records": len(written)}
             rows = zip(self.shown, self.references, written, strict=True)
             texts = [{"prompt": prompt, "reference": wanted[0], "text": text} for prompt, wanted, text in rows]
             found["texts"] = texts[:_SHOWN]
@@ -97,8 +100,9 @@ def read_questions(config: RunConfig, model: FineTuneModel) -> Questions | None:
     )
 
 
-def text_metrics(written: list[str], references: list[list[str]]) -> Metrics:
-    """As the table above. references: (P,) one or more each."""
+def text_metrics(written: list[str], references: list[list[str]]) -> tuple[Metrics, dict[str, tuple[float, float]]]:
+    """As the table above, and of those that are means over prompts the 95 % interval for the draw of the prompts.
+    references: (P,) one or more each."""
     import sacrebleu
     from rouge_score.rouge_scorer import RougeScorer  # loads half of a statistics library: seconds
 
@@ -110,12 +114,20 @@ def text_metrics(written: list[str], references: list[list[str]]) -> Metrics:
         for i in range(most)  # "": sacrebleu skips it
     ]
     scorer, pairs = RougeScorer(["rougeL"]), list(zip(references, written, strict=True))
-    return {
-        "exact_match": float(np.mean([text in wanted for wanted, text in pairs])),
-        "rouge_l": float(np.mean([scorer.score_multi(wanted, text)["rougeL"].fmeasure for wanted, text in pairs])),
+    exact = [float(text in wanted) for wanted, text in pairs]
+    rouge = [scorer.score_multi(wanted, text)["rougeL"].fmeasure for wanted, text in pairs]
+    alone = {"exact_match": _mean(exact), "rouge_l": _mean(rouge)}
+    metrics = {name: value for name, (value, _) in alone.items()} | {
         "bleu": sacrebleu.corpus_bleu(written, columns).score,
         "chrf": sacrebleu.corpus_chrf(written, columns).score,
     }
+    return metrics, {name: interval for name, (_, interval) in alone.items()}
+
+
+def _mean(values: list[float]) -> tuple[float, tuple[float, float]]:
+    """Of numbers of one prompt each, with its interval."""
+    parts = np.stack([values, np.ones(len(values))], axis=1)
+    return float(np.mean(values)), Figure(Main("mean", "mean"), parts, mean_of).interval
 
 
 def share_of(right: int, records: int) -> Metrics:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ..common.config.resolve import public_sources, resolve
 from ..common.config.run import RunConfig
+from ..common.data.files import is_file
 from ..common.errors import ConfideError, first_line
 from ..common.model.apart import check_apart
 from ..common.model.backbones import resolve_backbone
@@ -68,7 +69,7 @@ def show(title: str, findings: Iterable[Finding]) -> bool:
 
 
 def _planned_for_gpu(config: RunConfig, size: float) -> Iterator[tuple[str, str, bool]]:
-    config = _with_labels(config)
+    config, _ = _with_labels(config)
     if config.model.dtype == "auto":
         config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
     try:
@@ -99,25 +100,28 @@ def _of_plan(plan: Plan, usable: int, *, gpu: bool) -> Iterator[tuple[str, str, 
     )
 
 
-def _with_labels(config: RunConfig) -> RunConfig:
-    """With the classes and the task that a run finds in its public files; two classes where it would find none."""
+def _with_labels(config: RunConfig) -> tuple[RunConfig, str | None]:
+    """With the classes and the task that a run finds in its public files; two classes where it would find none. Beside
+    that, why a run would refuse these files."""
+    found, refused = config, None
     try:
         found = resolve(config) if all(map(_is_here, public_sources(config))) else config
-    except ConfideError:  # of the data, which a run says
-        found = config
+    except ConfideError as error:
+        refused = str(error)
     needed = load_task(found.model.task).CLASSES
     labels = found.data.labels or (["first", "second"] if needed else None)
-    return config.model_copy(
+    known = config.model_copy(
         update={
             "data": config.data.model_copy(update={"labels": labels}),
             "model": config.model.model_copy(update={"task": found.model.task}),
         }
     )
+    return known, refused
 
 
 def _is_here(source: str) -> bool:
     """Whether a look at it asks no hub and no database."""
-    return Path(source).is_file() or source.startswith("demo:")
+    return is_file(source) or source.startswith("demo:")
 
 
 def findings(config: RunConfig, progress: ProgressCallback = lambda *_: None) -> Iterator[Finding]:
@@ -131,8 +135,8 @@ def findings(config: RunConfig, progress: ProgressCallback = lambda *_: None) ->
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     yield "device", device, True
     progress("planning memory and loading the model", 0, 1)
-    config, free = _with_labels(config), free_memory()
-    yield "memory", f"{gib(free)} free of {gib(total_memory())}", True
+    config, refused = _with_labels(config)
+    yield "memory", f"{gib(free_memory())} free of {gib(total_memory())}", True
     try:
         config = config.model_copy(update={"model": with_type(config.model, resolve_backbone(config.model.backbone))})
         usable = usable_memory(config)
@@ -155,9 +159,15 @@ def findings(config: RunConfig, progress: ProgressCallback = lambda *_: None) ->
         given = config.training.batch_tokens
         seconds = estimate(config, model, batch_tokens(plan, usable) if given == "auto" else given)
         yield "time per round", f"about {seconds:.1f} s, if all cores keep busy, evaluation aside", True
-    train = config.data.train
-    if good and train is not None and _is_here(train) and config.data.partition.clients is not None:
+    if refused is not None:
+        yield "data", refused, False
+    elif good and config.data.partition.clients is not None and _all_here(config):
         yield from judged(config, model, seconds)
+
+
+def _all_here(config: RunConfig) -> bool:
+    """Whether a simulation's data can be judged: of public sets that are not here, classes are not known."""
+    return config.data.train is not None and all(map(_is_here, (config.data.train, *public_sources(config))))
 
 
 def _per_sample(config: RunConfig, sized: RunConfig, model: FineTuneModel) -> tuple[str, bool, bool]:

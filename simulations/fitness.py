@@ -3,16 +3,18 @@ of a step is noise, and which other settings would carry more signal at the same
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..common.config.run import RunConfig
+from ..common.data.record_keys import record_keys
 from ..common.errors import ConfideError
 from ..common.model.loading import FineTuneModel
 from ..common.modes import mode_of
 from ..common.modes.by_record import declared
-from ..common.privacy.plan import privacy_plan
+from ..common.privacy.plan import declared_steps, privacy_plan
+from ..common.types import Rows
 from .sites import simulated_data
 
 Finding = tuple[str, str, bool | None]
@@ -20,7 +22,10 @@ Finding = tuple[str, str, bool | None]
 
 _FEW, _APART, _LOUD, _DROWNED = 20.0, 1.5, 2.0, 5.0
 """expected records of a step below which little is learned; rows and declaration apart; z; noise over signal"""
-_CUT = 0.1
+_CUT, _SAME = 0.1, 0.01
+"""shares of records: cut, and of the test set trained on"""
+_HALF = 0.98
+"""of a 95 % interval of a share of one half of n records, times √n"""
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,17 @@ class Step:
         return math.sqrt(self.numbers) * self.noise / self.expected
 
 
-def step_of(config: RunConfig, trained: int) -> Step | None:
-    """None without privacy, or where what is released are teachers' answers."""
+def step_of(config: RunConfig, trained: int, units: int | None = None) -> Step | None:
+    """None without privacy, or where what is released are teachers' answers. units: records (persons) that the sites
+    hold, which may be others than they declare; omitted: as declared, and in mode `client` the sites."""
     plan, mode = privacy_plan(config, trained), mode_of(config)
     if plan is None or mode.TEACHERS:
         return None
     sites, z = config.clients, plan.noise_multiplier
     summed = config.secure or config.privacy.mode == "client"
     more = sites / plan.most_shares if config.secure else (1 if summed else sites)
-    return Step(z, z * math.sqrt(more), plan.sampling_rate * _units(config), plan.coordinates)
+    held = _units(config) if units is None else units
+    return Step(z, z * math.sqrt(more), plan.sampling_rate * held, plan.coordinates)
 
 
 def _units(config: RunConfig) -> float:
@@ -61,11 +68,13 @@ def _units(config: RunConfig) -> float:
 def judged(config: RunConfig, model: FineTuneModel, seconds: float | None) -> Iterator[Finding]:
     """Of a simulation. seconds: of a round, as measured; None where it was not."""
     rows = yield from _of_data(config, model)
-    step = step_of(config, model.count()[0])
+    yield from _of_public(config, model)
+    units = None if config.privacy.mode == "client" else rows
+    step = step_of(config, model.count()[0], units)
     if step is not None:
         yield from _of_privacy(config, step, rows)
         if step.expected < _FEW or step.multiplier > _LOUD or step.ratio > _DROWNED:
-            yield from _better(config, model, step)
+            yield from _better(config, model, step, units)
     if seconds is not None:
         whole = seconds * config.run.rounds
         yield "time in all", f"about {_time(whole)} for {config.run.rounds} rounds, evaluation aside", True
@@ -83,7 +92,10 @@ def _of_data(config: RunConfig, model: FineTuneModel) -> Iterator[Finding]:
     if data.labels is not None and config.data.labels:
         held = np.bincount(data.labels[np.concatenate(data.parts)], minlength=len(config.data.labels))
         text += f"; {len(held)} classes, the smallest of {held.min():,} records and the largest of {held.max():,}"
-    yield "data", text, True
+        lacking = int((held == 0).sum())
+        yield "data", f"{text}; of {lacking} nothing will be learned" if lacking else text, _mind(not lacking)
+    else:
+        yield "data", text, True
     cut = 0.0 if data.records.cut is None else float(data.records.cut.mean())
     longest = int(np.diff(data.records.offsets).max(initial=0))
     if model.task.READS.text:
@@ -93,9 +105,40 @@ def _of_data(config: RunConfig, model: FineTuneModel) -> Iterator[Finding]:
     return count if person is None else len(np.unique(person))
 
 
+def _of_public(config: RunConfig, model: FineTuneModel) -> Iterator[Finding]:
+    data = config.data
+    try:
+        test, learned = model.rows(data.test, data), model.rows(data.training, data)
+        others = None if data.validation is None else model.rows(data.validation, data)
+    except ConfideError as error:
+        yield "test", str(error), False
+        return
+    width = 100 * _HALF / math.sqrt(len(test))
+    text = f"{len(test):,} records, by which a share of right answers is known to ± {width:.1f} points"
+    text += (
+        "; without data.validation rounds are looked at on it, and no temperature is fitted" if others is None else ""
+    )
+    yield "test", *_flattered(text, test, learned, "are trained on")
+    if others is not None:
+        yield "validation", *_flattered(f"{len(others):,} records", test, others, "of the test set are among them")
+
+
+def _flattered(text: str, test: Rows, others: Rows, which: str) -> tuple[str, bool | None]:
+    """text, and what is to be minded where others are of the test set, too. which: these, in words."""
+    same = int(np.isin(_read(test), _read(others)).sum())
+    few = same <= _SAME * len(test)
+    return text if few else f"{text}; {same:,} {which}, so the figure flatters", _mind(few)
+
+
+def _read(rows: Rows) -> np.ndarray:
+    """(N,) a number for what a model reads of each record, the same for the same."""
+    return record_keys(replace(rows, labels=None, tags=None), b"")
+
+
 def _of_privacy(config: RunConfig, step: Step, rows: int | None) -> Iterator[Finding]:
     unit = {"client": "sites"}.get(config.privacy.mode, "records" if config.data.person is None else "persons")
-    z = f"noise multiplier z = {step.multiplier:.3g} for ε = {config.privacy.epsilon:g}"
+    steps = f"{declared_steps(config):,} step{'s' * (declared_steps(config) > 1)}"
+    z = f"noise multiplier z = {step.multiplier:.3g} for ε = {config.privacy.epsilon:g} over {steps}"
     yield (
         "noise",
         z if step.multiplier <= _LOUD else f"{z}; above {_LOUD:g} little is learned",
@@ -127,28 +170,28 @@ def _mind(good: bool) -> bool | None:
     return True if good else None
 
 
-def _better(config: RunConfig, model: FineTuneModel, step: Step) -> Iterator[Finding]:
-    """Settings with more signal at the same ε."""
+def _better(config: RunConfig, model: FineTuneModel, step: Step, units: int | None) -> Iterator[Finding]:
+    """Settings with more signal at the same ε. units: as of `step_of`."""
     found: list[tuple[str, Step | None, str]] = []
     head = sum(p.numel() for name, p in model.trained.items() if "lora_" not in name)
     if config.model.train == "lora" and 0 < head < step.numbers and model.pools:
-        found.append(("model.train = 'head'", step_of(config, head), "fewer numbers, each with its noise"))
+        found.append(("model.train = 'head'", step_of(config, head, units), "fewer numbers, each with its noise"))
     rate, rounds = config.privacy.sampling_rate or 1.0, config.run.rounds
     if rate < 1:
-        other = _with(config, step, "privacy", sampling_rate=min(1.0, 2 * rate))
+        other = _with(config, step, units, "privacy", sampling_rate=min(1.0, 2 * rate))
         found.append((f"privacy.sampling_rate = {min(1.0, 2 * rate):g}", other, "larger sums"))
     if rounds > 1:
-        other = _with(config, step, "run", rounds=rounds // 2)
+        other = _with(config, step, units, "run", rounds=rounds // 2)
         found.append((f"run.rounds = {rounds // 2}", other, "less noise a step"))
     told = [f"{what}: {other.ratio:.2g} ({why})" for what, other, why in found if other and other.ratio < step.ratio]
     if told:
         yield "instead", f"noise over signal {step.ratio:.2g}; with " + "; ".join(told), None
 
 
-def _with(config: RunConfig, step: Step, section: str, **changes: object) -> Step | None:
+def _with(config: RunConfig, step: Step, units: int | None, section: str, **changes: object) -> Step | None:
     table = getattr(config, section).model_copy(update=changes)
     try:
-        return step_of(config.model_copy(update={section: table}), step.numbers)
+        return step_of(config.model_copy(update={section: table}), step.numbers, units)
     except ConfideError:
         return None
 

@@ -125,3 +125,19 @@ def test_stages_are_told_as_one_whole() -> None:
 )
 def test_durations_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        ("sequence-classification", "accuracy 0.900, loss 0.100"),
+        ("token-classification", "span F1 0.300, loss 0.100"),
+        ("causal-lm", "loss 0.100"),
+        ("nothing", None),
+    ],
+)
+def test_a_round_is_told_by_the_main_figure_of_its_task(tmp_path: Path, task: str, told: str | None) -> None:
+    (tmp_path / CONFIG).write_text(f'[run]\nrounds = 3\n[model]\ntask = "{task}"\n')
+    row = {"round": 1, "accuracy": 0.9, "span_f1": 0.3, "loss": 0.1, "failed": [], "seconds": 2.0}
+    wanted = None if told is None else f"round 1 of 3: {told}, 2.0 s"
+    assert progress._in_words(json.dumps(row), tmp_path, "") == wanted

@@ -1,12 +1,9 @@
 """The page of `confide data check`: quotes records, so it is for the site's own eyes (mode 0600)."""
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.figure import Figure
 
 from ..deploy.folder import write_private
 from .identifiers import masked
@@ -14,7 +11,7 @@ from .look import Findings
 from .trial import NEEDED
 
 PAGE = "check.html"
-_EXAMPLES, _LETTERS, _BARS, _NAME = 12, 160, 40, 40
+_EXAMPLES, _LETTERS, _BARS = 12, 160, 40
 _BEFORE = 4
 """of the labels around the cut: how many stand before it"""
 
@@ -126,20 +123,9 @@ def _shown(text: str) -> str:
     return text if len(text) <= _LETTERS else text[:_LETTERS] + " …"
 
 
-def _bars(classes: dict[str, int]) -> str | None:
-    """How many rows each class has, as PNG in base64."""
-    if not classes:
-        return None
+def _bars(classes: dict[str, int]) -> list[tuple[str, int, float]]:
+    """The rows of each class, and these as a share of the largest's; of many classes the rarest and the largest."""
     shown = sorted(classes.items(), key=lambda pair: pair[1])
     if len(shown) > _BARS:
         shown = [*shown[: _BARS // 2], *shown[-_BARS // 2 :]]
-    figure = Figure(figsize=(6.4, 1.0 + 0.2 * len(shown)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.barh(range(len(shown)), [count for _, count in shown], color="#0b6e99")
-    axes.set_yticks(range(len(shown)), [name[:_NAME].replace("$", r"\$") for name, _ in shown])  # no formulas
-    axes.tick_params(labelsize=8)
-    axes.set(xlabel="rows")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return [(name, count, count / max(1, shown[-1][1])) for name, count in reversed(shown)]

@@ -7,8 +7,6 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
@@ -23,6 +21,8 @@ ON_LIGHT = "#102a43"
 """of text on a light cell, the same in both schemes"""
 WIDTH = 5.4
 """inches: in a page 389 units, in which letters of 9 can be read on a telephone"""
+_NAME = 24
+"""characters of a name that a plot shows"""
 _PAGE = {INK: "currentColor", "#000000": "currentColor", ACCENT: "var(--accent)", SECOND: "var(--warn)"}
 _PAGE |= {SOFT: "var(--faint)", LINE: "var(--line)", **{color: f"var(--s{i})" for i, color in enumerate(SERIES)}}
 _LOOK: Any = {  # the keys that matplotlib's stubs allow are a type that older ones lack
@@ -54,6 +54,13 @@ def legend(axes: Any, **where: Any) -> Any:
     return axes.legend(**{"fontsize": 8.5, "frameon": False, "labelcolor": INK, "loc": "best", **where})
 
 
+def named(text: str) -> str:
+    """A name of the user's in a plot: dollars are no formula, one with an underscore before it is in the legend, too,
+    and a long one is cut."""
+    cut = text if len(text) <= _NAME else f"{text[:_NAME]}…"
+    return cut.replace("$", r"\$") if not cut.startswith("_") else named(f" {cut}")
+
+
 def line_of(index: int) -> dict[str, Any]:
     """Colour and marker of the index-th of many lines."""
     return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4}
@@ -69,16 +76,15 @@ def scale(drawn: Figure, image: Any, label: str) -> None:
 def png(drawn: Figure) -> bytes:
     """For a file of its own."""
     buffer = io.BytesIO()
-    with _any_letters():
-        drawn.savefig(buffer, format="png", dpi=130)
+    _save(drawn, buffer, format="png", dpi=130)
     return buffer.getvalue()
 
 
 def svg(drawn: Figure, name: str, title: str) -> str:
     """For a page, where several stand side by side: every id begins with `name`, and the figure is named `title`."""
     buffer = io.StringIO()
-    with mpl.rc_context({**_LOOK, "svg.hashsalt": name}), _any_letters():
-        drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with mpl.rc_context({**_LOOK, "svg.hashsalt": name}):
+        _save(drawn, buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     inside = text[text.index("<svg") :]
     inside = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", inside, flags=re.DOTALL)
@@ -93,12 +99,11 @@ def svg(drawn: Figure, name: str, title: str) -> str:
     return re.sub(r"<svg.*?>", lambda _: root, inside, count=1, flags=re.DOTALL)
 
 
-@contextmanager
-def _any_letters() -> Iterator[None]:
-    """Within, matplotlib does not tell the terminal that its font lacks a letter of a name: a page has others."""
+def _save(drawn: Figure, buffer: io.BytesIO | io.StringIO, **options: Any) -> None:
+    """Does not tell the terminal that matplotlib's font lacks a letter of a name: a page has others."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
+        drawn.savefig(buffer, **options)
 
 
 def described(drawn: Figure, title: str) -> str:

@@ -9,7 +9,22 @@ from matplotlib.ticker import MaxNLocator
 
 from ...common.privacy.audit import largest_rate
 from ...common.privacy.mechanism import PrivacyPlan
-from .drawing import ACCENT, INK, LINE, MARKERS, ON_LIGHT, SECOND, SERIES, SOFT, WIDTH, figure, legend, line_of, scale
+from .drawing import (
+    ACCENT,
+    INK,
+    LINE,
+    MARKERS,
+    ON_LIGHT,
+    SECOND,
+    SERIES,
+    SOFT,
+    WIDTH,
+    figure,
+    legend,
+    line_of,
+    named,
+    scale,
+)
 from .facts import NoPrivacy, Partition, Privacy, Report
 from .verdict import NAMES, SHARES
 
@@ -17,8 +32,6 @@ MAX_NAMED = 24
 """classes of a confusion matrix whose names can be read beside it"""
 _MAX_BARS = 12
 """classes that a plot tells apart by shades, or gives numbers"""
-_NAME = 40
-"""characters of a class that a plot shows"""
 _SITES_SHOWN = 30
 
 
@@ -55,7 +68,7 @@ def compared(report: Report) -> Figure:
             axes.hlines(place, found["low"], found["high"], color=color, linewidth=1.6)
         axes.plot([found["value"]], [place], "o", color=color)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.xaxis.set_major_locator(MaxNLocator())
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set(xlabel=f"{main['name']} on the public test set" + ("" if main["higher"] else " (less is better)"))
     axes.set_ylim(-0.6, len(rows) - 0.4)
     return drawn
@@ -179,7 +192,7 @@ def partition(facts: Partition) -> Figure:
     bottom = np.zeros(len(counts))
     shades = mpl.colormaps["cividis"](np.linspace(0, 1, counts.shape[1]))  # read alike by the colour-blind
     for label, color in enumerate(shades):
-        name = _plain(facts["labels"][label])
+        name = named(facts["labels"][label])
         sites = range(1, len(counts) + 1)
         axes.bar(sites, counts[:, label], bottom=bottom, color=color, edgecolor=LINE, linewidth=0.6, label=name)
         bottom += counts[:, label]
@@ -200,12 +213,6 @@ def _partition_map(counts: np.ndarray) -> Figure:
     return drawn
 
 
-def _plain(text: str) -> str:
-    """A class's name in a plot: dollars are no formula, and a long one is cut."""
-    cut = text if len(text) <= _NAME else f"{text[:_NAME]}…"
-    return cut.replace("$", r"\$")
-
-
 def confusion(matrix: list[list[int]], labels: list[str]) -> Figure:
     """Rows: true class, normalised; shades of one hue, and numbers and names where they can be read."""
     counts = np.asarray(matrix, dtype=float)
@@ -216,7 +223,7 @@ def confusion(matrix: list[list[int]], labels: list[str]) -> Figure:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="predicted", ylabel="true")
     if len(labels) <= MAX_NAMED:
-        names, size = [_plain(label) for label in labels], 9 if len(labels) <= _MAX_BARS else 7.5
+        names, size = [named(label) for label in labels], 9 if len(labels) <= _MAX_BARS else 7.5
         axes.set_xticks(range(len(labels)), names, rotation=45, ha="right", fontsize=size)
         axes.set_yticks(range(len(labels)), names, fontsize=size)
     else:
@@ -273,7 +280,7 @@ def personal(facts: dict[str, Any]) -> Figure:
     axes.hlines(places, shared, own, color=SOFT, linewidth=1.5)
     axes.scatter(shared, places, color=SOFT, s=26, label="shared head")
     axes.scatter(own, places, color=ACCENT, s=26, label="its own")
-    axes.set_yticks(places, [row["name"] for row in rows])
+    axes.set_yticks(places, [named(row["name"]) for row in rows])
     axes.set(xlabel="accuracy on the public test set, in the site's mix of classes")
     legend(axes, loc="best")
     return drawn

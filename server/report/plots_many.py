@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .drawing import ACCENT, INK, MARKERS, ON_LIGHT, SECOND, SERIES, SOFT, WIDTH, figure, legend, line_of, scale
+from .drawing import ACCENT, INK, MARKERS, ON_LIGHT, SECOND, SERIES, SOFT, WIDTH, figure, legend, line_of, named, scale
 
 
 def learning_curves(labels: list[int], rows: list[dict[str, Any]]) -> Figure:
@@ -15,7 +15,7 @@ def learning_curves(labels: list[int], rows: list[dict[str, Any]]) -> Figure:
     for index, row in enumerate(rows):
         style = {"color": SOFT} if index == 0 else line_of(index - 1)
         axes.errorbar(
-            labels, row["accuracy"], yerr=row["spread"], **style, label=row["strategy"], capsize=2, linewidth=1.4
+            labels, row["accuracy"], yerr=row["spread"], **style, label=named(row["strategy"]), capsize=2, linewidth=1.4
         )
     axes.axhline(rows[0]["accuracy"][-1], color=SOFT, linewidth=0.8, linestyle=":")
     axes.set(xlabel="labelled rows, all sites together", ylabel="accuracy on the public test set")
@@ -23,25 +23,31 @@ def learning_curves(labels: list[int], rows: list[dict[str, Any]]) -> Figure:
     return drawn
 
 
-def ways(rows: list[dict[str, Any]]) -> Figure:
-    """Accuracy by round, a line a way to learn; one that does not train is level."""
+def ways(rows: list[dict[str, Any]], measure: str) -> Figure:
+    """The main figure by round, a line a way to learn; one that does not train is level. measure: the figure, and on
+    which records, in words."""
     drawn, axes = figure(WIDTH, 4.0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for index, row in enumerate(rows):
         if row["rounds"]:
             axes.plot(
-                range(1, len(row["rounds"]) + 1), row["rounds"], **line_of(index), label=row["way"], linewidth=1.4
+                range(1, len(row["rounds"]) + 1),
+                row["rounds"],
+                **line_of(index),
+                label=named(row["way"]),
+                linewidth=1.4,
             )
         else:
-            axes.axhline(row["accuracy"], color=SOFT, linestyle=":", label=row["way"])
-    axes.set(xlabel="round", ylabel="accuracy on the validation set")
+            axes.axhline(row["value"], color=SOFT, linestyle=":", label=named(row["way"]))
+    axes.set(xlabel="round", ylabel=measure)
     legend(axes, loc="lower right")
     return drawn
 
 
-def trade(rows: list[dict[str, Any]]) -> Figure:
-    """Accuracy when no attack against accuracy under the worst attack, a point a defence with its ε: privacy,
-    robustness and accuracy are paid for with one another (Allouah et al. 2023). On the diagonal lies cost nothing."""
+def trade(rows: list[dict[str, Any]], measure: str) -> Figure:
+    """The main figure when no attack against that under the worst attack, a point a defence with its ε: privacy,
+    robustness and accuracy are paid for with one another (Allouah et al. 2023). On the diagonal lies cost nothing.
+    measure: the figure's name."""
     rows = [row for row in rows if row["clean"] is not None and row["worst"] is not None]
     drawn, axes = figure(WIDTH, 4.4)
     axes.xaxis.set_major_locator(MaxNLocator())
@@ -58,9 +64,9 @@ def trade(rows: list[dict[str, Any]]) -> Figure:
             s=46,
             marker=MARKERS[index % len(MARKERS)],
             color=SERIES[index % len(SERIES)],
-            label=f"{row['defence']} ({price})",
+            label=f"{named(row['defence'])} ({price})",
         )
-    axes.set(xlabel="accuracy, no attack", ylabel="accuracy, worst attack", xlim=ends, ylim=ends)
+    axes.set(xlabel=f"{measure}, no attack", ylabel=f"{measure}, worst attack", xlim=ends, ylim=ends)
     legend(axes, loc="upper left")
     return drawn
 
@@ -72,8 +78,8 @@ def heat_map(
     drawn, axes = figure(1.8 + 0.72 * len(columns), 1.6 + 0.42 * len(rows))
     axes.grid(visible=False)
     image = axes.imshow(values, cmap="Blues" if good_is_high else "Oranges", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), [named(column) for column in columns], rotation=40, ha="right")
+    axes.set_yticks(range(len(rows)), [named(row) for row in rows])
     axes.axvline(len(columns) - 1.5, color="white", linewidth=4)
     for row, column in np.ndindex(values.shape):
         value = values[row, column]
@@ -94,12 +100,18 @@ def against_epsilon(rows: list[dict[str, Any]]) -> Figure:
     for index, row in enumerate(rows):
         found, style = row["main"], line_of(index)
         if row["epsilon"] is None:
-            label = f"{row['name']} (no privacy)"
+            label = f"{named(row['name'])} (no privacy)"
             axes.axhline(found["value"], color=style["color"], linestyle="--", linewidth=1.2, label=label)
             continue
         error = [[max(found["value"] - found["low"], 0)], [max(found["high"] - found["value"], 0)]]
         axes.errorbar(
-            [row["epsilon"]], [found["value"]], yerr=error, **style, linestyle="none", capsize=3, label=row["name"]
+            [row["epsilon"]],
+            [found["value"]],
+            yerr=error,
+            **style,
+            linestyle="none",
+            capsize=3,
+            label=named(row["name"]),
         )
     axes.set(xlabel="ε spent", ylabel=main["name"])
     axes.set_xlim(left=0)

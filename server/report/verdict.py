@@ -1,5 +1,6 @@
 """What a run answers, in sentences that may be quoted: was it worth joining, and may the figure be believed."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ _UNEVEN, _APART, _UNCALIBRATED = (0.6, 2.0), 0.05, 0.1
 """share of the largest class, or how often that of even classes, and accuracy above macro F1, from where accuracy
 misleads; calibration error likewise"""
 
-_DISTANCE = "Distance gains", "Distance costs"
+_ON_REQUEST = "in a simulation, `--baselines` trains each site alone, and all data in one place"
 NAMES = {
     "majority": "the same answer for everybody",
     "zero_shot": "no training",
@@ -40,10 +41,20 @@ def told(main: Mapping[str, Any], value: float) -> str:
     return f"{100 * value:.1f} %" if main["key"] in SHARES else f"{value:.3f}"
 
 
+def in_words(main: Mapping[str, Any], value: float, spread: float) -> str:
+    """A value of the main metric and how far it varies, as people say it."""
+    if main["key"] in SHARES:
+        return f"{100 * value:.1f} ± {100 * spread:.1f} %"
+    return f"{value:.3f} ± {spread:.3f}"
+
+
 def distance(main: Mapping[str, Any], gain: Mapping[str, float]) -> str:
     """How far two values of the main metric are apart, with half of the interval, as people say it."""
     value, half = abs(gain["value"]), (gain["high"] - gain["low"]) / 2
-    return f"{100 * value:.1f} ± {100 * half:.1f} points" if main["key"] in SHARES else f"{value:.3f} ± {half:.3f}"
+    if main["key"] in SHARES:
+        return f"{100 * value:.1f} ± {100 * half:.1f} points"
+    digits = max(3, min(6, math.ceil(-math.log10(half)))) if half > 0 else 3  # small differences are some, too
+    return f"{value:.{digits}f} ± {half:.{digits}f}"
 
 
 def difference(main: Mapping[str, Any], gain: Mapping[str, float]) -> tuple[float, str, bool]:
@@ -52,35 +63,45 @@ def difference(main: Mapping[str, Any], gain: Mapping[str, float]) -> tuple[floa
     return better, distance(main, gain), not gain["low"] <= 0 <= gain["high"]
 
 
+def _perhaps(better: float, words: str) -> str:
+    """A difference that may be none, in words."""
+    if not better:
+        return f"a difference of {words}"
+    return f"{words} {'better' if better > 0 else 'worse'}, which may be chance"
+
+
+def _asked(reason: str) -> bool:
+    """Whether what was not measured had been asked for, or cannot be."""
+    return bool(reason) and not reason.startswith("not asked for")
+
+
 def _joining(report: Mapping[str, Any]) -> list[str]:
     main, found = report["after"]["main"], report["baselines"]
     private = report["privacy"]["mode"] != "none"
     clauses = {
-        "alone": (
-            "Joining gains",
-            "Joining costs",
-            f"training alone {'at the same ε' if private else 'without privacy'}",
-        ),
+        "alone": ("Joining costs", f"training alone {'at the same ε' if private else 'without privacy'}"),
         "pooled": (
-            *(("Privacy and distance gain", "Privacy and distance cost") if private else _DISTANCE),
+            "Privacy and distance cost" if private else "Distance costs",
             "all data in one place without privacy",
         ),
-        "pooled_private": (*_DISTANCE, "all data in one place at the same ε"),
+        "pooled_private": ("Distance costs", "all data in one place at the same ε"),
     }
     told_of = []
-    for name, (gains, costs, other) in clauses.items():
+    for name, (costs, other) in clauses.items():
         if found[name] is None:
             continue
         better, words, certain = difference(main, found[name]["gain"])
-        if certain:
-            told_of.append(f"{gains} {words} over {other}." if better > 0 else f"{costs} {words} against {other}.")
+        if not certain:
+            told_of.append(f"The model cannot be told from that of {other} ({_perhaps(better, words)}).")
+        elif better < 0:
+            told_of.append(f"{costs} {words} against {other}.")
+        elif name == "alone":
+            told_of.append(f"Joining gains {words} over {other}.")
         else:
-            told_of.append(f"The model cannot be told from that of {other} (a difference of {words}).")
+            told_of.append(f"It is {words} better than {other}, trained with the run's rounds and settings.")
     if not told_of:
-        told_of.append(
-            "Whether joining was worth it was not measured: in a simulation, `--baselines` trains each site alone, and "
-            "all data in one place."
-        )
+        reason = found["not_measured"].get("alone", "")
+        told_of.append(f"Whether joining was worth it was not measured: {reason if _asked(reason) else _ON_REQUEST}.")
     for name in ("zero_shot", "majority"):
         if found[name] is not None:
             better, words, certain = difference(main, found[name]["gain"])
@@ -121,8 +142,4 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         elif calibration is not None:
             remedy = "a temperature fitted on the validation set does not mend it"
         told_of.append(f"Careful: its probabilities are off by {error:.2f} in the mean (calibration error); {remedy}.")
-    if report["config"]["server"].get("patience") and not report["config"]["data"].get("validation"):
-        told_of.append(
-            "Careful: the best round was chosen on the test set itself, so the figure flatters; give data.validation."
-        )
     return told_of

@@ -20,6 +20,7 @@ from ...common.model.loading import model_of
 from ...common.model.zero_shot import as_text, zero_shot
 from ...common.types import Reads
 from ...server.report import plots_many as plots
+from ...server.report.verdict import in_words, told
 from .runner import Key, Results, RoundCallback, most, over_seeds, reported, run_at, varied
 
 ZERO_SHOT = "zero-shot"
@@ -80,25 +81,27 @@ def _without_training(config: RunConfig, section: CompareSection, seed: int) -> 
     predicted = zero_shot(
         model, records, np.arange(len(records)), [section.names.get(name, as_text(name)) for name in labels]
     )
-    accuracy = float((predicted == records.targets).mean())
-    nothing = {"before": accuracy, "trained": 0, "total": model.count()[1], "kilobytes": 0.0, "seconds": 0.0}
-    return {"way": ZERO_SHOT, "seed": seed, "accuracy": accuracy, **nothing, "epsilon": None, "rounds": []}
+    right = float((predicted == records.targets).mean())
+    nothing = {"before": right, "trained": 0, "total": model.count()[1], "kilobytes": 0.0, "seconds": 0.0}
+    main = model.task.MAIN._asdict()  # of texts with a class each: accuracy
+    return {"way": ZERO_SHOT, "seed": seed, "main": main, "value": right, **nothing, "epsilon": None, "rounds": []}
 
 
 def _facts(way: str, seed: int, report: dict[str, Any]) -> dict[str, Any]:
-    rounds = report["rounds"]
+    rounds, main = report["rounds"], report["after"]["main"]
     answers = sum(len(row["sites"]) for row in rounds)
     return {
         "way": way,
         "seed": seed,
-        "accuracy": report["after"]["accuracy"],
-        "before": report["before"]["accuracy"],
+        "main": {key: main[key] for key in ("name", "key", "higher")},
+        "value": main["value"],
+        "before": report["before"]["main"]["value"],
         "trained": report["model"]["trainable"],
         "total": report["model"]["total"],
         "kilobytes": sum(row["bytes_up"] for row in rounds) / 1000 / max(1, answers),
         "seconds": sum(row["seconds"] for row in rounds),
         "epsilon": report["privacy"]["epsilon_spent"],
-        "rounds": [row["accuracy"] for row in rounds],
+        "rounds": [row[main["key"]] for row in rounds],
     }
 
 
@@ -106,11 +109,11 @@ def _write(results: Results, config: RunConfig, played: list[dict[str, Any]]) ->
     rows = []
     for way in dict.fromkeys(row["way"] for row in played):
         own = [row for row in played if row["way"] == way]
-        accuracy, spread = over_seeds(row["accuracy"] for row in own)
+        value, spread = over_seeds(row["value"] for row in own)
         rows.append(
             {
                 "way": way,
-                "accuracy": accuracy,
+                "value": value,
                 "spread": spread,
                 "trained": own[0]["trained"],
                 "total": own[0]["total"],
@@ -120,10 +123,16 @@ def _write(results: Results, config: RunConfig, played: list[dict[str, Any]]) ->
                 "rounds": np.mean([row["rounds"] for row in own], axis=0).tolist(),
             }
         )
+    main = played[-1]["main"]
     facts = {
         "mode": config.privacy.mode,
+        "main": main,
         "seeds": sorted({row["seed"] for row in played}),
         "ways": rows,
         "runs": played,
     }
-    results.write_page("compare", config.run.name, facts, [("Accuracy by round", "ways", plots.ways(rows))])
+    looked_at = "rows of the test set" if config.data.validation is None else "the validation set"
+    drawn = plots.ways(rows, f"{main['name']} on {looked_at}")
+    results.write_page(
+        "compare", config.run.name, facts, [("Main figure by round", "ways", drawn)], varied=in_words, told=told
+    )

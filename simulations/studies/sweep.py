@@ -16,7 +16,9 @@ from pydantic import Field
 from ...common.config.run import RunConfig
 from ...common.config.section import Positive, Section
 from ...common.errors import ConfigError
+from ...common.tasks import ACCURACY
 from ...server.report import plots_many as plots
+from ...server.report.verdict import SHARES
 from .runner import Key, Results, RoundCallback, most, over_seeds, reported, run_at
 
 NOBODY = "none"
@@ -45,6 +47,9 @@ class Cell:
     attack: str
     seed: int
     accuracy: float | None = None
+    """or what else the task is judged by, where that is a share, too"""
+    measure: str = ACCURACY.name
+    """its name"""
     """None: refused"""
     backdoor: float | None = None
     precision: float | None = None
@@ -99,10 +104,11 @@ def _cells(sweep: SweepSection, first: int) -> Iterator[tuple[Cell, list[str]]]:
 
 def _filled(cell: Cell, report: dict[str, Any]) -> Cell:
     attack = report["attack"] or {}
-    found = attack.get("detection") or {}
+    found, main = attack.get("detection") or {}, report["after"]["main"]
     return replace(
         cell,
-        accuracy=report["after"]["accuracy"],
+        accuracy=main["value"] if main["key"] in SHARES else report["after"]["accuracy"],
+        measure=main["name"] if main["key"] in SHARES else ACCURACY.name,
         backdoor=(attack.get("backdoor") or {}).get("success"),
         precision=found.get("precision"),
         recall=found.get("recall"),
@@ -112,7 +118,7 @@ def _filled(cell: Cell, report: dict[str, Any]) -> Cell:
 
 def _write(results: Results, name: str, sweep: SweepSection, cells: list[Cell]) -> None:
     settings, images = [], []
-    attacks = list(sweep.attacks)
+    attacks, measure = list(sweep.attacks), cells[-1].measure
     for index, setting in enumerate(sweep.settings):
         here = [cell for cell in cells if cell.setting == setting]
         mean, spread = _table(here, list(sweep.defences), attacks, "accuracy")
@@ -137,7 +143,7 @@ def _write(results: Results, name: str, sweep: SweepSection, cells: list[Cell]) 
             )
         settings.append({"name": setting, "rows": rows})
         if lies:
-            images.append((f"{setting}: privacy, robustness, accuracy", f"trade-{index}", plots.trade(rows)))
+            images.append((f"{setting}: privacy, robustness, {measure}", f"trade-{index}", plots.trade(rows, measure)))
         last = np.array([[np.nan if row["worst"] is None else row["worst"]] for row in rows])
         drawn = plots.heat_map(
             np.hstack([mean, last]),
@@ -146,13 +152,14 @@ def _write(results: Results, name: str, sweep: SweepSection, cells: list[Cell]) 
             [*attacks, "worst"],
             good_is_high=True,
         )
-        images.append((f"{setting}: accuracy, %", f"accuracy-{index}", drawn))
+        images.append((f"{setting}: {measure}, %", f"accuracy-{index}", drawn))
         if any(cell.backdoor is not None for cell in here):
             drawn = _backdoors(here, sweep, attacks)
             images.append((f"{setting}: share of texts that the trigger turns, %", f"backdoor-{index}", drawn))
     refused = {(c.defence, c.attack): c.reason for c in cells if c.reason is not None}
     facts = {
         "seeds": sorted({cell.seed for cell in cells}),
+        "measure": measure,
         "settings": settings,
         "cells": [asdict(cell) for cell in cells],
         "refused": [{"defence": d, "attack": a, "reason": reason} for (d, a), reason in refused.items()],

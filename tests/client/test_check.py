@@ -147,6 +147,18 @@ def test_the_command_writes_a_local_folder(bert: Path, tmp_path: Path, monkeypat
     assert command(monkeypatch, str(source), *options, "--overwrite") == 0
 
 
+def test_the_page_reads_in_the_dark_and_has_no_pictures(tmp_path: Path) -> None:
+    """Classes of any letters are text in a table, of which each column has a head."""
+    rows = [(f"{text} {i}", ("🌍", "$x_{$", "<b>")[i % 3]) for i, (text, _) in enumerate(sentences(60, 3))]
+    outcome = check_source(str(write_csv(tmp_path / "a.csv", rows)), tmp_path / "out")
+    page = outcome.page.read_text()
+    assert "prefers-color-scheme: dark" in page
+    assert "<img" not in page
+    assert '<th scope="row">🌍</th><td class="number">20</td>' in page
+    assert '<th scope="row">&lt;b&gt;</th>' in page
+    assert page.count("<table") == page.count("<caption>") == page.count("<thead>") > 0
+
+
 def test_rows_that_are_all_empty_are_no_fault(bert: Path, tmp_path: Path) -> None:
     source = write_csv(tmp_path / "a.csv", [("", "positive"), ("a film", "")])
     outcome = check_source(str(source), tmp_path / "out", backbone=str(bert))

@@ -158,9 +158,7 @@ def test_a_temperature_undoes_what_was_done() -> None:
     np.testing.assert_allclose(at_temperature(overconfident, 2.0), honest, atol=1e-6)
 
 
-def report(
-    main: Figure, patience: int | None = None, validation: str | None = None, **baselines: Any
-) -> dict[str, Any]:
+def report(main: Figure, **baselines: Any) -> dict[str, Any]:
     found = {
         name: None if other is None else {"value": other.value, "how": "as it is", "gain": main.over([other])}
         for name, other in {
@@ -173,10 +171,6 @@ def report(
         "baselines": {**found, "not_measured": {}},
         "privacy": {"mode": "distributed"},
         "confusion": {"before": None, "after": None},
-        "config": {
-            "server": {"patience": patience} if patience else {},
-            "data": {"validation": validation} if validation else {},
-        },
     }
 
 
@@ -188,6 +182,25 @@ def test_sentences_that_may_be_quoted() -> None:
     assert said[2].startswith("Privacy and distance cost 2.0 ± 0.")
     assert said[3].startswith("The model cannot be told from that of all data in one place at the same ε")
     assert not any(line.startswith("Careful") for line in said)
+
+
+def test_differences_that_may_be_chance_have_a_direction_and_small_ones_digits() -> None:
+    said = sentences(report(share(85, 100), alone=share(86, 100), pooled=share(85, 100), pooled_private=share(60, 100)))
+    assert said[1].endswith("training alone at the same ε (1.0 ± 3.3 points worse, which may be chance).")
+    assert "(a difference of 0.0 ± 2.7 points)" in said[2]
+    assert said[3].endswith(
+        "better than all data in one place at the same ε, trained with the run's rounds and settings."
+    )
+    main = {"key": "loss", "higher": False}
+    assert difference(main, {"value": -0.00042, "low": -0.00051, "high": -0.00033})[1] == "0.00042 ± 0.00009"
+
+
+def test_why_joining_was_not_measured_is_told() -> None:
+    facts = report(share(86, 100))
+    facts["baselines"]["not_measured"] = {"alone": "not asked for (baselines.alone)"}
+    assert "`--baselines` trains" in sentences(facts)[1]
+    facts["baselines"]["not_measured"] = {"alone": "the data stay at the sites"}
+    assert sentences(facts)[1] == "Whether joining was worth it was not measured: the data stay at the sites."
 
 
 def test_what_was_not_measured_is_no_gain() -> None:
@@ -234,8 +247,3 @@ def test_probabilities_that_are_off_are_told() -> None:
     assert any("dividing its logits by 0.40" in line and "leaves 0.02" in line for line in sentences(facts))
     facts["calibration"] = {"temperature": 1.1, "error": 0.31}
     assert any("does not mend it" in line for line in sentences(facts))
-
-
-def test_a_round_that_was_chosen_on_the_test_set_is_told() -> None:
-    assert any("chosen on the test set" in line for line in sentences(report(share(9, 10), patience=2)))
-    assert not any("chosen on" in line for line in sentences(report(share(9, 10), patience=2, validation="v.csv")))

@@ -80,7 +80,10 @@ def test_under_privacy_less_is_spent_and_all_stays_reserved(stopping, tmp_path: 
 
 
 def test_the_test_set_may_not_choose(make_config, data: Path) -> None:
-    with pytest.raises(ConfigError, match=r"with no data\.validation of its own"):
+    with pytest.raises(ConfigError, match=r"with no data\.validation"):
         make_config(server={"patience": 2})
-    with pytest.raises(ConfigError, match=r"with no data\.validation of its own"):
-        make_config(server={"patience": 2}, data={"validation": str(data / "test.csv")})
+    (data / "again.csv").symlink_to(data / "test.csv")
+    for other in ("test.csv", "again.csv", f"../{data.name}/test.csv"):  # a temperature is fitted to it, too
+        with pytest.raises(ConfigError, match=r"with the same source as data\.test"):
+            make_config(data={"validation": str(data / other)})
+    (data / "again.csv").unlink()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from confide.common.privacy.audit import SCOPES, bounds
-from confide.server.report import audited, plots, render_html
+from confide.server.report import audited, plots, plots_many, render_html
 from confide.server.report.drawing import described, figure, png, svg
 from confide.server.report.facts import Report
 from confide.tests.server.test_report_facts import REPORT
@@ -217,6 +217,22 @@ def test_letters_that_a_font_lacks_are_no_concern_of_the_terminal() -> None:
     axes.set_title("🌍 世界")
     assert "🌍 世界" in svg(drawn, "a", "t")
     assert png(drawn)
+
+
+def test_names_of_users_are_names_in_plots() -> None:
+    """No formulas, which may be wrong ones; in the legend whatever they begin with; and no wider than the plot."""
+    main = {"name": "accuracy", "key": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6}
+    names = ["$x_{$", "_other", "w" * 300]
+    drawn = plots_many.against_epsilon([{"name": name, "main": main, "epsilon": 1.0} for name in names])
+    assert "$x_{$" in svg(drawn, "a", "t")
+    key = drawn.axes[0].get_legend()
+    assert key is not None
+    assert [text.get_text().strip().replace("\\", "")[:5] for text in key.get_texts()] == ["$x_{$", "_othe", "wwwww"]
+    for picture in (plots.confusion([[1] * 3] * 3, names), plots.partition({"labels": names, "counts": [[1] * 3] * 2})):
+        picture.draw_without_rendering()  # a warning where the axes have no room
+        box = picture.axes[0].get_position()
+        assert box.width > 0.3
+        assert box.height > 0.3
 
 
 def test_a_plot_is_described_by_its_axes_and_lines() -> None:

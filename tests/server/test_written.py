@@ -41,7 +41,7 @@ def test_metrics_are_those_of_the_packages() -> None:
         ["nothing at all was written", "no", "none"],
         ["it snows", "it rains today in the north"],
     ]
-    found = text_metrics(written, references)
+    found, intervals = text_metrics(written, references)
     texts = [text.strip() for text in written]
     columns: list[Any] = [[wanted[i] if i < len(wanted) else None for wanted in references] for i in range(3)]
     assert found["bleu"] == BLEU().corpus_score(texts, columns).score > 20
@@ -54,9 +54,12 @@ def test_metrics_are_those_of_the_packages() -> None:
     assert best[0] == pytest.approx(5 / 6)
     assert found["rouge_l"] == pytest.approx(np.mean(best))
     assert found["exact_match"] == 0.25
-    single = text_metrics(written[:2], [wanted[:1] for wanted in references[:2]])
+    assert intervals["exact_match"] == pytest.approx(tuple(share_of(1, 4)[key] for key in ("low", "high")))
+    assert all(low <= found[name] <= high for name, (low, high) in intervals.items())
+    assert intervals["rouge_l"][1] - intervals["rouge_l"][0] < 1
+    single = text_metrics(written[:2], [wanted[:1] for wanted in references[:2]])[0]
     assert single["bleu"] == sacrebleu.corpus_bleu(texts[:2], [[wanted[0] for wanted in references[:2]]]).score
-    assert found["bleu"] != text_metrics(written, [wanted[:1] for wanted in references])["bleu"]
+    assert found["bleu"] != text_metrics(written, [wanted[:1] for wanted in references])[0]["bleu"]
 
 
 def test_an_interval_by_hand() -> None:
@@ -212,10 +215,12 @@ def test_before_and_after_stand_in_the_report(asking) -> None:
     config = asking(**changes)
     report = read_report(simulate(config))
     for when in ("before", "after"):
-        assert report[when]["generation"].keys() == {"exact_match", "rouge_l", "bleu", "chrf", "records"}
+        assert report[when]["generation"].keys() == {"exact_match", "rouge_l", "bleu", "chrf", "intervals", "records"}
         assert report[when]["generation"]["records"] == 4
         assert report[when]["answers"]["records"] == 40
         assert {"generation: rouge_l", "answers: accuracy", "loss"} <= figures(report[when]).keys()
+    low, high = report["after"]["generation"]["intervals"]["rouge_l"]
+    assert f"{low:.3f} to {high:.3f}" in (config.output / "report.html").read_text()
     assert report["after"]["generation"]["rouge_l"] > report["before"]["generation"]["rouge_l"] + 0.2
     assert report["after"]["answers"]["accuracy"] >= 0.8
     assert [one["prompt"] for one in report["generations"]] == questions(config).shown

@@ -10,6 +10,7 @@ from confide.common.config.run import RunConfig
 from confide.common.model.loading import model_of
 from confide.simulations import doctor
 from confide.simulations.fitness import judged, step_of
+from confide.tests.tiny import sentences, write_csv
 
 
 def told(config: RunConfig, seconds: float | None = None) -> dict[str, tuple[str, bool | None]]:
@@ -55,7 +56,9 @@ def test_a_wrong_declaration_a_small_batch_and_loud_noise_are_told(private) -> N
     found = told(private(epsilon=0.1, sampling_rate=0.02, declared_examples=1000))
     assert found["declared"][1] is None
     assert "privacy.declared_examples = 240" in found["declared"][0]
-    assert (found["batch"][0], found["batch"][1]) == ("20 records expected in a step", True)
+    assert found["batch"][0].startswith("4.8 records expected in a step; below 20")  # of the 240 that there are
+    assert found["batch"][1] is None
+    assert "over 3 steps" in found["noise"][0]
     found = told(private(epsilon=0.1, sampling_rate=0.02))
     assert found["batch"][1] is found["signal"][1] is None
     assert told(private(epsilon=0.1, rounds=30))["noise"][1] is None
@@ -84,6 +87,44 @@ def test_rows_that_cannot_be_used_are_told_by_the_doctor(make_config, tmp_path) 
     found = told(make_config(data={"train": str(path), "partition": {"clients": 1}}, server={"min_clients": 1}))
     assert found["data"][1] is False
     assert "row 3" in found["data"][0]
+
+
+def test_public_rows_that_cannot_be_used_are_not_said_of_the_training_rows(make_config, tmp_path) -> None:
+    """Without the public classes the training rows cannot be judged, and were blamed."""
+    broken, config = tmp_path / "broken.csv", make_config()
+    broken.write_text("a,b\n1,2\n")
+    for key, source in (("test", broken), ("validation", broken), ("test", tmp_path / "nothing.csv")):
+        other = config.model_copy(update={"data": config.data.model_copy(update={key: str(source)})})
+        found = [(text, good) for name, text, good in doctor.findings(other) if name == "data"]
+        assert [good for _, good in found] == [False]
+        assert found[0][0].startswith(f"{source}: ")
+
+
+def test_training_rows_that_are_not_there_are_told(make_config, tmp_path) -> None:
+    config = make_config(data={"train": str(tmp_path / "nothing.csv")})
+    found = {name: (text, good) for name, text, good in doctor.findings(config)}
+    assert found["data"][1] is False
+    assert "no such file" in found["data"][0]
+
+
+def test_what_the_test_set_can_show_and_what_makes_it_flatter(make_config, tmp_path) -> None:
+    rows = sentences(200, 5)
+    train, test = tmp_path / "mine.csv", tmp_path / "public.csv"
+    write_csv(train, [(f"{text} {'the ' * (i % 20)}", "positive") for i, (text, _) in enumerate(rows)])
+    write_csv(test, [(f"it {text}", label) for text, label in rows])
+    data = {"train": str(train), "test": str(test)}
+    found = told(make_config(data=data))
+    assert found["test"][0].startswith(
+        "200 records, by which a share of right answers is known to ± 6.9 points; without"
+    )
+    assert found["test"][1] is True
+    assert found["data"][1] is None
+    assert "of 1 nothing will be learned" in found["data"][0]
+    write_csv(train, [(f"it {text}", "positive") for text, _ in rows[:50]])  # other labels, the same texts
+    validation = write_csv(tmp_path / "v.csv", [(f"it {text}", label) for text, label in rows[100:]])
+    found = told(make_config(data={**data, "validation": str(validation)}))
+    assert found["test"][1] is found["validation"][1] is None
+    assert "of the test set are among them, so the figure flatters" in found["validation"][0]
 
 
 def test_the_table_shows_names_as_they_are(make_config, capsys) -> None:

@@ -14,8 +14,8 @@ from confide.common.ledger.verify import audit, find_ledgers
 from confide.common.model.loading import model_of
 from confide.common.model.zero_shot import as_text, embeddings, zero_shot
 from confide.common.types import Rows
-from confide.simulations.studies import active, compare, runner
-from confide.tests.tiny import LOCAL, merged
+from confide.simulations.studies import active, compare, runner, sweep
+from confide.tests.tiny import LOCAL, merged, write_conll
 
 ACTIVE = {"strategies": ["margin", "badge"], "start": 4, "add": 5, "rounds": 2, "seeds": 2}
 
@@ -97,6 +97,30 @@ def test_ways_to_learn_are_compared(content: dict) -> None:
     assert all(len(ways[name]["rounds"]) == 2 for name in ("head only", "LoRA", "full"))
     assert len(report["runs"]) == 1 + 2 * 3
     assert 'id="ways"' in (folder / "report.html").read_text()
+
+
+def test_ways_and_sweeps_are_judged_by_the_main_figure_of_the_task(
+    content: dict, wordpiece: Path, tmp_path: Path, real_plots: None
+) -> None:
+    """Of tags span F1; accuracy counts words without an entity, which are most."""
+    data = {name: str(write_conll(tmp_path / f"{name}.conll", 60, i)) for i, name in enumerate(("train", "test"))}
+    model = {"backbone": str(wordpiece), "task": "token-classification"}
+    content = merged(content, {"run": {"rounds": 1}, "model": model, "data": data})
+    ways = {"seeds": 1, "zero_shot": False, "ways": {"LoRA": []}}
+    folder = compare.play(merged(content, {"compare": ways}), tmp_path / "ways", watch)
+    report, (one,) = json.loads((folder / "report.json").read_text()), folder.glob("runs/*/report.json")
+    (way,), run = report["ways"], json.loads(one.read_text())
+    assert report["main"]["name"] == "span F1"
+    assert way["value"] == run["after"]["span_f1"] != run["after"]["accuracy"]
+    assert way["rounds"] == [run["rounds"][0]["span_f1"]]
+    page = (folder / "report.html").read_text()
+    assert "Span F1 on the public test set" in page
+    assert "span F1 on rows of the test set" in page
+    cells = {"seeds": 1, "settings": {"all": []}, "defences": {"mean": []}, "attacks": {"none": []}}
+    folder = sweep.play(merged(content, {"sweep": cells}), tmp_path / "swept", watch)
+    (row,) = json.loads((folder / "report.json").read_text())["settings"][0]["rows"]
+    assert row["clean"] == way["value"]
+    assert "Each cell is the span F1" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,16 @@
 """Rules of the rows: how they are divided among sites, and which are read."""
 
+from pathlib import Path
+
 from .rule import Rule
 
 _TWO_TEXTS = ("multi-label-classification", "regression", "sequence-classification")
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two sources are one, however a file is named."""
+    return one == other or (Path(one).is_file() and Path(other).is_file() and Path(one).samefile(other))
+
 
 DATA = (
     Rule(
@@ -33,6 +41,14 @@ DATA = (
         reason="records are dealt out by their class, and those of task {c.model.task} have not one each",
         remedy="allowed: iid, natural",
         example=("model.task=regression", "data.partition.kind=shards"),
+    ),
+    Rule(
+        key="data.validation",
+        when="the same source as data.test",
+        refused=lambda c: c.data.validation is not None and same_source(c.data.validation, c.data.test),
+        reason="what rounds, early stopping and temperature are chosen on would also measure the result",
+        remedy="give it other public rows, or remove it",
+        example=("data.validation=test.csv", "data.test=test.csv"),
     ),
     Rule(
         key="data.response",

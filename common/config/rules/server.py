@@ -56,8 +56,8 @@ SERVER = (
     ),
     Rule(
         key="server.patience",
-        when="no data.validation of its own",
-        refused=lambda c: c.server.patience is not None and c.data.validation in (None, c.data.test),
+        when="no data.validation",
+        refused=lambda c: c.server.patience is not None and c.data.validation is None,
         reason="a run that stops when the test set looks best is measured on what chose it",
         remedy="set data.validation to another public set, or remove it",
         example=("server.patience=2",),
