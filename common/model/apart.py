@@ -1,6 +1,7 @@
 """What a model makes of a record must not depend on other records: looked at with dummy records, without gradients."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
@@ -40,12 +41,16 @@ COMPARED = 50
 """tokens up to which gradients are also compared with those taken alone; longer shapes run through the same layers"""
 
 
+Seen = list[tuple[str, tuple, tuple]]
+"""of each operation its name, the shapes that came of it, and those that it read"""
+
+
 class Operations(TorchDispatchMode):
     """Notes what is computed, the shapes that come of it, and those that it reads."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, tuple, tuple]] = []
+        self.seen: Seen = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -70,7 +75,7 @@ def works_alike(*reads: Callable[[], object]) -> bool:
 
 
 def small_products(
-    seen: list[tuple[str, tuple, tuple]], rows: int, weights: Collection[tuple[int, ...]] = ()
+    seen: Seen, rows: int, weights: Collection[tuple[int, ...]] = ()
 ) -> frozenset[tuple[str, tuple, tuple]]:
     """Of what `Operations` has seen in a batch of so many rows: products of a matrix with few vectors of each row, and
     to few numbers (a head over a pooled vector or over few positions; a layer over all tokens or patches is none), and
@@ -86,6 +91,30 @@ def small_products(
         and not any(shape in weights and shape[0] % rows for shape in results)
         and any(_is_small(call, shape, rows) for shape in results)
     )
+
+
+def over_the_batch(
+    seen: Seen, other: Seen, weights: Collection[tuple[int, ...]], numbers: Collection[tuple[int, int]]
+) -> frozenset[tuple[str, tuple, tuple]]:
+    """Of `seen`, products that are no record's: they sum over all tokens of the batch, as a trained array's gradient
+    over the whole batch does, and so sum over others where rows have another length (`other`).
+
+    weights: shapes of trained arrays. numbers: (here, there) of tokens in a batch, one pair for each number of views.
+    """
+    here, there = Counter(seen), Counter(other)
+
+    def moves(product: tuple[str, tuple, tuple], count: int) -> bool:
+        call, results, read = product
+        if product in there or not any(shape in weights for shape in results):
+            return False
+        changed = [(call, results, _replaced(read, tokens, others)) for tokens, others in numbers]
+        return any(one != product and there[one] == count for one in changed)
+
+    return frozenset(product for product, count in here.items() if moves(product, count))
+
+
+def _replaced(shapes: tuple[tuple[int, ...], ...], old: int, new: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(new if size == old else size for size in shape) for shape in shapes)
 
 
 def _is_small(call: str, shape: tuple[int, ...], rows: int) -> bool:

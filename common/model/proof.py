@@ -14,7 +14,7 @@ import time
 import traceback
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -34,13 +34,16 @@ from .apart import (
     MANY,
     RECORDS,
     Operations,
+    Seen,
     check_features,
     check_past,
     check_read,
     check_stateless,
+    over_the_batch,
     small_products,
     works_alike,
 )
+from .checksums import Layers
 from .class_loss import ClassLoss
 from .dummies import dummy_records
 from .elementwise import Elementwise
@@ -53,8 +56,6 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.15}
 5·10⁻² in bfloat16, on a record of random tokens); that nothing of other records is in it is shown bit for bit"""
 _REACHING = 4
 """dummy records whose loss must reach what is trained"""
-_CHUNK = 2**16
-"""times eight bytes of each row that are multiplied at once"""
 
 _Asked = tuple[Shapes, tuple[int, ...], int, ClassLoss | None]
 """shapes, views, threads, and what the loss weighs"""
@@ -206,13 +207,22 @@ class _Proof:
     def _work(self, length: int, rows: int) -> tuple[Elementwise, frozenset]:
         """What a batch's gradients take: elementwise operations, and products in which records could look alike."""
         if (length, rows) not in self._done:
-            with Operations() as operations, Elementwise() as elementwise:
-                for views in self.views:
-                    which = np.resize(np.arange(RECORDS), rows)
-                    _together(self.model, self._records(length, 0), which, rows, views, length)
-            products = small_products(operations.seen, rows, self._weights)
+            with Elementwise() as elementwise:
+                seen = self._seen(length, rows)
+            products = small_products(seen, rows, self._weights)
+            if products and length > 2:  # whether they are of all records together, shows where rows are shorter
+                other = self._shortest if length > self._shortest else length - 1
+                numbers = [(rows * views * length, rows * views * other) for views in self.views]
+                products -= over_the_batch(seen, self._seen(other, rows), self._weights, numbers)
             self._done[length, rows] = elementwise, products
         return self._done[length, rows]
+
+    def _seen(self, length: int, rows: int) -> Seen:
+        with Operations() as operations:
+            for views in self.views:
+                which = np.resize(np.arange(RECORDS), rows)
+                _together(self.model, self._records(length, 0), which, rows, views, length)
+        return operations.seen
 
     def _records(self, length: int, seed: int) -> Records:
         """Every other one as long as its shape takes, the others shorter."""
@@ -241,61 +251,9 @@ class _Proof:
     def _bits(self, records: Records, which: np.ndarray, rows: int, views: int, length: int) -> list[torch.Tensor]:
         """(n, …) of every trained array the records' gradients, and of every layer checksums of what it makes of them
         and of that one's gradients: a last bit that is lost further on is seen where it arises."""
-        with _Layers(self.model, views, rows) as layers:
+        with Layers(self.model, views, rows) as layers:
             gradients = _together(self.model, records, which, rows, views, length)
         return gradients + [checksums[: len(which)] for checksums in layers.seen]
-
-
-class _Layers:
-    """Notes exact checksums of the layers' outputs and of the gradients that reach them: (rows, views) of each call."""
-
-    def __init__(self, model: FineTuneModel, views: int, rows: int) -> None:
-        self._parts = [part for part in model.module.modules() if not list(part.children())]
-        self._views, self._rows = views, rows
-        self.seen: list[torch.Tensor] = []
-
-    def __enter__(self) -> "_Layers":
-        self._handles = [part.register_forward_hook(self._made) for part in self._parts]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _made(self, module: nn.Module, inputs: object, output: object) -> None:
-        for made in output if isinstance(output, tuple | list) else [output]:
-            if isinstance(made, torch.Tensor) and made.is_floating_point() and made.dim():
-                self._note(made)
-                if made.requires_grad:
-                    made.register_hook(self._note)
-
-    def _note(self, values: torch.Tensor) -> None:
-        if values.shape[0] == self._rows * self._views:
-            self.seen.append(_checksums(values.detach()).view(self._views, self._rows).T)
-
-
-def _checksums(values: torch.Tensor) -> torch.Tensor:
-    """(n, …) floating point → (n,) int64 of the bits of each row: eight bytes at a time, and their upper four once
-    more, each times an odd number of its own, modulo 2⁶⁴. No single change is lost, and two cancel with a chance of
-    2⁻³² or so, in the upper bits, too (the second product is for these: 2⁶³ times two odd numbers is 0)."""
-    flat = values.contiguous().view(len(values), values.shape[1:].numel())
-    if not flat.numel():
-        return torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
-    bits = nn.functional.pad(flat, (0, -flat.shape[1] % (8 // flat.element_size()))).view(torch.int64)
-    found = bits.new_zeros(len(bits))
-    for start in range(0, bits.shape[1], _CHUNK):
-        part = bits[:, start : start + _CHUNK]
-        odd, other = _odd_numbers(start, part.shape[1], bits.device)
-        found += (part * odd).sum(1) + ((part >> 32) * other).sum(1)
-    return found
-
-
-@lru_cache(maxsize=32)
-def _odd_numbers(start: int, count: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two (count,) int64 of odd numbers, other ones at each place."""
-    place = torch.arange(start + 1, start + 1 + count, device=device) * 0x1E3779B97F4A7C15
-    place = place ^ (place >> 29) | 1
-    return place, place * place ^ (place >> 31) | 1
 
 
 def _together(

@@ -16,6 +16,7 @@ from confide.common.config.tables import LoraSection, ModelSection
 from confide.common.errors import ModelError, PrivacyError
 from confide.common.model import per_sample, proof
 from confide.common.model.apart import Operations, check_apart, small_products
+from confide.common.model.checksums import checksums
 from confide.common.model.dummies import dummy_records
 from confide.common.model.elementwise import Elementwise, leaves_rest
 from confide.common.model.limits import check_length
@@ -77,6 +78,28 @@ def test_where_a_product_takes_few_vectors_of_each_record_many_records_are_compa
     with Operations() as operations, torch.no_grad():
         model.losses(records, np.arange(16), length)
     assert bool(small_products(operations.seen, 16)) == expected
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+def test_gradients_of_the_whole_batch_are_no_products_of_few_vectors(tmp_path: Path, rows: int) -> None:
+    """LoRA of rank 4: A's gradient over the batch is of 4 vectors, one or two a record, and nothing of it is used."""
+    section = {"backbone": str(save_architecture("gpt2", tmp_path)), "task": "causal-lm", "max_length": 24}
+    model = load_model(ModelSection.parse({**section, "lora": {"rank": 4, "alpha": 4}}, "test"), 3, 0)
+    found = proof._Proof(model, Shapes(24, 16, 30.0), (1,))
+    seen = found._seen(25, rows)
+    plain = small_products(seen, rows, found._weights)
+    assert any((4, 32) in results for _, results, _ in plain)
+    assert not any((4, 32) in results for _, results, _ in found._work(25, rows)[1])
+
+
+def test_a_product_that_only_looks_like_a_gradient_of_the_batch_is_looked_at(tmp_path: Path) -> None:
+    """BERT's pooler, for two records of 16 tokens: (2, 32) by (32, 32), as the gradient of LoRA's A of rank 2 is."""
+    model = load(tmp_path, "bert", pooling="model")
+    with proof._filled_in(model):
+        found = proof._Proof(model, SHAPES, (1,))
+        for length in (16, 25):
+            pooler = [p for p in found._work(length, 2)[1] if p[1] == ((2, 32),)]
+            assert any((32, 32) in read for _, _, read in pooler), length
 
 
 @pytest.mark.parametrize(("length", "most"), [(16, 4), *slow((16, 2), (24, 4), (12, 16))])
@@ -199,7 +222,7 @@ def test_checksums_see_bits_that_change(dtype: torch.dtype, shape: tuple[int, ..
     """Of one number of a row, or the same bit of several, the sign among them; and that two numbers changed places."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    before, width = proof._checksums(values), values[0].numel()
+    before, width = checksums(values), values[0].numel()
     assert len(set(before.tolist())) == len(values)
     rng = np.random.default_rng(2)
     for number in range(200):
@@ -207,19 +230,19 @@ def test_checksums_see_bits_that_change(dtype: torch.dtype, shape: tuple[int, ..
         if len(places):
             changed, bit = values.clone(), number % (8 * dtype.itemsize)
             changed.view(whole).flatten(1)[1, places] ^= torch.tensor(1, dtype=whole) << bit
-            after = proof._checksums(changed)
+            after = checksums(changed)
             assert after[1] != before[1], (places, bit)
             assert torch.equal(after[[0]], before[[0]])
-    assert not torch.equal(proof._checksums(-values), before)
+    assert not torch.equal(checksums(-values), before)
     if width > 1:
         turned = values.flatten(1).clone()
         turned[0, [0, width - 1]] = turned[0, [width - 1, 0]]
-        assert proof._checksums(turned)[0] != before[0]
+        assert checksums(turned)[0] != before[0]
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 0), (4, 3, 0), (0, 4), (4, 3, 0, 2)])
 def test_checksums_of_every_shape(shape: tuple[int, ...]) -> None:
-    found = proof._checksums(torch.randn(shape))
+    found = checksums(torch.randn(shape))
     assert found.shape == shape[:1]
     assert len(set(found.tolist())) == (4 if shape == (4,) else min(1, shape[0]))
 
