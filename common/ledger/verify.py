@@ -9,14 +9,13 @@ import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfideError, LedgerError
 from ..privacy import events
 from ..privacy.accounting import epsilon_pld, epsilon_prv, epsilon_rdp, filter_epsilon, is_private
-from ..privacy.events import History, Step, history_of, repeated
+from ..privacy.events import History, history_of
 from .book import RELATION, Book, Charge, Limit
 from .chain import Head, check_document, read_json, read_public_key, signed_document
 from .ledger import DATABASE, PUBLIC_KEY, RECEIPT, Ledger, locked
@@ -129,7 +128,7 @@ def _read(database: Path, public: str, site: str, receipt: dict[str, Any]) -> tu
 
 def _dataset(name: str, limit: Limit, charges: list[Charge]) -> dict[str, Any]:
     """One data set: what was charged, by run and in all, and by which accountant."""
-    history: History = history_of([repeated(c.step, c.steps) for c in charges if not c.aborted])
+    history: History = history_of([charge.event for charge in charges if not charge.aborted])
     by = _epsilons(history, limit.delta)
     findings = [f"data set '{name}': {finding}" for finding in _disagreements(by)]
     units = sorted({charge.unit for charge in charges if not charge.aborted and is_private(history_of([charge.step]))})
@@ -167,20 +166,17 @@ def _run(charge: Charge, delta: float) -> dict[str, Any]:
         "run": charge.run,
         "model": charge.model,
         "configuration": charge.configuration,
-        "event": events.to_json(repeated(charge.step, charge.steps)),
+        "event": events.to_json(charge.event),
         "steps": charge.steps,
         "used": charge.used,
+        "evaluations": charge.evaluations,
+        "evaluated": charge.evaluated,
         "aborted": charge.aborted,
         "delta": charge.delta,
         "commitment": charge.commitment,
-        "epsilon_reserved": _epsilon(charge.step, 0 if charge.aborted else charge.steps, delta),
-        "epsilon_used": _epsilon(charge.step, charge.used, delta),
+        "epsilon_reserved": 0.0 if charge.aborted else epsilon_pld(charge.history, delta),
+        "epsilon_used": epsilon_pld(charge.released, delta),
     }
-
-
-@lru_cache(maxsize=4096)
-def _epsilon(step: Step, steps: int, delta: float) -> float:
-    return epsilon_pld(history_of([repeated(step, steps)] if steps else []), delta)
 
 
 def _epsilons(history: History, delta: float) -> dict[str, float | None]:

@@ -1,0 +1,162 @@
+"""What the sites' held-out records say of a model: counts, with noise under privacy, and what follows from them.
+
+Of each measure the sites' sum is a pair: what records reach, and what they miss. The mean is the first over both, and
+its interval is the set of means that the pair does not speak against (Fieller 1954), with the noise of both and the
+draw of the records in the variance; without noise it is Wilson's (1927).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import numpy as np
+
+from ..common.config.run import RunConfig
+from ..common.counted import by_measure, classes_of, measures_of, numbers_of
+from ..common.errors import WireError
+from ..common.privacy.mechanism import PrivacyPlan
+from ..common.tasks import Main
+from .checkpoint import Counts
+
+_DEVIATIONS = 1.959963984540054
+"""of a normal law, within which 95 % of it lie"""
+RECALL = Main("macro recall", "macro_recall")
+
+
+class SiteFigure(TypedDict):
+    """A mean over the sites' held-out records, with a 95 % interval for their draw and for the noise."""
+
+    name: str
+    key: str
+    higher: bool
+    value: float | None
+    """None, like the interval: not measurable, the noise is as large as all that was counted"""
+    low: float | None
+    high: float | None
+    records: float
+    """or persons: an estimate under privacy"""
+    noise: float
+    """standard deviation of the noise in that, in records"""
+
+
+class FigureRow(TypedDict):
+    """An evaluation in the row of the round that began with it."""
+
+    after: int
+    """rounds behind the model"""
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass
+class CountsOfRound:
+    """What comes of one evaluation."""
+
+    config: RunConfig
+    plan: PrivacyPlan | None
+    sites: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._total, self._variance = np.zeros(numbers_of(self.config)), 0.0
+
+    def add(self, site: str, counts: np.ndarray | None) -> None:
+        """One site's own. Raises WireError for none, or another number of them."""
+        if counts is None or counts.shape != self._total.shape:
+            came = "nothing" if counts is None else f"{counts.size} numbers"
+            raise WireError(f"of held-out records {came} received, {self._total.size} numbers asked")
+        self.summed(self._total + counts, self._variance + self._noise, [*self.sites, site])
+
+    def summed(self, total: np.ndarray, variance: float, sites: list[str]) -> None:
+        """All that was counted, from a secure sum. variance: of the noise in each number."""
+        self._total, self._variance, self.sites = total, variance, sites
+
+    @property
+    def _noise(self) -> float:
+        """Variance of one site's own noise, in records²."""
+        if self.plan is None or self.plan.held_out is None:
+            return 0.0
+        return self.plan.variance / (self.plan.grid * self.plan.held_out.scale(self.plan.coordinates)) ** 2
+
+    def finished(self, number: int, why: str, *, final: bool) -> Counts:
+        """number: rounds behind the model. why: the round is void."""
+        if not self.sites:
+            return Counts(number, final, None, 0.0, [], why or "no site answered with counts")
+        return Counts(number, final, self._total.tolist(), self._variance, sorted(self.sites))
+
+
+def figures(config: RunConfig, found: Counts) -> list[SiteFigure]:
+    """What was counted, the task's own first; with classes apart also their mean recall, and each one's."""
+    measures = measures_of(config)
+    if found.counts is None:
+        return [_figure(one.measure, 0.0, 0.0, math.inf, one.most) for one in measures]
+    pairs = by_measure(config, np.array(found.counts))  # (K, m, 2)
+    variance = found.variance * len(measures)
+    told = [
+        _figure(one.measure, *pairs[:, i].sum(0), len(pairs) * variance, one.most) for i, one in enumerate(measures)
+    ]
+    if classes_of(config) > 1:
+        names = config.data.labels or []
+        each = [
+            _figure(Main(f"recall of {name}", f"recall: {name}"), *pair, variance, 1.0)
+            for name, pair in zip(names, pairs[:, 0], strict=True)
+        ]
+        told += [_mean(RECALL, each, variance), *each]
+    return told
+
+
+def figure_row(config: RunConfig, found: Counts) -> FigureRow:
+    main = figures(config, found)[0]
+    return {"after": found.round, **{key: main[key] for key in ("name", "value", "low", "high")}}
+
+
+def _figure(measure: Main, reached: float, missed: float, variance: float, most: float) -> SiteFigure:
+    found = None if math.isinf(variance) else interval(reached, missed, variance)
+    noise = math.sqrt(2 * variance) if math.isfinite(variance) else 0.0
+    facts: SiteFigure = {
+        **measure._asdict(),
+        "value": None,
+        "low": None,
+        "high": None,
+        "records": float(reached + missed),
+        "noise": noise,
+    }
+    if found is not None:
+        facts |= {key: most * value for key, value in zip(("low", "value", "high"), found, strict=True)}
+    return facts
+
+
+def interval(reached: float, missed: float, variance: float) -> tuple[float, float, float] | None:
+    """Low end, value and high end of a share p in 0 … 1; None where the noise hides how many were counted.
+
+    reached, missed: sums of x and of 1 − x over records, each with noise of this variance. Under p the number
+    (1 − p)·reached − p·missed has mean 0 and a variance of at most n·p·(1 − p) + σ²·(p² + (1 − p)²): values between 0
+    and 1 have no larger variance than right and wrong. The interval are the p at which it is within 1.96 deviations.
+    """
+    n, c = reached + missed, _DEVIATIONS**2
+    if n <= 0:
+        return None
+    a = n * n + c * n - 2 * c * variance
+    b = -2 * reached * n - c * n + 2 * c * variance
+    rest = reached * reached - c * variance
+    inside = b * b - 4 * a * rest
+    if a <= 0 or inside < 0 or n * n <= 2 * c * variance:
+        return None
+    root = math.sqrt(inside)
+    low, high = ((-b + sign * root) / (2 * a) for sign in (-1, 1))
+    return tuple(float(np.clip(p, 0.0, 1.0)) for p in (low, reached / n, high))  # pyright: ignore[reportReturnType]
+
+
+def _mean(measure: Main, each: list[SiteFigure], variance: float) -> SiteFigure:
+    """The mean of shares, their variances added up; not measurable where one of them is not."""
+    values = [one["value"] for one in each]
+    facts: SiteFigure = {**each[0], **measure._asdict(), "value": None, "low": None, "high": None}
+    facts |= {"records": sum(one["records"] for one in each), "noise": math.sqrt(2 * variance * len(each))}
+    if any(value is None for value in values):
+        return facts
+    ends = [(one["low"] or 0.0, one["value"] or 0.0, one["high"] or 0.0) for one in each]
+    low, value, high = np.array(ends).T  # (K,) each
+    mean, down, up = value.mean(), np.sqrt(((value - low) ** 2).sum()), np.sqrt(((high - value) ** 2).sum())
+    found = {"value": mean, "low": max(0.0, mean - down / len(each)), "high": min(1.0, mean + up / len(each))}
+    return {**facts, **{key: float(one) for key, one in found.items()}}  # pyright: ignore[reportReturnType]
