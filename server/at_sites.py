@@ -7,7 +7,7 @@ draw of the records in the variance; without noise it is Wilson's (1927).
 
 import math
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -60,30 +60,76 @@ class CountsOfRound:
 
     def __post_init__(self) -> None:
         self._total, self._variance = np.zeros(numbers_of(self.config)), 0.0
+        self._own = 0.0 if self.plan is None else self.plan.count_variance
 
     def add(self, site: str, counts: np.ndarray | None) -> None:
         """One site's own. Raises WireError for none, or another number of them."""
         if counts is None or counts.shape != self._total.shape:
             came = "nothing" if counts is None else f"{counts.size} numbers"
             raise WireError(f"of held-out records {came} received, {self._total.size} numbers asked")
-        self.summed(self._total + counts, self._variance + self._noise, [*self.sites, site])
+        self.summed(self._total + counts, self._variance + self._own, [*self.sites, site])
 
     def summed(self, total: np.ndarray, variance: float, sites: list[str]) -> None:
         """All that was counted, from a secure sum. variance: of the noise in each number."""
         self._total, self._variance, self.sites = total, variance, sites
-
-    @property
-    def _noise(self) -> float:
-        """Variance of one site's own noise, in records²."""
-        if self.plan is None or self.plan.held_out is None:
-            return 0.0
-        return self.plan.variance / (self.plan.grid * self.plan.held_out.scale(self.plan.coordinates)) ** 2
 
     def finished(self, number: int, why: str, *, final: bool) -> Counts:
         """number: rounds behind the model. why: the round is void."""
         if not self.sites:
             return Counts(number, final, None, 0.0, [], why or "no site answered with counts")
         return Counts(number, final, self._total.tolist(), self._variance, sorted(self.sites))
+
+
+class SiteMeasured(TypedDict):
+    """One evaluation at the sites."""
+
+    round: int
+    """rounds behind the model"""
+    sites: int
+    """that counted"""
+    figures: list[SiteFigure]
+    """the task's own first; of classes apart also their mean recall, and each one's"""
+    why: NotRequired[str | None]
+    """nothing came of it"""
+
+
+class AtSites(TypedDict):
+    """What the sites' held-out records say."""
+
+    holdout: float
+    unit: str
+    """what is held out: records or persons"""
+    evaluations: int
+    """that were declared"""
+    epsilon: float | None
+    """of a held-out record; None: nothing was promised"""
+    rounds: list[SiteMeasured]
+    """before the last"""
+    after: SiteFigure
+    """of the model that the run leaves"""
+    last: SiteMeasured
+
+
+def at_sites(config: RunConfig, plan: PrivacyPlan | None, found: list[Counts]) -> AtSites | None:
+    """For report.json; None where nobody asked."""
+    if not config.evaluation.sites:
+        return None
+    lost = Counts(config.run.rounds, True, None, 0.0, [], "it was not asked for")
+    last = _measured(config, next((one for one in found if one.final), lost))
+    return {
+        "holdout": config.evaluation.holdout,
+        "unit": "records" if config.data.person is None else "persons",
+        "evaluations": config.evaluations,
+        "epsilon": None if plan is None else plan.epsilon(0, len(found)),
+        "rounds": [_measured(config, one) for one in found if not one.final],
+        "after": last["figures"][0],
+        "last": last,
+    }
+
+
+def _measured(config: RunConfig, found: Counts) -> SiteMeasured:
+    facts: SiteMeasured = {"round": found.round, "sites": len(found.sites), "figures": figures(config, found)}
+    return {**facts, "why": found.why} if found.why else facts
 
 
 def figures(config: RunConfig, found: Counts) -> list[SiteFigure]:

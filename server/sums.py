@@ -95,8 +95,8 @@ class Summing:
             changes = {group: mode.change(self.config, self.plan, part, clip)[0] for group, part in total.items()}
             return strategy.combined({group: groups * change for group, change in changes.items()})
         if self.secure is not None and not isinstance(self.secure, GroupedSums) and self.plan.held_out is not None:
-            scale = self.plan.grid * self.plan.held_out.scale(self.plan.coordinates)
-            counted(self.plan.counts(total), self.secure.variance / scale**2, sorted(updates))
+            noise = self.plan.count_variance * self.secure.variance / self.plan.variance
+            counted(self.plan.counts(total), noise, sorted(updates))
         if number > self.config.run.rounds:
             return None
         change, state.clip = mode.change(self.config, self.plan, total[: self.plan.trained], clip)

@@ -80,6 +80,13 @@ class PrivacyPlan:
         """G: grid steps in one clip norm."""
         return grid_steps(self.coordinates)
 
+    @property
+    def count_variance(self) -> float:
+        """Of one whole noise in a count of held-out records, in records²."""
+        return (
+            0.0 if self.held_out is None else self.variance / (self.grid * self.held_out.scale(self.coordinates)) ** 2
+        )
+
     def counts(self, noisy: np.ndarray) -> np.ndarray:
         """(k,) float64: what held-out records count, of a release (coordinates,) int64 on the grid."""
         if self.held_out is None:
