@@ -74,7 +74,7 @@ class CountsOfRound:
         self._total, self._variance, self.sites = total, variance, sites
 
     def finished(self, number: int, why: str, *, final: bool) -> Counts:
-        """number: rounds behind the model. why: the round is void."""
+        """number: rounds behind the model. why: there may be nothing."""
         if not self.sites:
             return Counts(number, final, None, 0.0, [], why or "no site answered with counts")
         return Counts(number, final, self._total.tolist(), self._variance, sorted(self.sites))

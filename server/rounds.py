@@ -163,7 +163,8 @@ class Round:
         state.declined |= replies.declined
         if self._counts is not None:
             number, final = min(self._number - 1, loop.state.round), not self._steps
-            state.evaluations.append(self._counts.finished(number, self._void or "", final=final))
+            why = self._void or next((one["reason"] for one in replies.failed), "")
+            state.evaluations.append(self._counts.finished(number, why, final=final))
         if arrays is not None:
             state.adapter = wire.record_to_arrays(arrays, state.adapter)
 
