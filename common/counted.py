@@ -43,7 +43,8 @@ def vectors(config: "RunConfig", values: np.ndarray, true: np.ndarray | None) ->
     measures, classes = measures_of(config), classes_of(config)
     shares = np.clip(values / np.array([one.most for one in measures]), 0.0, 1.0)  # NaN stays
     pairs = np.stack([shares, 1 - shares], axis=2) / np.sqrt(len(measures))  # (N, m, 2)
-    pairs = np.where(np.isfinite(values).all(1)[:, None, None], pairs, 0.0)
+    said = np.asarray(np.isfinite(values).all(axis=1))
+    pairs = np.where(said[:, np.newaxis, np.newaxis], pairs, 0.0)
     found = np.zeros((len(values), classes, *pairs.shape[1:]))
     place = np.zeros(len(values), dtype=np.int64) if classes == 1 or true is None else true
     found[np.arange(len(values)), place] = pairs

@@ -6,6 +6,7 @@ draw of the records in the variance; without noise it is Wilson's (1927).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
@@ -15,12 +16,14 @@ from ..common.config.run import RunConfig
 from ..common.counted import by_measure, classes_of, measures_of, numbers_of
 from ..common.errors import WireError
 from ..common.privacy.mechanism import PrivacyPlan
-from ..common.tasks import Main
+from ..common.tasks import Counted, Main
 from .checkpoint import Counts
 
 _DEVIATIONS = 1.959963984540054
 """of a normal law, within which 95 % of it lie"""
 RECALL = Main("macro recall", "macro_recall")
+Ends = tuple[float, float, float]
+"""low end of an interval, value, high end"""
 
 
 class SiteFigure(TypedDict):
@@ -110,8 +113,10 @@ class AtSites(TypedDict):
     last: SiteMeasured
 
 
-def at_sites(config: RunConfig, plan: PrivacyPlan | None, found: list[Counts]) -> AtSites | None:
-    """For report.json; None where nobody asked."""
+def at_sites(
+    config: RunConfig, plan: PrivacyPlan | None, found: list[Counts], asked: Mapping[str, int]
+) -> AtSites | None:
+    """For report.json; None where nobody asked. asked: evaluations by site."""
     if not config.evaluation.sites:
         return None
     lost = Counts(config.run.rounds, True, None, 0.0, [], "it was not asked for")
@@ -120,7 +125,7 @@ def at_sites(config: RunConfig, plan: PrivacyPlan | None, found: list[Counts]) -
         "holdout": config.evaluation.holdout,
         "unit": "records" if config.data.person is None else "persons",
         "evaluations": config.evaluations,
-        "epsilon": None if plan is None else plan.epsilon(0, len(found)),
+        "epsilon": None if plan is None else plan.epsilon(0, max(asked.values(), default=0)),
         "rounds": [_measured(config, one) for one in found if not one.final],
         "after": last["figures"][0],
         "last": last,
@@ -129,51 +134,61 @@ def at_sites(config: RunConfig, plan: PrivacyPlan | None, found: list[Counts]) -
 
 def _measured(config: RunConfig, found: Counts) -> SiteMeasured:
     facts: SiteMeasured = {"round": found.round, "sites": len(found.sites), "figures": figures(config, found)}
-    return {**facts, "why": found.why} if found.why else facts
+    if found.why:
+        facts["why"] = found.why
+    return facts
 
 
 def figures(config: RunConfig, found: Counts) -> list[SiteFigure]:
     """What was counted, the task's own first; with classes apart also their mean recall, and each one's."""
     measures = measures_of(config)
     if found.counts is None:
-        return [_figure(one.measure, 0.0, 0.0, math.inf, one.most) for one in measures]
-    pairs = by_measure(config, np.array(found.counts))  # (K, m, 2)
-    variance = found.variance * len(measures)
-    told = [
-        _figure(one.measure, *pairs[:, i].sum(0), len(pairs) * variance, one.most) for i, one in enumerate(measures)
-    ]
+        return [_figure(one.measure, None, 0.0, 0.0) for one in measures]
+    pairs, variance = by_measure(config, np.array(found.counts)), found.variance * len(measures)  # (K, m, 2)
+    told = [_counted(one, pairs[:, i].sum(0), len(pairs) * variance) for i, one in enumerate(measures)]
     if classes_of(config) > 1:
-        names = config.data.labels or []
         each = [
-            _figure(Main(f"recall of {name}", f"recall: {name}"), *pair, variance, 1.0)
-            for name, pair in zip(names, pairs[:, 0], strict=True)
+            _counted(Counted(Main(f"recall of {name}", f"recall: {name}")), pair, variance)
+            for name, pair in zip(config.data.labels or [], pairs[:, 0], strict=True)
         ]
-        told += [_mean(RECALL, each, variance), *each]
+        told += [_mean(RECALL, each), *each]
     return told
 
 
 def figure_row(config: RunConfig, found: Counts) -> FigureRow:
     main = figures(config, found)[0]
-    return {"after": found.round, **{key: main[key] for key in ("name", "value", "low", "high")}}
+    return {
+        "after": found.round,
+        "name": main["name"],
+        "value": main["value"],
+        "low": main["low"],
+        "high": main["high"],
+    }
 
 
-def _figure(measure: Main, reached: float, missed: float, variance: float, most: float) -> SiteFigure:
-    found = None if math.isinf(variance) else interval(reached, missed, variance)
-    noise = math.sqrt(2 * variance) if math.isfinite(variance) else 0.0
-    facts: SiteFigure = {
-        **measure._asdict(),
-        "value": None,
-        "low": None,
-        "high": None,
-        "records": float(reached + missed),
+def _counted(counted: Counted, pair: np.ndarray, variance: float) -> SiteFigure:
+    """pair: what records reach of the measure, and what they miss. variance: of the noise in each."""
+    reached, missed = map(float, pair)
+    ends = interval(reached, missed, variance)
+    scaled = None if ends is None else (counted.most * ends[0], counted.most * ends[1], counted.most * ends[2])
+    return _figure(counted.measure, scaled, reached + missed, math.sqrt(2 * variance))
+
+
+def _figure(measure: Main, ends: Ends | None, records: float, noise: float) -> SiteFigure:
+    low, value, high = (None, None, None) if ends is None else ends
+    return {
+        "name": measure.name,
+        "key": measure.key,
+        "higher": measure.higher,
+        "value": value,
+        "low": low,
+        "high": high,
+        "records": records,
         "noise": noise,
     }
-    if found is not None:
-        facts |= {key: most * value for key, value in zip(("low", "value", "high"), found, strict=True)}
-    return facts
 
 
-def interval(reached: float, missed: float, variance: float) -> tuple[float, float, float] | None:
+def interval(reached: float, missed: float, variance: float) -> Ends | None:
     """Low end, value and high end of a share p in 0 … 1; None where the noise hides how many were counted.
 
     reached, missed: sums of x and of 1 − x over records, each with noise of this variance. Under p the number
@@ -191,18 +206,21 @@ def interval(reached: float, missed: float, variance: float) -> tuple[float, flo
         return None
     root = math.sqrt(inside)
     low, high = ((-b + sign * root) / (2 * a) for sign in (-1, 1))
-    return tuple(float(np.clip(p, 0.0, 1.0)) for p in (low, reached / n, high))  # pyright: ignore[reportReturnType]
+    return _share(low), _share(reached / n), _share(high)
 
 
-def _mean(measure: Main, each: list[SiteFigure], variance: float) -> SiteFigure:
-    """The mean of shares, their variances added up; not measurable where one of them is not."""
-    values = [one["value"] for one in each]
-    facts: SiteFigure = {**each[0], **measure._asdict(), "value": None, "low": None, "high": None}
-    facts |= {"records": sum(one["records"] for one in each), "noise": math.sqrt(2 * variance * len(each))}
-    if any(value is None for value in values):
-        return facts
-    ends = [(one["low"] or 0.0, one["value"] or 0.0, one["high"] or 0.0) for one in each]
-    low, value, high = np.array(ends).T  # (K,) each
-    mean, down, up = value.mean(), np.sqrt(((value - low) ** 2).sum()), np.sqrt(((high - value) ** 2).sum())
-    found = {"value": mean, "low": max(0.0, mean - down / len(each)), "high": min(1.0, mean + up / len(each))}
-    return {**facts, **{key: float(one) for key, one in found.items()}}  # pyright: ignore[reportReturnType]
+def _share(value: float) -> float:
+    return min(1.0, max(0.0, float(value)))
+
+
+def _mean(measure: Main, each: list[SiteFigure]) -> SiteFigure:
+    """The mean of independent shares, not measurable where one of them is not: the ends of their intervals are added up
+    as deviations (Zou and Donner 2008)."""
+    ends = [(one["low"], one["value"], one["high"]) for one in each]
+    records, noise = sum(one["records"] for one in each), math.hypot(*(one["noise"] for one in each))
+    if any(value is None for _, value, _ in ends):
+        return _figure(measure, None, records, noise)
+    low, value, high = np.array(ends, dtype=np.float64).T  # (K,) each
+    down, up = (float(np.linalg.norm(value - end)) / len(each) for end in (low, high))
+    mean = float(value.mean())
+    return _figure(measure, (_share(mean - down), mean, _share(mean + up)), records, noise)

@@ -65,11 +65,9 @@ def parts_of(event: DpEvent) -> tuple[Step | None, int, Step | None, int]:
     """Inverse of `of_run`; the step of what was released 0 times is None."""
     if not isinstance(event, ApartDpEvent):
         return *counted(event), None, 0
-    none: tuple[None, int] = (None, 0)
-    return (
-        *(none if event.trained is None else counted(event.trained)),
-        *(none if event.held_out is None else counted(event.held_out)),
-    )
+    step, count = (None, 0) if event.trained is None else counted(event.trained)
+    held_out, evaluations = (None, 0) if event.held_out is None else counted(event.held_out)
+    return step, count, held_out, evaluations
 
 
 def to_json(event: DpEvent) -> dict[str, Any]:

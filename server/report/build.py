@@ -55,7 +55,7 @@ def build_report(
     privacy = privacy_facts(config, plan, state)
     if partition is not None and privacy["mode"] != "none":
         privacy["statement"] += _EXACT
-    counted = at_sites(config, plan, state.evaluations)
+    counted = at_sites(config, plan, state.evaluations, state.evaluated)
     report: Report = {
         "evaluation": None if counted is None else {"sites": counted},
         "audit": found.get("audit"),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from confide.server.at_sites import interval
+from confide.server.at_sites import figures, interval
+from confide.server.checkpoint import Counts
 
 DRAWS, FALSE_ALARM = 1000, 1e-6
 SIZES, DEVIATIONS, SHARES = (30, 200, 2000), (0.0, 1.0, 5.0, 25.0), (0.1, 0.5, 0.83, 0.97)
@@ -62,6 +63,22 @@ def test_an_interval_that_ignored_the_noise_would_be_found_out() -> None:
     assert held < binom.ppf(FALSE_ALARM, DRAWS, NOMINAL)
 
 
-@pytest.mark.parametrize("counted", [(0.0, 0.0), (-3.0, 1.0), (5.0, 4.0), (-1.0, -2.0)])
-def test_what_the_noise_drowns_is_not_measurable(counted) -> None:
-    assert interval(*counted, 100.0) is None
+@pytest.mark.parametrize(("reached", "missed"), [(0.0, 0.0), (-3.0, 1.0), (5.0, 4.0), (-1.0, -2.0)])
+def test_what_the_noise_drowns_is_not_measurable(reached: float, missed: float) -> None:
+    assert interval(reached, missed, 100.0) is None
+
+
+@pytest.mark.parametrize("deviation", [0.0, 2.0, 8.0])
+def test_the_mean_of_recalls_is_covered(make_config, deviation: float) -> None:
+    evaluation = {"sites": True, "per_class": True}
+    config = make_config(data={"labels": ["a", "b", "c"]}, evaluation=evaluation)
+    rng, recalls, sizes = np.random.default_rng(7), np.array([0.9, 0.6, 0.75]), np.array([400, 60, 150])
+    held = 0
+    for _ in range(DRAWS):
+        right = rng.binomial(sizes, recalls)
+        counts = np.stack([right, sizes - right], 1).ravel() + deviation * rng.standard_normal(6)
+        found = figures(config, Counts(1, True, counts.tolist(), deviation**2, ["site-1"]))[1]
+        assert found["key"] == "macro_recall"
+        low, high = found["low"], found["high"]
+        held += low is None or high is None or low <= recalls.mean() <= high
+    assert held >= binom.ppf(FALSE_ALARM / 3, DRAWS, NOMINAL)

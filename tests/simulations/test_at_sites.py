@@ -125,7 +125,9 @@ def test_persons_are_counted_as_persons(make_config, content, data, tmp_path, mo
     found = sites_of(report_of(folder))
     assert found["unit"] == "persons"
     data_ = simulated_data(_resolved(folder), model_of(_resolved(folder)))
-    held = sum(len(np.unique(data_.records.person[part])) for part in data_.held_out)
+    person = data_.records.person
+    assert person is not None
+    held = sum(len(np.unique(person[part])) for part in data_.held_out)
     assert abs(found["after"]["records"] - held) < 6 * found["after"]["noise"]
 
 
