@@ -25,6 +25,7 @@ from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.memory import with_plan
 from ..common.model.per_sample import hooked, validate
 from ..common.model.proof import check_reached, proved_shapes
+from ..common.model.scored import scored_shapes
 from ..common.modes import Release, mode_of
 from ..common.modes.distillation import answers_shape
 from ..common.privacy.audit import NO_CANARIES, GradientCanaries
@@ -101,7 +102,9 @@ class Worker:
             chat_template(self.model.tokenizer, config.data.template)  # refused here, and not for some rows alone
         self.plan = privacy_plan(config, self.model.count()[0])
         if self.plan is not None and mode.BY_RECORD:
-            proved_shapes(self._sized, self.model)
+            proved = proved_shapes(self._sized, self.model)
+            if config.evaluation.sites:
+                scored_shapes(self.model, proved)
         elif self.plan is not None:
             (check_apart if mode.TEACHERS else validate)(self.model)
         self._opening = threading.RLock()
@@ -289,7 +292,9 @@ class Worker:
         if not mode.BY_RECORD:
             return mode.release(site, mechanism)
         shapes = proved_shapes(self._sized, work.model)
-        counts = counts_of(work, shapes) if work.task.evaluate else NOBODY  # before there are hooks
+        counts = NOBODY
+        if work.task.evaluate:  # before there are hooks
+            counts = counts_of(work, scored_shapes(work.model, shapes))
         work.model.set(work.task.adapter)
         with hooked(work.model):
             return mode.release(replace(site, shapes=shapes, counting=lambda: counts), mechanism)

@@ -469,7 +469,7 @@ def test_in_bfloat16_the_shapes_hold_for_weights_of_more_bits(tmp_path: Path, ki
     section = {"backbone": str(tmp_path), "max_length": 4, "dtype": "bfloat16", "lora": {"rank": 2, "alpha": 4}}
     task = "causal-lm" if kind == "llama" else "sequence-classification"
     model = load_model(ModelSection.model_validate(section | {"task": task}), 0 if kind == "llama" else 3, 0)
-    with proof._filled_in(model):
+    with proof.filled_in(model):
         for name, array in model.get().items():
             assert not np.array_equal(array, torch.from_numpy(array).bfloat16().float().numpy()), name
     rows, rng = prove(model, Shapes(4, 2, 4.0)).rows(5), np.random.default_rng(3)

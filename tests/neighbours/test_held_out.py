@@ -69,6 +69,8 @@ CASES = [
     Case("gpt2", "causal-lm"),
     Case("gpt-neox", PROMPTED, form="jsonl"),
     Case("bert", views="words", turn=5),
+    Case("vit", "image-classification"),
+    Case("qwen3", "preference", form="jsonl"),
 ]
 
 
