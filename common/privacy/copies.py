@@ -34,7 +34,12 @@ def copies_epsilon(plan: PrivacyPlan, copies: int) -> float:
     _require_copies(copies)
     if plan.held_out is None:
         return _of_sides(plan, copies, 0)
-    return max(_of_sides(plan, copies - out, out) for out in range(copies + 1))
+    most = 0.0
+    for out in sorted(range(copies + 1), key=lambda out: min(out, copies - out)):  # all on one side are mostly the worst
+        most = max(most, _of_sides(plan, copies - out, out))
+        if math.isinf(most):
+            break
+    return most
 
 
 def _of_sides(plan: PrivacyPlan, trained: int, held_out: int) -> float:
