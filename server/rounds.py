@@ -282,7 +282,7 @@ def run_rounds(
     if state.secure is not None and summing is not None and summing.secure is not None:
         under_way = max(state.asked.values(), default=0) > state.round * config.steps_per_round
         if not summing.secure.restore(state.secure, sites) and under_way:
-            finish(_given_up(state))
+            finish(_given_up(state, evaluates=loop.evaluates(state.round + 1)))
     silent = 0
     for number in range(state.round + 1, config.run.rounds + 1):
         if config.server.patience is not None and state.round - state.best_round >= config.server.patience:
@@ -329,13 +329,15 @@ def _require_sites(config: RunConfig, state: Checkpoint, result: RoundResult, si
         )
 
 
-def _given_up(state: Checkpoint) -> RoundResult:
+def _given_up(state: Checkpoint, *, evaluates: bool) -> RoundResult:
     """After a restart: sites were asked for this round and charged it, and what they sent cannot be opened any more.
 
     To ask them again would charge them twice for one round, and with another noise.
     """
     number = state.round + 1
     void = f"round {number} is void: the server was restarted, and too few sites still hold the keys of its set-up"
+    if evaluates:
+        state.evaluations.append(Counts(state.round, False, None, 0.0, [], void))
     return RoundResult(number, 0.0, 0, 0, [], [], None, None, clip=state.clip, void=void)
 
 

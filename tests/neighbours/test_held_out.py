@@ -70,6 +70,7 @@ CASES = [
     Case("gpt-neox", PROMPTED, form="jsonl"),
     Case("bert", views="words", turn=5),
     Case("vit", "image-classification"),
+    Case("bert", "masked-lm"),
     Case("qwen3", "preference", form="jsonl"),
 ]
 

@@ -150,9 +150,12 @@ def test_a_run_that_was_interrupted_measures_its_model_all_the_same(
         assert sum(one.final for one in state.evaluations) == 1
         assert {one.round for one in state.evaluations} >= {0}
         final = state.evaluations[-1]
+        assert [one.round for one in state.evaluations] == [0, 2, 4]
+        lost = [one.round for one in state.evaluations if one.counts is None]
         if number == 2 or mode == "none":  # nobody had been asked for an evaluation in vain
-            assert final.counts is not None
-            assert [one.round for one in state.evaluations] == [0, 2, 4]
+            assert not lost
+        else:  # of a sum the round is given up; alone, sites count a second time, and are left with none at the end
+            assert lost == [2 if mode == "distributed" else 4]
         if mode != "none":
             assert max(state.evaluated.values()) <= 4
             assert report_of(folder)["privacy"]["epsilon_spent"] <= 8
@@ -268,3 +271,38 @@ def test_losses_and_errors_are_counted_up_to_a_bound(make_config, gpt2, local, d
     assert 0 < found[0]["value"] < 4
     held = sum(map(len, simulated_data(_resolved(folder), model_of(_resolved(folder))).held_out))
     assert all(abs(one["records"] - held) < 6 * one["noise"] for one in found)
+
+
+@pytest.mark.parametrize(
+    ("mode", "server", "training"),
+    [
+        ("distributed", {"setup_rounds": 1}, {}),
+        ("local", {"aggregation": "fedadam"}, {"local_steps": 2}),
+        ("local", {"aggregation": "median", "byzantine": 1}, {}),
+        ("local", {"aggregation": "exact"}, {"local_steps": 2}),
+        ("none", {"aggregation": "fedprox", "options": {"proximal_mu": 0.1}}, {}),
+        ("none", {"cohort": 2}, {}),
+    ],
+    ids=str,
+)
+def test_whatever_aggregates_updates_counts_are_added_up(make_config, local, mode, server, training) -> None:
+    privacy = {} if mode == "none" else {**local, "mode": mode}
+    config = make_config(
+        run={"rounds": 2}, privacy=privacy, server=server, training=training, evaluation={**HALF, "every": 1}
+    )
+    folder = simulate(config)
+    report = report_of(folder)
+    assert not any("void" in row for row in report["rounds"])
+    found = sites_of(report)
+    asked = server.get("cohort", 4)
+    assert [one["sites"] for one in (*found["rounds"], found["last"])] == [asked, asked, 4]
+    data = simulated_data(_resolved(folder), model_of(_resolved(folder)))
+    held = sum(map(len, data.held_out))
+    assert abs(found["after"]["records"] - held) <= 6 * found["after"]["noise"]
+
+
+def test_baselines_are_trained_on_what_the_run_is_trained_on(make_config, local) -> None:
+    report = report_of(
+        simulate(make_config(run={"rounds": 1}, privacy=local, baselines={"pooled": True}, evaluation=HALF))
+    )
+    assert report["baselines"]["pooled"] is not None
