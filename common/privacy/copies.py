@@ -34,8 +34,8 @@ def copies_epsilon(plan: PrivacyPlan, copies: int) -> float:
     _require_copies(copies)
     if plan.held_out is None:
         return _of_sides(plan, copies, 0)
-    most = 0.0
-    for out in sorted(range(copies + 1), key=lambda out: min(out, copies - out)):  # all on one side are mostly the worst
+    most = 0.0  # mostly that of all on one side, so those come first
+    for out in sorted(range(copies + 1), key=lambda out: min(out, copies - out)):
         most = max(most, _of_sides(plan, copies - out, out))
         if math.isinf(most):
             break

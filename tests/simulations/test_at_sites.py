@@ -1,15 +1,18 @@
 """Evaluation where the data are: whole runs in each mode, resumed and with sites that fail."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from confide.common.config.run import RunConfig, load
+from confide.common.errors import ConfigError
 from confide.common.model.loading import model_of
 from confide.server.app import checkpoint
 from confide.server.evaluation import evaluate
+from confide.simulations.attacks.leakage import audit_leakage
 from confide.simulations.run import resume, simulate
 from confide.simulations.sites import forget_sites, simulated_data, worker_for
 from confide.tests.faults import dies_in, fails
@@ -148,8 +151,6 @@ def test_a_run_that_was_interrupted_measures_its_model_all_the_same(
         resume(folder)
         state = checkpoint.load_latest(folder / "checkpoints", _resolved(folder).digest())
         assert sum(one.final for one in state.evaluations) == 1
-        assert {one.round for one in state.evaluations} >= {0}
-        final = state.evaluations[-1]
         assert [one.round for one in state.evaluations] == [0, 2, 4]
         lost = [one.round for one in state.evaluations if one.counts is None]
         if number == 2 or mode == "none":  # nobody had been asked for an evaluation in vain
@@ -299,6 +300,12 @@ def test_whatever_aggregates_updates_counts_are_added_up(make_config, local, mod
     data = simulated_data(_resolved(folder), model_of(_resolved(folder)))
     held = sum(map(len, data.held_out))
     assert abs(found["after"]["records"] - held) <= 6 * found["after"]["noise"]
+
+
+def test_a_leakage_audit_takes_no_held_out_record_for_a_member(make_config, tmp_path) -> None:
+    folder = simulate(make_config(run={"rounds": 1}, data={"limit": 100}, evaluation=HALF))
+    with pytest.raises(ConfigError, match="held some of its rows out of training"):
+        audit_leakage(folder, 2, lambda *_: nullcontext())
 
 
 def test_baselines_are_trained_on_what_the_run_is_trained_on(make_config, local) -> None:
