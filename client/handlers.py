@@ -205,7 +205,7 @@ def _train(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
     config, secure = worker.config, None
     if not 1 <= task.round <= config.last_round:
         raise WireError(f"round {task.round} received; this run declares rounds 1 to {config.last_round}")
-    if (task.evaluate and not config.evaluation.sites) or (task.round > config.run.rounds and not task.evaluate):
+    if (task.evaluate and not config.evaluation.sites) or not (task.evaluate or config.trains_in(task.round)):
         raise WireError(f"round {task.round} {'with' if task.evaluate else 'without'} an evaluation: not as declared")
     worker.check(task)
     if config.secure:

@@ -111,7 +111,7 @@ class SiteComputation:
 
     @property
     def trains(self) -> bool:
-        return self.work.task.round <= self.work.config.run.rounds
+        return self.work.config.trains_in(self.work.task.round)
 
     @property
     def evaluates(self) -> bool:

@@ -213,7 +213,7 @@ class Worker:
             secure.expect(task.round)
         elif self.config.secure:
             raise PrivacyError(f"mode '{self.config.privacy.mode}' releases sums only, and no secure sum is set up")
-        steps = self.config.steps_per_round if task.round <= self.config.run.rounds else 0
+        steps = self.config.steps_per_round if self.config.trains_in(task.round) else 0
         with account.taking(steps, int(task.evaluate)) as before, self._lend() as model:
             if keep is not None and secure is None and account.plan is not None and not self.config.audit.control:
                 keep(self._update(account, self._noise_alone(model, account, number, task, before)))

@@ -88,7 +88,7 @@ class Loop:
     def evaluates(self, number: int) -> bool:
         """Whether round `number` counts held-out records. The last evaluation is kept for the final model, also where
         one was asked for twice because the server was restarted; then the same question is asked again."""
-        if not self.config.evaluated_in(number) or number > self.config.run.rounds:
+        if not self.config.evaluated_in(number) or not self.config.trains_in(number):
             return self.config.evaluated_in(number)
         asked = max(self.state.evaluated.values(), default=0)
         return self.plan is None or asked < self.config.evaluations - 1 or asked > len(self.state.evaluations)
@@ -104,7 +104,7 @@ class Round:
             cohort = loop.summing.prepare(loop.state, number, cohort, loop.grid.get_node_ids())
         self._cohort = cohort
         self._clip, self._void = loop.state.clip, None
-        self._steps = loop.config.steps_per_round if number <= loop.config.run.rounds else 0
+        self._steps = loop.config.steps_per_round if loop.config.trains_in(number) else 0
         self._counts = CountsOfRound(loop.config, loop.plan) if loop.evaluates(number) else None
         self._view = Cohort(loop.grid, list(cohort.values()))
 

@@ -97,7 +97,7 @@ class Summing:
         if self.secure is not None and not isinstance(self.secure, GroupedSums) and self.plan.held_out is not None:
             noise = self.plan.count_variance * self.secure.variance / self.plan.variance
             counted(self.plan.counts(total), noise, sorted(updates))
-        if number > self.config.run.rounds:
+        if not self.config.trains_in(number):
             return None
         change, state.clip = mode.change(self.config, self.plan, total[: self.plan.trained], clip)
         opened(change, updates)

@@ -138,6 +138,10 @@ class RunConfig(Section, frozen=True):
             return False
         return number > self.run.rounds or (asked.every is not None and (number - 1) % asked.every == 0)
 
+    def trains_in(self, number: int) -> bool:
+        """Whether records are trained on in round `number`: in all but the one after the last."""
+        return number <= self.run.rounds or not self.evaluation.sites
+
     @property
     def last_round(self) -> int:
         """The number of the last round that sites are asked for, which trains nothing where it only evaluates."""
