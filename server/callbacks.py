@@ -97,7 +97,8 @@ class Tracking(Callback):
             row["epsilon"] = plan.epsilon(asked, evaluated)
 
     def replied(self, number: int, done: int, asked: int) -> None:
-        self._recorder.progress("training", number, done, asked)
+        stage = "training" if self._run.config.trains_in(number) else "evaluating at the sites"
+        self._recorder.progress(stage, min(number, self._run.config.run.rounds), done, asked)
 
     def saved(self, row: dict[str, Any]) -> None:
         self._recorder.row(row)
