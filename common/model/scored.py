@@ -4,6 +4,7 @@ A kernel may be another one where no gradient is asked for, and one record must 
 last bit. Where it could, records of that length are scored one at a time.
 """
 
+import threading
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from .loading import FineTuneModel
 from .proof import RECORDS, Layers, filled_in, records_of
 from .shapes import Shapes
 
+_looking = threading.Lock()
 _SETS = 3
 """of other records that are compared"""
 _known: WeakKeyDictionary[nn.Module, dict[tuple[Shapes, tuple[int, ...], int], Shapes]] = WeakKeyDictionary()
@@ -26,11 +28,13 @@ def scored_shapes(model: FineTuneModel, proved: Shapes) -> Shapes:
     lengths = proved.all_lengths
     done = _known.setdefault(model.template, {})
     key = proved, tuple(proved.rows(length) for length in lengths), torch.get_num_threads()
-    if key not in done:
-        with filled_in(model):
-            found = {one: rows if _alike(model, one, rows) else 1 for one, rows in zip(lengths, key[1], strict=True)}
-        done[key] = replace(proved, found=found)
-    return done[key]
+    with _looking:
+        if key not in done:
+            with filled_in(model):
+                alike = {one: _alike(model, one, rows) for one, rows in zip(lengths, key[1], strict=True)}
+            found = {one: rows if alike[one] else 1 for one, rows in zip(lengths, key[1], strict=True)}
+            done[key] = replace(proved, found=found)
+        return done[key]
 
 
 def _alike(model: FineTuneModel, length: int, rows: int) -> bool:

@@ -212,3 +212,15 @@ def test_the_last_round_trains_on_nothing(sites: Sites, watch: Observer) -> None
     changed = {name: array + 1 for name, array in adapter.items()}
     (refused,) = ask(watch, host, config, changed, [everybody], first=3)
     assert "spent 3 evaluations, asked 1, limit 3, remaining 0" in refused.reply["error"][1]
+
+
+def test_a_site_that_holds_nobody_out_replies_alike(sites: Sites, watch: Observer) -> None:
+    """Its only records are trained on, or counted, or it has none: sizes, names and types are the same."""
+    case = Case("bert", train="head")
+    config, table = evaluating(run_of(sites, case, ROUNDS)), table_of(case.task)
+    adapter = adapter_of(host_of(sites, case, table), config)
+    good = [row for row in table.rows if row.kind == "good"]
+    few = [Table(table.columns, (row,)) for row in good[:6]]
+    found = [ask(watch, host_of(sites, case, one), config, adapter, [everybody])[0] for one in (table, *few)]
+    assert {(len(told.keys), len(told.held_out)) for told in found[1:]} == {(1, 0), (0, 1)}
+    assert all(told.reply == found[0].reply for told in found)

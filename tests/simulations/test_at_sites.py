@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from confide.common.config.run import RunConfig, load
 from confide.common.errors import ConfigError
@@ -61,6 +62,23 @@ def test_under_privacy_counts_come_with_noise(make_config, local, mode) -> None:
         assert abs(sum(one.counts) - held) < 6 * deviation
     assert state.evaluated == dict.fromkeys(state.asked, 3)
     assert set(state.asked.values()) == {4}
+
+
+@pytest.mark.parametrize("mode", ["local", "distributed"])
+def test_the_noise_in_counts_is_what_the_interval_takes_it_for(make_config, local, mode) -> None:
+    """How many are held out is known here, so 41 evaluations show the noise; a mean square outside these bounds has a
+    chance of less than 1e-6."""
+    evaluation, run = {**HALF, "every": 1}, {"rounds": 40}
+    folder = simulate(
+        make_config(run=run, privacy={**local, "mode": mode, "sampling_rate": 0.05}, evaluation=evaluation)
+    )
+    state = checkpoint.load_latest(folder / "checkpoints", _resolved(folder).digest())
+    held = sum(map(len, simulated_data(_resolved(folder), model_of(_resolved(folder))).held_out))
+    off = [(sum(one.counts or []) - held) / (2 * one.variance) ** 0.5 for one in state.evaluations]
+    assert len(off) == 41
+    low, high = chi2.ppf([5e-7, 1 - 5e-7], 41)
+    assert low < float(np.square(off).sum()) < high
+    assert len({round(one.counts[0], 6) for one in state.evaluations if one.counts}) == 41  # fresh each time
 
 
 def sites_of(report: dict) -> dict:
