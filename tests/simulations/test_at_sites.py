@@ -11,6 +11,7 @@ from scipy.stats import chi2
 from confide.common.config.run import RunConfig, load
 from confide.common.errors import ConfigError
 from confide.common.model.loading import model_of
+from confide.common.privacy.plan import privacy_plan
 from confide.server.app import checkpoint
 from confide.server.evaluation import evaluate
 from confide.simulations.attacks.leakage import audit_leakage
@@ -76,6 +77,10 @@ def test_the_noise_in_counts_is_what_the_interval_takes_it_for(make_config, loca
     held = sum(map(len, simulated_data(_resolved(folder), model_of(_resolved(folder))).held_out))
     off = [(sum(one.counts or []) - held) / (2 * one.variance) ** 0.5 for one in state.evaluations]
     assert len(off) == 41
+    plan = privacy_plan(_resolved(folder), model_of(_resolved(folder)).count()[0])
+    assert plan is not None
+    noises = 4 if mode == "local" else 4 / (4 - 1)  # one each; or shares of which all but a colluder's make up one
+    assert state.evaluations[-1].variance == pytest.approx(noises * plan.count_variance)
     low, high = chi2.ppf([5e-7, 1 - 5e-7], 41)
     assert low < float(np.square(off).sum()) < high
     assert len({round(one.counts[0], 6) for one in state.evaluations if one.counts}) == 41  # fresh each time
@@ -227,6 +232,9 @@ def test_a_site_that_vanishes_while_the_others_count(make_config, local, monkeyp
         assert one.counts is not None
         held = sum(len(part) for number, part in enumerate(data.held_out) if number != missing)
         assert abs(sum(one.counts) - held) < 6 * (2 * one.variance) ** 0.5
+        plan = privacy_plan(_resolved(folder), model_of(_resolved(folder)).count()[0])
+        assert plan is not None
+        assert one.variance == pytest.approx(5 / (5 - 1) * plan.count_variance)
 
 
 def test_the_run_stands_when_too_few_sites_are_left_to_measure_it(make_config, local, monkeypatch) -> None:
