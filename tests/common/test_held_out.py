@@ -82,7 +82,7 @@ def test_a_run_costs_the_larger_part() -> None:
 
 def test_so_many_counts_that_rounding_takes_them_up_are_refused() -> None:
     with pytest.raises(PrivacyError, match=r"evaluation: \d+ counts in \d+ evaluations leave a held-out record"):
-        HeldOut(2000, 10_000, 1e-3).require_room(2010)
+        HeldOut(2000, 10_000, 5e-4).require_room(2010)
     HeldOut(2000, 10_000, 0.1).require_room(2010)
 
 
