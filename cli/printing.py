@@ -127,7 +127,7 @@ def print_ledgers(audits: list[LedgerAudit]) -> None:
             )
             for run in facts["runs"]:
                 reserved = "given back" if run["aborted"] else _number(run["epsilon_reserved"])
-                used = f"{run['used']} of {run['steps']}"
+                used = _used(run)
                 runs.add_row(
                     outcome.site,
                     facts["dataset"],
@@ -352,6 +352,12 @@ def print_check(check: Check) -> None:
     show(Text.assemble(mark, f"  {check.what}: {check.detail}"))
 
 
+def _used(run: dict[str, Any]) -> str:
+    """Of the steps that a run reserved; and of its evaluations of held-out records, where it has some."""
+    counted = f" ({run['evaluated']} of {run['evaluations']} evaluations)" if run["evaluations"] else ""
+    return f"{run['used']} of {run['steps']}{counted}"
+
+
 def print_site(status: SiteStatus) -> None:
     connected = "connected" if status.state.get("connected") else "not connected"
     show(f"site {status.name}: {f'running, {connected}' if status.running else 'not running'}")
@@ -360,7 +366,7 @@ def print_site(status: SiteStatus) -> None:
         row = (facts["limit"]["epsilon"], facts["epsilon_spent"], facts["remaining"])
         budgets.add_row(facts["dataset"], *map(_number, row), str(len(facts["runs"])))
         for run in facts["runs"][-5:]:
-            show(f"run {run['run'][:12]} on {facts['dataset']}: {run['used']} of {run['steps']} steps")
+            show(f"run {run['run'][:12]} on {facts['dataset']}: {_used(run)} steps")
     if budgets.row_count:
         show(budgets)
     for what in ("last_message", "last_error"):

@@ -203,8 +203,10 @@ def _train(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
 
     worker = host.worker()
     config, secure = worker.config, None
-    if not 1 <= task.round <= config.run.rounds:
-        raise WireError(f"round {task.round} received; this run declares rounds 1 to {config.run.rounds}")
+    if not 1 <= task.round <= config.last_round:
+        raise WireError(f"round {task.round} received; this run declares rounds 1 to {config.last_round}")
+    if (task.evaluate and not config.evaluation.sites) or not (task.evaluate or config.trains_in(task.round)):
+        raise WireError(f"round {task.round} {'with' if task.evaluate else 'without'} an evaluation: not as declared")
     worker.check(task)
     if config.secure:
         secure = _kept(host)
@@ -219,7 +221,7 @@ def _train(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:
         secagg.claim(secure, host.site, "mask", task.round)
     site = host.site
     site.admit_clip(config, worker.plan, task.clip)
-    account = worker.account(site, host.number, asked_before)
+    account = worker.account(site, host.number, asked_before, task.evaluated)
     charges.begin(account)
 
     def keep(update: Update) -> RecordDict:

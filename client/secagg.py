@@ -64,7 +64,7 @@ def restored(worker: Worker, state: Mapping[str, Any]) -> SecureSite:
 
 def _session(worker: Worker, asked: Mapping[str, Any]) -> Session:
     first = asked.get(FIRST_ROUND)
-    rounds = worker.config.run.rounds
+    rounds = worker.config.last_round
     if not isinstance(first, int) or not 1 <= first <= rounds or worker.plan is None or not worker.config.secure:
         raise SecureSumError(f"secure sum: no set-up for round {first} of {rounds} in this run")
     return secure_session(worker.config, worker.plan, first)

@@ -37,20 +37,27 @@ class SiteAccount:
 
     def epsilon(self) -> float | None:
         """ε of the steps taken so far."""
-        return None if self.plan is None else self.plan.epsilon(self.steps)
+        return None if self.plan is None else self.plan.epsilon(self.steps, self.evaluations)
 
-    def taking(self, steps: int) -> AbstractContextManager[int]:
+    @property
+    def evaluations(self) -> int:
+        """Evaluations taken so far, failed ones included."""
+        return self.reservation.charge.evaluated
+
+    def taking(self, steps: int, evaluations: int = 0) -> AbstractContextManager[int]:
         """Within, data may be touched; gives the steps taken before. They are charged however it ends.
 
         Raises BudgetError, with nothing touched, when the run has not reserved as many.
         """
-        return self.reservation.taking(steps)
+        if self.reservation.request.held_out is None:  # without privacy nothing is counted against a budget
+            evaluations = 0
+        return self.reservation.taking(steps, evaluations)
 
-    def catch_up(self, steps: int) -> None:
+    def catch_up(self, steps: int, evaluations: int) -> None:
         """A ledger in memory forgets with its process: what a server has asked since the run began counts as taken."""
-        missing = steps - self.steps
-        if missing > 0 and not self.site.ledger.durable:
-            with self.taking(missing):
+        missing = max(0, steps - self.steps), max(0, evaluations - self.evaluations)
+        if any(missing) and not self.site.ledger.durable:
+            with self.taking(*missing):
                 pass
 
 
@@ -198,6 +205,8 @@ class Site:
             model=run.model.backbone,
             configuration=run.digest(),
             commitment=audit.commitment(self.coin_seed(run)) if run.audit.planted else None,
+            held_out=None if plan is None else plan.evaluation,
+            evaluations=0 if plan is None else run.evaluations,
         )
         limit = Limit(budget.epsilon, budget.delta, budget.order)
         same = self.config.aliases(name)

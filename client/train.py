@@ -6,7 +6,7 @@ optimizer takes (`local_steps` = 1: one round is one step over all sites' data).
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -30,6 +30,7 @@ from ..common.types import Adapter, Records, RoundTask, joined, shuffled_batches
 log = logging.getLogger("confide.worker")
 _HELD = 2**25
 """numbers of persons' gradients that are held at once: 256 MiB in float64"""
+NOBODY = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,25 @@ class Work:
     task: RoundTask
     canaries: GradientCanaries = NO_CANARIES
     """an audit's, which are drawn, added and noised as records are"""
+    held_out: np.ndarray = field(default_factory=lambda: NOBODY)
+    """(m,) numbers of the site's records that are not trained on"""
 
     def batches(self, drawn: np.ndarray) -> Iterator[np.ndarray]:
         """Physical batches of the named records, as they cost least: for modes whose unit is not a record."""
         return _by_length(self.records, drawn, self.config.training.tokens, self.model.device)
 
-    def persons(self) -> list[np.ndarray]:
-        """The numbers of each person's records at the site. Raises PrivacyError for records of nobody."""
-        if not len(self.indices):
+    def persons(self, named: np.ndarray | None = None) -> list[np.ndarray]:
+        """The numbers of each person's records among the named, or else among those that are trained on.
+
+        Raises PrivacyError for records of nobody."""
+        indices = self.indices if named is None else named
+        if not len(indices):
             return []
         if self.records.person is None:
             raise PrivacyError("data.person: the records do not say whose they are")
-        owner = self.records.person[self.indices]
+        owner = self.records.person[indices]
         order = np.argsort(owner, kind="stable")
-        return np.split(self.indices[order], np.flatnonzero(np.diff(owner[order])) + 1)
+        return np.split(indices[order], np.flatnonzero(np.diff(owner[order])) + 1)
 
     def losses(self, part: np.ndarray, draw: Draw, length: int | None = None) -> torch.Tensor:
         """(V, B) losses of the views of the named records; gradients flow. length: tokens to pad to."""
@@ -100,6 +106,19 @@ class SiteComputation:
     """gives the scaled answers of the site's teachers"""
     shapes: Shapes | None = None
     """of batches, in which the model was proved, for modes that clip single records"""
+    counting: Callable[[], np.ndarray] = lambda: np.zeros(0)
+    """counts the held-out records"""
+
+    @property
+    def trains(self) -> bool:
+        return self.work.config.trains_in(self.work.task.round)
+
+    @property
+    def evaluates(self) -> bool:
+        return self.work.task.evaluate
+
+    def counts(self) -> np.ndarray:
+        return self.counting()
 
     @property
     def config(self) -> RunConfig:
@@ -147,7 +166,7 @@ def _drawn_sum(work: Work, mechanism: PoissonMechanism, shapes: Shapes) -> np.nd
     units = work.persons() if work.config.data.person is not None else work.indices
     drawn = mechanism.draw(len(units) + len(canaries))
     chosen = [units[i] for i in drawn if i < len(units)]
-    draw, total = Draw.of(secure_generator()), np.zeros(mechanism.plan.coordinates)
+    draw, total = Draw.of(secure_generator()), np.zeros(mechanism.plan.trained)
     if chosen and work.config.data.person is not None:
         total += _persons_sum(work, chosen, shapes, draw, clip)
     elif chosen:

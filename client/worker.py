@@ -25,6 +25,7 @@ from ..common.model.loading import FineTuneModel, model_of
 from ..common.model.memory import with_plan
 from ..common.model.per_sample import hooked, validate
 from ..common.model.proof import check_reached, proved_shapes
+from ..common.model.scored import scored_shapes
 from ..common.modes import Release, mode_of
 from ..common.modes.distillation import answers_shape
 from ..common.privacy.audit import NO_CANARIES, GradientCanaries
@@ -33,9 +34,10 @@ from ..common.privacy.noise import secure_generator
 from ..common.privacy.plan import privacy_plan
 from ..common.secagg.protocol import SecureSite
 from ..common.types import Records, RoundTask, Update
+from .held_out import counts_of
 from .site import Site, SiteAccount
 from .teach import answers
-from .train import SiteComputation, Work
+from .train import NOBODY, SiteComputation, Work
 
 log = logging.getLogger("confide.worker")
 
@@ -51,6 +53,8 @@ class SiteData:
     """(N,) class of each record, for the partition plot"""
     contents: list[bytes]
     """64 bytes a site: digests of its rows"""
+    held_out: tuple[np.ndarray, ...] = ()
+    """one (m_i,) index array a site: records that are counted and not in its part; empty where none are held out"""
 
 
 class Planting(Protocol):
@@ -98,7 +102,9 @@ class Worker:
             chat_template(self.model.tokenizer, config.data.template)  # refused here, and not for some rows alone
         self.plan = privacy_plan(config, self.model.count()[0])
         if self.plan is not None and mode.BY_RECORD:
-            proved_shapes(self._sized, self.model)
+            proved = proved_shapes(self._sized, self.model)
+            if config.evaluation.sites:
+                scored_shapes(self.model, proved)
         elif self.plan is not None:
             (check_apart if mode.TEACHERS else validate)(self.model)
         self._opening = threading.RLock()
@@ -131,17 +137,18 @@ class Worker:
             if array.shape != expected[name]:
                 raise WireError(f"{name}: shape {array.shape} in the task, expected {expected[name]}")
 
-    def account(self, site: Site, number: int, steps_before: int) -> SiteAccount:
+    def account(self, site: Site, number: int, steps_before: int, evaluations_before: int = 0) -> SiteAccount:
         """The account of site `number` in this run, opened at the first call; it reads no row of a real site.
 
-        steps_before: what the server has asked of it already. Raises PolicyError or BudgetError, charging nothing.
+        steps_before, evaluations_before: what the server has asked of it already. Raises PolicyError or BudgetError,
+        charging nothing.
         """
         with self._opening:
             if number not in self._accounts:
                 content = self.data.contents[number] if self._content is None else self._content()
                 self._accounts[number] = site.account(self.config, self.plan, content)
         account = self._accounts[number]
-        account.catch_up(steps_before)
+        account.catch_up(steps_before, evaluations_before)
         return account
 
     @contextmanager
@@ -161,7 +168,8 @@ class Worker:
         if self._planted is not None:
             chosen, canaries = self._planted.of_site(account, self.model, number, len(self.data.records))
             indices = np.concatenate([indices, chosen])
-        return Work(self._sized, model, self._records, indices, task, canaries)
+        held_out = self.data.held_out[number] if self.data.held_out else NOBODY
+        return Work(self._sized, model, self._records, indices, task, canaries, held_out)
 
     def _without_records(self, model: FineTuneModel, task: RoundTask) -> Work:
         return Work(self._sized, model, NO_RECORDS, np.empty(0, dtype=np.int64), task)
@@ -205,7 +213,8 @@ class Worker:
             secure.expect(task.round)
         elif self.config.secure:
             raise PrivacyError(f"mode '{self.config.privacy.mode}' releases sums only, and no secure sum is set up")
-        with account.taking(self.config.steps_per_round) as before, self._lend() as model:
+        steps = self.config.steps_per_round if self.config.trains_in(task.round) else 0
+        with account.taking(steps, int(task.evaluate)) as before, self._lend() as model:
             if keep is not None and secure is None and account.plan is not None and not self.config.audit.control:
                 keep(self._update(account, self._noise_alone(model, account, number, task, before)))
             if account.plan is None:
@@ -230,12 +239,14 @@ class Worker:
             account.site.head(),
             account.reservation.request.commitment,
             masked,
+            found.counts,
         )
 
     def _openly(self, work: Work, account: SiteAccount, number: int) -> Release:
         """Without privacy: the change, what may be told of it, and how many records are behind it."""
-        found = mode_of(self.config).release(self._computation(work, account.site, number), None)
-        return found if account.site.config.policy.metrics else replace(found, metrics={})
+        site = self._computation(work, account.site, number)
+        found = mode_of(self.config).release(replace(site, counting=lambda: counts_of(work, None)), None)
+        return found if account.site.config.policy.metrics else replace(found, metrics={}, counts=None)
 
     def _computation(self, work: Work, site: Site, number: int) -> SiteComputation:
         coins = np.random.default_rng([self.config.run.seed, 0x7A1, number, work.task.round])
@@ -281,9 +292,12 @@ class Worker:
         if not mode.BY_RECORD:
             return mode.release(site, mechanism)
         shapes = proved_shapes(self._sized, work.model)
+        counts = NOBODY
+        if work.task.evaluate:  # before there are hooks
+            counts = counts_of(work, scored_shapes(work.model, shapes))
         work.model.set(work.task.adapter)
         with hooked(work.model):
-            return mode.release(replace(site, shapes=shapes), mechanism)
+            return mode.release(replace(site, shapes=shapes, counting=lambda: counts), mechanism)
 
 
 NO_RECORDS = Records(

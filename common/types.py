@@ -253,6 +253,10 @@ class RoundTask:
     """public texts that the site's teachers shall answer (`distill`)"""
     dealt: dict[str, bytes] | None = None
     """after a set-up of secure sums: what the neighbours dealt to this site, sealed"""
+    evaluate: bool = False
+    """whether held-out records are counted, at these weights"""
+    evaluated: int = 0
+    """evaluations that the server has asked of this site before"""
 
 
 @dataclass(frozen=True)
@@ -277,3 +281,5 @@ class Update:
     """an audit: SHA-256 that binds the coins that decided which canaries are in"""
     masked: bytes | None = None
     """secure sums: the masked input, packed"""
+    counts: np.ndarray | None = None
+    """(k,) float64: what held-out records count, under privacy with noise; None: not asked, or in the secure sum"""

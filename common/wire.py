@@ -24,6 +24,7 @@ SINCE, MOST_SINCE = "since", 5000
 """heads of a site's ledger that are remembered between two checks; of more, every other one"""
 ROUND, STEPS_BEFORE, VERSION, PROXIMAL_MU = "server-round", "steps-before", "version", "proximal-mu"
 CLIP = "clip"
+EVALUATE, EVALUATED, COUNTS = "evaluate", "evaluated", "counts"
 
 REFUSED = 100
 """error code of a site that declined before it touched data: nothing was charged"""
@@ -96,6 +97,7 @@ def decode_task(content: RecordDict) -> tuple[RoundTask, int]:
         steps_before = int(cast(int, config.get(STEPS_BEFORE, 0)))
         proximal_mu = float(cast(float, config.get(PROXIMAL_MU, 0.0)))
         clip = None if CLIP not in config else float(cast(float, config[CLIP]))
+        evaluate, evaluated = bool(config.get(EVALUATE, False)), int(cast(int, config.get(EVALUATED, 0)))
         asked = content.config_records[QUERIES][TEXTS] if QUERIES in content.config_records else []
         dealt = to_sealed(content.config_records[DEALT]) if DEALT in content.config_records else None
     except KeyError as missing:
@@ -105,12 +107,15 @@ def decode_task(content: RecordDict) -> tuple[RoundTask, int]:
         raise WireError(f"clip norm {clip} received; allowed: a finite number above 0")
     if not isinstance(asked, list) or not all(isinstance(text, str) for text in asked):
         raise WireError("the task's queries are not texts")
-    return RoundTask(number, adapter, proximal_mu, clip, tuple(map(str, asked)), dealt), steps_before
+    queries = tuple(map(str, asked))
+    return RoundTask(number, adapter, proximal_mu, clip, queries, dealt, evaluate, evaluated), steps_before
 
 
 def task_digest(task: RoundTask) -> bytes:
     """SHA-256 of what decides the answer to a task; what was dealt with it, and steps asked, do not count."""
-    digest = hashlib.sha256(f"{task.round} {task.proximal_mu!r} {task.clip!r} {task.queries!r}".encode())
+    digest = hashlib.sha256(
+        f"{task.round} {task.proximal_mu!r} {task.clip!r} {task.queries!r} {task.evaluate}".encode()
+    )
     for name in sorted(task.adapter):
         digest.update(f"{name} {task.adapter[name].shape}".encode())
         digest.update(np.ascontiguousarray(task.adapter[name]).tobytes())
@@ -159,13 +164,16 @@ def encode_update(update: Update, dtype: str) -> RecordDict:
         arrays = arrays_to_record(update.delta, dtype)
     else:
         arrays = ArrayRecord({MASKED: Array(np.frombuffer(update.masked, np.uint8))})
-    return RecordDict(
+    content = RecordDict(
         {
             ARRAYS: arrays,
             METRICS: MetricRecord({WEIGHT: update.weight, **update.metrics}),
             SITE: ConfigRecord(dict(site)),
         }
     )
+    if update.counts is not None:
+        content[COUNTS] = ArrayRecord({COUNTS: Array(update.counts)})
+    return content
 
 
 def decode_update(content: RecordDict, expected: Adapter | None) -> Update:
@@ -181,10 +189,13 @@ def decode_update(content: RecordDict, expected: Adapter | None) -> Update:
         weight = metrics.pop(WEIGHT)
         name, steps, epsilon = str(site["name"]), int(cast(int, site["steps"])), site.get("epsilon")
         head, committed = read_head(site), site.get(COMMITMENT)
+        counts = content.array_records[COUNTS][COUNTS].numpy() if COUNTS in content.array_records else None
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"the update lacks a part or holds another type ({type(error).__name__})") from None
     if not (np.isfinite(weight) and weight > 0):
         raise WireError(f"weight {weight} received; allowed: a finite number above 0")
+    if counts is not None and (counts.dtype != np.float64 or counts.ndim != 1 or not np.isfinite(counts).all()):
+        raise WireError("counts of held-out records that are not finite numbers")
     return Update(
         name,
         delta,
@@ -195,6 +206,7 @@ def decode_update(content: RecordDict, expected: Adapter | None) -> Update:
         head,
         None if committed is None else str(committed),
         masked,
+        counts,
     )
 
 

@@ -130,6 +130,7 @@ def run_server(
             round_done=keeper.round_done,
             queries=distillation.queries if distillation else (),
             strategy=strategy,
+            evaluated=keeper.evaluated,
         )
         if state.best:
             state.adapter = state.best
@@ -223,10 +224,15 @@ class _Keeper:
     def charged(self) -> None:
         state, folder = self.run.state, self.run.folder / "checkpoints"
         if self.run.plan is not None:  # without privacy nothing is charged, and the round is played again
-            checkpoint.save_asked(folder, state.asked)
+            checkpoint.save_asked(folder, state.asked, state.evaluated)
         if state.secure is not None and state.secure["roster"] != self.saved:
             checkpoint.save_secure(folder, state.secure)
             self.saved = state.secure["roster"]
+
+    def evaluated(self) -> None:
+        """After the sites have measured the final model."""
+        self.heads.save()
+        checkpoint.save(self.run.folder / "checkpoints", self.run.state)
 
     def round_done(self, result: RoundResult) -> None:
         state = self.run.state
@@ -247,5 +253,5 @@ def _start_or_continue(folder: Path, config: RunConfig, initial: Adapter) -> Che
     checkpoints = folder / "checkpoints"
     if any(checkpoints.glob("round-*.safetensors")):
         return checkpoint.load_latest(checkpoints, config.digest())
-    asked, secure = checkpoint.load_asked(checkpoints), checkpoint.load_secure(checkpoints)
-    return Checkpoint(0, config.digest(), initial, asked=asked, secure=secure)
+    (asked, evaluated), secure = checkpoint.load_asked(checkpoints), checkpoint.load_secure(checkpoints)
+    return Checkpoint(0, config.digest(), initial, asked=asked, evaluated=evaluated, secure=secure)

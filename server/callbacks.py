@@ -93,10 +93,12 @@ class Tracking(Callback):
     def round_done(self, row: dict[str, Any]) -> None:
         plan, state = self._run.plan, self._run.state
         if plan is not None and not self._run.config.audit.control:
-            row["epsilon"] = plan.epsilon(max(state.asked.values(), default=0))
+            asked, evaluated = (max(counts.values(), default=0) for counts in (state.asked, state.evaluated))
+            row["epsilon"] = plan.epsilon(asked, evaluated)
 
     def replied(self, number: int, done: int, asked: int) -> None:
-        self._recorder.progress("training", number, done, asked)
+        stage = "training" if self._run.config.trains_in(number) else "evaluating at the sites"
+        self._recorder.progress(stage, min(number, self._run.config.run.rounds), done, asked)
 
     def saved(self, row: dict[str, Any]) -> None:
         self._recorder.row(row)

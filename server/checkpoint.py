@@ -6,7 +6,7 @@ is whole or absent. The last two are kept.
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,24 @@ from ..common.whole import whole_file
 
 _KEPT = 2
 _RESTORE = "restore it: what sites have been charged for stands in it"
-_ASKED, _SECURE = "asked.json", "secure.json"
+_ASKED, _EVALUATED, _SECURE = "asked.json", "evaluated.json", "secure.json"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the sites' held-out records counted together."""
+
+    round: int
+    """rounds behind the model that they were counted with"""
+    final: bool
+    """whether it is the model that the run leaves"""
+    counts: list[float] | None
+    """(k,) sums, noise included; None: nothing came of it"""
+    variance: float
+    """of the noise in each"""
+    sites: list[str]
+    why: str = ""
+    """nothing came of it"""
 
 
 @dataclass
@@ -55,6 +72,10 @@ class Checkpoint:
     """… and its number"""
     secure: dict[str, Any] | None = None
     """the set-up of secure sums; kept in a file of its own"""
+    evaluated: dict[str, int] = field(default_factory=dict)
+    """evaluations that each site has been asked for"""
+    evaluations: list[Counts] = field(default_factory=list)
+    """what came of them, in their order"""
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
@@ -73,6 +94,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         "declined": checkpoint.declined,
         "clip": checkpoint.clip,
         "best_round": checkpoint.best_round,
+        "evaluated": checkpoint.evaluated,
+        "evaluations": [asdict(one) for one in checkpoint.evaluations],
     }
     path = folder / f"round-{checkpoint.round:05d}.safetensors"
     with whole_file(path) as partial:  # a crash leaves the old file or the new one, never half of one
@@ -83,16 +106,20 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
         old.unlink()
 
 
-def save_asked(folder: Path, asked: dict[str, int]) -> None:
+def save_asked(folder: Path, asked: dict[str, int], evaluated: dict[str, int]) -> None:
     """Keeps what is about to be asked of sites: a crash in the middle of a round leaves it charged."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _ASKED, asked)
+    if evaluated:
+        write_json(folder / _EVALUATED, evaluated)
 
 
-def load_asked(folder: Path) -> dict[str, int]:
-    """Steps by site, as of the last `save_asked`; empty before the first."""
-    path = folder / _ASKED
-    return read_object(path, _RESTORE) if path.is_file() else {}
+def load_asked(folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Steps and evaluations by site, as of the last `save_asked`; empty before the first."""
+    asked, evaluated = (
+        read_object(path, _RESTORE) if path.is_file() else {} for path in (folder / _ASKED, folder / _EVALUATED)
+    )
+    return asked, evaluated
 
 
 def save_secure(folder: Path, state: dict[str, Any]) -> None:
@@ -123,7 +150,10 @@ def load_latest(folder: Path, config_digest: str) -> Checkpoint:
         raise ConfigError(f"{paths[-1]}: not a checkpoint of confide ({type(error).__name__}); remove it") from None
     if facts["config_digest"] != config_digest:
         raise ConfigError(f"{paths[-1]}: belongs to another configuration; resume with the config.toml beside it")
-    facts["asked"] |= load_asked(folder)
+    asked, evaluated = load_asked(folder)
+    facts["asked"] |= asked
+    facts["evaluated"] = facts.get("evaluated", {}) | evaluated
+    facts["evaluations"] = [Counts(**one) for one in facts.get("evaluations", [])]
     parts = {part: _part(arrays, f"{part}/") for part in ("adapter", "strategy", "scores", "best")}
     return Checkpoint(**parts, **facts, secure=load_secure(folder))
 

@@ -32,6 +32,9 @@ class Recorder:
             for key, value in row.items():
                 if isinstance(value, int | float) and key != "round":
                     self._scalars.add_scalar(key, value, row["round"])
+            counted = row.get("at_sites")
+            if counted is not None and counted["value"] is not None:
+                self._scalars.add_scalar(f"at_sites/{counted['name']}", counted["value"], counted["after"])
 
     def progress(
         self, stage: str, number: int = 0, done: int = 0, asked: int = 0, figure: tuple[str, float] | None = None

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import Strategy
 
 from ..common import wire
 from ..common.config.run import RunConfig
-from ..common.errors import RoundError, SecureSumError
+from ..common.errors import RoundError, SecureSumError, WireError
 from ..common.privacy.mechanism import PrivacyPlan
 from ..common.types import Update
 from .aggregate.strategy import (
@@ -26,8 +26,9 @@ from .aggregate.strategy import (
     restore_strategy,
     strategy_state,
 )
+from .at_sites import CountsOfRound, FigureRow, figure_row
 from .callbacks import Callback
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Counts
 from .grids import Cohort, Pace
 from .replies import Replies, capped
 from .sums import Summing, summing_of
@@ -60,6 +61,8 @@ class RoundResult:
     """the clip norm, where it adapts"""
     void: str | None = None
     """why the round changed nothing"""
+    at_sites: FigureRow | None = None
+    """what the sites' held-out records say of the model that the round began with, where they were asked"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,16 @@ class Loop:
     callback: Callback
     charged: Callable[[], None]
     """called before tasks go out: what `state.asked` charges must outlive a crash"""
+    plan: PrivacyPlan | None
+    """None in mode `none`"""
+
+    def evaluates(self, number: int) -> bool:
+        """Whether round `number` counts held-out records. The last evaluation is kept for the final model, also where
+        one was asked for twice because the server was restarted; then the same question is asked again."""
+        if not self.config.evaluated_in(number) or not self.config.trains_in(number):
+            return self.config.evaluated_in(number)
+        asked = max(self.state.evaluated.values(), default=0)
+        return self.plan is None or asked < self.config.evaluations - 1 or asked > len(self.state.evaluations)
 
 
 class Round:
@@ -91,6 +104,8 @@ class Round:
             cohort = loop.summing.prepare(loop.state, number, cohort, loop.grid.get_node_ids())
         self._cohort = cohort
         self._clip, self._void = loop.state.clip, None
+        self._steps = loop.config.steps_per_round if loop.config.trains_in(number) else 0
+        self._counts = CountsOfRound(loop.config, loop.plan) if loop.evaluates(number) else None
         self._view = Cohort(loop.grid, list(cohort.values()))
 
     def ask(self) -> list[Message]:
@@ -103,10 +118,12 @@ class Round:
         self._asked = {message.metadata.dst_node_id: site_of[message.metadata.dst_node_id] for message in messages}
         for message in messages:
             site = site_of[message.metadata.dst_node_id]
-            message.content = _with_steps(message.content, state.asked.get(site, 0))
+            message.content = self._told(message.content, state.asked.get(site, 0), state.evaluated.get(site, 0))
             if loop.summing is not None:
                 loop.summing.add_to_task(message.content, site, self._clip)
-            state.asked[site] = state.asked.get(site, 0) + loop.config.steps_per_round
+            state.asked[site] = state.asked.get(site, 0) + self._steps
+            if self._counts is not None:
+                state.evaluated[site] = state.evaluated.get(site, 0) + 1
         self._bytes_down = sum(wire.byte_count(message.content) for message in messages)
         loop.charged()
         return messages
@@ -116,7 +133,9 @@ class Round:
         loop, asked = self._loop, len(messages)
         self._replies = Replies(
             dict(self._asked),
-            None if loop.config.secure else {name: loop.state.adapter[name] for name in loop.trained},
+            None
+            if loop.config.secure
+            else {name: loop.state.adapter[name] for name in loop.trained * bool(self._steps)},
             lambda: loop.callback.replied(self._number, asked - len(self._replies.names), asked),
             loop.callback.received,
             loop.config.server.max_norm,
@@ -137,22 +156,59 @@ class Round:
         replies = self._replies
         replies.close()
         for site in replies.refused:  # it said that it charged nothing
-            state.asked[site] -= loop.config.steps_per_round
+            state.asked[site] -= self._steps
+            if self._counts is not None:
+                state.evaluated[site] -= 1
         state.asked |= replies.steps  # the site's own account says it best
         state.declined |= replies.declined
+        if self._counts is not None:
+            number, final = min(self._number - 1, loop.state.round), not self._steps
+            why = self._void or next((one["reason"] for one in replies.failed), "")
+            state.evaluations.append(self._counts.finished(number, why, final=final))
         if arrays is not None:
             state.adapter = wire.record_to_arrays(arrays, state.adapter)
 
     def _aggregate(self, arriving: Iterator[tuple[str, Update, Message]]) -> ArrayRecord | None:
         """Raises SecureSumError or RoundError when the round is void."""
         loop = self._loop
+        if loop.summing is None and self._counts is not None:
+            arriving = self._counting(arriving, self._counts)
+        if loop.summing is None and not self._steps:
+            for _ in arriving:
+                pass
+            return None
         if not isinstance(loop.strategy, StreamingStrategy):
             return aggregate_with_flower(loop.strategy, loop.config, loop.state.adapter, self._number, arriving)
         if loop.summing is None:
             return loop.strategy.aggregate((site, update) for site, update, _ in arriving)
         return loop.summing.aggregate(
-            loop.state, loop.strategy, self._number, self._replies, arriving, loop.callback.summed
+            loop.state,
+            loop.strategy,
+            self._number,
+            self._replies,
+            arriving,
+            loop.callback.summed,
+            lambda *found: None if self._counts is None else self._counts.summed(*found),
         )
+
+    def _counting(
+        self, arriving: Iterator[tuple[str, Update, Message]], counts: CountsOfRound
+    ) -> Iterator[tuple[str, Update, Message]]:
+        """The same, once what they count has been noted; a site that counts otherwise than asked is left out of that
+        alone."""
+        for site, update, message in arriving:
+            try:
+                counts.add(site, update.counts)
+            except WireError as error:
+                self._replies.failed.append({"site": site, "reason": str(error)})
+            yield site, update, message
+
+    def _told(self, content: RecordDict, steps: int, evaluated: int) -> RecordDict:
+        """The same arrays, and a config of its own: a strategy shares one record among all messages."""
+        facts = {**content.config_records[wire.CONFIG], wire.STEPS_BEFORE: steps}
+        if self._counts is not None:
+            facts |= {wire.EVALUATE: True, wire.EVALUATED: evaluated}
+        return RecordDict({**content, wire.CONFIG: ConfigRecord(facts)})
 
     def record(self) -> RoundResult:
         """What the round was."""
@@ -174,6 +230,7 @@ class Round:
             capped=capped(replies.weights),
             clip=self._clip if loop.config.privacy.clip_quantile is not None else None,
             void=self._void,
+            at_sites=None if self._counts is None else figure_row(loop.config, loop.state.evaluations[-1]),
         )
 
 
@@ -200,12 +257,14 @@ def run_rounds(
     round_done: Callable[[RoundResult], None],
     queries: tuple[str, ...] = (),
     strategy: Strategy | None = None,
+    evaluated: Callable[[], None] = lambda: None,
 ) -> Checkpoint:
-    """Plays the rounds after `state.round`.
+    """Plays the rounds after `state.round`; where sites evaluate, they also measure the model that the run leaves.
 
     plan: of the run, None in mode `none`. trained, callback, charged: as in `Loop`. sites: as `handshake` gave them.
     round_done: called after each round, to evaluate and save. queries: public texts for the sites' teachers.
-    strategy: the object that aggregates, where the run was given one.
+    strategy: the object that aggregates, where the run was given one. evaluated: called after the last evaluation at
+    the sites, to save.
     A round with too few replies changes nothing and is recorded. A site that declines the run is not asked again;
     raises RoundError when too few are left.
     """
@@ -213,7 +272,8 @@ def run_rounds(
     restore_strategy(strategy, state.strategy)
     state.declined = {}  # a resumed run asks everybody again
     summing = summing_of(grid, config, plan, sites)
-    loop = Loop(grid, config, state, trained, strategy, summing, Pace(config.server.deadline), callback, charged)
+    loop = Loop(grid, config, state, trained, strategy, summing, Pace(config.server.deadline), callback, charged, plan)
+    everybody = sites
 
     def finish(result: RoundResult) -> None:
         state.round, state.strategy = result.round, strategy_state(strategy)
@@ -222,7 +282,7 @@ def run_rounds(
     if state.secure is not None and summing is not None and summing.secure is not None:
         under_way = max(state.asked.values(), default=0) > state.round * config.steps_per_round
         if not summing.secure.restore(state.secure, sites) and under_way:
-            finish(_given_up(state))
+            finish(_given_up(state, evaluates=loop.evaluates(state.round + 1)))
     silent = 0
     for number in range(state.round + 1, config.run.rounds + 1):
         if config.server.patience is not None and state.round - state.best_round >= config.server.patience:
@@ -235,7 +295,20 @@ def run_rounds(
         sites = {name: node for name, node in sites.items() if name not in state.declined}
         if number < config.run.rounds:
             _require_sites(config, state, result, silent, len(sites))
+    if config.evaluation.sites and not any(one.final for one in state.evaluations):
+        state.adapter = state.best or state.adapter
+        _measure(loop, everybody)
+        evaluated()
     return state
+
+
+def _measure(loop: Loop, sites: dict[str, int]) -> None:
+    """One more round, in which no record is trained on: all sites count held-out records with the final model."""
+    try:
+        last = Round(loop, loop.config.last_round, sites)
+        last.release(last.collect(last.ask()))
+    except RoundError as error:  # too few sites for a sum; the run is over, and its model stands
+        loop.state.evaluations.append(Counts(loop.state.round, True, None, 0.0, [], str(error)))
 
 
 def _require_sites(config: RunConfig, state: Checkpoint, result: RoundResult, silent: int, left: int) -> None:
@@ -256,13 +329,15 @@ def _require_sites(config: RunConfig, state: Checkpoint, result: RoundResult, si
         )
 
 
-def _given_up(state: Checkpoint) -> RoundResult:
+def _given_up(state: Checkpoint, *, evaluates: bool) -> RoundResult:
     """After a restart: sites were asked for this round and charged it, and what they sent cannot be opened any more.
 
     To ask them again would charge them twice for one round, and with another noise.
     """
     number = state.round + 1
     void = f"round {number} is void: the server was restarted, and too few sites still hold the keys of its set-up"
+    if evaluates:
+        state.evaluations.append(Counts(state.round, False, None, 0.0, [], void))
     return RoundResult(number, 0.0, 0, 0, [], [], None, None, clip=state.clip, void=void)
 
 
@@ -273,12 +348,6 @@ def _timed(replies: Iterable[Message], pace: Pace) -> Iterator[Message]:
         if not reply.has_error():
             pace.answered(time.monotonic() - started)
         yield reply
-
-
-def _with_steps(content: RecordDict, steps: int) -> RecordDict:
-    """The same arrays, and a config of its own: a strategy shares one record among all messages."""
-    config = ConfigRecord({**content.config_records[wire.CONFIG], wire.STEPS_BEFORE: steps})
-    return RecordDict({**content, wire.CONFIG: config})
 
 
 def result_row(result: RoundResult) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class SecureSums:
         self._sum: Sum | None = None
         self._undelivered: set[str] = set()
         self._stale = False
+        self.variance = 0.0
+        """of the noise in the last sum, in grid steps²"""
         self._away: set[str] = set()
         """sites that could not be reached in the set-up in use"""
         self._pause, self._ask_again = 1, 0
@@ -210,12 +212,16 @@ class SecureSums:
                     answers[name] = facts.to_answer(reply)
                 except SecureSumError as error:
                     failed[name] = str(error)
-        opened = total.finish(answers)
+        opened, pieces = total.finish(answers), self._plan.pieces
+        absent = self._config.secure_parameters.sites - len(total.survivors)
+        self.variance = len(total.survivors) * sum(pieces.variances)
         for name, seed in sorted(total.released.items()):
             try:
-                self._plan.pieces.remove(opened, seed, self._config.secure_parameters.sites - len(total.survivors))
+                pieces.remove(opened, seed, absent)
             except PrivacyError as error:
                 failed[name] = str(error)
+            else:
+                self.variance -= (sum(pieces.variances) - pieces.kept(absent)) if seed else 0.0
         return opened, failed
 
     @property

@@ -66,8 +66,13 @@ class Summing:
         replies: Replies,
         arriving: Iterator[tuple[str, Update, Message]],
         opened: Callable[[np.ndarray, Mapping[str, Update]], None],
-    ) -> ArrayRecord:
-        """The next adapter; opened: is told of a sum. Raises SecureSumError or RoundError when the round is void."""
+        counted: Callable[[np.ndarray, float, list[str]], None],
+    ) -> ArrayRecord | None:
+        """The next adapter; None after a round that trains nothing. opened: is told of a sum. counted: of what held-out
+        records count in it, of the variance of the noise there, and of the sites in it.
+
+        Raises SecureSumError or RoundError when the round is void.
+        """
         sums = self.central if self.secure is None else self.secure
         updates: dict[str, Update] = {}
         for site, update, _ in arriving:
@@ -89,7 +94,12 @@ class Summing:
             groups = self.config.server.groups or 1  # a group has its share of the declared units
             changes = {group: mode.change(self.config, self.plan, part, clip)[0] for group, part in total.items()}
             return strategy.combined({group: groups * change for group, change in changes.items()})
-        change, state.clip = mode.change(self.config, self.plan, total, clip)
+        if self.secure is not None and not isinstance(self.secure, GroupedSums) and self.plan.held_out is not None:
+            noise = self.plan.count_variance * self.secure.variance / self.plan.variance
+            counted(self.plan.counts(total), noise, sorted(updates))
+        if not self.config.trains_in(number):
+            return None
+        change, state.clip = mode.change(self.config, self.plan, total[: self.plan.trained], clip)
         opened(change, updates)
         return strategy.summed(change)
 

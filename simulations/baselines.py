@@ -136,7 +136,7 @@ def _trained(run: RunState, name: str, data: SiteData) -> Adapter:
 
 def _alone(config: RunConfig, name: str, data: SiteData) -> RunConfig:
     """The run of one site. Raises ConfigError for settings that one site cannot have."""
-    content = _without(config, "attack", "audit", "baselines").model_dump(mode="json", exclude_none=True)
+    content = _without(config, "attack", "audit", "baselines", "evaluation").model_dump(mode="json", exclude_none=True)
     content["engine"].pop("ledger", None)
     content["run"]["id"] = uuid.uuid4().hex
     content["data"]["partition"] = {"clients": 1}

@@ -195,7 +195,7 @@ class CanaryScores:
 
     def _gradients(self, records: Records, which: np.ndarray) -> np.ndarray:
         """(k, d) float32: the gradients of the named records. which: (k,) ascending."""
-        config, found = self._config, np.empty((len(which), self._plan.coordinates), dtype=np.float32)
+        config, found = self._config, np.empty((len(which), self._plan.trained), dtype=np.float32)
         batches, _ = records.by_length(which, max(1, config.training.tokens // config.model.max_length))
         draw = Draw.of(np.random.default_rng(0))  # no choice: canary records have no copies
         with hooked(self._model):

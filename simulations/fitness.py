@@ -13,6 +13,7 @@ from ..common.errors import ConfideError
 from ..common.model.loading import FineTuneModel
 from ..common.modes import mode_of
 from ..common.modes.by_record import declared
+from ..common.privacy.explain import half_interval
 from ..common.privacy.plan import declared_steps, privacy_plan
 from ..common.types import Rows
 from .sites import simulated_data
@@ -22,8 +23,8 @@ Finding = tuple[str, str, bool | None]
 
 _FEW, _APART, _LOUD, _DROWNED = 20.0, 1.5, 2.0, 5.0
 """expected records of a step below which little is learned; rows and declaration apart; z; noise over signal"""
-_CUT, _SAME = 0.1, 0.01
-"""shares of records: cut, and of the test set trained on"""
+_CUT, _SAME, _WIDE = 0.1, 0.01, 0.1
+"""shares of records: cut, and of the test set trained on; half of an interval of what sites count"""
 _HALF = 0.98
 """of a 95 % interval of a share of one half of n records, times √n"""
 
@@ -57,7 +58,7 @@ def step_of(config: RunConfig, trained: int, units: int | None = None) -> Step |
     summed = config.secure or config.privacy.mode == "client"
     more = sites / plan.most_shares if config.secure else (1 if summed else sites)
     held = _units(config) if units is None else units
-    return Step(z, z * math.sqrt(more), plan.sampling_rate * held, plan.coordinates)
+    return Step(z, z * math.sqrt(more), plan.sampling_rate * held * config.trained_share, plan.trained)
 
 
 def _units(config: RunConfig) -> float:
@@ -87,8 +88,11 @@ def _of_data(config: RunConfig, model: FineTuneModel) -> Iterator[Finding]:
     except ConfideError as error:
         yield "data", str(error), False
         return None
-    count, sizes = len(np.concatenate(data.parts)), [len(part) for part in data.parts]
+    whole = np.concatenate([*data.parts, *data.held_out])
+    count, sizes = len(whole), [len(part) for part in data.parts]
     text = f"{count:,} records at {len(sizes)} sites, {min(sizes):,} to {max(sizes):,} each"
+    if data.held_out:
+        text += f" to train on, and {len(np.concatenate(data.held_out)):,} held out"
     if data.labels is not None and config.data.labels:
         held = np.bincount(data.labels[np.concatenate(data.parts)], minlength=len(config.data.labels))
         text += f"; {len(held)} classes, the smallest of {held.min():,} records and the largest of {held.max():,}"
@@ -154,6 +158,12 @@ def _of_privacy(config: RunConfig, step: Step, rows: int | None) -> Iterator[Fin
         apart = max(units / max(1, rows), rows / units)
         text = f"{units:,.0f} {unit} declared, {rows:,} are there"
         yield "declared", text if apart <= _APART else f"{text}; {_declare(config, rows)}", _mind(apart <= _APART)
+    if config.evaluation.sites and (plan := privacy_plan(config, step.numbers)) is not None:
+        half = half_interval(config, plan)
+        wide = f"± {100 * half:.1f} points" if math.isfinite(half) else "without bound"
+        text = f"what sites count of held-out {unit} has a 95 % interval of {wide}"
+        good = half <= _WIDE
+        yield "evaluation", text if good else f"{text}; raise evaluation.holdout or evaluation.every", _mind(good)
     if config.secure and config.clients - config.privacy.colluders <= 1:
         text = "each site must add all of the noise, as in mode local, and trusts more; take mode local, or more sites"
         yield "mode", text, None

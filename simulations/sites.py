@@ -20,12 +20,15 @@ from ..client.worker import SiteData, Worker
 from ..common.config.run import DatasetSection, PolicySection, RunConfig, SiteConfig
 from ..common.data.augmentation import encode_with_copies
 from ..common.data.classes import label_names
+from ..common.data.holdout import held_out, simulated_holdout_secret
 from ..common.data.partition import partition, site_name
 from ..common.data.record_keys import rows_digest, simulated_secret
 from ..common.data.sources import training_rows
+from ..common.errors import DataError
 from ..common.ledger.chain import SiteKey
 from ..common.ledger.ledger import Ledger
 from ..common.model.loading import FineTuneModel
+from ..common.types import Rows
 from ..common.whole import write_whole
 from ..server.evaluation import say_cut
 from .attacks.poison import poisoned
@@ -124,7 +127,24 @@ def simulated_data(config: RunConfig, model: FineTuneModel) -> SiteData:
     contents = [rows_digest(rows.take(part)) for part in parts]
     records = encode_with_copies(config, model, rows, simulated_secret(config))
     say_cut(records, data.training, model.max_length, len(rows))
-    return SiteData(records, parts, classes, contents)
+    if not config.evaluation.sites:
+        return SiteData(records, parts, classes, contents)
+    apart = [_held_out(config, rows.take(part), site_name(number, len(parts))) for number, part in enumerate(parts)]
+    trained = [part[~held] for part, held in zip(parts, apart, strict=True)]
+    counted = tuple(part[held] for part, held in zip(parts, apart, strict=True))
+    return SiteData(records, trained, classes, contents, counted)
+
+
+def _held_out(config: RunConfig, rows: Rows, site: str) -> np.ndarray:
+    """(n,) bool, of a site's rows. Raises DataError for a site that would train on nothing, where nothing hides that
+    from the server."""
+    found = held_out(rows, simulated_holdout_secret(config, site), config.evaluation.holdout)
+    if not config.private and found.all():
+        raise DataError(
+            f"{config.data.training}: all {len(rows)} records of {site} are held out, and none is left to train on; "
+            "lower data.partition.clients, or evaluation.holdout"
+        )
+    return found
 
 
 def say_dealt(config: RunConfig, data: SiteData) -> None:

@@ -134,6 +134,49 @@ def test_a_site_killed_in_a_round_comes_back_for_the_next(federation: Federation
     assert used["site-2"]["steps"] == ROUNDS  # what was reserved stays charged
 
 
+def test_sites_count_what_they_hold_out(federation: Federation) -> None:
+    """Through the secure sum, in a round that trains and in the one after the last; the ledgers say both."""
+    content = run_content(1, SITES)
+    content["run"]["name"] = "counted"
+    content["evaluation"] = {"sites": True, "holdout": 0.3, "every": 1}
+    finished = federation.command("run", str(write_run(federation.folder, content)), "--server", str(federation.server))
+    assert finished.returncode == 0, finished.stderr + federation.log("site-1")
+    report = federation.report("counted")
+    found = report["evaluation"]["sites"]
+    assert [one["sites"] for one in (*found["rounds"], found["last"])] == [SITES, SITES]
+    assert abs(found["after"]["records"] - 0.3 * 120 * SITES) < 6 * (found["after"]["noise"] + 5)
+    for run in federation.spent().values():
+        assert (run["used"], run["evaluated"], run["evaluations"], run["event"]["type"]) == (1, 2, 2, "apart")
+    verified = federation.command("audit", "ledger", str(federation.site("site-1") / "ledger"))
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_while_the_final_model_is_measured_asks_again(federation: Federation) -> None:
+    """Sites give the same answer to the same question, and charge it once."""
+    content = run_content(1, SITES)
+    content["run"]["name"] = "measured"
+    content["privacy"]["mode"] = "local"
+    content["evaluation"] = {"sites": True, "holdout": 0.3}
+    run = write_run(federation.folder, content)
+    federation.command("run", str(run), "--server", str(federation.server), "--detach")
+    folder = federation.server / "runs" / "measured"
+    until = time.monotonic() + 180
+    while not (folder / "checkpoints" / "evaluated.json").is_file():
+        assert time.monotonic() < until, federation.log("server")
+        time.sleep(0.01)
+    federation.kill("server")
+    federation.start("server")
+    federation.wait_for_server()
+    if not (folder / "report.json").is_file():
+        finished = federation.command("run", "--server", str(federation.server), "--resume", str(folder))
+        assert finished.returncode == 0, finished.stderr + federation.log("site-1")
+    found = federation.report("measured")["evaluation"]["sites"]
+    assert found["last"]["sites"] == SITES
+    for charged in federation.spent().values():
+        assert (charged["used"], charged["evaluated"]) == (1, 1)
+
+
 def test_sites_reach_the_fleet_paths_only(federation: Federation) -> None:
     verify = ssl.create_default_context(cafile=str(federation.server / "ca.crt"))
     with httpx.Client(base_url=f"https://127.0.0.1:{federation.port}", verify=verify) as client:

@@ -18,6 +18,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from ...common.config.run import RunConfig
 from ...common.config.tables import DataSection
 from ...common.data.augmentation import encode_with_copies, encodings
+from ...common.data.holdout import held_out
 from ...common.data.sources import of_persons, read_checked
 from ...common.errors import DataError, PolicyError, contain
 from ...common.ledger.ledger import Ledger
@@ -118,8 +119,14 @@ class DeployedHost:
             log.warning("data set '%s': %d rows contribute nothing; see confide site check", data.name, count)
         # site.toml may name persons, and the run's unit be the record all the same
         rows = replace(checked.rows, person=None) if config.data.person is None else of_persons(checked.rows)
-        records = readable(config, model, rows, self._ledger.key.derive("records", b""))
-        return SiteData(records, [np.arange(len(records) // encodings(config, model))], None, [content])
+        rows, records = readable(config, model, rows, self._ledger.key.derive("records", b""))
+        everybody = np.arange(len(records) // encodings(config, model))
+        if not config.evaluation.sites:
+            return SiteData(records, [everybody], None, [content])
+        budget, _ = self.site.config.budget(data.name)  # one split for all runs, by whatever name of the data set
+        secret = self._ledger.key.derive("held out", budget.encode())
+        apart = held_out(rows, secret, config.evaluation.holdout)
+        return SiteData(records, [everybody[~apart]], None, [content], (everybody[apart],))
 
     def _admitted_folders(self, site: Site, run: RunConfig) -> Folders:
         """Where this site's backbones are. Raises PolicyError for one of the run's that the site does not take.
@@ -191,14 +198,16 @@ def _forget_old(newest: Path) -> None:
         old.unlink(missing_ok=True)
 
 
-def readable(config: RunConfig, model: FineTuneModel, rows: Rows, secret: bytes) -> Records:
-    """The records of the rows that can be read and copied; mostly all. A row that fails costs nobody else anything."""
+def readable(config: RunConfig, model: FineTuneModel, rows: Rows, secret: bytes) -> tuple[Rows, Records]:
+    """The rows that can be read and copied, mostly all, and their records. A row that fails costs nobody else
+    anything."""
     try:
-        return encode_with_copies(config, model, rows, secret)
+        return rows, encode_with_copies(config, model, rows, secret)
     except BaseException as error:
         contain(error)
     alone = [i for i in range(len(rows)) if _is_readable(config, model, rows.take(np.array([i])), secret)]
-    return encode_with_copies(config, model, rows.take(np.array(alone, dtype=np.int64)), secret)
+    rows = rows.take(np.array(alone, dtype=np.int64))
+    return rows, encode_with_copies(config, model, rows, secret)
 
 
 def _is_readable(config: RunConfig, model: FineTuneModel, row: Rows, secret: bytes) -> bool:

@@ -14,9 +14,9 @@ def _different(answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class EvaluationSection(Section, frozen=True):
-    """What is asked of the model on public data, before and after. All but `limit` are for `causal-lm` with responses
-    or conversations: what the model writes after prompts of `data.test`. Of a conversation the assistant's last turn is
-    what should be written."""
+    """What is asked of the model on public data, before and after; and, with `sites`, on records that the sites hold
+    out. `generate` to `answers` are for `causal-lm` with responses or conversations: what the model writes after
+    prompts of `data.test`. Of a conversation the assistant's last turn is what should be written."""
 
     limit: Positive | None = None
     """rows of `data.test` that before and after are measured on, the same ones both times, drawn by `run.seed`;
@@ -33,6 +33,22 @@ class EvaluationSection(Section, frozen=True):
     """classification by likelihood, of `limit` rows: every response begins with one of these, such as ["yes", "no",
     "maybe"], and the model's choice is the one whose tokens are the likeliest after the prompt, their
     log-probabilities added up"""
+    sites: bool = False
+    """whether each site holds some of its records (whole persons, with data.person) out of training, and answers with
+    counts over them: under privacy with the run's noise, in the same releases as the gradients. It costs no ε beyond
+    the run's own, since a record is either trained on or counted. docs/how-to/evaluate-at-sites.md"""
+    holdout: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """with sites: the share that is held out, by a keyed hash of each record alone; public, so sums over the records
+    that are trained on are divided by the rest of what is declared"""
+    every: Positive | None = None
+    """with sites: rounds from one evaluation to the next, from the model before the first round on; the final model is
+    always one more. Omitted: the final model alone"""
+    per_class: bool = False
+    """with sites, of tasks with one class a record: counts by class, for the recall of each; all classes' noise is in
+    the accuracy then"""
+    bound: PositiveFloat | None = None
+    """with sites: what a loss (of language models), or an absolute error (`regression`, in standard deviations), counts
+    as at most. Omitted: 8 of a loss, 3 of an error"""
 
 
 class BaselinesSection(Section, frozen=True):

@@ -124,6 +124,35 @@ class RunConfig(Section, frozen=True):
         return self.model_copy(update={"model": self.model.model_copy(update=update)})
 
     @property
+    def evaluations(self) -> int:
+        """How often held-out records are counted over the whole run."""
+        asked = self.evaluation
+        if not asked.sites:
+            return 0
+        return 1 + (0 if asked.every is None else -(-self.run.rounds // asked.every))
+
+    def evaluated_in(self, number: int) -> bool:
+        """Whether round `number` begins with counting held-out records; the one after the last does nothing else."""
+        asked = self.evaluation
+        if not asked.sites:
+            return False
+        return number > self.run.rounds or (asked.every is not None and (number - 1) % asked.every == 0)
+
+    def trains_in(self, number: int) -> bool:
+        """Whether records are trained on in round `number`: in all but the one after the last."""
+        return number <= self.run.rounds or not self.evaluation.sites
+
+    @property
+    def last_round(self) -> int:
+        """The number of the last round that sites are asked for, which trains nothing where it only evaluates."""
+        return self.run.rounds + self.evaluation.sites
+
+    @property
+    def trained_share(self) -> float:
+        """Of all records or persons, those that are not held out."""
+        return 1 - self.evaluation.holdout if self.evaluation.sites else 1.0
+
+    @property
     def secure(self) -> bool:
         """Whether the server sees sums only."""
         asked = self.server.secure_aggregation

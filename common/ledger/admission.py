@@ -12,12 +12,12 @@ from dp_accounting import NonPrivateDpEvent
 from ..errors import BudgetError, RecordsError
 from ..privacy import events
 from ..privacy.accounting import epsilon_pld, epsilon_rdp, filter_epsilon, filter_order, is_private, nearest_order
-from ..privacy.events import History, history_of, repeated
+from ..privacy.events import History
 from .book import Book, Charge, Limit, Request
 
 _WHOSE = 64
 """hexadecimal digits of a content that say whose records they are; the others say what they hold"""
-_NAMES = {"step": "mechanism", "delta": "δ"}
+_NAMES = {"step": "mechanism", "delta": "δ", "held_out": "mechanism of held-out records"}
 """how a message calls a part of a request that does not explain itself"""
 
 
@@ -36,7 +36,7 @@ def admit(book: Book, request: Request, limit: Limit, site: str, same: Collectio
     set's; no noise on a limited data set; another unit; over the limit. Raises PrivacyError for events that spend
     nothing or cannot be accounted for.
     """
-    events.check(repeated(request.step, request.steps))
+    events.check(request.event)
     where = f"site {site}: data set '{request.dataset}'"
     _require_one_name(book, request, where, same)
     names = {request.dataset, *same}
@@ -105,7 +105,7 @@ def _first_order(before: list[Charge], request: Request, limit: Limit) -> float:
     first = earlier[0] if earlier else request
     if not earlier and limit.order is not None:
         return nearest_order(limit.order)
-    history = _history(first)
+    history = first.history
     most = None if earlier else limit.epsilon
     return filter_order(history, epsilon_rdp(history, limit.delta) if most is None else most, limit.delta)
 
@@ -125,7 +125,7 @@ def _require_room(
     """Raises BudgetError: releases without noise before, or more than is left. only: whether one run has spent it."""
     if not is_private(spent):
         raise BudgetError(f"{where}: an earlier run has no noise, so its ε is infinite; limit {most:g}")
-    asked = _history(request)
+    asked = request.history
     alone = epsilon_pld(asked, delta)
     if not spent:
         if alone > most:
@@ -147,7 +147,3 @@ def _require_room(
 
 def _private(request: Request) -> bool:
     return not isinstance(request.step, NonPrivateDpEvent)
-
-
-def _history(request: Request) -> History:
-    return history_of([repeated(request.step, request.steps)])

@@ -4,9 +4,11 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dp_accounting import DpEvent
+
 from ..errors import LedgerError, PrivacyError
 from ..privacy import events
-from ..privacy.events import History, Step, counted
+from ..privacy.events import History, Step, history_of, of_run, parts_of
 from .chain import GENESIS, Head, digest
 
 RELATION = "add-or-remove-one"
@@ -44,6 +46,18 @@ class Request:
     """SHA-256 of the run's configuration"""
     commitment: str | None = None
     """SHA-256 that binds an audit's coins before training"""
+    held_out: Step | None = None
+    """what one evaluation releases of records that are held out; None: none are"""
+    evaluations: int = 0
+
+    @property
+    def event(self) -> DpEvent:
+        """All that is asked."""
+        return of_run(self.step, self.steps, self.held_out, self.evaluations)
+
+    @property
+    def history(self) -> History:
+        return history_of([self.event])
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,16 @@ class Charge(Request):
 
     used: int = 0
     """committed: what may have left the site"""
+    evaluated: int = 0
+    """likewise, of evaluations"""
     aborted: bool = False
+
+    @property
+    def released(self) -> History:
+        """What may have left the site."""
+        if not self.used and not self.evaluated:
+            return History()
+        return history_of([of_run(self.step, self.used, self.held_out, self.evaluated)])
 
 
 @dataclass
@@ -97,7 +120,8 @@ class Book:
 
     def _apply(self, entry: dict[str, Any]) -> None:
         number = entry["seq"]
-        step, count = counted(events.from_json(entry["event"]))
+        event = events.from_json(entry["event"])
+        step, count, held_out, evaluations = parts_of(event)
         key = (entry["dataset"], entry["run"])
         charge = self.charges.get(key)
         if entry["kind"] == "RESERVE":
@@ -105,6 +129,8 @@ class Book:
                 raise LedgerError(f"entry {number}: run {entry['run']} reserves twice")
             if entry["relation"] != RELATION or entry["unit"] not in UNITS:
                 raise LedgerError(f"entry {number}: relation or unit unknown")
+            if step is None:
+                raise LedgerError(f"entry {number}: reserves no step")
             limit = entry["limit"]
             known = self.limits.get(entry["dataset"])
             order = limit["order"] if known is None or known.order is None else known.order
@@ -115,15 +141,23 @@ class Book:
                 commitment=entry.get("commitment"),
                 step=step,
                 steps=count,
+                held_out=held_out,
+                evaluations=evaluations,
             )
-            self.histories.setdefault(entry["dataset"], History())[step] += count
+            self.histories.setdefault(entry["dataset"], History()).update(history_of([event]))
             return
-        if charge is None or charge.aborted or step != charge.step:
+        if charge is None or charge.aborted or step not in (None, charge.step):
             raise LedgerError(f"entry {number}: {entry['kind']} without its reservation")
-        if entry["kind"] == "COMMIT" and charge.used + count <= charge.steps:
-            self.charges[key] = replace(charge, used=charge.used + count)
-        elif entry["kind"] == "ABORT" and charge.used == 0 and count == charge.steps:
+        if held_out not in (None, charge.held_out):
+            raise LedgerError(f"entry {number}: {entry['kind']} of held-out records without its reservation")
+        used, evaluated = charge.used + count, charge.evaluated + evaluations
+        if entry["kind"] == "COMMIT" and used <= charge.steps and evaluated <= charge.evaluations:
+            self.charges[key] = replace(charge, used=used, evaluated=evaluated)
+        elif entry["kind"] == "ABORT" and charge.used == charge.evaluated == 0 and event == charge.event:
             self.charges[key] = replace(charge, aborted=True)
-            self.histories[charge.dataset] -= History({step: count})
+            self.histories[charge.dataset] -= charge.history
         else:
-            raise LedgerError(f"entry {number}: {entry['kind']} of {count} steps, {charge.used} of {charge.steps} used")
+            raise LedgerError(
+                f"entry {number}: {entry['kind']} of {count} steps and {evaluations} evaluations, {charge.used} of "
+                f"{charge.steps} and {charge.evaluated} of {charge.evaluations} used"
+            )

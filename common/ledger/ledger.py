@@ -29,7 +29,7 @@ from typing import Any
 from ... import __version__
 from ..errors import BudgetError, LedgerError
 from ..privacy import events
-from ..privacy.events import repeated
+from ..privacy.events import of_run
 from .admission import admit, require_same
 from .book import RELATION, Book, Charge, Limit, Request
 from .chain import (
@@ -172,7 +172,7 @@ class Ledger:
                 database,
                 "RESERVE",
                 request,
-                request.steps,
+                (request.steps, request.evaluations),
                 {
                     "unit": request.unit,
                     "relation": RELATION,
@@ -199,25 +199,24 @@ class Ledger:
             held = self._book.charges.get((dataset, run))
             return None if held is None or held.aborted else held.content
 
-    def _commit(self, request: Request, steps: int) -> None:
+    def _commit(self, request: Request, steps: int, evaluations: int) -> None:
         with self._exclusive() as database:
             self._catch_up(database)
-            held = self._book.charges[request.dataset, request.run]
-            if held.used + steps > held.steps:
-                raise BudgetError(_too_many(self.site, held, steps))
-            self._append(database, "COMMIT", request, steps, {})
+            _require_left(self.site, self._book.charges[request.dataset, request.run], steps, evaluations)
+            self._append(database, "COMMIT", request, (steps, evaluations), {})
 
     def _abort(self, request: Request) -> None:
         with self._exclusive() as database:
             self._catch_up(database)
-            if self._book.charges[request.dataset, request.run].used:
+            if self._book.charges[request.dataset, request.run].released:
                 raise LedgerError(f"run {request.run} has used steps; nothing is refunded")
-            self._append(database, "ABORT", request, request.steps, {})
+            self._append(database, "ABORT", request, (request.steps, request.evaluations), {})
 
     def _append(
-        self, database: sqlite3.Connection, kind: str, request: Request, steps: int, facts: dict[str, Any]
+        self, database: sqlite3.Connection, kind: str, request: Request, count: tuple[int, int], facts: dict[str, Any]
     ) -> None:
-        head = self._book.head
+        """count: steps, and evaluations."""
+        head, (steps, evaluations) = self._book.head, count
         entry = {
             "seq": head.seq + 1,
             "previous": head.hash,
@@ -225,7 +224,7 @@ class Ledger:
             "dataset": request.dataset,
             "content": request.content,
             "run": request.run,
-            "event": events.to_json(repeated(request.step, steps)),
+            "event": events.to_json(of_run(request.step, steps, request.held_out, evaluations)),
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             **facts,
         }
@@ -295,17 +294,17 @@ class Reservation:
         return self.ledger.charge(self.request.dataset, self.request.run)
 
     @contextmanager
-    def taking(self, steps: int) -> Iterator[int]:
+    def taking(self, steps: int, evaluations: int = 0) -> Iterator[int]:
         """Within, the data may be touched; gives the steps used before. COMMITs first, so that whatever happens within,
         even the death of the process, has used them.
 
-        Raises BudgetError, before anything is touched, when `steps` more than were reserved are asked for.
+        Raises BudgetError, before anything is touched, when more steps or evaluations than were reserved are asked for.
         """
         held = self.charge
-        if held.used + steps > held.steps:
-            raise BudgetError(_too_many(self.ledger.site, held, steps))
+        _require_left(self.ledger.site, held, steps, evaluations)
         self._abortable = False
-        self.ledger._commit(self.request, steps)
+        if steps or evaluations:  # what is released without noise is not counted: its ε is infinite from the first step
+            self.ledger._commit(self.request, steps, evaluations)
         yield held.used
 
     def abort(self) -> None:
@@ -316,11 +315,17 @@ class Reservation:
         self.ledger._abort(self.request)
 
 
-def _too_many(site: str, held: Charge, steps: int) -> str:
-    return (
-        f"site {site}: spent {held.used} steps, asked {steps}, limit {held.steps}, remaining "
-        f"{held.steps - held.used}; a run takes the steps it declared and no more"
-    )
+def _require_left(site: str, held: Charge, steps: int, evaluations: int) -> None:
+    """Raises BudgetError where a run asks for more than it reserved."""
+    for what, used, asked, most in (
+        ("steps", held.used, steps, held.steps),
+        ("evaluations", held.evaluated, evaluations, held.evaluations),
+    ):
+        if used + asked > most:
+            raise BudgetError(
+                f"site {site}: spent {used} {what}, asked {asked}, limit {most}, remaining {most - used}; a run takes "
+                f"the {what} it declared and no more"
+            )
 
 
 @contextmanager

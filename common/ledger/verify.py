@@ -9,14 +9,13 @@ import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfideError, LedgerError
 from ..privacy import events
 from ..privacy.accounting import epsilon_pld, epsilon_prv, epsilon_rdp, filter_epsilon, is_private
-from ..privacy.events import History, Step, counted, history_of, repeated
+from ..privacy.events import History, history_of, of_run, parts_of
 from .book import RELATION, Book, Charge, Limit
 from .chain import Head, check_document, read_json, read_public_key, signed_document
 from .ledger import DATABASE, PUBLIC_KEY, RECEIPT, Ledger, locked
@@ -130,7 +129,7 @@ def _read(database: Path, public: str, site: str, receipt: dict[str, Any]) -> tu
 def _dataset(name: str, limit: Limit, charges: list[Charge]) -> dict[str, Any]:
     """One data set: what was charged, by run and in all, and by which accountant."""
     standing = [charge for charge in charges if not charge.aborted]
-    computed = _computed(history_of([repeated(charge.step, charge.steps) for charge in standing]), limit, len(standing))
+    computed = _computed(history_of([charge.event for charge in standing]), limit, len(standing))
     findings = [f"data set '{name}': {finding}" for finding in _disagreements(computed["epsilon"])]
     units = sorted({charge.unit for charge in charges if not charge.aborted and is_private(history_of([charge.step]))})
     if len(units) > 1:
@@ -170,20 +169,17 @@ def _run(charge: Charge, delta: float) -> dict[str, Any]:
         "run": charge.run,
         "model": charge.model,
         "configuration": charge.configuration,
-        "event": events.to_json(repeated(charge.step, charge.steps)),
+        "event": events.to_json(charge.event),
         "steps": charge.steps,
         "used": charge.used,
+        "evaluations": charge.evaluations,
+        "evaluated": charge.evaluated,
         "aborted": charge.aborted,
         "delta": charge.delta,
         "commitment": charge.commitment,
-        "epsilon_reserved": _epsilon(charge.step, 0 if charge.aborted else charge.steps, delta),
-        "epsilon_used": _epsilon(charge.step, charge.used, delta),
+        "epsilon_reserved": 0.0 if charge.aborted else epsilon_pld(charge.history, delta),
+        "epsilon_used": epsilon_pld(charge.released, delta),
     }
-
-
-@lru_cache(maxsize=4096)
-def _epsilon(step: Step, steps: int, delta: float) -> float:
-    return epsilon_pld(history_of([repeated(step, steps)] if steps else []), delta)
 
 
 def _epsilons(history: History, delta: float) -> dict[str, float | None]:
@@ -248,15 +244,24 @@ def _require_computed(facts: dict[str, Any], source: str) -> None:
     for name, value in {**computed.pop("epsilon"), **computed}.items():
         _require_same(facts["epsilon"].get(name, facts.get(name)), value, name, where)
     for run in facts["runs"]:
-        step, steps = counted(events.from_json(run["event"]))
-        if run["steps"] != steps or not 0 <= run["used"] <= steps:
-            raise LedgerError(f"{where}: states {run['used']} of {run['steps']} steps, the event has {steps}")
-        counts = {"epsilon_reserved": 0 if run["aborted"] else steps, "epsilon_used": run["used"]}
-        for name, count in counts.items():
-            _require_same(run[name], _epsilon(step, count, limit.delta), name, f"{where}, run {run['run']}")
+        _require_run(run, limit.delta, f"{where}, run {run['run']}")
     if limit.epsilon is not None and computed["epsilon_spent"] > limit.epsilon:
         spent = computed["epsilon_spent"]
         raise LedgerError(f"{where}: spent ε = {spent:.4g} is above the limit {limit.epsilon:g}")
+
+
+def _require_run(run: dict[str, Any], delta: float, where: str) -> None:
+    """The same of one run: what it reserved, and of this what it used."""
+    event = events.from_json(run["event"])
+    step, steps, held_out, evaluations = parts_of(event)
+    for name, count, most in (("used", run["steps"], steps), ("evaluated", run["evaluations"], evaluations)):
+        if count != most or not 0 <= run[name] <= most:
+            raise LedgerError(f"{where}: states {run[name]} of {count} releases, the event has {most}")
+    used, evaluated = run["used"], run["evaluated"]
+    released = [of_run(step, used, held_out, evaluated)] if used or evaluated else []  # pyright: ignore[reportArgumentType]
+    reserved = 0.0 if run["aborted"] else epsilon_pld(history_of([event]), delta)
+    _require_same(run["epsilon_reserved"], reserved, "epsilon_reserved", where)
+    _require_same(run["epsilon_used"], epsilon_pld(history_of(released), delta), "epsilon_used", where)
 
 
 def _require_same(claimed: Any, value: Any, name: str, where: str) -> None:

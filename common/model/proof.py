@@ -130,7 +130,7 @@ def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -
     key = shapes, views, torch.get_num_threads(), model.class_loss
     if key not in done:
         check_stateless(model, shapes)
-        with _filled_in(model):
+        with filled_in(model):
             proof = _Proof(model, shapes, views)
             found = kept_proofs.kept(model, key)
             if found is None or not proof.finds_again(found):
@@ -175,7 +175,7 @@ class _Proof:
 
     def _compare(self, length: int, rows: int) -> None:
         """A batch's gradients with those of its first records taken alone."""
-        records = self._records(length, 0)
+        records = records_of(self.model, length, 0)
         together = _together(self.model, records, np.arange(min(RECORDS, rows)), rows, self.views[0], length)
         for index in range(min(ALONE, rows)):
             _compare(self.model, _alone(self.model, records, index, length), [part[index] for part in together])
@@ -184,7 +184,7 @@ class _Proof:
         """Whether the model does the same for other records."""
         which = np.resize(np.arange(RECORDS), rows)
         return works_alike(
-            *(partial(self.model.losses, self._records(length, seed), which, length) for seed in range(2))
+            *(partial(self.model.losses, records_of(self.model, length, seed), which, length) for seed in range(2))
         )
 
     def _rows_alike(self, length: int, rows: int) -> bool:
@@ -221,21 +221,13 @@ class _Proof:
         with Operations() as operations:
             for views in self.views:
                 which = np.resize(np.arange(RECORDS), rows)
-                _together(self.model, self._records(length, 0), which, rows, views, length)
+                _together(self.model, records_of(self.model, length, 0), which, rows, views, length)
         return operations.seen
-
-    def _records(self, length: int, seed: int) -> Records:
-        """Every other one as long as its shape takes, the others shorter."""
-        # records that are read once for their features have a length of their own, but none in a batch
-        longest = max(1, length - 1) if length else min(12, self.model.max_length)
-        own = np.linspace(longest, max(1, longest * 2 // 3), RECORDS).round().astype(int)
-        own[::2] = longest
-        return dummy_records(self.model, own.tolist(), seed)
 
     def _bits_stay(self, length: int, rows: int, seed: int) -> bool:
         """Whether other positions, other mates and fewer of them leave the gradients the same; for the first set those
         of the longest also where no shorter one is beside them."""
-        records, everybody = self._records(length, seed), np.resize(np.arange(RECORDS), rows)
+        records, everybody = records_of(self.model, length, seed), np.resize(np.arange(RECORDS), rows)
         turned = np.roll(np.arange(rows), 1)
         longest = turned[everybody[turned] % 2 == 0]
         for views in self.views:
@@ -254,6 +246,15 @@ class _Proof:
         with Layers(self.model, views, rows) as layers:
             gradients = _together(self.model, records, which, rows, views, length)
         return gradients + [checksums[: len(which)] for checksums in layers.seen]
+
+
+def records_of(model: FineTuneModel, length: int, seed: int) -> Records:
+    """RECORDS of a shape's length: every other one as long as it takes, the others shorter."""
+    # records that are read once for their features have a length of their own, but none in a batch
+    longest = max(1, length - 1) if length else min(12, model.max_length)
+    own = np.linspace(longest, max(1, longest * 2 // 3), RECORDS).round().astype(int)
+    own[::2] = longest
+    return dummy_records(model, own.tolist(), seed)
 
 
 def _together(
@@ -332,7 +333,7 @@ def _layer(name: str) -> str:
 
 
 @contextmanager
-def _filled_in(model: FineTuneModel):
+def filled_in(model: FineTuneModel):
     """Within, the weights are such as training leaves: LoRA's B is not zero, which would hide errors in A, and what a
     head says is of the order of 1. Beside logits near zero every gradient of a class is one half, whatever was lost.
     No array keeps its numbers: those of a model in bfloat16 have few bits, and products of such add up without
@@ -340,13 +341,13 @@ def _filled_in(model: FineTuneModel):
     before = model.get()
     rng = np.random.default_rng(0xF111)
 
-    def filled_in(name: str, array: np.ndarray) -> np.ndarray:
+    def changed(name: str, array: np.ndarray) -> np.ndarray:
         if array.ndim == 2 and ".lora_" not in name and set(name.split(".")) & set(model.task.HEAD):
             return array + rng.normal(0, array.shape[1] ** -0.5, array.shape).astype(array.dtype)
         size = 0.1 * float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) or 0.02
         return array + rng.normal(0, size, array.shape).astype(array.dtype)
 
-    model.set({name: filled_in(name, array) for name, array in before.items()})
+    model.set({name: changed(name, array) for name, array in before.items()})
     try:
         yield
     finally:

@@ -33,6 +33,8 @@ class Release:
     excess: bytes = b""
     """the seed of what of the share's noise may come off once the survivors are known"""
     weight: float = 1.0
+    counts: np.ndarray | None = None
+    """(k,) float64: what the site's held-out records count, under privacy with noise; in a sum they are in the share"""
 
 
 def as_share(mechanism: "PoissonMechanism", vector: np.ndarray, clip: float) -> Release:
@@ -49,6 +51,20 @@ class Computation(Protocol):
 
     def records(self) -> int:
         """How many records the site holds."""
+        ...
+
+    @property
+    def trains(self) -> bool:
+        """Whether the round trains; otherwise it evaluates alone."""
+        ...
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the round counts held-out records."""
+        ...
+
+    def counts(self) -> np.ndarray:
+        """(k,) float64: what the site's held-out records count at the weights that came. Not private."""
         ...
 
     def clip(self, plan: "PrivacyPlan") -> float:

@@ -2,11 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import PrivacyError
 
 if TYPE_CHECKING:
     from ..config.run import RunConfig
-    from ..privacy.mechanism import PrivacyPlan
+    from ..privacy.mechanism import PoissonMechanism, PrivacyPlan
+    from . import Computation
 
 BY_STEP = True
 
@@ -30,6 +33,28 @@ def declared(config: "RunConfig") -> int:
     if found is None:
         raise PrivacyError(f"privacy: {key} must be declared")
     return found
+
+
+def trained_on(config: "RunConfig") -> float:
+    """Of the declared ones, those that are not held out, a public constant."""
+    return declared(config) * config.trained_share
+
+
+def vector(site: "Computation", mechanism: "PoissonMechanism", *, counts: bool = True) -> np.ndarray:
+    """(coordinates,) float64: what one release is made of: the clipped gradients of records that were drawn, and behind
+    them what held-out records count. counts: whether these are in it."""
+    held_out = mechanism.plan.held_out
+    if site.trains:
+        trained = site.clipped_sum(mechanism)
+    else:
+        mechanism.nobody()
+        trained = np.zeros(mechanism.plan.trained)
+    if held_out is None:
+        return trained
+    if not (counts and site.evaluates):
+        return np.concatenate([trained, np.zeros(held_out.numbers)])
+    scale = mechanism.plan.clip * held_out.scale(mechanism.plan.coordinates)
+    return np.concatenate([trained, scale * site.counts()])
 
 
 def unit(config: "RunConfig") -> str:

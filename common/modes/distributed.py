@@ -16,12 +16,13 @@ from .by_record import (  # noqa: F401  # members of the mode
     BY_STEP,
     bounded,
     coordinates,
-    declared,
     ledger_unit,
     protected,
     sampling,
     sampling_rate,
+    trained_on,
     unit,
+    vector,
 )
 from .summed import adversary, noise, summed  # noqa: F401  # members of the mode
 
@@ -33,13 +34,13 @@ BY_RECORD = True
 
 
 def units(config: "RunConfig") -> float:
-    return declared(config)
+    return trained_on(config)
 
 
 def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:
     if mechanism is None:
         raise PrivacyError("mode 'distributed' has no mechanism: nothing is released without noise")
-    return as_share(mechanism, site.clipped_sum(mechanism), mechanism.plan.clip)
+    return as_share(mechanism, vector(site, mechanism), mechanism.plan.clip)
 
 
 def change(config: "RunConfig", plan: "PrivacyPlan", total: np.ndarray, clip: float) -> tuple[np.ndarray, float]:

@@ -40,5 +40,8 @@ def noise(config: "RunConfig") -> str:
 
 
 def release(site: Computation, mechanism: "PoissonMechanism | None") -> Release:
+    counts = site.counts() if site.evaluates else None
+    if not site.trains:
+        return Release(counts=counts)
     delta, loss = site.plain_steps()
-    return Release(delta, {"loss": loss}, weight=float(site.records()))
+    return Release(delta, {"loss": loss}, weight=float(site.records()), counts=counts)

@@ -19,7 +19,7 @@ from dp_accounting.rdp import compute_epsilon
 
 from ..errors import PrivacyError
 from . import discrete_gaussian
-from .events import DiscreteGaussianDpEvent, History, NonPrivateDpEvent, Step
+from .events import ApartDpEvent, DiscreteGaussianDpEvent, History, NonPrivateDpEvent, Step, history_of
 from .noise import grid_variance
 
 RELATION = NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -55,7 +55,7 @@ _MESH = 0.03
 def rates(step: Step) -> tuple[float, float]:
     """(q, z) of a private step."""
     release = released(step)
-    return getattr(step, "sampling_probability", 1.0), release.noise_multiplier
+    return getattr(step, "sampling_probability", 1.0), release.noise_multiplier / release.sensitivity
 
 
 def released(step: Step) -> DiscreteGaussianDpEvent:
@@ -64,6 +64,45 @@ def released(step: Step) -> DiscreteGaussianDpEvent:
     if not isinstance(release, DiscreteGaussianDpEvent):
         raise PrivacyError(f"event {type(release).__name__}: has no noise multiplier")
     return release
+
+
+_MOST_SIDES = 32
+"""ways for a record to be on either side of several runs that are looked at one by one"""
+
+
+def sides(history: History) -> list[History]:
+    """What one record may have taken part in, as histories of plain steps: in each run with held-out records either
+    what was released of those that were trained on, or of those that were held out.
+
+    Another run may hold other records out, so a record may be on another side of each. Of more than `_MOST_SIDES` ways
+    one that covers them all: both sides of each run.
+    """
+    plain = History({step: count for step, count in history.items() if not isinstance(step, ApartDpEvent)})
+    found = [plain]
+    for event, count in items_of(history):
+        if not isinstance(event, ApartDpEvent):
+            continue
+        trained, held = (history_of([] if one is None else [one]) for one in (event.trained, event.held_out))
+        ways = [_times(trained, count - out) + _times(held, out) for out in range(count + 1)]
+        found = [before + way for before in found for way in ways]
+        if len(found) > _MOST_SIDES:
+            return [together(history)]
+    return found
+
+
+def together(history: History) -> History:
+    """As if each record had been on both sides of every run: an upper bound."""
+    found: History = History()
+    for step, count in history.items():
+        if isinstance(step, ApartDpEvent):
+            found += _times(history_of([one for one in (step.trained, step.held_out) if one is not None]), count)
+        else:
+            found[step] += count
+    return found
+
+
+def _times(history: History, count: int) -> History:
+    return History({step: count * each for step, each in history.items() if count})
 
 
 def is_private(history: History) -> bool:
@@ -136,7 +175,9 @@ def epsilon_pld(history: History, delta: float) -> float:
     noise. An upper bound, add-or-remove in both directions."""
     if not history:
         return 0.0
-    return _epsilon_pld(items_of(history), delta) if is_private(history) else math.inf
+    if not is_private(history):
+        return math.inf
+    return max(_epsilon_pld(items_of(one), delta) for one in sides(history))
 
 
 Items = tuple[tuple[Step, int], ...]
@@ -149,6 +190,8 @@ def items_of(history: History) -> Items:
 
 @lru_cache(maxsize=4096)
 def _epsilon_pld(items: Items, delta: float) -> float:
+    if not items:
+        return 0.0
     first = epsilon_at_scale(items, delta, 1.0)
     return first if first >= 1 else epsilon_at_scale(items, delta, max(1e-3, first))
 
@@ -166,6 +209,12 @@ def epsilon_at_scale(items: Items, delta: float, scale: float) -> float:
 
 def delta_pld(history: History, epsilon: float) -> float:
     """δ(ε) of a private history, slack included: at most 1."""
+    return max(_delta_pld(one, epsilon) for one in sides(history))
+
+
+def _delta_pld(history: History, epsilon: float) -> float:
+    if not history:
+        return 0.0
     slack = (1 + math.exp(epsilon)) * distance(history)
     return min(1.0, float(_composed(items_of(history), 1.0).get_delta_for_epsilon(epsilon)) + slack)
 
@@ -217,7 +266,11 @@ def epsilon_prv(history: History, delta: float) -> float | None:
     a very small δ, a loss that hardly ever differs from 0, or one so large that its mesh would not fit into memory."""
     if not history:
         return 0.0
-    return _epsilon_prv(items_of(history), delta) if is_private(history) else math.inf
+    if not is_private(history):
+        return math.inf
+    found = [_epsilon_prv(items_of(one), delta) if one else 0.0 for one in sides(history)]
+    known = [epsilon for epsilon in found if epsilon is not None]
+    return max(known) if len(known) == len(found) else None
 
 
 @lru_cache(maxsize=4096)
@@ -244,7 +297,10 @@ def _epsilon_prv(items: Items, delta: float) -> float | None:
 
 @lru_cache(maxsize=65536)
 def _step_rdp(step: Step, order: float) -> float:
-    """ε(α) of one step (Mironov, Talwar, Zhang 2019), by Opacus."""
+    """ε(α) of one step (Mironov, Talwar, Zhang 2019), by Opacus; of a run with held-out records the larger of both."""
+    if isinstance(step, ApartDpEvent):
+        parts = (part for part in (step.trained, step.held_out) if part is not None)
+        return max(rdp_at(history_of([part]), order) for part in parts)
     from opacus.accountants.analysis.rdp import compute_rdp  # loads torch: only where it is needed
 
     q, z = rates(step)
@@ -283,7 +339,7 @@ def epsilon_rdp(history: History, delta: float) -> float:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Optimal order is the")  # of the one that is given
-        return with_slack(at_best, history, delta)
+        return with_slack(at_best, together(history), delta)
 
 
 def conversion(order: float, delta: float) -> float:
@@ -320,7 +376,8 @@ def filter_epsilon(history: History, order: float, delta: float, limit: float | 
     if not np.isclose(ORDERS, order).any():
         raise PrivacyError(f"order {order}: not among the orders of this version; a filter's order cannot change")
     epsilon = rdp_at(history, nearest_order(order)) + conversion(order, delta * (1 - SLACK))
-    return epsilon + added(history, max(epsilon, min(limit or 0.0, _most(history, delta))), delta)
+    both = together(history)
+    return epsilon + added(both, max(epsilon, min(limit or 0.0, _most(both, delta))), delta)
 
 
 def nearest_order(wanted: float) -> float:

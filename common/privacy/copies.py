@@ -14,8 +14,8 @@ from dp_accounting.dp_event import MixtureOfGaussiansDpEvent
 from dp_accounting.pld import PLDAccountant
 
 from ..errors import PrivacyError
-from .accounting import RELATION, with_slack
-from .events import history_of, repeated
+from .accounting import RELATION, epsilon_pld, together, with_slack
+from .events import History
 from .mechanism import PrivacyPlan
 
 _ALWAYS = 1 - 1e-9
@@ -32,15 +32,38 @@ def copies_epsilon(plan: PrivacyPlan, copies: int) -> float:
     over groups of sites it is the ε of copies in one group. Raises PrivacyError for copies < 1.
     """
     _require_copies(copies)
-    account = _composed(plan.sampling_rate, plan.noise_multiplier, plan.steps, copies)
-    history = history_of([repeated(plan.step, plan.steps)])
+    if plan.held_out is None:
+        return _of_sides(plan, copies, 0)
+    most = 0.0  # mostly that of all on one side, so those come first
+    for out in sorted(range(copies + 1), key=lambda out: min(out, copies - out)):
+        most = max(most, _of_sides(plan, copies - out, out))
+        if math.isinf(most):
+            break
+    return most
+
+
+def _of_sides(plan: PrivacyPlan, trained: int, held_out: int) -> float:
+    """The same for so many copies that are trained on, and so many that are held out: each site splits by a secret of
+    its own. The latter move each of their releases by that many times what one does."""
+    out = plan.held_out if held_out else None
+    noise = 0.0 if out is None else plan.noise_multiplier / (held_out * out.sensitivity)
+    account = _composed(
+        plan.sampling_rate,
+        plan.noise_multiplier,
+        plan.steps if trained else 0,
+        trained,
+        noise,
+        0 if out is None else out.evaluations,
+    )
+    history = together(plan.history(plan.steps if trained else 0, 0 if out is None else None))
     return with_slack(lambda at: float(account.get_epsilon(at)), history, plan.delta)
 
 
 def ledgers_epsilon(plan: PrivacyPlan, copies: int) -> float:
     """The same where every site adds noise of its own: J ledgers compose, J·T steps. Raises PrivacyError likewise."""
     _require_copies(copies)
-    return plan.epsilon(copies * plan.steps)
+    history = plan.history()
+    return epsilon_pld(History({step: copies * count for step, count in history.items()}), plan.delta)
 
 
 def _require_copies(copies: int) -> None:
@@ -49,10 +72,17 @@ def _require_copies(copies: int) -> None:
 
 
 @lru_cache(maxsize=64)
-def _composed(sampling_rate: float, noise_multiplier: float, steps: int, copies: int) -> PLDAccountant:
+def _composed(
+    sampling_rate: float, noise_multiplier: float, steps: int, copies: int, counted: float = 0.0, evaluations: int = 0
+) -> PLDAccountant:
+    """counted: the noise multiplier of what held-out copies count in each of the evaluations."""
+    account = PLDAccountant(RELATION, value_discretization_interval=_mesh(noise_multiplier, max(1, steps)))
+    if evaluations:
+        account.compose(SelfComposedDpEvent(GaussianDpEvent(counted), evaluations))
+    if not steps:
+        return account
     shifts = [float(drawn) for drawn in range(copies + 1)]
     chances = [_chance(drawn, copies, sampling_rate) for drawn in range(copies + 1)]
-    account = PLDAccountant(RELATION, value_discretization_interval=_mesh(noise_multiplier, steps))
     event: DpEvent = MixtureOfGaussiansDpEvent(noise_multiplier, shifts, chances)
     if chances[-1] >= _ALWAYS:  # an upper bound; the mixture's own tails fail to rounding there
         event = GaussianDpEvent(noise_multiplier / copies)

@@ -22,10 +22,25 @@ class DiscreteGaussianDpEvent(DpEvent):
 
     noise_multiplier: float
     coordinates: int
+    sensitivity: float = 1.0
+    """what one unit moves the sum by at most, in Δ₂: the release is accounted as a Gaussian of multiplier z ÷ this"""
+
+
+@dataclass(frozen=True)
+class ApartDpEvent(DpEvent):
+    """Releases of one run, in which a record is either trained on or held out, by a function of that record alone that
+    was fixed before the run. So one record is in one of the two (docs/explanation/privacy.md, "Held-out records").
+
+    trained, held_out: the releases that records of either kind take part in; None: none.
+    """
+
+    trained: DpEvent | None
+    held_out: DpEvent | None
 
 
 Step = DpEvent
-"""One step: a NonPrivateDpEvent, or a discrete Gaussian, Poisson-sampled or not."""
+"""One step: a NonPrivateDpEvent, or a discrete Gaussian, Poisson-sampled or not. As a key of a `History` also an
+ApartDpEvent, all that one run released."""
 
 
 def step_event(sampling_rate: float, release: DpEvent) -> Step:
@@ -35,6 +50,24 @@ def step_event(sampling_rate: float, release: DpEvent) -> Step:
 
 def repeated(step: Step, count: int) -> DpEvent:
     return SelfComposedDpEvent(step, count)
+
+
+def of_run(step: Step, steps: int, held_out: Step | None = None, evaluations: int = 0) -> DpEvent:
+    """What one run releases. held_out: what one evaluation releases of held-out records; None: there are none."""
+    if held_out is None:
+        return repeated(step, steps)
+    return ApartDpEvent(
+        repeated(step, steps) if steps else None, repeated(held_out, evaluations) if evaluations else None
+    )
+
+
+def parts_of(event: DpEvent) -> tuple[Step | None, int, Step | None, int]:
+    """Inverse of `of_run`; the step of what was released 0 times is None."""
+    if not isinstance(event, ApartDpEvent):
+        return *counted(event), None, 0
+    step, count = (None, 0) if event.trained is None else counted(event.trained)
+    held_out, evaluations = (None, 0) if event.held_out is None else counted(event.held_out)
+    return step, count, held_out, evaluations
 
 
 def to_json(event: DpEvent) -> dict[str, Any]:
@@ -48,7 +81,11 @@ def to_json(event: DpEvent) -> dict[str, Any]:
             "type": "discrete-gaussian",
             "noise_multiplier": event.noise_multiplier,
             "coordinates": event.coordinates,
+            **({} if event.sensitivity == 1 else {"sensitivity": event.sensitivity}),
         }
+    if isinstance(event, ApartDpEvent):
+        parts = {"trained": event.trained, "held-out": event.held_out}
+        return {"type": "apart", **{name: None if part is None else to_json(part) for name, part in parts.items()}}
     if isinstance(event, NonPrivateDpEvent):
         return {"type": "non-private"}
     raise PrivacyError(f"event {type(event).__name__}: cannot be accounted for")
@@ -63,7 +100,12 @@ def from_json(content: Any) -> DpEvent:
             case "poisson-sampled":
                 event = PoissonSampledDpEvent(content["probability"], from_json(content["event"]))
             case "discrete-gaussian":
-                event = DiscreteGaussianDpEvent(content["noise_multiplier"], content["coordinates"])
+                event = DiscreteGaussianDpEvent(
+                    content["noise_multiplier"], content["coordinates"], content.get("sensitivity", 1.0)
+                )
+            case "apart":
+                parts = (content["trained"], content["held-out"])
+                event = ApartDpEvent(*(None if part is None else from_json(part) for part in parts))
             case "non-private":
                 event = NonPrivateDpEvent()
             case "skellam" | "gaussian" as earlier:
@@ -85,7 +127,8 @@ def check(event: DpEvent) -> None:
         case SelfComposedDpEvent():
             count = event.count
             _require(_whole(count) and 1 <= count <= 10**12, f"count {count}; allowed: a whole number from 1 to 10^12")
-            _require(not isinstance(event.event, SelfComposedDpEvent), "self-composed inside self-composed")
+            inside = isinstance(event.event, SelfComposedDpEvent | ApartDpEvent)
+            _require(not inside, "self-composed or apart inside self-composed")
             check(event.event)
         case PoissonSampledDpEvent():
             q = event.sampling_probability
@@ -97,10 +140,29 @@ def check(event: DpEvent) -> None:
             z, d = event.noise_multiplier, event.coordinates
             _require(_number(z) and 1e-3 <= z <= 1e6, f"noise multiplier {z}; allowed: from 0.001 to 1000000")
             _require(_whole(d) and 1 <= d <= 2**40, f"coordinates {d}; allowed: a whole number from 1 to 2^40")
+            s = event.sensitivity
+            _require(_number(s) and 1e-6 <= s <= 1, f"sensitivity {s}; allowed: from 0.000001 to 1")
+        case ApartDpEvent():
+            _check_apart(event)
         case NonPrivateDpEvent():
             pass
         case _:
             raise PrivacyError(f"event {type(event).__name__}: cannot be accounted for")
+
+
+def _check_apart(event: ApartDpEvent) -> None:
+    """Held-out records are counted in every release, so theirs are not sampled."""
+    trained, held_out = event.trained, event.held_out
+    _require(trained is not None or held_out is not None, "apart: neither trained nor held-out")
+    for part in (trained, held_out):
+        if part is not None:
+            _require(isinstance(part, SelfComposedDpEvent), "apart: only self-composed")
+            check(part)
+    if trained is not None:
+        _require(not isinstance(counted(trained)[0], NonPrivateDpEvent), "apart: a trained step without noise")
+    if held_out is not None:
+        plain = isinstance(counted(held_out)[0], DiscreteGaussianDpEvent)
+        _require(plain, "apart: held-out records only in a discrete-gaussian")
 
 
 def _number(value: Any) -> bool:

@@ -6,14 +6,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..config.run import RunConfig
+from ..counted import classes_of, measures_of
 from ..errors import PrivacyError
 from ..modes import mode_of
+from ..modes.by_record import declared
 from . import claims
 from .accounting import delta_pld, epsilon_rdp
 from .copies import copies_epsilon
-from .events import History, history_of, repeated
+from .events import History
 from .mechanism import PrivacyPlan, plan_for
 from .plan import declared_steps
+
+_DEVIATIONS = 1.96
+"""of a normal law, within which 95 % of it lie"""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,12 @@ def belief(epsilon: float) -> float:
     return 1 / (1 + math.exp(-epsilon))
 
 
-def most_found(plan: PrivacyPlan, false_positive: float) -> float:
-    """The largest true positive rate of any membership test with this false positive rate, by the run's whole curve.
+def most_found(history: History, false_positive: float) -> float:
+    """The largest true positive rate of any membership test with this false positive rate, by the whole curve of what
+    was released.
 
     min over ε' of e^ε'·FPR + δ(ε'), by privacy loss distributions: tighter than the single (ε, δ) says.
     """
-    history = history_of([repeated(plan.step, plan.steps)])
     return min(1.0, *(math.exp(e) * false_positive + delta_pld(history, e) for e in np.linspace(0, 30, 121).tolist()))
 
 
@@ -45,7 +50,7 @@ def alternatives(config: RunConfig, plan: PrivacyPlan) -> list[Alternative]:
     rounds, per_round = config.run.rounds, config.steps_per_round
 
     def of(change: str, rounds: int, plan: PrivacyPlan) -> Alternative:
-        return Alternative(change, rounds, plan.noise_multiplier, plan.epsilon(rounds * per_round))
+        return Alternative(change, rounds, plan.noise_multiplier, plan.epsilon(rounds * per_round, 0))
 
     twice = replace(plan, steps=2 * plan.steps)
     found = [of("as declared", rounds, plan), of("twice the rounds, the same noise", 2 * rounds, twice)]
@@ -130,7 +135,7 @@ def meanings(config: RunConfig, plan: PrivacyPlan) -> list[Meaning]:
 
 def further_runs(config: RunConfig, plan: PrivacyPlan) -> str:
     """How far a data set's limit goes with runs like this one."""
-    history = history_of([repeated(plan.step, plan.steps)])
+    history = plan.history()
     two, four = (
         epsilon_rdp(History({step: many * count for step, count in history.items()}), plan.delta) for many in (2, 4)
     )
@@ -141,13 +146,46 @@ def further_runs(config: RunConfig, plan: PrivacyPlan) -> str:
     )
 
 
+def half_interval(config: RunConfig, plan: PrivacyPlan, share: float = 0.5) -> float:
+    """Half of the 95 % interval of a share, the widest at ½, on what is declared to be held out at all sites; infinite
+    where the noise is as large as all that is counted."""
+    records = declared(config) * config.evaluation.holdout
+    noises = plan.most_shares + config.privacy.colluders if config.secure else config.clients
+    noise = plan.count_variance * (noises / plan.most_shares if config.secure else noises)
+    variance = len(measures_of(config)) * max(1, classes_of(config)) * noise
+    if records**2 <= 2 * _DEVIATIONS**2 * variance:
+        return math.inf
+    spread = records * share * (1 - share) + variance * (share**2 + (1 - share) ** 2)
+    return _DEVIATIONS * math.sqrt(spread) / records
+
+
+def evaluation_in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
+    """What evaluation at the sites costs, and how much it will say; nothing where it is not asked for."""
+    if plan.held_out is None:
+        return []
+    unit = "records" if config.data.person is None else "persons"
+    asked, declared_ = plan.held_out.evaluations, declared(config)
+    half = half_interval(config, plan)
+    wide = f"about ± {100 * half:.1f} points" if math.isfinite(half) else "too wide to say anything"
+    deviation = math.sqrt(plan.count_variance)
+    return [
+        f"Evaluation at the sites: {config.evaluation.holdout:g} of all {unit} are held out and not trained on, which "
+        f"is all that it costs: no {unit[:-1]} is both trained on and held out, and ε is the larger of the two. "
+        f"{asked} evaluation{'s' * (asked > 1)}, in each of which a held-out {unit[:-1]} moves the sum by at most "
+        f"{plan.held_out.sensitivity:.3g} · C, cost it ε = {plan.epsilon(0):.3g}; a trained one pays "
+        f"{plan.epsilon(None, 0):.3g}. Each count has noise of standard deviation {deviation:.3g} {unit}. "
+        f"With {declared_ * config.evaluation.holdout:,.0f} {unit} held out, as declared, the 95 % interval of a share "
+        f"near one half will be {wide}."
+    ]
+
+
 def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
     """Paragraphs: what is protected, against whom, how well, under which assumption, and what is not."""
     mode = mode_of(config)
     charged = mode.ledger_unit(config)
     unit, what, several = _UNITS[charged], _PROTECTED[charged], _NOT_PROTECTED[charged]
     epsilon = plan.epsilon()
-    found = most_found(plan, 0.01)
+    found = most_found(plan.history(), 0.01)
     return [
         f"ε = {epsilon:.3g} at δ = {plan.delta:g}, for one {unit}{'' if unit == 'site' else ' at one site'}, over "
         f"{f'all {plan.steps} steps of the run' if plan.steps > 1 else 'the one release of the run'}.",
@@ -157,6 +195,7 @@ def in_words(config: RunConfig, plan: PrivacyPlan) -> list[str]:
         f"{100 * belief(epsilon):.4g} % sure. A test that wrongly accuses 1 % of the {unit}s that were not used finds "
         f"at most {100 * found:.3g} % of those that were.",
         claims.several_sites(config, plan),
+        *evaluation_in_words(config, plan),
         f"By what: {mode.bounded(config, plan)}, and noise of standard deviation {plan.noise_multiplier:.4g} · C "
         f"is added in each of {plan.coordinates:,} coordinates. Who adds it: {mode.noise(config)}.",
         f"Not protected: that the site is in the federation; {several}; what the backbone and the public test set "

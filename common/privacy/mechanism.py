@@ -5,7 +5,7 @@ Gaussian on a grid.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -14,7 +14,8 @@ from scipy.optimize import brentq
 from ..errors import BudgetError, PrivacyError
 from .accounting import epsilon_at_scale, epsilon_pld, items_of
 from .discrete_gaussian import words_of
-from .events import DiscreteGaussianDpEvent, History, Step, history_of, repeated, step_event
+from .events import DiscreteGaussianDpEvent, History, Step, history_of, of_run, repeated, step_event
+from .held_out import HeldOut
 from .noise import from_grid, grid_steps, grid_variance, l2_sensitivity, require_wide, to_grid
 from .pieces import Pieces
 
@@ -51,6 +52,13 @@ class PrivacyPlan:
     """n − c: honest sites where nobody is absent; what is then too much comes off (pieces.py)"""
     count_noise: float | None = None
     """σ_b: with an adaptive clip norm, noise on the count of whole updates, which is the last coordinate"""
+    held_out: HeldOut | None = None
+    """what the last coordinates count of records that are not trained on; None: there are none"""
+
+    @property
+    def trained(self) -> int:
+        """Released coordinates of the records that are trained on: the first ones."""
+        return self.coordinates - (0 if self.held_out is None else self.held_out.numbers)
 
     @property
     def variance(self) -> float:
@@ -73,6 +81,20 @@ class PrivacyPlan:
         return grid_steps(self.coordinates)
 
     @property
+    def count_variance(self) -> float:
+        """Of one whole noise in a count of held-out records, in records²."""
+        return (
+            0.0 if self.held_out is None else self.variance / (self.grid * self.held_out.scale(self.coordinates)) ** 2
+        )
+
+    def counts(self, noisy: np.ndarray) -> np.ndarray:
+        """(k,) float64: what held-out records count, of a release (coordinates,) int64 on the grid."""
+        if self.held_out is None:
+            return np.zeros(0)
+        scaled = from_grid(noisy[self.trained :], self.clip, self.grid)
+        return scaled / (self.clip * self.held_out.scale(self.coordinates))
+
+    @property
     def count_scale(self) -> float:
         """Grid steps in one unit of the count, so that the noise of every coordinate is σ_b units there."""
         return 0.0 if self.count_noise is None else self.variance**0.5 / self.count_noise
@@ -87,10 +109,25 @@ class PrivacyPlan:
         """What one step releases, as a ledger records it."""
         return step_event(self.sampling_rate, DiscreteGaussianDpEvent(self.noise_multiplier, self.coordinates))
 
-    def epsilon(self, steps: int | None = None) -> float:
-        """ε after `steps` (default: all T) steps."""
+    @property
+    def evaluation(self) -> Step | None:
+        """What one evaluation releases of held-out records, as a ledger records it."""
+        if self.held_out is None:
+            return None
+        return DiscreteGaussianDpEvent(self.noise_multiplier, self.coordinates, self.held_out.sensitivity)
+
+    def history(self, steps: int | None = None, evaluations: int | None = None) -> History:
+        """What was released in so many steps and evaluations (default: all)."""
+        declared = 0 if self.held_out is None else self.held_out.evaluations
         steps = self.steps if steps is None else steps
-        return epsilon_pld(history_of([repeated(self.step, steps)] if steps else []), self.delta)
+        evaluations = declared if evaluations is None else evaluations
+        if not steps and not evaluations:
+            return History()
+        return history_of([of_run(self.step, steps, self.evaluation, evaluations)])
+
+    def epsilon(self, steps: int | None = None, evaluations: int | None = None) -> float:
+        """ε after so many steps and evaluations (default: all): the larger of a trained and of a held-out record's."""
+        return epsilon_pld(self.history(steps, evaluations), self.delta)
 
 
 def plan_for(
@@ -105,9 +142,12 @@ def plan_for(
     shares: int = 1,
     most_shares: int = 1,
     count_noise: float | None = None,
+    counted: int = 0,
+    evaluations: int = 0,
 ) -> PrivacyPlan:
     """The plan with the smallest noise multiplier (to 1e-4, rounded up) whose ε over all steps is at most `epsilon`.
 
+    counted: of the coordinates, those that count held-out records, which no more than `epsilon` may be spent on either.
     Raises PrivacyError when no noise multiplier up to 10⁴ reaches it, or the count's noise alone would not.
     """
     # a δ above the chance that a unit is drawn at all would be kept without any noise
@@ -131,8 +171,22 @@ def plan_for(
         max(shares, most_shares),
         count_noise,
     )
+    if counted:
+        plan = replace(plan, held_out=_held_out(plan, epsilon, counted, evaluations))
     require_wide(plan.variance / shares)
     return plan
+
+
+def _held_out(plan: PrivacyPlan, epsilon: float, numbers: int, evaluations: int) -> HeldOut:
+    """How much a held-out record may move a release, so that all its evaluations cost it no more than `epsilon`."""
+    least = noise_multiplier(epsilon, min(plan.delta, evaluations / 100), 1.0, evaluations, plan.coordinates)
+    sensitivity = min(1.0, plan.noise_multiplier / least)
+    while True:  # at most once or twice: the slack is that of this noise, not of one that is wider
+        found = HeldOut(numbers, evaluations, sensitivity)
+        if replace(plan, held_out=found).epsilon(0) <= epsilon:
+            found.require_room(plan.coordinates)
+            return found
+        sensitivity *= 1 - 1e-4
 
 
 @lru_cache(maxsize=1024)  # server, sites and report ask for the same
@@ -188,6 +242,8 @@ class PoissonMechanism:
         self.steps = steps_before
         self.excess = b""
         """of the last share: the seed of what may come off once the survivors are known"""
+        self.counts = np.zeros(0)
+        """(k,) of the last release: what held-out records count, noise included"""
         self._rng = rng
         self._awaiting_release = False
 
@@ -204,14 +260,22 @@ class PoissonMechanism:
         self._awaiting_release = True
         return np.flatnonzero(self._rng.random(population) < self.plan.sampling_rate)
 
-    def release(self, clipped_sum: np.ndarray) -> np.ndarray:
-        """The noisy mean of the drawn batch.
+    def nobody(self) -> None:
+        """In a draw's place, before a release for held-out records alone: no record is drawn, and no step is taken."""
+        if self._awaiting_release:
+            raise PrivacyError("a batch was drawn but its noised sum was not released; the step cannot be repeated")
+        self._awaiting_release = True
 
-        clipped_sum: (d,) float64, a sum of vectors of L2 norm at most C. Returns (d,) float64.
+    def release(self, clipped_sum: np.ndarray) -> np.ndarray:
+        """The noisy mean of the drawn batch; what held-out records count is in `counts`.
+
+        clipped_sum: (d,) float64, a sum of vectors of L2 norm at most C. Returns (trained,) float64.
         Raises PrivacyError without a draw, or for a vector of another size.
         """
-        noisy = self.share(clipped_sum, self.plan.clip)
-        return from_grid(noisy, self.plan.clip, self.plan.grid) / self.plan.denominator
+        plan = self.plan
+        noisy = self.share(clipped_sum, plan.clip)
+        self.counts = plan.counts(noisy)
+        return from_grid(noisy[: plan.trained], plan.clip, plan.grid) / plan.denominator
 
     def share(self, clipped_sum: np.ndarray, clip: float) -> np.ndarray:
         """The drawn batch's sum on the grid of `clip`, with this site's share of the noise: for a secure sum.

@@ -3,6 +3,7 @@
 from dp_accounting import NonPrivateDpEvent
 
 from ..config.run import RunConfig
+from ..counted import numbers_of
 from ..errors import PrivacyError
 from ..modes import mode_of
 from ..secagg.keys import Session
@@ -29,17 +30,20 @@ def privacy_plan(config: RunConfig, trained: int) -> PrivacyPlan | None:
     if privacy.epsilon is None or rate is None:
         raise PrivacyError("privacy: epsilon and sampling_rate must be declared")
     count_noise = privacy.clip_count_noise or rate * config.clients / 20
+    counted = numbers_of(config) if config.evaluation.sites else 0
     return plan_for(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
         sampling_rate=rate,
         steps=declared_steps(config),
         clip=privacy.clip,
-        coordinates=mode.coordinates(config, trained),
+        coordinates=mode.coordinates(config, trained) + counted,
         declared_units=mode.units(config),
         shares=config.secure_parameters.survivors - privacy.colluders if config.secure else 1,
         most_shares=config.secure_parameters.sites - privacy.colluders if config.secure else 1,
         count_noise=count_noise if privacy.clip_quantile is not None else None,
+        counted=counted,
+        evaluations=config.evaluations,
     )
 
 
@@ -47,7 +51,10 @@ def sum_bits(config: RunConfig, plan: PrivacyPlan) -> int:
     """w: secure sums are modulo 2^w, which a round's sum leaves with probability below 2⁻³⁹."""
     per_unit = max(plan.grid, plan.count_scale / 2) + 1
     noise = (config.clients * plan.variance / plan.shares) ** 0.5
-    return bits_needed(mode_of(config).units(config), plan.sampling_rate, per_unit, noise, plan.coordinates)
+    units, rate = mode_of(config).units(config), plan.sampling_rate
+    if plan.held_out is not None:  # those that are held out, by coins of their own, fall on other coordinates
+        units, rate = units / config.trained_share, max(rate, config.evaluation.holdout)
+    return bits_needed(units, rate, per_unit, noise, plan.coordinates)
 
 
 def secure_session(config: RunConfig, plan: PrivacyPlan, first_round: int) -> Session:
@@ -55,7 +62,7 @@ def secure_session(config: RunConfig, plan: PrivacyPlan, first_round: int) -> Se
     return Session(
         run=str(config.run.id),
         first_round=first_round,
-        rounds=min(config.server.setup_rounds, config.run.rounds - first_round + 1),
+        rounds=min(config.server.setup_rounds, config.last_round - first_round + 1),
         parameters=config.secure_parameters,
         length=plan.coordinates,
         bits=sum_bits(config, plan),

@@ -45,6 +45,14 @@ class Main(NamedTuple):
     """whether more of it is better"""
 
 
+class Counted(NamedTuple):
+    """What a site may tell of a held-out record in counts: a mean of values between 0 and a bound."""
+
+    measure: Main
+    most: float = 1.0
+    """the bound; another than 1 is that of losses and errors, which `evaluation.bound` may change"""
+
+
 ACCURACY, LOSS = Main("accuracy", "accuracy"), Main("loss", "loss", higher=False)
 _UNREAD = ("pooler", "contact_head", "head")
 """what makes another answer of a backbone's last vectors: of a BERT, an ESM, a SigLIP tower"""
@@ -71,6 +79,8 @@ class Task(Protocol):
     PIPELINE: str | None
     """of the hub, which `pipeline_tag` names; None: it has none for this"""
     MAIN: Main
+    COUNTED: tuple[Counted, ...]
+    """what sites count of held-out records, the first of them in front of others"""
 
     def build(self, path: str, model: ModelSection, classes: int) -> nn.Module:
         """The base model with its head.
@@ -105,6 +115,10 @@ class Task(Protocol):
 
     def main(self, sums: np.ndarray) -> np.ndarray:
         """`MAIN` of sums (…, S) of `parts`: of all records what `metrics` says, of a resample its own."""
+        ...
+
+    def counted(self, scores: dict[str, np.ndarray]) -> np.ndarray:
+        """(N, len(COUNTED)) float64 values of each record, from 0 on; NaN for one that says nothing."""
         ...
 
     def constant(self, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
@@ -219,6 +233,21 @@ def token_score(losses: torch.Tensor, hits: torch.Tensor, wanted: torch.Tensor) 
 def mean_of(sums: np.ndarray) -> np.ndarray:
     """`Task.main` of parts that are a value and how much it counts."""
     return sums[..., 0] / np.maximum(sums[..., 1], 1)
+
+
+def hits_counted(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """`Task.counted` of tasks that are right or wrong about a record."""
+    return (scores["predicted"] == scores["true"]).astype(np.float64)[:, None]
+
+
+TOKENS_COUNTED = (Counted(LOSS, 8.0), Counted(Main("right tokens", "tokens")))
+
+
+def tokens_counted(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """`Task.counted` of tasks that guess tokens: the loss of a record, and the share of its tokens that are right."""
+    tokens = scores["tokens"].astype(np.float64)
+    found = np.stack([scores["loss"], scores["hits"] / np.maximum(tokens, 1)], axis=1).astype(np.float64)
+    return np.where(tokens[:, None] > 0, found, np.nan)
 
 
 def loss_parts(scores: dict[str, np.ndarray], classes: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import (
     LOSS,
+    TOKENS_COUNTED,
     Batch,
     beginnings,
     inputs_of,
@@ -29,12 +30,14 @@ from . import (
     record_means,
     token_metrics,
     token_score,
+    tokens_counted,
 )
 
 HEAD: list[str] = []
 CLASSES, VARIANTS, READS = False, 1, Reads(label=None, turns=True)
 EXPORT, PIPELINE, MAIN = "text", "text-generation", LOSS
-parts, main, constant = loss_parts, mean_of, no_constant
+COUNTED = TOKENS_COUNTED
+parts, main, constant, counted = loss_parts, mean_of, no_constant, tokens_counted
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:

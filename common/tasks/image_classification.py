@@ -8,9 +8,31 @@ from ..data.images import ImageForm
 from ..model.pooling import ImageClassifier
 from ..types import Reads, Records, Rows
 from . import ACCURACY, load_backbone
-from .sequence_classification import constant, main, metrics, parts, record_losses, score, targets
+from .sequence_classification import (
+    COUNTED,
+    constant,
+    counted,
+    main,
+    metrics,
+    parts,
+    record_losses,
+    score,
+    targets,
+)
 
-__all__ = ["build", "constant", "encode", "main", "metrics", "parts", "record_losses", "score", "targets"]
+__all__ = [
+    "COUNTED",
+    "build",
+    "constant",
+    "counted",
+    "encode",
+    "main",
+    "metrics",
+    "parts",
+    "record_losses",
+    "score",
+    "targets",
+]
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(text=False, images=True)

@@ -14,9 +14,31 @@ from ..model.pooling import ImageTextClassifier
 from ..types import Reads, Records, Rows
 from . import ACCURACY, load_backbone
 from . import sequence_classification as text
-from .sequence_classification import constant, main, metrics, parts, record_losses, score, targets
+from .sequence_classification import (
+    COUNTED,
+    constant,
+    counted,
+    main,
+    metrics,
+    parts,
+    record_losses,
+    score,
+    targets,
+)
 
-__all__ = ["build", "constant", "encode", "main", "metrics", "parts", "record_losses", "score", "targets"]
+__all__ = [
+    "COUNTED",
+    "build",
+    "constant",
+    "counted",
+    "encode",
+    "main",
+    "metrics",
+    "parts",
+    "record_losses",
+    "score",
+    "targets",
+]
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(images=True)

@@ -23,6 +23,7 @@ from ..model.weights import read_weights
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import (
     LOSS,
+    TOKENS_COUNTED,
     Batch,
     inputs_of,
     load_backbone,
@@ -35,12 +36,14 @@ from . import (
     token_metrics,
     token_score,
     token_targets,
+    tokens_counted,
 )
 
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = False, 4, Reads(label=None)
 EXPORT, PIPELINE, MAIN = None, "fill-mask", LOSS
-parts, main, constant = loss_parts, mean_of, no_constant
+COUNTED = TOKENS_COUNTED
+parts, main, constant, counted = loss_parts, mean_of, no_constant, tokens_counted
 _HIDDEN, _AS_MASK, _AS_OTHER = 0.15, 0.8, 0.1
 """share of tokens that are guessed; of these, replaced by the mask, and by another token"""
 

@@ -13,11 +13,12 @@ from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
 from ..model.weights import read_weights
 from ..types import Metrics, Reads, Records, Rows
-from . import Batch, Main, f1_of, inputs_of, load_backbone, texts
+from . import Batch, Counted, Main, f1_of, inputs_of, load_backbone, texts
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = True, 1, Reads(label="classes")
 EXPORT, PIPELINE, MAIN = "logits", "text-classification", Main("macro F1", "macro_f1")
+COUNTED = (Counted(Main("right decisions", "decisions")),)
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:
@@ -78,6 +79,11 @@ def parts(scores: dict[str, np.ndarray], classes: int) -> np.ndarray:
 def main(sums: np.ndarray) -> np.ndarray:
     hits, occurrences = np.split(sums, 2, axis=-1)
     return f1_of(hits, occurrences)
+
+
+def counted(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """The share of the classes that a record was rightly given or not given."""
+    return (scores["predicted"].astype(bool) == scores["true"].astype(bool)).mean(1)[:, None]
 
 
 def constant(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

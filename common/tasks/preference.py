@@ -20,14 +20,15 @@ from peft import PeftModel
 from torch import nn
 
 from ..types import IGNORED, Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, beginnings, mean_of, no_constant, ragged, read_by
+from . import ACCURACY, Batch, Counted, beginnings, mean_of, no_constant, ragged, read_by
 from .causal_lm import build, next_tokens
 
-__all__ = ["build", "constant", "encode", "main", "metrics", "parts", "record_losses", "score", "targets"]
+__all__ = ["build", "constant", "counted", "encode", "main", "metrics", "parts", "record_losses", "score", "targets"]
 
 HEAD: list[str] = []
 CLASSES, VARIANTS, READS = False, 1, Reads(label=None, pairs=True)
 EXPORT, PIPELINE, MAIN = "text", "text-generation", ACCURACY
+COUNTED = (Counted(ACCURACY),)
 main, constant = mean_of, no_constant
 
 
@@ -134,3 +135,7 @@ def parts(scores: dict[str, np.ndarray], classes: int) -> np.ndarray:
     """(N, 2): 1 for a positive margin, ½ for one of exactly 0, and 1."""
     margins = scores["margin"]
     return np.stack([(margins > 0) + 0.5 * (margins == 0), np.ones(len(margins))], axis=1)
+
+
+def counted(scores: dict[str, np.ndarray]) -> np.ndarray:
+    return parts(scores, 0)[:, :1]

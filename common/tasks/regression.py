@@ -13,11 +13,12 @@ from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
 from ..model.weights import read_weights
 from ..types import Metrics, Reads, Records, Rows
-from . import Batch, Main, inputs_of, load_backbone, texts
+from . import Batch, Counted, Main, inputs_of, load_backbone, texts
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = False, 1, Reads(label="number")
 EXPORT, PIPELINE, MAIN = "logits", "text-classification", Main("R²", "r2")
+COUNTED = (Counted(Main("mean absolute error", "mae", higher=False), 3.0),)
 CLOSE = 0.5
 """standard deviations within which a guess counts as right, for `accuracy`"""
 
@@ -87,6 +88,11 @@ def main(sums: np.ndarray) -> np.ndarray:
     wrong, total, squares, count = np.moveaxis(sums, -1, 0)
     spread = squares - total**2 / np.maximum(count, 1)
     return np.where(spread > 0, 1 - wrong / np.where(spread > 0, spread, 1.0), 0.0)
+
+
+def counted(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """The absolute error, in standard deviations; R² is no mean of bounded values."""
+    return np.abs(scores["predicted"].astype(np.float64) - scores["true"])[:, None]
 
 
 def constant(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from ..config.tables import ModelSection
 from ..model.pooling import PooledClassifier
 from ..model.weights import read_weights
 from ..types import Metrics, Reads, Records, Rows
-from . import ACCURACY, Batch, class_losses, inputs_of, load_backbone, mean_of, texts
+from . import ACCURACY, Batch, Counted, class_losses, hits_counted, inputs_of, load_backbone, mean_of, texts
 
 HEAD = ["head", "classifier", "score"]  # ours, then the names transformers gives its own
 CLASSES, VARIANTS, READS = True, 1, Reads()
@@ -18,7 +18,8 @@ EXPORT, PIPELINE, MAIN = "logits", "text-classification", ACCURACY
 SEVERAL = "multi-label-classification"
 """the task in place of this one where rows have lists of classes"""
 _BINS = 15
-main = mean_of
+COUNTED = (Counted(ACCURACY),)
+main, counted = mean_of, hits_counted
 
 
 def build(path: str, model: ModelSection, classes: int) -> nn.Module:

@@ -17,6 +17,7 @@ from ..data.words import with_blanks, word_numbers
 from ..types import IGNORED, Metrics, Reads, Records, Rows
 from . import (
     Batch,
+    Counted,
     Main,
     class_losses,
     load_backbone,
@@ -31,6 +32,7 @@ from . import (
 HEAD = ["head"]
 CLASSES, VARIANTS, READS = True, 1, Reads(label="tags")
 EXPORT, PIPELINE, MAIN = "logits", "token-classification", Main("span F1", "span_f1")
+COUNTED = (Counted(Main("right words", "words")),)
 constant = no_constant  # without entities the F1 is 0
 
 
@@ -128,6 +130,12 @@ def parts(scores: dict[str, np.ndarray], classes: int) -> np.ndarray:
         guessed, wanted = spans(predicted, classes), spans(true, classes)
         row[:] = len(guessed & wanted), len(guessed), len(wanted)
     return counts
+
+
+def counted(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """The share of a record's words whose tag is right; spans of one record have no bounded share."""
+    pairs = zip(scores["predicted"], scores["true"], strict=True)
+    return np.array([[np.nan if not len(t) else float((p == t).mean())] for p, t in pairs]).reshape(-1, 1)
 
 
 def main(sums: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -15,10 +14,10 @@ from ...common.config.run import RunConfig
 from ...common.modes import mode_of
 from ...common.privacy import claims
 from ...common.privacy.accounting import ACCOUNTANT, epsilon_prv
-from ...common.privacy.events import history_of, repeated
 from ...common.privacy.explain import most_found
 from ...common.privacy.mechanism import PrivacyPlan
 from ...common.privacy.plan import declared_steps
+from ..at_sites import at_sites
 from ..checkpoint import Checkpoint
 from ..start import start_facts
 from .facts import Metrics, NoPrivacy, Partition, Privacy, Report, Spent, Taken
@@ -56,7 +55,9 @@ def build_report(
     privacy = privacy_facts(config, plan, state)
     if partition is not None and privacy["mode"] != "none":
         privacy["statement"] += _EXACT
+    counted = at_sites(config, plan, state.evaluations, state.evaluated)
     report: Report = {
+        "evaluation": None if counted is None else {"sites": counted},
         "audit": found.get("audit"),
         "attack": found.get("attack"),
         "distillation": found.get("distillation"),
@@ -102,11 +103,13 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
     if plan is None or config.audit.control:
         return _nothing_promised(config, state)
     planned = cast(float, config.privacy.epsilon)  # whoever has a plan has declared it
-    by_steps = {steps: plan.epsilon(steps) for steps in set(state.asked.values())}
+    asked = {site: (steps, state.evaluated.get(site, 0)) for site, steps in state.asked.items()}
+    by_asked = {each: plan.epsilon(*each) for each in set(asked.values())}
     sites: list[Spent] = [
-        {**taken, "epsilon_spent": by_steps[taken["steps"]], "epsilon_planned": planned, "delta": plan.delta}
+        {**taken, "epsilon_spent": by_asked[asked[taken["site"]]], "epsilon_planned": planned, "delta": plan.delta}
         for taken in _taken(state)
     ]
+    most = max(asked.values(), key=lambda each: by_asked[each], default=(0, 0))
     spent = max((site["epsilon_spent"] for site in sites), default=0.0)
     mode = mode_of(config)
     adversary = mode.adversary(config)
@@ -124,14 +127,14 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
         "sampling_rate": plan.sampling_rate,
         "clip": plan.clip,
         "steps": plan.steps,
-        "epsilon_by_round": [plan.epsilon(k * config.steps_per_round) for k in range(config.run.rounds + 1)],
-        "composition": f"{plan.steps} steps over {config.run.rounds} rounds; the largest ε of any site",
+        "epsilon_by_round": _by_round(config, plan),
+        "composition": _composition(config, plan),
         "accountant": ACCOUNTANT,
         "cross_check": {
             "what": "the same by Opacus' PRV accountant, whose upper bound lies 0.01 above its estimate",
-            "epsilon": _cross_check(plan, max(by_steps, default=0)),
+            "epsilon": epsilon_prv(plan.history(*most), plan.delta),
         },
-        "most_found": _most_found(plan, max(by_steps, default=0)),
+        "most_found": _most_found(plan, most),
         "mechanism": (
             f"Discrete Gaussian noise on a grid of 2^{plan.grid.bit_length() - 1} steps per clip norm, "
             f"{plan.coordinates} numbers a step"
@@ -144,11 +147,31 @@ def privacy_facts(config: RunConfig, plan: PrivacyPlan | None, state: Checkpoint
     }
 
 
-def _most_found(plan: PrivacyPlan, steps: int) -> dict[str, float]:
-    """The largest true positive rate of a membership test after so many steps, by its false positive rate."""
-    if not steps:
+def _by_round(config: RunConfig, plan: PrivacyPlan) -> list[float]:
+    """ε before the first round, and after each, of a site that takes part in all."""
+    counted = 0
+    found = [0.0]
+    for number in range(1, config.run.rounds + 1):
+        counted += config.evaluated_in(number)
+        found.append(plan.epsilon(number * config.steps_per_round, counted))
+    return found
+
+
+def _composition(config: RunConfig, plan: PrivacyPlan) -> str:
+    told = f"{plan.steps} steps over {config.run.rounds} rounds"
+    if plan.held_out is not None:
+        told += (
+            f", or {plan.held_out.evaluations} evaluations: of the two, which no record is both in, the larger ε counts"
+        )
+    return f"{told}; the largest ε of any site"
+
+
+def _most_found(plan: PrivacyPlan, asked: tuple[int, int]) -> dict[str, float]:
+    """The largest true positive rate of a membership test after so many steps and evaluations, by its false positive
+    rate."""
+    if not any(asked):
         return {}
-    return {str(rate): most_found(replace(plan, steps=steps), rate) for rate in FALSE_POSITIVE_RATES}
+    return {str(rate): most_found(plan.history(*asked), rate) for rate in FALSE_POSITIVE_RATES}
 
 
 def _nothing_promised(config: RunConfig, state: Checkpoint) -> NoPrivacy:
@@ -182,7 +205,3 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-
-
-def _cross_check(plan: PrivacyPlan, steps: int) -> float | None:
-    return epsilon_prv(history_of([repeated(plan.step, steps)] if steps else []), plan.delta)

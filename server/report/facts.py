@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+from ..at_sites import AtSites
+
 
 class Spent(TypedDict):
     """One site of a private run."""
@@ -149,6 +151,12 @@ class Baselines(TypedDict):
     """why"""
 
 
+class Evaluated(TypedDict):
+    """Beside the public test set."""
+
+    sites: AtSites
+
+
 class Report(TypedDict):
     schema: int
     name: str
@@ -172,6 +180,7 @@ class Report(TypedDict):
     """this and the following: None where nobody asked for it"""
     calibration: dict[str, Any] | None
     """the temperature that fits the validation set, and the calibration error on the test set with it"""
+    evaluation: Evaluated | None
     attack: dict[str, Any] | None
     distillation: dict[str, Any] | None
     robustness: dict[str, Any] | None

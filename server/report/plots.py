@@ -99,9 +99,9 @@ def epsilon_over_rounds(plan: PrivacyPlan, rounds: int, steps_a_round: int, othe
     styles = {f"this run, z = {plan.noise_multiplier:.3g}": (plan, ACCENT, "-")}
     styles |= {name: (other, SECOND, style) for (name, other), style in zip(others.items(), ("--", ":"), strict=False)}
     for name, (each, color, style) in styles.items():
-        values = [each.epsilon(int(count) * steps_a_round) for count in counts]
+        values = [each.epsilon(int(count) * steps_a_round, 0) for count in counts]
         axes.plot(counts, values, style, color=color, label=name)
-    axes.plot([rounds], [plan.epsilon(rounds * steps_a_round)], "o", color=ACCENT)
+    axes.plot([rounds], [plan.epsilon(rounds * steps_a_round, 0)], "o", color=ACCENT)
     axes.axvline(rounds, color=SOFT, linewidth=0.9)
     axes.set(xlabel="rounds", ylabel=f"ε at δ = {plan.delta:g}", ylim=(0, None))
     legend(axes, loc="upper left")

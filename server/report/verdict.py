@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-SHARES = ("accuracy", "macro_f1", "span_f1")
+SHARES = ("accuracy", "macro_f1", "span_f1", "decisions", "words", "tokens", "macro_recall")
 """metrics between 0 and 1, which are told in percent"""
 _UNEVEN, _APART, _UNCALIBRATED = (0.6, 2.0), 0.05, 0.1
 """share of the largest class, or how often that of even classes, and accuracy above macro F1, from where accuracy
@@ -23,7 +23,7 @@ NAMES = {
 
 def sentences(report: Mapping[str, Any]) -> list[str]:
     """The figure, then how it compares, then what to be careful about."""
-    found = [_figure(report["after"]["main"]), *_joining(report)]
+    found = [_figure(report["after"]["main"]), *_at_sites(report), *_joining(report)]
     return found + warnings(report)
 
 
@@ -34,6 +34,25 @@ def _figure(main: Mapping[str, Any]) -> str:
         f"{name} is {value} on {main['records']:,} public test records (95 % interval {low} to {high}, for the draw of "
         "these records)."
     )
+
+
+def _at_sites(report: Mapping[str, Any]) -> list[str]:
+    """What the sites' own held-out records say."""
+    found = (report.get("evaluation") or {}).get("sites")
+    if found is None:
+        return []
+    figure, noised = found["after"], report["privacy"]["mode"] != "none"
+    if figure["value"] is None:
+        why = found["last"].get("why") or "the noise is as large as all that was counted; raise evaluation.holdout"
+        return [f"At the sites, on {found['unit']} held out of training, {figure['name']} is not measurable: {why}."]
+    low, value, high = (told(figure, figure[key]) for key in ("low", "value", "high"))
+    count = f"{'about ' * noised}{max(0.0, figure['records']):,.0f} {found['unit']}"
+    drawn = f"for the draw of these {found['unit']}{' and the noise' * noised}"
+    name = f"{figure['name'][0].upper()}{figure['name'][1:]}"
+    return [
+        f"{name} at the sites is {value} on {count} that they hold out of training (95 % interval {low} to {high}, "
+        f"{drawn})."
+    ]
 
 
 def told(main: Mapping[str, Any], value: float) -> str:

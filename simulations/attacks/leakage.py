@@ -63,6 +63,11 @@ def audit_leakage(
             f"{folder}: the run trained on every row of data.train, so there is nothing to compare members with; "
             "make the run with data.limit at half of the rows or less"
         )
+    if config.evaluation.sites:
+        raise ConfigError(
+            f"{folder}: the run held some of its rows out of training (evaluation.sites), so not all of them are "
+            "members; make the run without it"
+        )
     model = model_of(config)
     adapter = read_arrays(folder / "adapter")
     records, halves = _pool(config, model, references)

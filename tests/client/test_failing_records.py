@@ -39,9 +39,9 @@ def test_a_record_that_cannot_be_read_is_left_out_alone(make_config, monkeypatch
             raise PanicError
         return real(self, some, variant)
 
-    wanted = readable(config, model, rows.take(np.array([0, 1, 2, 4, 5])), b"s")
+    _, wanted = readable(config, model, rows.take(np.array([0, 1, 2, 4, 5])), b"s")
     monkeypatch.setattr(FineTuneModel, "tokenised", panics)
-    found = readable(config, model, rows, b"s")
+    _, found = readable(config, model, rows, b"s")
     np.testing.assert_array_equal(found.tokens, wanted.tokens)
     np.testing.assert_array_equal(found.keys, wanted.keys)
 

@@ -14,11 +14,11 @@ def test_belief_and_hits_are_bounded_as_theory_says(make_config, local) -> None:
     config = make_config(privacy=local)
     plan = privacy_plan(config, 1000)
     assert plan is not None
-    found = most_found(plan, 0.01)
+    found = most_found(plan.history(), 0.01)
     assert 0.01 < found < min(1.0, math.exp(plan.epsilon()) * 0.01 + plan.delta)  # tighter than (ε, δ) alone
     less = calibrated(plan, 1.0, plan.steps)
     assert less is not None
-    assert most_found(less, 0.01) < found
+    assert most_found(less.history(), 0.01) < found
     assert any("99.9" in paragraph for paragraph in in_words(config, plan))
 
 

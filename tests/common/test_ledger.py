@@ -16,8 +16,17 @@ from confide.common.errors import BudgetError, ConfigError, LedgerError, Privacy
 from confide.common.ledger.chain import SiteKey, check_document, read_json, read_public_key, signed_document, verify
 from confide.common.ledger.ledger import DATABASE, KEY, RECEIPT, Head, Ledger, Limit, Request
 from confide.common.ledger.verify import audit, export, find_ledgers, verify_account
-from confide.common.privacy.accounting import epsilon_rdp, filter_order
-from confide.common.privacy.events import DiscreteGaussianDpEvent, history_of, repeated, step_event
+from confide.common.privacy.accounting import epsilon_pld, epsilon_rdp, filter_order, rdp_at, sides
+from confide.common.privacy.events import (
+    DiscreteGaussianDpEvent,
+    History,
+    check,
+    from_json,
+    history_of,
+    repeated,
+    step_event,
+    to_json,
+)
 
 STEP = step_event(0.03, DiscreteGaussianDpEvent(0.6, 1000))
 LIMIT = Limit(8.5, 1e-5)
@@ -70,6 +79,110 @@ def test_the_budget_belongs_to_the_name_not_to_the_content_the_run_or_the_model(
         with pytest.raises(BudgetError):
             any_ledger.reserve(asked("other", **change), LIMIT)
     any_ledger.reserve(asked_elsewhere("another"), LIMIT)  # another name of other records has a budget of its own
+
+
+COUNTING = DiscreteGaussianDpEvent(0.6, 1000, 0.3)
+
+
+def counted(run: str = "r", **changes: Any) -> Request:
+    """Of a run that holds records out."""
+    return asked(run, **{"held_out": COUNTING, "evaluations": 5, **changes})
+
+
+def test_trained_and_held_out_records_are_charged_apart(any_ledger: Ledger) -> None:
+    """What was committed is never less than what was released, and a run costs the larger of the two."""
+    held = any_ledger.reserve(counted(), LIMIT)
+    book = any_ledger.book()
+    trained, counts = (History({step: many}) for step, many in ((STEP, 40), (COUNTING, 5)))
+    alone = epsilon_pld(trained, 1e-5), epsilon_pld(counts, 1e-5)
+    assert epsilon_pld(book.history("reviews"), 1e-5) == max(alone)
+    for steps, evaluations in ((3, 1), (3, 0), (0, 1)):
+        with held.taking(steps, evaluations) as before:
+            assert before == any_ledger.book().charges["reviews", "r"].used - steps
+    charge = any_ledger.book().charges["reviews", "r"]
+    assert (charge.used, charge.evaluated) == (6, 2)
+    used = History({STEP: 6}), History({COUNTING: 2})
+    assert epsilon_pld(charge.released, 1e-5) == max(epsilon_pld(one, 1e-5) for one in used)
+    with pytest.raises(BudgetError, match="spent 2 evaluations, asked 4, limit 5, remaining 3"), held.taking(0, 4):
+        pass
+    with pytest.raises(BudgetError, match="spent 6 steps, asked 35"), held.taking(35, 1):
+        pass
+    assert any_ledger.book().charges["reviews", "r"] == charge
+    with pytest.raises(BudgetError, match="returns with another evaluations"):
+        any_ledger.reserve(counted(evaluations=6), LIMIT)
+
+
+def test_a_run_without_held_out_records_cannot_count_any(any_ledger: Ledger) -> None:
+    held = any_ledger.reserve(asked(), LIMIT)
+    with pytest.raises(BudgetError, match="spent 0 evaluations, asked 1, limit 0"), held.taking(1, 1):
+        pass
+
+
+def test_further_runs_add_the_larger_part_of_each(any_ledger: Ledger) -> None:
+    """Another run may hold other records out, so a record may be on another side of each: over runs the filter adds up
+    what either side could have cost, and PLD takes the worst of all ways."""
+    limit = Limit(30.0, 1e-5)
+    any_ledger.reserve(counted(), limit)
+    any_ledger.reserve(counted("other", held_out=DiscreteGaussianDpEvent(0.6, 1000, 0.9)), limit)
+    book = any_ledger.book()
+    history, order = book.history("reviews"), book.limits["reviews"].order
+    assert order is not None
+    wide = DiscreteGaussianDpEvent(0.6, 1000, 0.9)
+    worst = [max(rdp_at(History({STEP: 40}), order), rdp_at(History({one: 5}), order)) for one in (COUNTING, wide)]
+    assert rdp_at(history, order) == pytest.approx(sum(worst))
+    ways = [
+        History({STEP: 80}),
+        History({STEP: 40, wide: 5}),
+        History({STEP: 40, COUNTING: 5}),
+        History({COUNTING: 5, wide: 5}),
+    ]
+    assert epsilon_pld(history, 1e-5) == max(epsilon_pld(one, 1e-5) for one in ways)
+    both = History({STEP: 80, COUNTING: 5, wide: 5})
+    assert epsilon_pld(history, 1e-5) < epsilon_pld(both, 1e-5)
+    many = History({step: 40 * count for step, count in history.items()})
+    assert sides(many) == [History({step: 40 * count for step, count in both.items()})]
+
+
+def test_what_is_held_out_is_audited_exported_and_verified(tmp_path: Path) -> None:
+    ledger = Ledger.create(tmp_path / "site", "st-mary")
+    with ledger.reserve(counted(), LIMIT).taking(2, 1):
+        pass
+    ledger.reserve(counted("gone"), Limit(40.0, 1e-5)).abort()
+    found = audit(tmp_path / "site" / DATABASE)
+    assert found.holds, found.findings
+    run, aborted = found.datasets[0]["runs"]
+    assert (run["used"], run["evaluated"], run["evaluations"], aborted["aborted"]) == (2, 1, 5, True)
+    assert run["event"]["type"] == "apart"
+    account = export(ledger)
+    assert (
+        verify_account(account, ledger.key.public, "account")["datasets"][0]["epsilon"]
+        == account["datasets"][0]["epsilon"]
+    )
+    by = found.datasets[0]["epsilon"]
+    assert by["opacus_prv"] == pytest.approx(by["pld"], rel=0.01)
+    assert by["rdp"] >= by["pld"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trained": None, "held-out": None}, "neither"),
+        ({"held-out": {"type": "non-private"}}, "only self-composed"),
+        ({"trained": {"type": "self-composed", "count": 3, "event": {"type": "non-private"}}}, "without noise"),
+        ({"held-out": {"type": "apart", "trained": None, "held-out": None}}, "neither|only self-composed"),
+    ],
+)
+def test_an_event_that_spends_nothing_or_everything_is_refused(change, said) -> None:
+    good = to_json(counted().event)
+    assert from_json(good) == counted().event
+    assert to_json(from_json(good)) == good
+    with pytest.raises(PrivacyError, match=said):
+        check(from_json({**good, **change}))
+    for sensitivity in (0.0, -0.5, 1.5, float("nan"), "1"):
+        held = json.loads(json.dumps(good["held-out"]))
+        held["event"]["sensitivity"] = sensitivity
+        with pytest.raises(PrivacyError):
+            check(from_json({**good, "held-out": held}))
 
 
 def test_a_resumed_run_finds_its_reservation_and_pays_once(any_ledger: Ledger) -> None:

@@ -23,8 +23,11 @@ SIZE = 12
 class Pretended:
     """A site that computes ones."""
 
-    def __init__(self, config: RunConfig, count: int) -> None:
-        self.config, self._count = config, count
+    def __init__(self, config: RunConfig, count: int, *, trains: bool = True, evaluates: bool = False) -> None:
+        self.config, self._count, self.trains, self.evaluates = config, count, trains, evaluates
+
+    def counts(self) -> np.ndarray:
+        return np.array([3.0, 1.0])
 
     def records(self) -> int:
         return self._count
@@ -120,6 +123,39 @@ def test_a_release_takes_one_step_and_is_noised(config_of, name: str) -> None:
         assert released.any()
         forms.add((found.share is None, tuple(found.delta), released.size))
     assert len(forms) == 1
+
+
+@pytest.mark.parametrize("name", ["none", "local", "distributed"])
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_counts_come_behind_the_gradients(config_of, name: str, trains: bool, evaluates: bool) -> None:
+    """A round that trains nothing takes no step; one that evaluates nothing has noise alone where counts would be."""
+    if not (trains or evaluates):
+        return
+    config = config_of(name)
+    evaluation = config.evaluation.model_copy(update={"sites": True, "holdout": 0.25})
+    config = config.model_copy(update={"evaluation": evaluation})
+    plan, mode = privacy_plan(config, SIZE), mode_of(config)
+    site = Pretended(config, 9, trains=trains, evaluates=evaluates)
+    if plan is None:
+        found = mode.release(site, None)
+        assert (found.counts is not None, bool(found.delta)) == (evaluates, trains)
+        return
+    assert plan.coordinates == SIZE + 2
+    assert plan.trained == SIZE
+    assert plan.denominator == pytest.approx(0.75 * plan.sampling_rate * 240 / (4 if name == "local" else 1))
+    mechanism = PoissonMechanism(plan, np.random.default_rng(3))
+    mechanism._add_noise = lambda on_grid: None
+    found = mode.release(site, mechanism)
+    assert mechanism.steps == trains
+    if found.share is not None:
+        assert bool(found.share[:SIZE].any()) == trains
+        counts = plan.counts(found.share)
+    else:
+        assert bool(found.delta) == trains
+        assert (found.counts is not None) == evaluates
+        counts = mechanism.counts
+    np.testing.assert_allclose(counts, [3, 1] if evaluates else [0, 0], atol=0.01)
 
 
 def test_the_sum_of_a_mode_is_read_as_it_was_made(config_of) -> None:

@@ -95,7 +95,7 @@ def test_gradients_of_the_whole_batch_are_no_products_of_few_vectors(tmp_path: P
 def test_a_product_that_only_looks_like_a_gradient_of_the_batch_is_looked_at(tmp_path: Path) -> None:
     """BERT's pooler, for two records of 16 tokens: (2, 32) by (32, 32), as the gradient of LoRA's A of rank 2 is."""
     model = load(tmp_path, "bert", pooling="model")
-    with proof._filled_in(model):
+    with proof.filled_in(model):
         found = proof._Proof(model, SHAPES, (1,))
         for length in (16, 25):
             pooler = [p for p in found._work(length, 2)[1] if p[1] == ((2, 32),)]
@@ -494,7 +494,7 @@ def test_in_bfloat16_the_shapes_hold_for_weights_of_more_bits(tmp_path: Path, ki
     section = {"backbone": str(tmp_path), "max_length": 4, "dtype": "bfloat16", "lora": {"rank": 2, "alpha": 4}}
     task = "causal-lm" if kind == "llama" else "sequence-classification"
     model = load_model(ModelSection.model_validate(section | {"task": task}), 0 if kind == "llama" else 3, 0)
-    with proof._filled_in(model):
+    with proof.filled_in(model):
         for name, array in model.get().items():
             assert not np.array_equal(array, torch.from_numpy(array).bfloat16().float().numpy()), name
     rows, rng = prove(model, Shapes(4, 2, 4.0)).rows(5), np.random.default_rng(3)

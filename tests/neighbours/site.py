@@ -81,6 +81,8 @@ class Told:
     """the bound on a unit that each was released under"""
     keys: tuple[int, ...] = ()
     """of the records that the site trains on, in their order"""
+    held_out: tuple[int, ...] = ()
+    """of those that it counts"""
     kept: bool = False
     """whether an answer of noise alone was kept before a row was read"""
     gave_up: bool = False
@@ -120,6 +122,7 @@ class Observer:
             made = work(self, *arguments)
             keys = made.records.keys
             watch.told.keys = () if keys is None else tuple(keys[made.indices].tolist())
+            watch.told.held_out = () if keys is None else tuple(keys[made.held_out].tolist())
             return made
 
         def noise_alone(self: Worker, *arguments: Any) -> Any:
@@ -230,6 +233,8 @@ def ask(
         watch.draw, watch.told = draw, Told({})
         facts = wire.task_config()
         facts[wire.ROUND] = number
+        if config.evaluated_in(number):
+            facts[wire.EVALUATE] = True
         content = RecordDict({wire.ARRAYS: wire.arrays_to_record(adapter), wire.CONFIG: facts})
         if dealt is not None and number == first:
             content[wire.DEALT] = ConfigRecord(dealt)

@@ -93,7 +93,7 @@ def test_names_that_end_in_nothing_are_two_units(sites: Sites, tmp_path: Path) -
     config = run_of(sites, case, 1)
     host = sites.host(Table(("text", "label"), (Row("a", "good", ("the film was good", CLASSES[0])),)))
     model = host.enter(config.to_flat()).worker().model
-    records = readable(config, model, of_persons(found.rows), b"secret")
+    _, records = readable(config, model, of_persons(found.rows), b"secret")
     assert records.person is not None
     assert len(set(records.person.tolist())) == 3
 
