@@ -228,6 +228,18 @@ def site_add_peer(
     typer.echo("compare it with the other sites by telephone: it must be the same everywhere")
 
 
+@site_app.command("new-key")
+def site_new_key(folder: SiteDir) -> None:
+    """Replace the site's node key: after it was removed and returns, or when the key may have been copied."""
+    from ..client.deploy.setup import new_key
+
+    typer.echo(f"{new_key(folder)}")
+    typer.echo(
+        f"give {folder / 'site.pub'} to the server's operator, who says: confide server remove-site, then add-site; "
+        "and restart this site. Other sites list its identity, which stays"
+    )
+
+
 @site_app.command("check")
 def site_check(
     folder: SiteDir,

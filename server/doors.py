@@ -142,11 +142,19 @@ class _Protocol(H11Protocol):
 
     visitor: Visitor
     doors: Doors
+    certified: Callable[[bytes], bool] | None
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
         self.visitor.transport = transport
+        if self.certified is not None:
+            shown = transport.get_extra_info("ssl_object")
+            certificate = None if shown is None else shown.getpeercert(binary_form=True)
+            if certificate is None or not self.certified(certificate):
+                transport.abort()
+            else:
+                self.doors.know(self.visitor)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_deadline()
@@ -154,6 +162,8 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.certified is not None and not self.visitor.known:
+            return
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:  # part of a request's headers
             if self._deadline is None:
@@ -176,13 +186,14 @@ class Gateway(uvicorn.Server):
         config: uvicorn.Config,
         limits: Limits,
         *,
-        known: bool,
+        certified: Callable[[bytes], bool] | None = None,
         close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """known: whether the TLS handshake alone says who is there. close: called at the end."""
+        """certified: whether a client certificate, in DER, is of somebody known; None: no handshake says who is there.
+        close: called at the end."""
         super().__init__(config)
         self.doors = Doors(limits)
-        self._all_known, self._close = known, close
+        self._certified, self._close = certified, close
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
@@ -234,13 +245,11 @@ class Gateway(uvicorn.Server):
         except (OSError, ssl.SSLError, asyncio.CancelledError):  # the transport closes what it was given
             self.doors.leave(visitor)
             return
-        if self._all_known:
-            self.doors.know(visitor)
 
     def _protocol(self, visitor: Visitor) -> _Protocol:
         state = {**self.lifespan.state, "visitor": visitor, "doors": self.doors}
         protocol = _Protocol(self.config, self.server_state, state)
-        protocol.visitor, protocol.doors = visitor, self.doors
+        protocol.visitor, protocol.doors, protocol.certified = visitor, self.doors, self._certified
         return protocol
 
 

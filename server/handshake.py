@@ -13,6 +13,7 @@ from ..common import wire
 from ..common.config.run import RunConfig
 from ..common.errors import LedgerError, RoundError, WireError
 from .ledger_heads import Heads
+from .plausible import one_line, site_name
 from .replies import reason_of
 
 _HELLO_SECONDS = 120.0
@@ -37,9 +38,9 @@ def handshake(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
         away = {node for node, error in failures.items() if wire.unreachable(error)}
         strangers |= {node: reason_of(error) for node, error in failures.items() if node not in away}
         for node, answer in answers.items():
-            name = str(answer.get("name"))
             try:
-                wire.check_version(str(answer.get(wire.VERSION)), "a site")
+                name = site_name(answer.get("name"))
+                wire.check_version(one_line(str(answer.get(wire.VERSION))), "a site")
                 heads.check(name, answer, partial(_ask_ledger, grid, name, node))
             except (WireError, LedgerError) as error:
                 strangers[node] = str(error)

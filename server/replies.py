@@ -10,6 +10,7 @@ from ..common.errors import WireError
 from ..common.types import Adapter, Update, joined, split
 from .aggregate.aggregation import weight_cap
 from .aggregate.robust import bounded
+from .plausible import one_line
 
 
 @dataclass
@@ -23,6 +24,8 @@ class Replies:
     on_update: Callable[[str, Update], None]
     max_norm: float | None = None
     """longer updates are shortened to it"""
+    plausible: Callable[[Update], None] = lambda update: None
+    """raises WireError for what no honest site of the run sends"""
     weights: dict[str, float] = field(default_factory=dict)
     """what each site claims"""
     sites: list[str] = field(default_factory=list)
@@ -54,7 +57,9 @@ class Replies:
                     self.declined[site] = reason_of(message.error)
                 continue
             try:
-                update = _shortened(wire.decode_update(message.content, self.expected), self.max_norm)
+                update = wire.decode_update(message.content, self.expected)
+                self.plausible(update)
+                update = _shortened(update, self.max_norm)
             except WireError as error:
                 self.failed.append({"site": site, "reason": str(error)})
                 continue
@@ -74,7 +79,8 @@ class Replies:
 
 
 def reason_of(error: Error) -> str:
-    return error.reason or "no reason given"
+    """In one printable line, whatever a site wrote."""
+    return one_line(error.reason or "") or "no reason given"
 
 
 def _shortened(update: Update, norm: float | None) -> Update:

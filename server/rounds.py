@@ -7,6 +7,7 @@ Flower's own `Strategy.start` cannot resume and voids a round on one error reply
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from .at_sites import CountsOfRound, FigureRow, figure_row
 from .callbacks import Callback
 from .checkpoint import Checkpoint, Counts
 from .grids import Cohort, Pace
+from .plausible import require_plausible
 from .replies import Replies, capped
 from .sums import Summing, summing_of
 
@@ -139,6 +141,7 @@ class Round:
             lambda: loop.callback.replied(self._number, asked - len(self._replies.names), asked),
             loop.callback.received,
             loop.config.server.max_norm,
+            partial(require_plausible, loop.config),
         )
         return self._replies.accept(_timed(self._view.send_and_receive(messages, timeout=loop.pace.seconds), loop.pace))
 

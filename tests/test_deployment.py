@@ -14,7 +14,7 @@ import pytest
 from confide.client.deploy.node import Node, known_to_server
 from confide.client.deploy.setup import check_site, init_site
 from confide.common.config.run import RunConfig
-from confide.common.credentials import issue, make_ca
+from confide.common.credentials import issue, make_ca, parse_line
 from confide.common.errors import ConfigError, DeploymentError
 from confide.common.ledger.verify import audit
 from confide.server.deploy import deployment
@@ -78,6 +78,45 @@ def test_a_run_survives_the_death_of_its_server_and_charges_each_round_once(fede
     listed = federation.command("runs", "--server", str(federation.server))
     assert "finished" in listed.stdout
     assert "tiny" in listed.stdout
+
+
+@pytest.mark.slow
+def test_a_site_that_was_removed_returns_with_another_key(tmp_path: Path) -> None:
+    """Beside a running server and a restarted one; its ledger goes on, and nobody else is kept from the server."""
+    with running(tmp_path, 2) as federation:
+        server, site = federation.server, federation.site("site-1")
+        old = (site / "site.pub").read_text()
+        assert deployment.remove_site(server, "site-1")
+        with pytest.raises(DeploymentError, match="does not know this site"):
+            known_to_server(site)
+        with pytest.raises(DeploymentError, match="comes back no more; at the site: confide site new-key"):
+            deployment.add_site(server, "site-1", old)
+        # as an older version, or somebody with an editor, would have left it: the server starts, the others are known
+        broken = json.loads((server / "sites.json").read_text())
+        broken["site-1"] = {"node": parse_line(old, "x").node, "identity": parse_line(old, "x").identity}
+        (server / "sites.json").write_text(json.dumps(broken))
+        federation.kill("server")
+        federation.start("server")
+        federation.wait_for_server()
+        assert "site 'site-1' is left out" in federation.log("server")
+        known_to_server(federation.site("site-2"))
+        with pytest.raises(DeploymentError, match="does not know this site"):
+            known_to_server(site)
+        federation.kill("site-1")
+        changed = federation.command("site", "new-key", str(site))
+        assert changed.returncode == 0, changed.stderr
+        new = (site / "site.pub").read_text()
+        assert parse_line(new, "x").identity == parse_line(old, "x").identity
+        assert parse_line(new, "x").node != parse_line(old, "x").node
+        assert (site / "node.key").stat().st_mode & 0o777 == 0o600
+        deployment.remove_site(server, "site-1")
+        deployment.add_site(server, "site-1", new)
+        known_to_server(site)
+        federation.start("site-1")
+        content = run_content(1, 2)
+        done = federation.command("run", str(write_run(federation.folder, content)), "--server", str(server))
+        assert done.returncode == 0, done.stderr + federation.log("site-1")
+        assert [len(row["sites"]) for row in federation.report("tiny")["rounds"]] == [2]
 
 
 @pytest.mark.slow

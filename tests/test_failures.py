@@ -30,7 +30,7 @@ from confide.common.run_folder import make_room, require_room
 from confide.common.whole import naming, require_new, whole_file, whole_folder, write_whole
 from confide.server.checkpoint import load_latest
 from confide.server.report import read_report
-from confide.server.report.plots import _plain
+from confide.server.report.drawing import _NAME, named
 from confide.server.ship.runtime import load_variant
 
 
@@ -414,7 +414,7 @@ def test_nothing_is_written_among_the_files_of_a_run(tmp_path: Path, monkeypatch
 def test_class_names_in_plots_are_no_formulas(tmp_path: Path) -> None:
     names = ["$\\frac{$", "x" * 500]
     drawn = Figure()
-    drawn.text(0, 0, _plain(names[0]))
+    drawn.text(0, 0, named(names[0]))
     drawn.savefig(io.BytesIO())
-    assert len(_plain(names[1])) == 41
+    assert len(named(names[1])) == _NAME + 1
     assert _bars(dict.fromkeys(names, 3))

@@ -3,6 +3,7 @@
 import shutil
 import socket
 import ssl
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -116,6 +117,22 @@ def add_peers(folder: Path, lines: list[str]) -> str:
     write_private(folder / POLICY, (kept.rstrip() + "\n\n" + tomli_w.dumps({"peers": peers})).encode())
     SiteConfig.load(folder / POLICY)
     return fingerprint(peers)
+
+
+def new_key(folder: Path) -> SiteLine:
+    """Another node key: for a site that was removed and returns, or whose key may have been copied. Ledger, budgets and
+    the identity that peers list stay. Returns the new line of site.pub. Raises ConfigError, DeploymentError.
+
+    The key's file is replaced first: stopped between the two, `confide site check` says that site.pub does not belong
+    to it, and the command may be given again.
+    """
+    _, section = load_site(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # mode 0700
+        node = new_node_key(Path(scratch) / NODE_KEY)
+        (Path(scratch) / NODE_KEY).replace(folder / NODE_KEY)
+    line = SiteLine(section.name, node, Ledger.open(folder / LEDGER).key.public)
+    write_private(folder / PUBLIC, f"{line}\n".encode())
+    return line
 
 
 def _without_peers(text: str) -> str:

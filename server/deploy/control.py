@@ -27,6 +27,10 @@ from ...common.config.run import RunConfig
 from ...common.errors import DeploymentError
 
 
+class RefusedError(DeploymentError):
+    """The SuperLink is there, and says no."""
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """One run as the SuperLink knows it."""
@@ -60,11 +64,11 @@ class Control:
         self._client.close()
 
     def _call(self, name: str, request: Any) -> Any:
-        """Raises DeploymentError with the server's reason."""
+        """Raises DeploymentError with the server's reason; RefusedError, where it is there."""
         try:
             return getattr(self._client, name)(request)
         except httpx.HTTPStatusError as error:
-            raise DeploymentError(
+            raise RefusedError(
                 f"the SuperLink at {self._url} refuses {name}: HTTP {error.response.status_code}"
             ) from None
         except (httpx.HTTPError, OSError) as error:

@@ -7,6 +7,7 @@
     server.crt …   what the gateway shows to sites; the SuperLink on loopback shows it too
     operator.crt … lets an operator at another machine submit runs (with ca.crt and operator.key)
     sites.json     the registered sites
+    removed.json   node keys of sites that were removed: the SuperLink takes none of them a second time
     heads.json     what was seen of the sites' ledgers
     state.db       Flower's: registered nodes, runs, messages under way
     runs/          a folder a run, as a simulation leaves it
@@ -17,6 +18,7 @@ Keys have mode 0600, the folder 0700.
 """
 
 import json
+import logging
 import ssl
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,13 +37,14 @@ from ...common.errors import ConfigError, DeploymentError
 from ...common.ledger.chain import write_json
 from ...common.model.backbones import Folders
 from ...common.whole import whole_folder
-from .control import Control
+from .control import Control, RefusedError
 from .gateway import nginx
 
+log = logging.getLogger("confide.server")
 HOME = "CONFIDE_SERVER"
 """names the server's folder to the processes that the SuperLink starts"""
 FAILURE = "failure.json"
-SITES = "sites.json"
+SITES, REMOVED = "sites.json", "removed.json"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -153,6 +156,11 @@ def add_site(folder: Path, name: str, line: str) -> tuple[SiteLine, bool]:
     for other, known in sites.items():
         if other != name and known.node == site.node:
             raise DeploymentError(f"this key is registered for site '{other}' already")
+    if site.node in _removed(folder):
+        raise DeploymentError(
+            f"this node key of site '{name}' was removed, and a key comes back no more; at the site: confide site "
+            "new-key, restart it, and send the new site.pub (its ledger stays as it is)"
+        )
     _write_sites(folder, {**sites, name: entry})
     return site, _sync_if_running(folder)
 
@@ -162,8 +170,19 @@ def remove_site(folder: Path, name: str) -> bool:
     sites = registered(folder)
     if name not in sites:
         raise ConfigError(f"no site '{name}'; registered: {', '.join(sites) or 'none'}")
+    write_json(folder / REMOVED, sorted({*_removed(folder), sites[name].node}))
     _write_sites(folder, {key: entry for key, entry in sites.items() if key != name})
     return _sync_if_running(folder)
+
+
+def _removed(folder: Path) -> set[str]:
+    """Node keys in OpenSSH form."""
+    try:
+        return set(map(str, json.loads((folder / REMOVED).read_text(encoding="utf-8"))))
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, TypeError):
+        raise DeploymentError(f"{folder / REMOVED}: not readable; restore it, or remove it") from None
 
 
 def _write_sites(folder: Path, sites: dict[str, RegisteredSite]) -> None:
@@ -180,7 +199,8 @@ def _sync_if_running(folder: Path) -> bool:
 
 
 def sync_nodes(folder: Path, control: Control) -> None:
-    """Registers with the SuperLink whom sites.json names, and nobody else."""
+    """Registers with the SuperLink whom sites.json names, and nobody else. A site that it refuses is left out with a
+    warning, and the others are registered all the same."""
     wanted = {node_bytes(entry.node): name for name, entry in registered(folder).items()}
     known = control.nodes()
     for key, node in known.items():
@@ -188,7 +208,15 @@ def sync_nodes(folder: Path, control: Control) -> None:
             control.unregister(node.node_id)
     for key, name in wanted.items():
         if key not in known:
-            control.register(key, name)
+            try:
+                control.register(key, name)
+            except RefusedError as error:
+                log.warning(
+                    "site '%s' is left out: %s; its key was removed before; at the site: confide site new-key, then "
+                    "confide server remove-site and add-site here",
+                    name,
+                    error,
+                )
 
 
 def node_bytes(openssh: str) -> bytes:

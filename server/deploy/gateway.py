@@ -9,6 +9,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,18 +162,20 @@ def gateway_server(
     port: int,
     certificate: Path,
     key: Path,
-    operators_ca: Path | None = None,
+    operator: Path | None = None,
     limits: Limits | None = None,
 ) -> Gateway:
-    """operators_ca: who signs the client certificates that are required; None: sites, which show none."""
+    """operator: the folder of the one client certificate that is let in, operator.crt, and of the CA that signed it;
+    None: sites, which show none. One that was issued before `confide server renew` is let in no more.
+    """
     config = uvicorn.Config(
         app,  # pyright: ignore[reportArgumentType]  # ASGI's own types are looser
         host=host,
         port=port,
         ssl_certfile=str(certificate),
         ssl_keyfile=str(key),
-        ssl_ca_certs=None if operators_ca is None else str(operators_ca),
-        ssl_cert_reqs=ssl.CERT_NONE if operators_ca is None else ssl.CERT_REQUIRED,
+        ssl_ca_certs=None if operator is None else str(operator / "ca.crt"),
+        ssl_cert_reqs=ssl.CERT_NONE if operator is None else ssl.CERT_REQUIRED,
         loop="asyncio",
         http="h11",
         h11_max_incomplete_event_size=HEADER_BYTES,
@@ -184,7 +187,16 @@ def gateway_server(
         ws="none",
     )
     close = app.close if isinstance(app, Front) else None
-    return Gateway(config, limits or Limits(), known=operators_ca is not None, close=close)
+    certified = None if operator is None else partial(_is_now, operator / "operator.crt")
+    return Gateway(config, limits or Limits(), certified=certified, close=close)
+
+
+def _is_now(path: Path, certificate: bytes) -> bool:
+    """Whether the file holds this certificate, in DER, now."""
+    try:
+        return ssl.PEM_cert_to_DER_cert(path.read_text(encoding="ascii")) == certificate
+    except (OSError, ValueError):
+        return False
 
 
 NGINX = """# For nginx instead of the embedded gateway (confide server run --no-gateway). It passes fleet paths only.

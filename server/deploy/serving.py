@@ -51,7 +51,7 @@ def run_server(folder: Path, *, gateway: bool = True) -> None:
         if file.operator_port is not None:
             app = operators_app(folder, file.max_message)
             pair = (folder / "server.crt", folder / "server.key")
-            gateways.append(gateway_server(app, file.operator_host, file.operator_port, *pair, folder / "ca.crt"))
+            gateways.append(gateway_server(app, file.operator_host, file.operator_port, *pair, folder))
         failed: list[str] = []
         threads = [threading.Thread(target=_serve, args=(server, over, failed), daemon=True) for server in gateways]
         for thread in threads:

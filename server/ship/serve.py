@@ -325,7 +325,7 @@ def run(
         config.load()
     except OSError as error:
         raise ConfigError(f"--certificate, --key: cannot be read: {error.strerror or error}") from None
-    server = Gateway(config, Limits(connections=2048, strangers_at_one_address=1024), known=False)
+    server = Gateway(config, Limits(connections=2048, strangers_at_one_address=1024))
     try:
         server.run()
     except SystemExit:

@@ -18,6 +18,9 @@ import httpx
 import pytest
 import uvicorn
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from confide.client.deploy.connection import fleet_client, read_node_key
 from confide.common.credentials import issue, make_ca, new_node_key
@@ -327,3 +330,33 @@ def test_bodies_wait_for_room() -> None:
     most_of_one, most = asyncio.run(asyncio.wait_for(many(), 20))
     assert most_of_one <= 4
     assert most <= 10
+
+
+def test_an_operators_certificate_of_before_is_let_in_no_more(tmp_path: Path) -> None:
+    make_ca(tmp_path)
+    issue(tmp_path, "server", ["127.0.0.1"])
+    issue(tmp_path, "operator", [])
+    port = free_port()
+    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("runs"))])
+    pair = (tmp_path / "server.crt", tmp_path / "server.key")
+
+    def ask(folder: Path) -> str:
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+        context.load_cert_chain(folder / "operator.crt", folder / "operator.key")
+        with httpx.Client(verify=context, timeout=5) as client:
+            return client.get(f"https://127.0.0.1:{port}/").text
+
+    with serving(gateway_server(app, "127.0.0.1", port, *pair, tmp_path)):
+        assert ask(tmp_path) == "runs"
+        stolen = tmp_path / "stolen"
+        stolen.mkdir()
+        for name in ("operator.crt", "operator.key"):
+            (stolen / name).write_bytes((tmp_path / name).read_bytes())
+        assert ask(stolen) == "runs"
+        issue(tmp_path, "operator", [])  # confide server renew, while the server runs
+        assert ask(tmp_path) == "runs"
+        with pytest.raises(httpx.TransportError):
+            ask(stolen)
+        (tmp_path / "operator.crt").unlink()
+        with pytest.raises(httpx.TransportError):
+            ask(stolen)
