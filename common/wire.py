@@ -187,10 +187,13 @@ def decode_update(content: RecordDict, expected: Adapter | None) -> Update:
         metrics = {name: float(cast(float, value)) for name, value in content.metric_records[METRICS].items()}
         site = content.config_records[SITE]
         weight = metrics.pop(WEIGHT)
-        name, steps, epsilon = str(site["name"]), int(cast(int, site["steps"])), site.get("epsilon")
+        name, steps = str(site["name"]), int(cast(int, site["steps"]))
+        epsilon = None if site.get("epsilon") is None else float(cast(float, site["epsilon"]))
         head, committed = read_head(site), site.get(COMMITMENT)
         counts = content.array_records[COUNTS][COUNTS].numpy() if COUNTS in content.array_records else None
-    except (KeyError, TypeError, ValueError) as error:
+    except WireError:
+        raise
+    except Exception as error:  # of whatever a site sends
         raise WireError(f"the update lacks a part or holds another type ({type(error).__name__})") from None
     if not (np.isfinite(weight) and weight > 0):
         raise WireError(f"weight {weight} received; allowed: a finite number above 0")
@@ -201,7 +204,7 @@ def decode_update(content: RecordDict, expected: Adapter | None) -> Update:
         delta,
         weight,
         steps,
-        None if epsilon is None else float(cast(float, epsilon)),
+        epsilon,
         metrics,
         head,
         None if committed is None else str(committed),

@@ -43,7 +43,10 @@ def handshake(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
                 wire.check_version(one_line(str(answer.get(wire.VERSION))), "a site")
                 heads.check(name, answer, partial(_ask_ledger, grid, name, node))
             except (WireError, LedgerError) as error:
-                strangers[node] = str(error)
+                strangers[node] = one_line(str(error))
+                continue
+            except Exception as error:  # of whatever a site sends
+                strangers[node] = f"an introduction that cannot be read ({type(error).__name__})"
                 continue
             if name in sites:
                 raise RoundError(f"two nodes call themselves '{name}'; every site needs a name of its own")

@@ -129,19 +129,24 @@ class SecureSums:
             dealt = self._ask("shares", dict.fromkeys(roster.points, columns))
             failed, away = dict(dealt.failed), set(dealt.away)
             self._away |= dealt.away
-            for name, answer in dealt.answers.items():
-                roster.dealt(name, facts.to_sealed(answer))
         except SecureSumError as error:
             raise _too_few(str(error), failed, away) from None
+        left: list[str] = []
+        for name, answer in sorted(dealt.answers.items()):
+            try:
+                roster.dealt(name, facts.to_sealed(answer))
+                left.append(name)
+            except SecureSumError as error:
+                failed[name] = str(error)
         if roster.missing:
             first = roster.missing[0]
             reason = f"{first} dealt no shares: {failed.get(first, '')}"
-            if len(dealt.answers) < session.parameters.survivors:
-                left = f"{len(dealt.answers)} sites are left for secure sums, {session.parameters.survivors} are needed"
-                raise _too_few(f"{left}; {reason}", {}, away)
-            return sorted(dealt.answers), reason
+            if len(left) < session.parameters.survivors:
+                told_left = f"{len(left)} sites are left for secure sums, {session.parameters.survivors} are needed"
+                raise _too_few(f"{told_left}; {reason}", {}, away)
+            return left, reason
         self._roster, self._undelivered = roster, set(roster.points)
-        return sorted(dealt.answers), ""
+        return left, ""
 
     def _ask(self, stage: str, questions: Mapping[str, facts.Facts]) -> Answered:
         self.bytes_down += sum(facts.size(question) for question in questions.values())
