@@ -7,7 +7,7 @@ import numpy as np
 from ..common.config.run import RunConfig
 from ..common.errors import WireError
 from ..common.privacy.plan import declared_steps
-from ..common.types import Update
+from ..common.types import WHOLE, Update
 
 MOST_RECORDS = 1e12
 """that a site may claim to have"""
@@ -47,14 +47,14 @@ def _require_weight(config: RunConfig, weight: float) -> None:
 
 def _require_metrics(config: RunConfig, update: Update) -> None:
     """A mean loss in mode `none`; whether the update was clipped where the server is trusted; nothing else."""
-    allowed = {"whole"} if config.private and not config.secure else {"loss"} if not config.private else set()
+    allowed = {WHOLE} if config.private and not config.secure else {"loss"} if not config.private else set()
     if unknown := update.metrics.keys() - allowed:
         raise WireError(f"{len(unknown)} metrics received that this mode does not have; allowed: {len(allowed)}")
-    loss, whole = update.metrics.get("loss", 0.0), update.metrics.get("whole", 0.0)
+    loss, whole = update.metrics.get("loss", 0.0), update.metrics.get(WHOLE, 0.0)
     if not abs(loss) <= MOST_LOSS:
         raise WireError(f"loss {loss} received; allowed: finite, at most {MOST_LOSS:g}")
-    if whole not in (0.0, 1.0):
-        raise WireError(f"whole = {whole} received; allowed: 0 or 1")
+    if whole not in (-0.5, 0.0, 0.5):
+        raise WireError(f"{WHOLE} = {whole} received; allowed: -0.5, 0 and 0.5")
 
 
 def site_name(text: object) -> str:
