@@ -180,6 +180,10 @@ class _Told(Callback):
         for callback in self._all:
             callback.started(run)
 
+    def waiting(self, number: int, online: int, needed: int) -> None:
+        for callback in self._all:
+            callback.waiting(number, online, needed)
+
     def replied(self, number: int, done: int, asked: int) -> None:
         for callback in self._all:
             callback.replied(number, done, asked)

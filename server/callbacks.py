@@ -46,6 +46,9 @@ class Callback:
     def started(self, run: RunState) -> None:
         """Sites have answered; no round has been played since the run was started or resumed."""
 
+    def waiting(self, number: int, online: int, needed: int) -> None:
+        """Round `number` needs more sites than are online; nobody is asked before they are."""
+
     def replied(self, number: int, done: int, asked: int) -> None:
         """In round `number`, `done` of the `asked` sites have replied."""
 
@@ -95,6 +98,9 @@ class Tracking(Callback):
         if plan is not None and not self._run.config.audit.control:
             asked, evaluated = (max(counts.values(), default=0) for counts in (state.asked, state.evaluated))
             row["epsilon"] = plan.epsilon(asked, evaluated)
+
+    def waiting(self, number: int, online: int, needed: int) -> None:
+        self._recorder.progress(f"waiting for sites: {online} of {needed} are online", number - 1)
 
     def replied(self, number: int, done: int, asked: int) -> None:
         stage = "training" if self._run.config.trains_in(number) else "evaluating at the sites"

@@ -34,6 +34,7 @@ from .grids import Cohort, Pace
 from .plausible import require_plausible
 from .replies import Replies, capped
 from .sums import Summing, summing_of
+from .waiting import sites_needed, wait_for_sites
 
 _SILENT_ROUNDS = 3
 """in a row, after which a run stops rather than charge its sites for nothing"""
@@ -268,7 +269,8 @@ def run_rounds(
     round_done: called after each round, to evaluate and save. queries: public texts for the sites' teachers.
     strategy: the object that aggregates, where the run was given one. evaluated: called after the last evaluation at
     the sites, to save.
-    A round with too few replies changes nothing and is recorded. A site that declines the run is not asked again;
+    A round with too few replies changes nothing and is recorded; while fewer sites are online than it needs, nobody is
+    asked. A site that declines the run is not asked again;
     raises RoundError when too few are left.
     """
     strategy = make_strategy(config, {name: state.adapter[name] for name in trained}, queries, strategy)
@@ -290,7 +292,9 @@ def run_rounds(
     for number in range(state.round + 1, config.run.rounds + 1):
         if config.server.patience is not None and state.round - state.best_round >= config.server.patience:
             break
-        current = Round(loop, number, choose(config, sites, number))
+        chosen = choose(config, sites, number)
+        wait_for_sites(grid, config, chosen, number, callback.waiting)
+        current = Round(loop, number, chosen)
         current.release(current.collect(current.ask()))
         result = current.record()
         finish(result)
@@ -321,10 +325,7 @@ def _require_sites(config: RunConfig, state: Checkpoint, result: RoundResult, si
         raise RoundError(
             f"{silent} rounds in a row without an update of any site; the first reason: {reason}; --resume goes on"
         )
-    least = config.server.min_clients
-    if config.secure:  # of each group, where there are groups, and of as many groups as tolerate the Byzantine sites
-        least = config.secure_parameters.survivors * (2 * config.byzantine + 1 if config.server.groups else 1)
-    if left < least:
+    if left < (least := sites_needed(config)):
         raise RoundError(
             f"{len(state.declined)} sites declined the run, {left} are left, "
             f"{'server.min_survivors' if config.secure else 'server.min_clients'} is {least}; the first reason: "

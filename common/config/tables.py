@@ -325,6 +325,8 @@ class ServerSection(Section, frozen=True):
     """sites asked in a round, drawn anew each time; omitted: all"""
     deadline: PositiveFloat = 3600.0
     """seconds a round waits for replies"""
+    wait_minutes: Annotated[float, Field(ge=0)] = 60.0
+    """before a round, while fewer sites are online than it needs: nobody is asked, and then the run stops"""
     secure_aggregation: bool | None = None
     """whether the server sees only sums; omitted: true in modes distributed and client"""
     min_survivors: Positive | None = None

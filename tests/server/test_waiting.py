@@ -1,0 +1,65 @@
+"""Nobody is asked, and charged, while fewer sites are online than a round needs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from confide.common.errors import RoundError
+from confide.server import waiting
+from confide.simulations.local import LocalGrid
+from confide.simulations.run import resume, simulate
+from confide.tests.rings import slow
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many nodes are there: at each look the next number, the last one for good; all until the first round."""
+    monkeypatch.setattr(waiting, "_AGAIN_SECONDS", 0.01)
+    numbers: list[int] = []
+    everybody = LocalGrid.get_node_ids
+
+    def there(self: LocalGrid) -> list[int]:
+        nodes = list(everybody(self))
+        if self.__dict__.get("begun") and numbers:
+            return nodes[: numbers.pop(0) if len(numbers) > 1 else numbers[0]]
+        return nodes
+
+    handle = LocalGrid._handle
+
+    def noted(self: LocalGrid, message):
+        if message.metadata.message_type == "train":
+            self.__dict__["begun"] = True
+        return handle(self, message)
+
+    monkeypatch.setattr(LocalGrid, "get_node_ids", there)
+    monkeypatch.setattr(LocalGrid, "_handle", noted)
+    return numbers
+
+
+@pytest.mark.parametrize("mode", ["local", *slow("distributed")])
+def test_a_run_goes_on_when_sites_are_back(make_config, local: dict, online: list[int], mode: str) -> None:
+    online += [1] * 20 + [2] * 3 + [4]
+    needed = 3 if mode == "distributed" else 2
+    folder = simulate(make_config(run={"rounds": 2}, privacy={**local, "mode": mode}))
+    rows = json.loads((folder / "report.json").read_text())["rounds"]
+    assert not any("void" in row for row in rows)
+    assert len(rows[1]["sites"]) >= needed
+    assert len(online) < 24  # it looked again and again
+
+
+def test_it_stops_before_anybody_is_asked(make_config, local: dict, online: list[int]) -> None:
+    online += [1]
+    config = make_config(run={"rounds": 3}, privacy=local, server={"wait_minutes": 0.001})
+    with pytest.raises(
+        RoundError, match=r"round 2 needs 2 sites, 1 were online for 0\.001 minutes .* nobody was asked"
+    ):
+        simulate(config)
+    lines = (Path(config.run.output or "") / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+    checkpoints = sorted((Path(config.run.output or "") / "checkpoints").iterdir())
+    assert checkpoints
+    online[:] = [4]
+    folder = resume(Path(config.run.output or ""))
+    rows = json.loads((folder / "report.json").read_text())["rounds"]
+    assert [len(row["sites"]) for row in rows] == [4, 4, 4]
