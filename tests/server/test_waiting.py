@@ -21,7 +21,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def there(self: LocalGrid) -> list[int]:
         nodes = list(everybody(self))
-        if self.__dict__.get("begun") and numbers:
+        if vars(self).get("begun") and numbers:
             return nodes[: numbers.pop(0) if len(numbers) > 1 else numbers[0]]
         return nodes
 
@@ -29,7 +29,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def noted(self: LocalGrid, message):
         if message.metadata.message_type == "train":
-            self.__dict__["begun"] = True
+            vars(self)["begun"] = True
         return handle(self, message)
 
     monkeypatch.setattr(LocalGrid, "get_node_ids", there)
