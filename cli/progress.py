@@ -36,6 +36,8 @@ from .terminal import Terminal
 _INTERVAL, _SILENCE, _QUIET = 0.2, 3.0, 30.0
 """seconds: between looks; until a run that has said nothing is said to be loading; without a line, where there is no
 terminal"""
+_NAMED, _REASON = 2, 100
+"""failures of a round that are told with their reason, and how many characters of it"""
 _PACED, _FAR = 3, 1.5
 """rounds after which the time that is left is said again, where it differs by such a factor"""
 _MEASURED, _LONG = 2.0, 10.0
@@ -324,8 +326,9 @@ def _in_words(line: str, folder: Path, title: str) -> str | None:
         row, config = json.loads(line), tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
         rounds, main = config["run"]["rounds"], load_task(config.get("model", {}).get("task", DEFAULT_TASK)).MAIN
         figures = [f"{one.name} {row[one.key]:.3f}" for one in dict.fromkeys((main, LOSS)) if one.key in row]
-        if row["failed"]:
-            figures.append(f"{len(row['failed'])} failed")
+        if failed := row["failed"]:
+            first = "; ".join(f"{one['site']}: {one['reason'][:_REASON]}" for one in failed[:_NAMED])
+            figures.append(f"{len(failed)} failed ({first}{'; …' if len(failed) > _NAMED else ''})")
         before = f"{title}: " if title else ""
         return f"{before}round {row['round']} of {rounds}: {', '.join([*figures, format(row['seconds'], '.1f')])} s"
     except (OSError, ValueError, KeyError, TypeError, ConfigError):

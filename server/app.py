@@ -112,7 +112,8 @@ def run_server(
             first = measured(initial_adapter(config, model), "before", 0)
             state.before, start = first.facts, first.evaluation.figure
         recorder.progress("waiting for sites")
-        sites = handshake(grid, config, heads)
+        present = handshake(grid, config, heads)
+        sites = present.sites
         run = RunState(config, folder, model, plan, state, partial(query, grid, sites), test)
         stopping = (EarlyStopping(),) if config.server.patience is not None else ()
         told = _Told([_Seen(heads), *stopping, *callbacks, Tracking(recorder)])
@@ -125,6 +126,7 @@ def run_server(
             plan=plan,
             trained=list(model.trained if distillation is None else state.adapter),
             sites=sites,
+            left_out=present.left_out,
             callback=told,
             charged=keeper.charged,
             round_done=keeper.round_done,

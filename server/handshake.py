@@ -1,8 +1,10 @@
 """Before the first round: which sites are there, in our version, each with the ledger that was seen last; and what may
 be asked of them beside training."""
 
+import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,13 +18,24 @@ from .ledger_heads import Heads
 from .plausible import one_line, site_name
 from .replies import reason_of
 
+log = logging.getLogger("confide.server")
 _HELLO_SECONDS = 120.0
 """for sites to appear and answer before the first round"""
 _AGAIN_SECONDS = 2.0
 
 
-def handshake(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
-    """Site name → node id of every site that answers in our version, by name, its ledger continuing the one seen last.
+@dataclass(frozen=True)
+class Present:
+    """Who takes part, and who does not."""
+
+    sites: dict[str, int]
+    """name → node id, by name"""
+    left_out: dict[str, str]
+    """name, or what stands for it → why: another version, a ledger that was rolled back, not online"""
+
+
+def handshake(grid: Grid, config: RunConfig, heads: Heads) -> Present:
+    """Every site that answers in our version, its ledger continuing the one seen last, and the others with a reason.
 
     Waits for the declared number of sites. Raises RoundError when too few are left.
     """
@@ -32,6 +45,7 @@ def handshake(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
         time.sleep(0.1)
     sites: dict[str, int] = {}
     strangers: dict[int, str] = {}
+    called: dict[int, str] = {}
     while True:
         nodes = [node for node in grid.get_node_ids() if node not in strangers and node not in sites.values()]
         answers, failures = ask(grid, {node: {} for node in nodes}, "hello", max(1.0, until - time.monotonic()))
@@ -39,7 +53,7 @@ def handshake(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
         strangers |= {node: reason_of(error) for node, error in failures.items() if node not in away}
         for node, answer in answers.items():
             try:
-                name = site_name(answer.get("name"))
+                name = called[node] = site_name(answer.get("name"))
                 wire.check_version(one_line(str(answer.get(wire.VERSION))), "a site")
                 heads.check(name, answer, partial(_ask_ledger, grid, name, node))
             except (WireError, LedgerError) as error:
@@ -58,7 +72,13 @@ def handshake(grid: Grid, config: RunConfig, heads: Heads) -> dict[str, int]:
         first = next(iter([*strangers.values(), *(reason_of(failures[node]) for node in away)]), "")
         reason = f"; the first problem: {first}" if first else ""
         raise RoundError(f"{len(sites)} sites answered, server.min_clients is {config.server.min_clients}{reason}")
-    return dict(sorted(sites.items()))
+    left_out = {called.get(node, f"node {node}"): reason for node, reason in strangers.items()}
+    left_out |= {called.get(node, f"node {node}"): reason_of(failures[node]) for node in away}
+    absent = sorted(set(heads.registered or ()) - sites.keys() - left_out.keys())
+    left_out |= dict.fromkeys(absent, "not online when the run began")
+    for name, reason in left_out.items():
+        log.warning("%s is left out: %s", name, reason)
+    return Present(dict(sorted(sites.items())), left_out)
 
 
 def ask(

@@ -37,6 +37,10 @@ class Heads:
                     f"{path}: not readable as the server's memory of the sites' ledgers; restore it from a backup"
                 ) from None
 
+    @property
+    def registered(self) -> Mapping[str, str] | None:
+        return self._registered
+
     def last(self, site: str) -> Head | None:
         """The furthest head that was seen."""
         return max(self._all(site), key=lambda head: head.seq, default=None)

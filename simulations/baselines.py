@@ -124,7 +124,7 @@ def _trained(run: RunState, name: str, data: SiteData) -> Adapter:
             state,
             plan=plan,
             trained=list(worker.model.trained),
-            sites=handshake(grid, config, Heads(None)),
+            sites=handshake(grid, config, Heads(None)).sites,
             callback=Callback(),
             charged=lambda: None,
             round_done=round_done,

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from confide.cli.progress import _in_words
+from confide.common import wire
 from confide.common.errors import RoundError
 from confide.server import waiting
 from confide.simulations.local import LocalGrid
@@ -63,3 +65,32 @@ def test_it_stops_before_anybody_is_asked(make_config, local: dict, online: list
     folder = resume(Path(config.run.output or ""))
     rows = json.loads((folder / "report.json").read_text())["rounds"]
     assert [len(row["sites"]) for row in rows] == [4, 4, 4]
+
+
+def test_who_is_left_out_is_named_with_the_reason(
+    make_config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another version at one site: in the log, in the first round's line, and in the report."""
+    handle = LocalGrid._handle
+
+    def other_version(self: LocalGrid, message):
+        reply = handle(self, message)
+        if message.metadata.dst_node_id == 2 and message.metadata.message_type == "query.hello":
+            reply.content.config_records[wire.SITE][wire.VERSION] = "9.9.9"
+        return reply
+
+    monkeypatch.setattr(LocalGrid, "_handle", other_version)
+    folder = simulate(make_config(run={"rounds": 2}))
+    first, second = json.loads((folder / "report.json").read_text())["rounds"]
+    ((left_out),) = first["failed"]
+    assert left_out["site"] == "site-1"
+    assert "9.9.9" in left_out["reason"]
+    assert left_out["reason"].startswith("left out: ")
+    assert len(first["sites"]) == 3
+    assert second["failed"] == []
+    assert any("site-1 is left out" in record.getMessage() for record in caplog.records)
+    line = (folder / "metrics.jsonl").read_text().splitlines()[0]
+    words = _in_words(line, folder, "")
+    assert words is not None
+    assert "1 failed (site-1: left out: " in words
+    assert "site-1" in (folder / "report.html").read_text()
