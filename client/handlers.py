@@ -115,14 +115,15 @@ class _Charges:
 
     def __init__(self) -> None:
         self._account: SiteAccount | None = None
-        self._before = 0
+        self._before = 0, 0
 
     def begin(self, account: SiteAccount) -> None:
-        self._account, self._before = account, account.steps
+        self._account, self._before = account, (account.steps, account.evaluations)
 
     @property
     def made(self) -> bool:
-        return self._account is not None and self._account.steps > self._before
+        account = self._account
+        return account is not None and (account.steps, account.evaluations) != self._before
 
 
 def _hello(content: RecordDict, host: Host, charges: _Charges) -> RecordDict:

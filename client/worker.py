@@ -240,6 +240,7 @@ class Worker:
             account.reservation.request.commitment,
             masked,
             found.counts,
+            account.evaluations,
         )
 
     def _openly(self, work: Work, account: SiteAccount, number: int) -> Release:

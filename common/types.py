@@ -283,3 +283,5 @@ class Update:
     """secure sums: the masked input, packed"""
     counts: np.ndarray | None = None
     """(k,) float64: what held-out records count, under privacy with noise; None: not asked, or in the secure sum"""
+    evaluations: int = 0
+    """evaluations charged to this run so far, this round's included; 0 in mode `none`"""

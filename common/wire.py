@@ -154,7 +154,7 @@ def digest_of(hashes: Sequence[str | None]) -> str:
 
 
 def encode_update(update: Update, dtype: str) -> RecordDict:
-    site: dict[str, str | int | float] = {"name": update.site, "steps": update.steps}
+    site: dict[str, str | int | float] = {"name": update.site, "steps": update.steps, EVALUATED: update.evaluations}
     if update.epsilon is not None:
         site["epsilon"] = update.epsilon
     if update.commitment is not None:
@@ -190,6 +190,7 @@ def decode_update(content: RecordDict, expected: Adapter | None) -> Update:
         name, steps = str(site["name"]), int(cast(int, site["steps"]))
         epsilon = None if site.get("epsilon") is None else float(cast(float, site["epsilon"]))
         head, committed = read_head(site), site.get(COMMITMENT)
+        evaluations = int(cast(int, site.get(EVALUATED, 0)))
         counts = content.array_records[COUNTS][COUNTS].numpy() if COUNTS in content.array_records else None
     except WireError:
         raise
@@ -197,6 +198,8 @@ def decode_update(content: RecordDict, expected: Adapter | None) -> Update:
         raise WireError(f"the update lacks a part or holds another type ({type(error).__name__})") from None
     if not (np.isfinite(weight) and weight > 0):
         raise WireError(f"weight {weight} received; allowed: a finite number above 0")
+    if min(steps, evaluations) < 0:
+        raise WireError(f"{steps} steps and {evaluations} evaluations charged; allowed: 0 and more")
     if counts is not None and (counts.dtype != np.float64 or counts.ndim != 1 or not np.isfinite(counts).all()):
         raise WireError("counts of held-out records that are not finite numbers")
     return Update(
@@ -210,6 +213,7 @@ def decode_update(content: RecordDict, expected: Adapter | None) -> Update:
         None if committed is None else str(committed),
         masked,
         counts,
+        evaluations,
     )
 
 

@@ -229,16 +229,21 @@ class _Keeper:
 
     def charged(self) -> None:
         state, folder = self.run.state, self.run.folder / "checkpoints"
-        if self.run.plan is not None:  # without privacy nothing is charged, and the round is played again
-            checkpoint.save_asked(folder, state.asked, state.evaluated)
+        self._save_asked()
         if state.secure is not None and state.secure["roster"] != self.saved:
             checkpoint.save_secure(folder, state.secure)
             self.saved = state.secure["roster"]
+
+    def _save_asked(self) -> None:
+        state = self.run.state
+        if self.run.plan is not None:  # without privacy nothing is charged, and the round is played again
+            checkpoint.save_asked(self.run.folder / "checkpoints", state.asked, state.evaluated)
 
     def evaluated(self) -> None:
         """After the sites have measured the final model."""
         self.heads.save()
         checkpoint.save(self.run.folder / "checkpoints", self.run.state)
+        self._save_asked()  # as sites have said it: a question that was repeated may have been charged once
 
     def round_done(self, result: RoundResult) -> None:
         state = self.run.state
@@ -252,6 +257,7 @@ class _Keeper:
         self.callback.round_done(row)
         self.heads.save()
         checkpoint.save(self.run.folder / "checkpoints", state)
+        self._save_asked()
         self.callback.saved(row)
 
 

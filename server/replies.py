@@ -36,6 +36,8 @@ class Replies:
     """and will not take part in this run, with the reason"""
     steps: dict[str, int] = field(default_factory=dict)
     """what each site says it has charged in all"""
+    evaluations: dict[str, int] = field(default_factory=dict)
+    """likewise"""
     losses: list[tuple[float, float]] = field(default_factory=list)
     keys_lost: bool = False
     """a site holds no keys of the set-up of secure sums"""
@@ -65,7 +67,7 @@ class Replies:
                 continue
             self.sites.append(site)
             self.weights[site] = update.weight
-            self.steps[site] = update.steps
+            self.steps[site], self.evaluations[site] = update.steps, update.evaluations
             self.on_update(site, update)
             self.bytes_up += wire.byte_count(message.content)
             if "loss" in update.metrics:

@@ -166,6 +166,7 @@ class Round:
         state.asked |= replies.steps  # the site's own account says it best
         state.declined |= replies.declined
         if self._counts is not None:
+            state.evaluated |= replies.evaluations
             number, final = min(self._number - 1, loop.state.round), not self._steps
             why = self._void or next((one["reason"] for one in replies.failed), "")
             state.evaluations.append(self._counts.finished(number, why, final=final))

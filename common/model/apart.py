@@ -37,6 +37,8 @@ _UNMOVED = 1e-6
 """of an answer, what kernels may change of it"""
 _LOOKED_AT = 6
 """tokens of the texts by which a model is found to see what it is to guess; fewer where it has fewer positions"""
+_HOOKED = "_is_full_backward_hook"
+"""which torch sets on a layer with hooks: no setting of its own, and other in a process that has trained"""
 COMPARED = 50
 """tokens up to which gradients are also compared with those taken alone; longer shapes run through the same layers"""
 
@@ -206,7 +208,9 @@ def state_of(module: nn.Module) -> dict[str, tuple]:
     return {
         name: (
             type(part).__name__,
-            sorted((key, repr(value)) for key, value in vars(part).items() if isinstance(value, plain)),
+            sorted(
+                (key, repr(value)) for key, value in vars(part).items() if isinstance(value, plain) and key != _HOOKED
+            ),
             [(key, float(buffer.double().sum())) for key, buffer in part.named_buffers(recurse=False)],
         )
         for name, part in module.named_modules()

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import tempfile
 from contextlib import suppress
 from functools import lru_cache
@@ -26,8 +27,8 @@ DEAR = 20.0
 """seconds from which on a proof is kept"""
 _LIBRARIES = ("torch", "transformers", "peft", "opacus", "numpy", "bitsandbytes")
 _VARIABLES = (
-    *("ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "KMP_", "MKL_"),
-    *("NVIDIA_", "OMP_", "ONEDNN_", "PYTORCH_", "TORCH_"),
+    *("ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "GLIBC_", "GOMP_", "KMP_", "LD_", "MKL_"),
+    *("NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "PYTORCH_", "TORCH_"),
 )
 _PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "Features")
 
@@ -74,8 +75,9 @@ def content_of(model: FineTuneModel, module: PeftModel) -> str:
     """A digest of the weights, of every layer's kind and settings, and of what is trained and read. module: the model's
     own, or the template that it was copied from."""
     made = hashlib.sha256()
-    facts = [state_of(module), str(module), str(getattr(module.get_base_model(), "config", None)), repr(model.task)]
-    facts += [model.max_length, model.head_only, model.classes, model.pad, str(model.device), list(model.trained)]
+    facts = [state_of(module), str(module), _configs(module), _sources(module), repr(model.task), list(model.trained)]
+    facts += [model.max_length, model.head_only, model.classes, model.pad, str(model.device)]
+    facts += [model.recomputes, model.two_texts, model.segments, model.beta]
     text = repr(facts)
     for place in {str(getattr(part, "name_or_path", "")) for part in module.modules()} - {""}:
         text = text.replace(place, "")  # the same files in another place
@@ -84,6 +86,24 @@ def content_of(model: FineTuneModel, module: PeftModel) -> str:
         made.update(repr((name, array.dtype, tuple(array.shape))).encode())
         made.update(array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return made.hexdigest()
+
+
+def _configs(module: PeftModel) -> list[str]:
+    """Of each backbone in it, and how it attends, which a configuration does not print."""
+    found = {id(config): config for part in module.modules() if (config := getattr(part, "config", None)) is not None}
+    return sorted({f"{config} {getattr(config, '_attn_implementation', None)}" for config in found.values()})
+
+
+def _sources(module: PeftModel) -> list[tuple[str, str]]:
+    """The modules of its layers' classes, with a digest of each file: a library may be edited in place."""
+    names = {type(part).__module__ for part in module.modules()}
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names}
+    return [(name, _digest(Path(file)) if file else "") for name, file in sorted(files.items())]
+
+
+@lru_cache
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _machine() -> str:

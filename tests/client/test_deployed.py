@@ -81,6 +81,33 @@ def test_a_round_asked_again_gets_the_same_answer_and_is_charged_once(federation
     assert refused.error.code == wire.DECLINED
 
 
+def an_evaluation(host: DeployedHost, config: RunConfig, number: int) -> Message:
+    task = a_task(host, config, number)
+    task.content.config_records[wire.CONFIG][wire.EVALUATE] = True
+    return task
+
+
+def test_what_fails_after_an_evaluation_was_charged_is_told_as_in_any_round(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round after the last takes no step: it was told as refused, uncharged, with the exception and its place."""
+    config = local_run(federation, run={"id": "counts"}, evaluation={"sites": True, "every": 2})
+    host = DeployedHost(federation.site("site-1"))
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(DeployedHost, "remember", full)
+    for number, charged in ((1, (1, 1)), (3, (1, 2))):
+        failed = handle(an_evaluation(host, config, number), host.enter(config.to_flat()))
+        assert failed.error == Error(wire.FAILED, "the site could not answer; its worker.log says why")
+        charge = host.site.ledger.charge("default", "counts")
+        assert (charge.used, charge.evaluated) == charged
+    refused = handle(an_evaluation(host, config, 3), host.enter(config.to_flat()))
+    assert refused.error.code == wire.DECLINED  # nothing was charged: the reason is told
+    assert "spent 2 evaluations, asked 1, limit 2, remaining 0" in refused.error.reason
+
+
 def test_teachers_of_the_sites_own_backbone_answer_once(federation: Federation) -> None:
     """Federated distillation at a real site: the backbone is named in its site.toml, the queries come from the
     server, and the answers are charged as one step."""

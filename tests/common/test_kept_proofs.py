@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ SHAPES = Shapes(24, 16, 30.0)
 
 
 def load(backbone: Path, seed: int = 0, **section: Any) -> FineTuneModel:
+    """As another process would: without the hooks of an earlier proof."""
     lora = LoraSection(rank=2, alpha=4, targets=section.pop("targets", None))
-    return load_model(ModelSection(backbone=str(backbone), max_length=24, lora=lora, **section), 3, seed)
+    return load_model(ModelSection(backbone=str(backbone), max_length=24, lora=lora, **section), 3, seed).copy()
 
 
 def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -> Shapes:
@@ -61,12 +63,22 @@ def test_the_next_process_takes_it_over_and_proves_one_length_again(bert: Path, 
     assert kept.stat().st_mode & 0o777 == 0o600
 
 
+def attending_otherwise(model: FineTuneModel) -> FineTuneModel:
+    """By another kernel, with the same layers and numbers."""
+    model.module.get_base_model().config._attn_implementation = "eager"
+    return model
+
+
 @pytest.mark.parametrize(
     "other",
     [
         lambda bert, patch: (load(bert, seed=1), SHAPES, (1,)),
         lambda bert, patch: (load(bert, targets=("query",)), SHAPES, (1,)),
         lambda bert, patch: (load(bert, pooling="first"), SHAPES, (1,)),
+        lambda bert, patch: (load(bert, checkpointing=True), SHAPES, (1,)),
+        lambda bert, patch: (replace(load(bert), two_texts=True), SHAPES, (1,)),
+        lambda bert, patch: (attending_otherwise(load(bert)), SHAPES, (1,)),
+        lambda bert, patch: patch.setattr(kept_proofs, "_digest", lambda _: "other") or (load(bert), SHAPES, (1,)),
         lambda bert, patch: (load(bert), Shapes(24, 8, 30.0), (1,)),
         lambda bert, patch: (load(bert), SHAPES, (2,)),
         lambda bert, patch: patch.setenv("MKL_CBWR", "AVX2") or (load(bert), SHAPES, (1,)),
@@ -74,7 +86,10 @@ def test_the_next_process_takes_it_over_and_proves_one_length_again(bert: Path, 
         lambda bert, patch: patch.setattr(kept_proofs, "_processor", lambda: "other") or (load(bert), SHAPES, (1,)),
         lambda bert, patch: patch.setattr(kept_proofs, "_version", lambda _: "9") or (load(bert), SHAPES, (1,)),
     ],
-    ids=["seed", "targets", "pooling", "shapes", "views", "environment", "code", "processor", "library"],
+    ids=[
+        *("seed", "targets", "pooling", "recomputed", "two texts", "attention", "edited library"),
+        *("shapes", "views", "environment", "code", "processor", "library"),
+    ],
 )
 def test_whatever_differs_is_proved_anew(
     bert: Path, proved: list[int], monkeypatch: pytest.MonkeyPatch, other: Callable

@@ -58,6 +58,14 @@ def test_weights_are_finite_and_positive(weight: float) -> None:
         wire.decode_update(content, EXPECTED)
 
 
+@pytest.mark.parametrize("charged", [{"steps": -1}, {"evaluations": -1}])
+def test_nobody_has_charged_less_than_nothing(charged: dict[str, int]) -> None:
+    back = wire.decode_update(wire.encode_update(update(evaluations=2), "float32"), EXPECTED)
+    assert (back.steps, back.evaluations) == (4, 2)
+    with pytest.raises(WireError, match="charged; allowed: 0 and more"):
+        wire.decode_update(wire.encode_update(update(**charged), "float32"), EXPECTED)
+
+
 def test_updates_without_their_parts_are_refused() -> None:
     with pytest.raises(WireError, match="lacks a part"):
         wire.decode_update(RecordDict({"arrays": wire.arrays_to_record(EXPECTED)}), EXPECTED)

@@ -14,9 +14,10 @@ from confide.common.model.loading import model_of
 from confide.common.privacy.plan import privacy_plan
 from confide.server.app import checkpoint
 from confide.server.evaluation import evaluate
+from confide.server.rounds import Round
 from confide.simulations.attacks.leakage import audit_leakage
 from confide.simulations.run import resume, simulate
-from confide.simulations.sites import forget_sites, simulated_data, worker_for
+from confide.simulations.sites import SimulatedHost, forget_sites, simulated_data, worker_for
 from confide.tests.faults import dies_in, fails
 
 HALF = {"sites": True, "holdout": 0.5}
@@ -213,6 +214,43 @@ def test_a_crash_while_the_final_model_is_measured(make_config, local, tmp_path,
     assert found["after"]["value"] is None
     assert "asked 1, limit 1, remaining 0" in found["last"]["why"]
     assert "not measurable" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_sites_that_give_the_same_answer_again_have_counted_once(
+    make_config, local, tmp_path, monkeypatch, number: int
+) -> None:
+    """As real sites do, whose server was restarted: ε is of what they charged, not of what was asked."""
+    known: dict = {}
+    monkeypatch.setattr(SimulatedHost, "recall", lambda self, key: known.get((self.number, key)))
+    monkeypatch.setattr(
+        SimulatedHost, "remember", lambda self, key, reply: known.__setitem__((self.number, key), reply)
+    )
+    places = {"run": {"rounds": 2, "output": str(tmp_path / "run")}, "engine": {"ledger": str(tmp_path / "sites")}}
+    config = make_config(**places, privacy=local, evaluation={**HALF, "every": 1})
+    real = Round.release
+
+    def dies(self: Round, arriving) -> None:
+        real(self, arriving)
+        if self._number == number:
+            raise KeyboardInterrupt
+
+    for play in (lambda: simulate(config), lambda: resume(tmp_path / "run")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Round, "release", dies)
+            with pytest.raises(KeyboardInterrupt):
+                play()
+        forget_sites()
+    report = report_of(resume(tmp_path / "run"))
+    assert all(one["value"] is not None for one in (sites_of(report)["after"], *_first(sites_of(report)["rounds"])))
+    assert sites_of(report)["epsilon"] <= 8
+    assert report["privacy"]["epsilon_spent"] <= 8
+    state = checkpoint.load_latest(tmp_path / "run" / "checkpoints", _resolved(tmp_path / "run").digest())
+    assert set(state.evaluated.values()) == {3}
+
+
+def _first(rounds: list[dict]) -> list[dict]:
+    return [one["figures"][0] for one in rounds]
 
 
 def test_a_site_that_vanishes_while_the_others_count(make_config, local, monkeypatch) -> None:
