@@ -37,16 +37,20 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "confide" / "proofs"
 
 
-def kept(model: FineTuneModel, asked: object) -> dict[int, int] | None:
-    """Length → rows, as a proof of this model on this machine found them; None: there is none that counts.
+def place_of(model: FineTuneModel, asked: object) -> Path:
+    """Where a proof of this model on this machine is kept. To be asked before the model is used for it: passes through
+    some layers leave traces in them.
 
     model: with the numbers in its trained arrays that it is proved with. asked: shapes and what else was asked for.
     """
-    if not any(folder().glob("*.json")):  # a digest of a large model takes seconds
-        return None
-    path = _path(model, asked)
+    key = repr((content_of(model, model.module), asked, _machine(), _code()))
+    return folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+def kept(place: Path) -> dict[int, int] | None:
+    """Length → rows, as the proof found them; None: there is none that counts."""
     try:
-        with path.open("rb") as file:
+        with place.open("rb") as file:
             state = os.fstat(file.fileno())
             if state.st_uid != os.getuid() or state.st_mode & 0o022:  # others could have written it
                 return None
@@ -56,19 +60,14 @@ def kept(model: FineTuneModel, asked: object) -> dict[int, int] | None:
         return None
 
 
-def keep(model: FineTuneModel, asked: object, found: dict[int, int]) -> None:
+def keep(place: Path, found: dict[int, int]) -> None:
     """For later processes; where the folder cannot be written each proves for itself."""
     with suppress(OSError):
-        folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, written = tempfile.mkstemp(dir=folder())  # mode 0600
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, written = tempfile.mkstemp(dir=place.parent)  # mode 0600
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(list(found.items()), file)
-        Path(written).replace(_path(model, asked))
-
-
-def _path(model: FineTuneModel, asked: object) -> Path:
-    key = repr((content_of(model, model.module), asked, _machine(), _code()))
-    return folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        Path(written).replace(place)
 
 
 def content_of(model: FineTuneModel, module: PeftModel) -> str:

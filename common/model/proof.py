@@ -132,12 +132,13 @@ def prove(model: FineTuneModel, shapes: Shapes, views: tuple[int, ...] = (1,)) -
         check_stateless(model, shapes)
         with filled_in(model):
             proof = _Proof(model, shapes, views)
-            found = kept_proofs.kept(model, key)
+            place = kept_proofs.place_of(model, key)
+            found = kept_proofs.kept(place)
             if found is None or not proof.finds_again(found):
                 started = time.monotonic()
                 found = {length: proof.rows_for(length) for length in shapes.all_lengths}
                 if time.monotonic() - started > kept_proofs.DEAR:
-                    kept_proofs.keep(model, key, found)
+                    kept_proofs.keep(place, found)
         if model.head_only:
             check_features(model)
         done[key] = replace(shapes, found=found)

@@ -49,6 +49,14 @@ def proved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     return lengths
 
 
+def test_what_passes_leave_in_a_model_does_not_count(tmp_path: Path, proved: list[int]) -> None:
+    backbone = save_architecture("gemma3", tmp_path / "model")
+    first = prove(load(backbone, task="causal-lm", targets=("q_proj",)), SHAPES)
+    proved.clear()
+    assert prove(load(backbone, task="causal-lm", targets=("q_proj",)), SHAPES) == first
+    assert len(proved) == 1
+
+
 def test_the_next_process_takes_it_over_and_proves_one_length_again(bert: Path, proved: list[int]) -> None:
     first = prove(load(bert), SHAPES)
     assert proved == list(SHAPES.all_lengths)
