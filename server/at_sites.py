@@ -206,7 +206,8 @@ def interval(reached: float, missed: float, variance: float) -> Ends | None:
         return None
     root = math.sqrt(inside)
     low, high = ((-b + sign * root) / (2 * a) for sign in (-1, 1))
-    return _share(low), _share(reached / n), _share(high)
+    value = _share(reached / n)
+    return min(value, _share(low)), value, max(value, _share(high))  # rounding must not put it outside
 
 
 def _share(value: float) -> float:

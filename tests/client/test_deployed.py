@@ -105,7 +105,7 @@ def test_what_fails_after_an_evaluation_was_charged_is_told_as_in_any_round(
         assert (charge.used, charge.evaluated) == charged
     refused = handle(an_evaluation(host, config, 3), host.enter(config.to_flat()))
     assert refused.error.code == wire.DECLINED  # nothing was charged: the reason is told
-    assert "spent 2 evaluations, asked 1, limit 2, remaining 0" in refused.error.reason
+    assert "spent 2 evaluations, asked 1, limit 2, remaining 0" in (refused.error.reason or "")
 
 
 def test_teachers_of_the_sites_own_backbone_answer_once(federation: Federation) -> None:

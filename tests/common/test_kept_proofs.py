@@ -73,7 +73,8 @@ def test_the_next_process_takes_it_over_and_proves_one_length_again(bert: Path, 
 
 def attending_otherwise(model: FineTuneModel) -> FineTuneModel:
     """By another kernel, with the same layers and numbers."""
-    model.module.get_base_model().config._attn_implementation = "eager"
+    config: Any = model.module.get_base_model().config
+    config._attn_implementation = "eager"
     return model
 
 

@@ -15,7 +15,7 @@ from confide.common.config.run import RunConfig
 from confide.common.privacy.mechanism import PrivacyPlan
 from confide.common.tasks import sequence_classification
 from confide.tests.neighbours.cases import CLASSES, CLIP, SLACK, Case, _missing, adapter_of, host_of, run_of
-from confide.tests.neighbours.rows import PROMPTED, TWO, Row, Table, table_of
+from confide.tests.neighbours.rows import PROMPTED, TALKED, TWO, Row, Table, table_of
 from confide.tests.neighbours.site import Observer, Sites, Told, ask, everybody
 from confide.tests.tiny import merged
 
@@ -72,6 +72,9 @@ CASES = [
     Case("vit", "image-classification"),
     Case("bert", "masked-lm"),
     Case("qwen3", "preference", form="jsonl"),
+    Case("qwen3", TALKED, form="jsonl"),
+    Case("bert", views="pgd"),
+    Case("bert", dtype="bfloat16", max_length=17, batch_rows=5),
 ]
 
 

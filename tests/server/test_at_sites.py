@@ -23,6 +23,15 @@ def test_without_noise_it_is_wilsons() -> None:
         assert found[1] == right / count
 
 
+def test_the_value_is_never_outside() -> None:
+    """At 0 and 1 the last bit of an end was on the other side of it."""
+    pairs = [(right, count - right) for count in range(1, 60) for right in range(count + 1)]
+    for reached, missed in pairs:
+        for variance in (0.0, 0.01):
+            low, value, high = interval(reached, missed, variance) or (0.0, 0.0, 0.0)
+            assert 0 <= low <= value <= high <= 1
+
+
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("deviation", DEVIATIONS)
 @pytest.mark.parametrize("share", SHARES)

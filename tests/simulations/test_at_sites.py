@@ -11,6 +11,7 @@ from scipy.stats import chi2
 from confide.common.config.run import RunConfig, load
 from confide.common.errors import ConfigError
 from confide.common.model.loading import model_of
+from confide.common.privacy.mechanism import PrivacyPlan
 from confide.common.privacy.plan import privacy_plan
 from confide.server.app import checkpoint
 from confide.server.evaluation import evaluate
@@ -115,6 +116,15 @@ def test_the_report_says_what_was_measured_and_what_it_cost(make_config, local) 
     page = (folder / "report.html").read_text()
     assert 'id="at-sites"' in page
     assert "Accuracy at the sites is" in page
+
+
+def test_no_page_shows_fewer_records_than_none(make_config, local, monkeypatch) -> None:
+    """Where hardly anybody is held out, noise makes half of the counts negative."""
+    monkeypatch.setattr(PrivacyPlan, "counts", lambda self, noisy: np.array([-3.0, 1.0]))
+    folder = simulate(make_config(run={"rounds": 1}, privacy=local, evaluation=HALF))
+    after = sites_of(report_of(folder))["after"]
+    assert (after["records"], after["value"]) == (-8.0, None)
+    assert "<td>-" not in (folder / "report.html").read_text()
 
 
 def test_a_run_without_it_has_none_of_it(make_config, local) -> None:
