@@ -26,6 +26,8 @@ def require_plausible(config: RunConfig, update: Update) -> None:
     most = declared_steps(config)
     if not 0 <= update.steps <= most:
         raise WireError(f"{update.steps} steps received; allowed: 0 to {most}, which the run declares")
+    if not 0 <= update.evaluations <= config.evaluations:
+        raise WireError(f"{update.evaluations} evaluations received; allowed: 0 to {config.evaluations}")
     if update.epsilon is not None and not update.epsilon >= 0:
         raise WireError(f"ε = {update.epsilon} received; allowed: 0 and above")
     if update.commitment is not None and not _DIGEST.fullmatch(update.commitment):

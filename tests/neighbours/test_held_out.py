@@ -17,6 +17,7 @@ from confide.common.tasks import sequence_classification
 from confide.tests.neighbours.cases import CLASSES, CLIP, SLACK, Case, _missing, adapter_of, host_of, run_of
 from confide.tests.neighbours.rows import PROMPTED, TALKED, TWO, Row, Table, table_of
 from confide.tests.neighbours.site import Observer, Sites, Told, ask, everybody
+from confide.tests.rings import slow
 from confide.tests.tiny import merged
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast")
@@ -78,7 +79,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES[:3], *slow(*CASES[3:])], ids=str)
 def test_a_record_is_on_one_side_and_moves_nothing_on_the_other(sites: Sites, watch: Observer, case: Case) -> None:
     table, config = table_of(case.task, case.turn), evaluating(run_of(sites, case, ROUNDS))
     host = host_of(sites, case, table)

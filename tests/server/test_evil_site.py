@@ -167,6 +167,7 @@ UPDATE = Update("site-1", {"a": np.ones(3, np.float32)}, 1.0, 1, 1.0)
         (False, {"weight": -1.0}, "weight -1.0 received"),
         (True, {"steps": 2**62}, "steps received; allowed: 0 to 3"),
         (True, {"steps": -1}, "-1 steps received"),
+        (True, {"evaluations": 10**12}, "1000000000000 evaluations received; allowed: 0 to 0"),
         (True, {"metrics": {"loss": 0.5}}, "1 metrics received that this mode does not have"),
         (False, {"metrics": {"loss": float("nan")}}, "loss nan received"),
         (False, {"metrics": {"loss": 1e30}}, "loss 1e\\+30 received"),

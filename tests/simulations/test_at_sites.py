@@ -20,6 +20,7 @@ from confide.simulations.attacks.leakage import audit_leakage
 from confide.simulations.run import resume, simulate
 from confide.simulations.sites import SimulatedHost, forget_sites, simulated_data, worker_for
 from confide.tests.faults import dies_in, fails
+from confide.tests.rings import slow
 
 HALF = {"sites": True, "holdout": 0.5}
 
@@ -67,6 +68,7 @@ def test_under_privacy_counts_come_with_noise(make_config, local, mode) -> None:
     assert set(state.asked.values()) == {4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["local", "distributed"])
 def test_the_noise_in_counts_is_what_the_interval_takes_it_for(make_config, local, mode) -> None:
     """How many are held out is known here, so 41 evaluations show the noise; a mean square outside these bounds has a
@@ -146,7 +148,7 @@ def test_counts_by_class_have_recalls(make_config) -> None:
     assert accuracy["value"] == pytest.approx(right / sum(one["records"] for one in each))
 
 
-@pytest.mark.parametrize("mode", ["local", "distributed"])
+@pytest.mark.parametrize("mode", ["distributed", *slow("local")])
 def test_persons_are_counted_as_persons(make_config, content, data, tmp_path, mode) -> None:
     lines = (data / "train.csv").read_text().splitlines()
     rows = [f"{line},p{number % 60}" for number, line in enumerate(lines[1:])]
@@ -168,7 +170,7 @@ def test_persons_are_counted_as_persons(make_config, content, data, tmp_path, mo
     assert abs(found["after"]["records"] - held) < 6 * found["after"]["noise"]
 
 
-@pytest.mark.parametrize("mode", ["none", "local", "distributed"])
+@pytest.mark.parametrize("mode", ["distributed", *slow("none", "local")])
 def test_a_run_that_was_interrupted_measures_its_model_all_the_same(
     make_config, local, mode, tmp_path, monkeypatch
 ) -> None:
