@@ -13,7 +13,7 @@ MOST_RECORDS = 1e12
 """that a site may claim to have"""
 MOST_LOSS = 1e6
 MOST_CHANGE = 1e3
-"""of one number of an adapter in one round; those of honest sites are far below 1"""
+"""of one number of an adapter in one round, in clip norms where that is above 1; those of honest sites are far below"""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[\w.-]{1,64}")
 _LINE = 300
@@ -33,9 +33,10 @@ def require_plausible(config: RunConfig, update: Update) -> None:
     if update.commitment is not None and not _DIGEST.fullmatch(update.commitment):
         raise WireError("a commitment that is not 64 hexadecimal digits")
     _require_metrics(config, update)
+    largest_allowed = MOST_CHANGE * (max(1.0, config.privacy.clip) if config.private else 1.0)
     for name, array in update.delta.items():
-        if array.size and (largest := float(np.abs(array).max())) > MOST_CHANGE:
-            raise WireError(f"{name}: a change of {largest:.3g} received; allowed: at most {MOST_CHANGE:g}")
+        if array.size and (largest := float(np.abs(array).max())) > largest_allowed:
+            raise WireError(f"{name}: a change of {largest:.3g} received; allowed: at most {largest_allowed:g}")
     if update.counts is not None and update.counts.size and float(np.abs(update.counts).max()) > MOST_RECORDS:
         raise WireError(f"counts of held-out records beyond {MOST_RECORDS:g}")
 

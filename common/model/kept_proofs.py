@@ -83,7 +83,7 @@ def content_of(model: FineTuneModel, module: PeftModel) -> str:
     made.update(text.encode())
     for name, array in [*module.named_parameters(), *module.named_buffers()]:
         made.update(repr((name, array.dtype, tuple(array.shape))).encode())
-        made.update(array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        made.update(array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return made.hexdigest()
 
 
