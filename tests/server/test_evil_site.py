@@ -146,12 +146,12 @@ def test_an_evil_site_costs_its_replies(make_config, monkeypatch, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("part", range(1))
 @pytest.mark.parametrize("mode", MODES)
 def test_a_thousand_mutated_replies_cost_theirs(make_config, monkeypatch, tmp_path: Path, mode: str, part: int) -> None:
     found: Counter[str] = Counter()
     seed = 100 * part
-    while sum(found.values()) < 170:  # times six modes and five parts: 5,100
+    while sum(found.values()) < 170:  # in each of six modes
         seed += 1
         found += play(make_config, monkeypatch, tmp_path, mode, 1000 + seed)
 
