@@ -126,7 +126,7 @@ def run_server(
             plan=plan,
             trained=list(model.trained if distillation is None else state.adapter),
             sites=sites,
-            left_out=present.left_out,
+            absent=present.absent,
             callback=told,
             charged=keeper.charged,
             round_done=keeper.round_done,

@@ -177,6 +177,24 @@ class _Protocol(H11Protocol):
             self._deadline = None
 
 
+def configured(app: Any, host: str, port: int, **settings: Any) -> uvicorn.Config:
+    """What a `Gateway` needs, and what all servers of confide have alike: no line a request in any log, no name of the
+    software, no websockets. settings: uvicorn's, of one server."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="asyncio",
+        http="h11",
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        **settings,
+    )
+
+
 class Gateway(uvicorn.Server):
     """A server that accepts connections through doors. Its application finds the connection's visitor in the scope's
     state, as `visitor`, and says `doors.know(visitor)`."""

@@ -30,7 +30,7 @@ class Present:
 
     sites: dict[str, int]
     """name → node id, by name"""
-    left_out: dict[str, str]
+    absent: dict[str, str]
     """name, or what stands for it → why: another version, a ledger that was rolled back, not online"""
 
 
@@ -72,13 +72,13 @@ def handshake(grid: Grid, config: RunConfig, heads: Heads) -> Present:
         first = next(iter([*strangers.values(), *(reason_of(failures[node]) for node in away)]), "")
         reason = f"; the first problem: {first}" if first else ""
         raise RoundError(f"{len(sites)} sites answered, server.min_clients is {config.server.min_clients}{reason}")
-    left_out = {called.get(node, f"node {node}"): reason for node, reason in strangers.items()}
-    left_out |= {called.get(node, f"node {node}"): reason_of(failures[node]) for node in away}
-    absent = sorted(set(heads.registered or ()) - sites.keys() - left_out.keys())
-    left_out |= dict.fromkeys(absent, "not online when the run began")
-    for name, reason in left_out.items():
+    absent = {called.get(node, f"node {node}"): reason for node, reason in strangers.items()}
+    absent |= {called.get(node, f"node {node}"): reason_of(failures[node]) for node in away}
+    unseen = sorted(set(heads.registered or ()) - sites.keys() - absent.keys())
+    absent |= dict.fromkeys(unseen, "not online when the run began")
+    for name, reason in absent.items():
         log.warning("%s is left out: %s", name, reason)
-    return Present(dict(sorted(sites.items())), left_out)
+    return Present(dict(sorted(sites.items())), absent)
 
 
 def ask(

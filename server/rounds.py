@@ -263,14 +263,14 @@ def run_rounds(
     queries: tuple[str, ...] = (),
     strategy: Strategy | None = None,
     evaluated: Callable[[], None] = lambda: None,
-    left_out: Mapping[str, str] | None = None,
+    absent: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Plays the rounds after `state.round`; where sites evaluate, they also measure the model that the run leaves.
 
     plan: of the run, None in mode `none`. trained, callback, charged: as in `Loop`. sites: as `handshake` gave them.
     round_done: called after each round, to evaluate and save. queries: public texts for the sites' teachers.
     strategy: the object that aggregates, where the run was given one. evaluated: called after the last evaluation at
-    the sites, to save. left_out: who does not take part, with the reason; stands with the first round that is played.
+    the sites, to save. absent: who does not take part, with the reason; stands with the first round that is played.
     A round with too few replies changes nothing and is recorded; while fewer sites are online than it needs, nobody is
     asked. A site that declines the run is not asked again;
     raises RoundError when too few are left.
@@ -299,9 +299,9 @@ def run_rounds(
         current = Round(loop, number, chosen)
         current.release(current.collect(current.ask()))
         result = current.record()
-        absent = [{"site": name, "reason": f"left out: {reason}"} for name, reason in (left_out or {}).items()]
-        left_out = None
-        finish(replace(result, failed=[*result.failed, *absent]))
+        missing = [{"site": name, "reason": f"left out: {reason}"} for name, reason in (absent or {}).items()]
+        absent = None
+        finish(replace(result, failed=[*result.failed, *missing]))
         silent = 0 if result.sites else silent + 1
         sites = {name: node for name, node in sites.items() if name not in state.declined}
         if number < config.run.rounds:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from starlette.applications import Starlette
 
-from ..doors import HEADER_BYTES, Gateway, Limits, Room, know
+from ..doors import Gateway, Limits, Room, configured, know
 
 FLEET = frozenset(
     f"/v1/fleet/{name}"
@@ -168,23 +167,16 @@ def gateway_server(
     """operator: the folder of the one client certificate that is let in, operator.crt, and of the CA that signed it;
     None: sites, which show none. One that was issued before `confide server renew` is let in no more.
     """
-    config = uvicorn.Config(
-        app,  # pyright: ignore[reportArgumentType]  # ASGI's own types are looser
-        host=host,
-        port=port,
+    config = configured(
+        app,
+        host,
+        port,
         ssl_certfile=str(certificate),
         ssl_keyfile=str(key),
         ssl_ca_certs=None if operator is None else str(operator / "ca.crt"),
         ssl_cert_reqs=ssl.CERT_NONE if operator is None else ssl.CERT_REQUIRED,
-        loop="asyncio",
-        http="h11",
-        h11_max_incomplete_event_size=HEADER_BYTES,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
         timeout_keep_alive=75,
         lifespan="off",
-        ws="none",
     )
     close = app.close if isinstance(app, Front) else None
     certified = None if operator is None else partial(_is_now, operator / "operator.crt")

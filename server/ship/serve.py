@@ -35,7 +35,7 @@ from starlette.routing import Route
 from ...common.data.images import LARGEST, ImageForm, decoded
 from ...common.errors import ConfideError, ConfigError
 from ...common.types import Rows
-from ..doors import know
+from ..doors import Gateway, Limits, configured, know
 from .completions import Completions, refusal
 from .predict import Columns, Model, Writes
 from .requests import Bounds, Rates, RefusedError, body, check_text
@@ -299,24 +299,13 @@ def run(
 ) -> None:
     """Until it is stopped. names: by which others reach the server, beside its address and what the certificate says.
     Raises ConfigError for an address or a certificate that does not serve."""
-    import uvicorn
-
-    from ..doors import HEADER_BYTES, Gateway, Limits
-
     own = OwnNames(app, [host, *names, *([] if certificate is None else certified(certificate))])
-    config = uvicorn.Config(
+    config = configured(
         own,
-        host=host,
-        port=port,
+        host,
+        port,
         ssl_certfile=certificate,
         ssl_keyfile=key,
-        loop="asyncio",
-        http="h11",
-        h11_max_incomplete_event_size=HEADER_BYTES,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        ws="none",
         timeout_keep_alive=15,
         timeout_graceful_shutdown=10,
         limit_concurrency=2048,

@@ -316,7 +316,7 @@ def test_whoever_sends_no_request_is_put_out(sent: bytes, monkeypatch: pytest.Mo
         return Limits(**settings, stranger_seconds=1.0, header_seconds=0.5)
 
     Limits = doors.Limits
-    monkeypatch.setattr(doors, "Limits", quick)
+    monkeypatch.setattr("confide.server.ship.serve.Limits", quick)
     started: list[doors.Gateway] = []
     begin = doors.Gateway.startup
 
